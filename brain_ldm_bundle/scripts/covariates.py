@@ -1,0 +1,371 @@
+"""Covariates: from physical values (years, mL, F/M) in tables and requests to the model's inputs, by a schema."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import io
+import json
+import math
+import re
+import warnings
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+__all__ = ["NULL", "Covariate", "CovariateSchema", "participant_label", "single_request"]
+
+# The scaled value of a missing covariate, and of all of them where guidance asks for "no condition".
+# A schema whose limits reach this far is refused, so that no real value is taken for it.
+NULL = -1.0
+
+# Scaled values that Pinaya et al. 2022 asked of their model: a request may go as far, even where no measured value can
+# be (a ventricle of -0.5 is -75 mL).
+EXTRAPOLATION = (-0.5, 1.9)
+
+MISSING_CELLS = {"", "n/a", "na", "nan", "none", "null"}
+SLIPS = {  # unit: (value in our unit if the slip was made, what it looks like, remedy)
+    "mL": ((1e-3, "mm3", "divide by 1000"), (1e3, "litres or a ratio", "give mL")),
+    "years": ((1 / 12, "months", "divide by 12"), (1 / 365.25, "days", "divide by 365.25")),
+}
+MOST_LISTED = 20
+
+
+@dataclass(frozen=True)
+class Covariate:
+    """One entry of the schema: a quantity with a range in its unit, or a category with levels.
+
+    Args:
+        name: the table's column.
+        range: lowest and highest value of the training data, scaled to 0 and 1.
+        levels: category to scaled value; instead of `range`.
+        limits: smallest and largest plausible value; None: `EXTRAPOLATION` of the range.
+        scale: "linear", or "log" to scale the logarithm.
+        missing: "refused", or "allowed": then a missing value is scaled to `NULL`.
+    """
+
+    name: str
+    unit: str = ""
+    description: str = ""
+    source: str = ""
+    range: Sequence[float] | None = None
+    levels: Mapping[str, float] | None = None
+    limits: Sequence[float] | None = None
+    scale: str = "linear"
+    missing: str = "refused"
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.name, str) and self.name.isidentifier()) or self.name in ("participant_id", "split"):
+            raise ValueError(f"the name {self.name!r} cannot be a covariate's. Use letters, digits and underscores")
+        if (self.range is None) == (self.levels is None):
+            raise ValueError(f"{self.name} needs either a 'range' (a quantity) or 'levels' (categories)")
+        for key, choices in (("scale", ("linear", "log")), ("missing", ("refused", "allowed"))):
+            if getattr(self, key) not in choices:
+                raise ValueError(f"{self.name}: {key!r} must be {' or '.join(choices)}, got {getattr(self, key)!r}")
+        if self.levels is not None:
+            codes = list(self.levels.values()) if isinstance(self.levels, Mapping) else []
+            if len(set(codes)) < 2 or len(set(codes)) < len(codes) or NULL in codes or not all(map(_is_number, codes)):
+                raise ValueError(
+                    f"{self.name}: 'levels' must give two or more categories a number each, all different and none "
+                    f"{NULL:g} (it means 'missing'), got {self.levels!r}"
+                )
+            return
+        for key, pair in (("range", self.range), ("limits", self.limits)):
+            if pair is not None and not (len(pair) == 2 and all(map(_is_number, pair)) and pair[0] < pair[1]):
+                raise ValueError(f"{self.name}: {key!r} must be [lowest, highest], got {pair!r}")
+        if self.scale == "log" and min(self.range[0], *(self.limits or self.range)) <= 0:
+            raise ValueError(f"{self.name}: 'scale': 'log' needs 'range' and 'limits' above 0")
+        if self.limits is not None:
+            if self.limits[0] > self.range[0] or self.limits[1] < self.range[1]:
+                raise ValueError(f"{self.name}: 'limits' {self.limits} must enclose 'range' {self.range}")
+            if self.scaled(self.limits[0]) <= NULL:
+                raise ValueError(
+                    f"{self.name}: the lower limit {self.limits[0]} is scaled to {self.scaled(self.limits[0]):.3g}; "
+                    f"{NULL:g} means 'missing'. Raise it above {self.unscaled(NULL):.5g}, or widen the range"
+                )
+
+    def scaled(self, value: float | str | None) -> float:
+        """The model's input for a physical value."""
+        if value is None:
+            return NULL
+        if self.levels is not None:
+            return float(self.levels[value])
+        low, high, value = (math.log(x) if self.scale == "log" else x for x in (*self.range, value))
+        return (value - low) / (high - low)
+
+    def unscaled(self, scaled: float) -> float:
+        """The physical value of a quantity that is scaled to this."""
+        low, high = (math.log(x) if self.scale == "log" else x for x in self.range)
+        value = low + scaled * (high - low)
+        return math.exp(value) if self.scale == "log" else value
+
+    def value(self, raw: object, request: bool = False) -> float | str | None:
+        """The physical value of a table's cell or an argument; None where it is missing.
+
+        Args:
+            request: whether it is asked for, and so may be as extreme as the paper's, or was measured.
+
+        Raises:
+            ValueError: missing, not a number, no level, not plausible. It does not say where: the caller knows.
+        """
+        if raw is None or str(raw).strip().lower() in MISSING_CELLS:
+            if self.missing == "allowed":
+                return None
+            raise ValueError(
+                f'{self.name} is missing ({raw!r}). Fill it in, leave this row out, or set "missing": "allowed" in '
+                f"covariates.json"
+            )
+        if self.levels is not None:
+            level = f"{raw:g}" if _is_number(raw) else str(raw)
+            if level not in self.levels:
+                levels = " or ".join(map(repr, self.levels))
+                raise ValueError(f"{self.name} must be {levels}, got {raw!r}")
+            return level
+        try:
+            value = float(raw)
+        except (TypeError, ValueError):
+            value = math.nan
+        if not math.isfinite(value):
+            raise ValueError(f"{self.name} must be a number{self._in_unit()}, decimals after a point, got {raw!r}")
+        low, high = self._bounds(request)
+        if not low <= value <= high:
+            raise ValueError(f"{self.name} is {value:g}, {self._slip(value)}")
+        return value
+
+    def extrapolates(self, value: float | str | None) -> bool:
+        """Whether a value lies outside of the range that the model is trained on."""
+        return self.range is not None and value is not None and not self.range[0] <= value <= self.range[1]
+
+    def _bounds(self, request: bool) -> tuple[float, float]:
+        low, high = map(self.unscaled, EXTRAPOLATION)
+        if self.limits is None:
+            return low, high
+        return (min(low, self.limits[0]), max(high, self.limits[1])) if request else tuple(self.limits)
+
+    def _slip(self, value: float) -> str:
+        low, high = self._bounds(request=False)
+        for factor, unit, remedy in SLIPS.get(self.unit, ()):
+            if low <= value * factor <= high:
+                return f"which looks like {unit}; the column is in {self.unit}: {remedy}"
+        return f"outside of the plausible {low:g} to {high:g}{self._in_unit()} ('limits' in covariates.json)"
+
+    def _in_unit(self) -> str:
+        return f" in {self.unit}" if self.unit else ""
+
+
+@dataclass(frozen=True)
+class CovariateSchema:
+    """The covariates of a model, in the order of its input channels. Made by `from_file` or `from_dict`."""
+
+    covariates: tuple[Covariate, ...]
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> CovariateSchema:
+        """Read `configs/covariates.json` or a user's own.
+
+        Raises:
+            FileNotFoundError, ValueError: no such file; not a schema.
+        """
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path} line {error.lineno}: this is not JSON ({error.msg})") from error
+        return cls.from_dict(content, where=str(path))
+
+    @classmethod
+    def from_dict(cls, content: Mapping, where: str = "schema of covariates") -> CovariateSchema:
+        """From the content of such a file, or from what a checkpoint carries (`to_dict`).
+
+        Raises:
+            ValueError: an entry lacks its range or levels, contradicts itself, or has a key that is not known.
+        """
+        entries = content.get("covariates") if isinstance(content, Mapping) else None
+        if not isinstance(entries, Sequence) or not entries or not all(isinstance(entry, Mapping) for entry in entries):
+            raise ValueError(f'{where}: expected {{"covariates": [one entry or more]}}')
+        known = [field.name for field in fields(Covariate)]
+        covariates = []
+        for number, entry in enumerate(entries, start=1):
+            for key in entry:
+                if key not in known:
+                    raise ValueError(f"{where} entry {number}: unknown key {key!r}{_nearest(key, known)}")
+            try:
+                covariates.append(Covariate(**{"name": None, **entry}))
+            except ValueError as error:
+                raise ValueError(f"{where} entry {number}: {error}") from error
+        names = [covariate.name for covariate in covariates]
+        if len(set(names)) < len(names):
+            raise ValueError(f"{where}: a name appears twice in {names}")
+        return cls(tuple(covariates))
+
+    def to_dict(self) -> dict:
+        """Plain lists, strings and numbers, as in the file: a checkpoint can carry it."""
+        entries = [{key: value for key, value in asdict(c).items() if value not in (None, "")} for c in self.covariates]
+        return json.loads(json.dumps({"covariates": entries}))
+
+    @property
+    def names(self) -> list[str]:
+        """The columns, in the order of the model's input channels."""
+        return [covariate.name for covariate in self.covariates]
+
+    def values(self, row: Mapping, where: str = "", request: bool = False) -> dict[str, float | str | None]:
+        """The covariates of a row in physical values: numbers in their units, levels by name, None where missing.
+
+        Raises:
+            ValueError: all that is wrong with the row.
+        """
+        values, problems = {}, []
+        for covariate in self.covariates:
+            try:
+                values[covariate.name] = covariate.value(row.get(covariate.name), request)
+            except ValueError as error:
+                problems.append(f"{where}: {error}" if where else str(error))
+        refuse(problems)
+        return values
+
+    def scale(self, row: Mapping, where: str = "") -> list[float]:
+        """Model inputs, 0 to 1 within the range, `NULL` where missing; one per name, from physical values.
+
+        Raises:
+            ValueError: as `values`.
+        """
+        values = self.values(row, where, request=True)
+        return [covariate.scaled(values[covariate.name]) for covariate in self.covariates]
+
+    def read_table(self, path: str | Path, optional: Collection[str] = (), cohort: bool = False) -> list[dict]:
+        """Rows of a tab-separated table: "participant_id" (sub-X) and the covariates in physical values.
+
+        Values outside of the range but plausible are taken, with one warning per column.
+
+        Args:
+            path: UTF-8, tabs, a header; BIDS' participants.tsv or a table of requests.
+            optional: other columns to hand on as text where present, None where empty.
+            cohort: True for the participants.tsv of measured data, whose further columns are ignored. In a table of
+                requests they are refused: a misspelt covariate must not go unnoticed.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: what cannot be read or believed, each with its row (the header is row 1) and column.
+        """
+        path = Path(path)
+        header, lines = _read_tsv(path)
+        wanted = ["participant_id", *self.names, *optional]
+        if not cohort and (unknown := [column for column in header if column not in wanted]):
+            raise ValueError(
+                f"{path}: unknown column {unknown[0]!r}{_nearest(unknown[0], wanted)}. Known: {', '.join(wanted)}. "
+                f"Rename or remove it"
+            )
+        needed = ["participant_id", *(c.name for c in self.covariates if c.missing == "refused")]
+        for column in needed:
+            if column not in header:
+                raise ValueError(f"{path}: no column {column!r}{_nearest(column, header)}. It has: {', '.join(header)}")
+        rows, problems, first_row = [], [], {}
+        for number, cells in lines:
+            where = f"{path} row {number}"
+            if len(cells) != len(header):
+                problems.append(f"{where}: {len(cells)} cells for {len(header)} columns. Separate all by one tab")
+                continue
+            cells = dict(zip(header, cells, strict=True))
+            try:
+                participant = f"sub-{participant_label(cells['participant_id'])}"
+                if participant in first_row:
+                    raise ValueError(f"participant_id {participant} is also that of row {first_row[participant]}")
+                first_row[participant] = number
+            except ValueError as error:
+                problems.append(f"{where}: {error}")
+                continue
+            try:
+                row = {"participant_id": participant, **self.values(cells, where, request=not cohort)}
+            except ValueError as error:
+                problems.extend(str(error).split("\n"))
+                continue
+            for column in optional:
+                if column in header:
+                    row[column] = None if cells[column].strip().lower() in MISSING_CELLS else cells[column]
+            rows.append(row)
+        refuse(problems)
+        self.warn_extrapolation(rows, str(path))
+        return rows
+
+    def warn_extrapolation(self, rows: Sequence[Mapping], where: str) -> None:
+        """Say once per column how many rows lie outside of the range, and how far."""
+        for covariate in self.covariates:
+            outside = [row[covariate.name] for row in rows if covariate.extrapolates(row[covariate.name])]
+            if outside:
+                low, high = covariate.range
+                warnings.warn(
+                    f"{where}: {covariate.name} lies outside of {low:g} to {high:g}{covariate._in_unit()} in "
+                    f"{len(outside)} of {len(rows)} rows ({min(outside):g} to {max(outside):g}). There the model "
+                    f"extrapolates; Pinaya et al. 2022 tried {EXTRAPOLATION[0]} to {EXTRAPOLATION[1]} of the range.",
+                    stacklevel=3,
+                )
+
+
+def single_request(schema: CovariateSchema, values: Mapping, where: str = "request") -> dict:
+    """One request from arguments (`age=70, sex="F"`), as a row of `read_table`; its participant_id may be left out.
+
+    Raises:
+        ValueError: an unknown name, or a value that a table would be refused for.
+    """
+    known = ["participant_id", *schema.names]
+    for name in values:
+        if name not in known:
+            raise ValueError(f"{where}: unknown covariate {name!r}{_nearest(name, known)}. Known: {known[1:]}")
+    row = schema.values(values, where, request=True)
+    schema.warn_extrapolation([row], where)
+    if values.get("participant_id") is None:
+        return row
+    return {"participant_id": f"sub-{participant_label(values['participant_id'])}", **row}
+
+
+def participant_label(participant_id: object) -> str:
+    """The label of a BIDS participant without its prefix `sub-`; anything else, such as a path, is refused.
+
+    Raises:
+        ValueError: not letters and digits (BIDS also allows +).
+    """
+    match = re.fullmatch(r"(?:sub-)?([0-9A-Za-z+]+)", str(participant_id))
+    if match is None:
+        raise ValueError(f"participant_id must be 'sub-' and letters or digits, as BIDS asks, got {participant_id!r}")
+    return match[1]
+
+
+def refuse(problems: Sequence[str], heading: str = "") -> None:
+    """Raise one ValueError that lists the first problems and counts the others; nothing where there is none."""
+    if problems:
+        hidden = len(problems) - MOST_LISTED
+        more = [f"... and {hidden} more of these problems"] if hidden > 0 else []
+        raise ValueError("\n".join([*([heading] if heading else []), *problems[:MOST_LISTED], *more]))
+
+
+def _read_tsv(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """Header and numbered rows."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such table. It is a tab-separated file with a column participant_id")
+    content = path.read_bytes()
+    try:
+        if b"\0" in content:  # UTF-16 and UTF-32, which spreadsheets call "Unicode text"
+            raise ValueError("null bytes")
+        text = content.decode("utf-8-sig")
+    except ValueError as error:
+        raise ValueError(f"{path}: not encoded in UTF-8 ({error}). Save it as tab-separated text in UTF-8") from None
+    lines = enumerate(csv.reader(io.StringIO(text, newline=""), delimiter="\t"), start=1)
+    lines = [(number, cells) for number, cells in lines if cells]
+    if len(lines) < 2:
+        raise ValueError(f"{path}: {'only a header' if lines else 'empty'}. It needs a header and one row or more")
+    header = lines[0][1]
+    for comma, name in ((",", "commas"), (";", "semicolons")):
+        if len(header) == 1 and comma in header[0]:
+            raise ValueError(f"{path}: columns are separated by {name}. Save it again with tabs, as BIDS asks")
+    if len(set(header)) < len(header):
+        raise ValueError(f"{path}: a column name appears twice: {', '.join(header)}. Rename or remove one")
+    return header, lines[1:]
+
+
+def _nearest(name: str, names: Collection[str]) -> str:
+    lower = {other.strip().lower(): other for other in names}
+    close = difflib.get_close_matches(str(name).strip().lower(), lower, n=1, cutoff=0.5)
+    return f" (did you mean {lower[close[0]]!r}?)" if close else ""
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
