@@ -324,7 +324,7 @@ def participant_label(participant_id: object) -> str:
         ValueError: not letters and digits (BIDS also allows +).
     """
     match = re.fullmatch(r"(?:sub-)?([0-9A-Za-z+]+)", str(participant_id))
-    if match is None:
+    if participant_id is None or match is None:
         raise ValueError(f"participant_id must be 'sub-' and letters or digits, as BIDS asks, got {participant_id!r}")
     return match[1]
 
