@@ -1,0 +1,230 @@
+"""Make a BIDS cohort of synthetic brain T1w MRI with known covariates and label maps, without any download.
+
+    python scripts/make_demo_data.py DIR --subjects 120 --spacing_mm 4 --seed 0
+
+Heads are the ICBM152 template (inside the nilearn package) warped to each subject's head size, ventricular volume and
+brain volume. For demonstrations and tests; research only, not for clinical use.
+"""
+
+import argparse
+import json
+import os
+import shutil
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import lru_cache
+from multiprocessing import get_context
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import torch
+from demo_atlas import load_atlas
+from demo_subject import LABELS, Person, affine_of, make_subject, measure_ml
+from tqdm import tqdm
+
+VERSION = "1.0"
+SPACINGS_MM = (1, 2, 4, 8)  # these divide the field of view, 160 x 224 x 160 mm
+TEMPLATE_ICV_ML = 1902.0  # intracranial volume of the template, to which brain_normalised_ml refers
+SPLIT_BY_LAST_DIGIT = ["train"] * 7 + ["validation"] + ["test"] * 2
+COLUMNS = {
+    "age": {"Description": "Age drawn for the subject", "Units": "years"},
+    "sex": {"Description": "Sex drawn for the subject; sets head size", "Levels": {"F": "female", "M": "male"}},
+    "ventricles_ml": {
+        "Description": "Volume of the lateral ventricles: voxels labelled 6 or 7 in the dseg times voxel volume",
+        "Units": "mL",
+    },
+    "brain_ml": {
+        "Description": "Grey and white matter, cerebellum and brain stem: voxels labelled 2-5, 9-15 times voxel volume",
+        "Units": "mL",
+    },
+    "icv_ml": {"Description": "Intracranial volume: voxels labelled 1-15 times voxel volume", "Units": "mL"},
+    "brain_normalised_ml": {
+        "Description": "Brain volume normalised for head size (the idea of SIENAX and UK Biobank field 25009): "
+        f"brain_ml * {TEMPLATE_ICV_ML:.0f} / icv_ml, where {TEMPLATE_ICV_ML:.0f} mL is the ICBM152 template's icv",
+        "Units": "mL",
+    },
+    "split": {
+        "Description": "Suggested use, by the last digit of the number: 70 / 10 / 20 %",
+        "Levels": {"train": "training", "validation": "choosing models", "test": "reported results only"},
+    },
+}
+
+
+def draw_person(rng: np.random.Generator, covariates: str) -> Person:
+    """Draw a subject: 'natural' like the UK Biobank (Pinaya et al. 2022), 'wide' with volumes spread and independent.
+
+    In 'wide' the ventricles are log-uniform over 8-150 mL and brain / ICV is uniform over 0.60-0.86, independent of
+    each other so that a model can tell them apart; age and sex follow both, with the signs they have in life.
+    """
+    if covariates == "natural":
+        sex = "M" if rng.random() < 0.47 else "F"
+        age_years = np.clip(rng.normal(63.6, 7.5), 44, 82)
+        atrophy = rng.normal()
+        fraction = 0.775 - 0.0025 * (age_years - 63.6) - 0.033 * atrophy
+        log_ventricles = np.log(27) + 0.035 * (age_years - 63.6) + 0.42 * (0.5 * atrophy + 0.87 * rng.normal())
+    else:
+        ventricle_rank, brain_rank = rng.random(2)
+        tendency = ventricle_rank - brain_rank  # -1 youngest-looking, 1 oldest-looking
+        age_years = np.clip(63.6 + 7.5 * (1.2 * tendency + 0.87 * rng.normal()), 44, 82)
+        sex = "M" if rng.random() < 0.47 + 0.25 * tendency else "F"
+        fraction = 0.60 + 0.26 * brain_rank
+        log_ventricles = np.log(8) + ventricle_rank * np.log(150 / 8)
+    icv_ml = np.clip(rng.normal(*((1469, 102) if sex == "M" else (1289, 111))), 1000, 1800)
+    if covariates == "natural":
+        log_ventricles += np.log(icv_ml / 1375)
+    ventricles_ml = np.clip(np.exp(log_ventricles), 7, 171)
+    fraction = np.clip(fraction, 0.58, 0.96 - ventricles_ml / icv_ml)  # leave 4 % for the other CSF
+    return Person(round(float(age_years), 1), sex, float(icv_ml), float(fraction), float(ventricles_ml))
+
+
+def participant_id(number: int) -> str:
+    return f"sub-{number:04d}"
+
+
+def write_subject(folder: Path, number: int, settings: dict) -> None:
+    """Write subject `number`: dseg, T1w and, last, the sidecar, whose presence says that the subject is whole."""
+    name, spacing_mm, seed = participant_id(number), settings["spacing_mm"], settings["seed"]
+    person_seed, head_seed = np.random.SeedSequence([seed, number]).spawn(2)
+    person = draw_person(np.random.default_rng(person_seed), settings["covariates"])
+    image, labels = make_subject(person, _atlas(spacing_mm), int(head_seed.generate_state(1)[0]))
+
+    affine = affine_of(spacing_mm)
+    save_image(labels, affine, folder / "derivatives" / "labels" / name / "anat" / f"{name}_dseg.nii.gz")
+    save_image(image, affine, folder / name / "anat" / f"{name}_T1w.nii.gz")
+    volumes = measure_ml(labels, spacing_mm)
+    normalised_ml = volumes["brain_ml"] * TEMPLATE_ICV_ML / volumes["icv_ml"]
+    row = {"age": person.age_years, "sex": person.sex, **volumes, "brain_normalised_ml": normalised_ml}
+    sidecar = {
+        "Synthetic": True,
+        "Description": "Simulated T1w MRI of a head that does not exist. Not for clinical use.",
+        "Modality": "MR",
+        "Units": "arbitrary, the brain's 99.8th percentile is 1",
+        "DemoSettings": settings,
+        "Participant": {key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()},
+    }
+    write_text(folder / name / "anat" / f"{name}_T1w.json", json.dumps(sidecar, indent=2) + "\n")
+
+
+@lru_cache(maxsize=1)
+def _atlas(spacing_mm):
+    torch.set_num_threads(1)  # one subject per process; and sums do not depend on the number of threads
+    return load_atlas(spacing_mm)
+
+
+def save_image(values: np.ndarray, affine: np.ndarray, path: Path) -> None:
+    """Write NIfTI in 8 bits (scaled where `values` are floats), sform and qform in MNI space, in one piece."""
+    image = nib.Nifti1Image(values, affine)
+    image.set_data_dtype(np.uint8)
+    image.header.set_xyzt_units("mm", "sec")
+    image.set_sform(affine, code="mni")
+    image.set_qform(affine, code="mni")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".partial-{path.name}")
+    nib.save(image, partial)
+    os.replace(partial, path)
+
+
+def write_text(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".partial-{path.name}")
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
+def prepare_folder(folder: Path, settings: dict, fresh: bool) -> None:
+    """Refuse a folder that holds anything else than this cohort; write the dataset's descriptions.
+
+    Raises:
+        ValueError: the folder holds other data, or a demo cohort made with other settings.
+    """
+    description_path = folder / "dataset_description.json"
+    found = None
+    if folder.exists() and any(folder.iterdir()):
+        try:
+            found = json.loads(description_path.read_text())["DemoSettings"]
+        except (FileNotFoundError, KeyError, json.JSONDecodeError):
+            raise ValueError(f"{folder} is not empty and was not made by make_demo_data.py. Name an empty one.") from None
+    if found and fresh:
+        for subject in [*folder.glob("sub-*"), *folder.glob("derivatives/labels/sub-*")]:
+            shutil.rmtree(subject)
+        (folder / "participants.tsv").unlink(missing_ok=True)
+    elif found and found != settings:
+        differing = [key for key in settings if found.get(key) != settings[key]]
+        changes = ", ".join(f"{key} {found.get(key)!r} instead of {settings[key]!r}" for key in differing)
+        raise ValueError(f"{folder} holds a demo cohort made with {changes}. Name another folder, or add --fresh.")
+
+    common = {"BIDSVersion": "1.9.0", "DemoSettings": settings}
+    common["Acknowledgements"] = "Made from the ICBM 152 2009a template, (C) McConnell Brain Imaging Centre, MNI"
+    common["GeneratedBy"] = [{"Name": "make_demo_data.py", "Version": VERSION}]
+    raw = {"Name": "Synthetic brain T1w MRI (not real subjects)", "DatasetType": "raw"} | common
+    labels = {"Name": "Label maps of the synthetic subjects", "DatasetType": "derivative"} | common
+    label_folder = folder / "derivatives" / "labels"
+    write_text(description_path, json.dumps(raw, indent=2) + "\n")
+    write_text(label_folder / "dataset_description.json", json.dumps(labels, indent=2) + "\n")
+    rows = "".join(f"{value}\t{name}\n" for value, name in LABELS.items())
+    write_text(label_folder / "dseg.tsv", "index\tname\n" + rows)
+
+
+def write_participants(folder: Path) -> pd.DataFrame:
+    """Write participants.tsv and .json from the sidecars of all whole subjects."""
+    rows = []
+    for path in sorted(folder.glob("sub-*/anat/*_T1w.json")):
+        name = path.name.split("_")[0]
+        row = {"participant_id": name} | json.loads(path.read_text())["Participant"]
+        rows.append(row | {"split": SPLIT_BY_LAST_DIGIT[(int(name[4:]) - 1) % 10]})
+    table = pd.DataFrame(rows)
+    write_text(folder / "participants.json", json.dumps(COLUMNS, indent=2) + "\n")
+    write_text(folder / "participants.tsv", table.to_csv(sep="\t", index=False))
+    return table
+
+
+def make_cohort(folder: Path, subjects: int, settings: dict, workers: int = 1, fresh: bool = False) -> pd.DataFrame:
+    """Make subjects 1 to `subjects` (those already there are kept) and return participants.tsv as a table."""
+    prepare_folder(folder, settings, fresh)
+    names = {number: participant_id(number) for number in range(1, subjects + 1)}
+    missing = [n for n, name in names.items() if not (folder / name / "anat" / f"{name}_T1w.json").exists()]
+    if missing:
+        load_atlas(settings["spacing_mm"])  # build it once, before the workers ask for it
+    with tqdm(total=subjects, initial=subjects - len(missing), unit="subject") as progress:
+        if workers == 1:
+            for number in missing:
+                write_subject(folder, number, settings)
+                progress.update()
+        else:
+            with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+                for job in as_completed([pool.submit(write_subject, folder, n, settings) for n in missing]):
+                    job.result()
+                    progress.update()
+    return write_participants(folder)
+
+
+def parse_arguments(arguments=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, metavar="DIR", help="where the cohort goes; made if missing")
+    parser.add_argument("--subjects", type=int, default=120, help="number of subjects (default 120)")
+    parser.add_argument("--spacing_mm", type=int, default=4, choices=SPACINGS_MM, help="voxel size (default 4)")
+    parser.add_argument("--seed", type=int, default=0, help="same seed, same subjects (default 0)")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: all cores)")
+    parser.add_argument("--covariates", choices=("wide", "natural"), default="wide")
+    parser.add_argument("--fresh", action="store_true", help="replace a demo cohort that is already in DIR")
+    options = parser.parse_args(arguments)
+    for name, least in {"subjects": 1, "workers": 1, "seed": 0}.items():
+        if getattr(options, name) < least:
+            parser.error(f"--{name} must be at least {least}, got {getattr(options, name)}")
+    return options
+
+
+def main(arguments=None) -> None:
+    options = parse_arguments(arguments)
+    settings = {"version": VERSION} | {key: getattr(options, key) for key in ("seed", "spacing_mm", "covariates")}
+    try:
+        table = make_cohort(options.folder, options.subjects, settings, options.workers, options.fresh)
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from None
+    low, high = table["ventricles_ml"].min(), table["ventricles_ml"].max()
+    print(f"{len(table)} synthetic subjects in {options.folder}: lateral ventricles {low:.1f} to {high:.1f} mL")
+
+
+if __name__ == "__main__":
+    main()
