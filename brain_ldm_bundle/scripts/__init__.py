@@ -1,0 +1,18 @@
+from . import (
+    bids,
+    cohort,
+    covariates,
+    derivative,
+    device,
+    grid,
+    handlers,
+    latents,
+    networks,
+    overrides,
+    panels,
+    perceptual,
+    sampler,
+    scheduler,
+    steps,
+    weights,
+)

@@ -1,0 +1,100 @@
+"""From a table of requested covariates to a cohort on disk: which rows, which seeds, who makes them, what is still to do."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from ignite.engine import Engine, Events
+
+from .covariates import CovariateSchema, participant_label, single_request
+from .derivative import Derivative
+from .sampler import row_seed
+
+__all__ = ["WriteVolumes", "pending", "read_requests", "request_batch", "schema_of"]
+
+logger = logging.getLogger(__name__)
+
+
+def schema_of(recipe: Mapping, covariates_file: str | Path) -> CovariateSchema:
+    """The covariates that a model was trained with; of the file for weights that carry none (the published ones)."""
+    if "covariates" in recipe:
+        return CovariateSchema.from_dict(recipe["covariates"], where="the schema in the model's weights")
+    return CovariateSchema.from_file(covariates_file)
+
+
+def read_requests(schema: CovariateSchema, table: str | Path | None, single: Mapping) -> list[dict]:
+    """The rows to make, in physical values: of a table, or the one row given by name (`--age 70 --sex F ...`).
+
+    Raises:
+        ValueError: neither or both; a row that the schema refuses.
+    """
+    if table is not None and single:
+        raise ValueError(f"both a table ({table}) and single covariates ({', '.join(single)}) were given. Use one of them")
+    if table is not None:
+        return schema.read_table(table)
+    if not single:
+        flags = " ".join(f"--{name} ..." for name in schema.names)
+        raise ValueError(f"nothing was requested. Give --requests TABLE.tsv, or one volume's covariates: {flags}")
+    return [{"participant_id": "sub-0001"} | single_request(schema, single)]
+
+
+def pending(
+    requests: Sequence[Mapping],
+    schema: CovariateSchema,
+    derivative: Derivative,
+    provenance: Mapping,
+    base_seed: int,
+    rank: int = 0,
+    world_size: int = 1,
+) -> list[dict]:
+    """The items that this rank has yet to make: each row belongs to one rank, rows already whole on disk are left out.
+
+    Returns:
+        items {"request": the row, "provenance": with its seed, "context": scaled covariates (1, C)}.
+    """
+    items = []
+    for request in requests[rank::world_size]:
+        seed = row_seed(base_seed, participant_label(request["participant_id"]))
+        own = {**provenance, "Seed": seed, "BaseSeed": base_seed}
+        if not derivative.is_complete(request, own):
+            context = torch.tensor([schema.scale(request)])
+            items.append({"request": request, "provenance": own, "context": context})
+    mine = len(requests[rank::world_size])
+    logger.info(f"rank {rank}: {mine} of {len(requests)} volumes are this rank's, {mine - len(items)} of them made already")
+    return items
+
+
+def request_batch(batch: Sequence[dict], device: torch.device, non_blocking: bool = False, **kwargs) -> tuple:
+    """Input and keyword arguments of `LatentSampler` for items of `pending`."""
+    context = torch.stack([item["context"] for item in batch]).to(device, non_blocking=non_blocking)
+    return context, None, (), {"seeds": [item["provenance"]["Seed"] for item in batch]}
+
+
+class WriteVolumes:
+    """Write each volume that an evaluator makes; one that cannot be written does not keep the others from being made.
+
+    Raises, once all rows are done:
+        RuntimeError: rows whose volumes were not finite, by name. A full disk (OSError) ends the run at once.
+    """
+
+    def __init__(self, derivative: Derivative) -> None:
+        self.derivative = derivative
+        self.problems: list[str] = []
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._write)
+        engine.add_event_handler(Events.COMPLETED, self._report)
+
+    def _write(self, engine: Engine) -> None:
+        for item, volume in zip(engine.state.batch, engine.state.output["pred"]):
+            try:
+                self.derivative.write(item["request"], volume[0].cpu(), item["provenance"])
+            except ValueError as error:
+                self.problems.append(str(error))
+
+    def _report(self, engine: Engine) -> None:
+        if self.problems:
+            raise RuntimeError("\n".join([f"{len(self.problems)} volumes were not written, all others were:", *self.problems]))

@@ -1,0 +1,125 @@
+"""The three networks of the brain LDM. The defaults are the sizes of the published UK Biobank model (Pinaya et al. 2022)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import torch
+from monai.networks.nets import AutoencoderKL, DiffusionModelUNet, PatchDiscriminator
+
+__all__ = ["Autoencoder", "DiffusionUNet", "Discriminator"]
+
+
+class Autoencoder(AutoencoderKL):
+    """Compress a T1w volume (B, 1, D, H, W) in [0, 1] to a latent (B, 3, D/8, H/8, W/8), without attention layers.
+
+    Every level after the first halves the grid, so D, H and W must be multiples of `self.factor`.
+    """
+
+    def __init__(
+        self,
+        channels: Sequence[int] = (64, 128, 128, 128),
+        latent_channels: int = 3,
+        num_res_blocks: int = 2,
+        norm_num_groups: int = 32,
+    ) -> None:
+        super().__init__(
+            spatial_dims=3,
+            in_channels=1,
+            out_channels=1,
+            channels=channels,
+            latent_channels=latent_channels,
+            num_res_blocks=num_res_blocks,
+            norm_num_groups=norm_num_groups,
+            norm_eps=1e-6,
+            attention_levels=[False] * len(channels),
+            with_encoder_nonlocal_attn=False,
+            with_decoder_nonlocal_attn=False,
+        )
+        self.factor = 2 ** (len(channels) - 1)
+
+    def latent_shape(self, image_size: Sequence[int]) -> tuple[int, ...]:
+        """Channels and grid of the latent of an image of `image_size` voxels.
+
+        Raises:
+            ValueError: when a side is no multiple of `self.factor`.
+        """
+        if any(side % self.factor for side in image_size):
+            raise ValueError(
+                f"image size {tuple(image_size)}: every side must be a multiple of {self.factor}, the factor by which "
+                f"this autoencoder compresses. Crop or pad the images, or choose another spacing or fewer levels."
+            )
+        return (self.latent_channels, *(side // self.factor for side in image_size))
+
+
+class DiffusionUNet(DiffusionModelUNet):
+    """Denoise a latent given covariates, by hybrid conditioning (Pinaya et al. 2022, Sec. 2.2).
+
+    The covariates enter twice: as constant maps beside the latent and as the one token of the cross-attention.
+
+    What a model needs beyond its weights travels in its state dict: `scale_factor`, by which latents are multiplied
+    before they are noised, and `recipe`, a JSON-able dict (prediction type, covariate schema, spacing, the
+    autoencoder's hash). The published weights have neither: they use unscaled latents and predict the noise.
+    """
+
+    def __init__(
+        self,
+        latent_channels: int = 3,
+        num_covariates: int = 4,
+        channels: Sequence[int] = (256, 512, 768),
+        num_head_channels: Sequence[int] = (0, 512, 768),
+        num_res_blocks: int = 2,
+        norm_num_groups: int = 32,
+    ) -> None:
+        super().__init__(
+            spatial_dims=3,
+            in_channels=latent_channels + num_covariates,
+            out_channels=latent_channels,
+            channels=channels,
+            num_res_blocks=num_res_blocks,
+            attention_levels=[heads > 0 for heads in num_head_channels],
+            num_head_channels=num_head_channels,
+            norm_num_groups=norm_num_groups,
+            norm_eps=1e-6,
+            resblock_updown=True,
+            with_conditioning=True,
+            transformer_num_layers=1,
+            cross_attention_dim=num_covariates,
+            upcast_attention=True,
+            # With any other value of these two the published weights load without an error and give wrong images.
+            include_fc=True,
+            use_combined_linear=False,
+        )
+        self.recipe: dict = {}
+        self.register_buffer("scale_factor", torch.tensor(1.0))
+
+    def forward(self, x: torch.Tensor, timesteps: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        """Predict the noise (or v) in latents.
+
+        Args:
+            x: noisy latents, (B, 3, d, h, w).
+            timesteps: (B,), 0 (almost clean) to 999 (noise).
+            context: scaled covariates, (B, 1, 4), each in about 0 to 1.
+        """
+        maps = context[:, 0, :, None, None, None].expand(-1, -1, *x.shape[2:])  # (B, 4, d, h, w)
+        x = torch.cat([x, maps], dim=1)  # (B, 3 + 4, d, h, w)
+        return super().forward(x, timesteps, context)
+
+    def get_extra_state(self) -> torch.Tensor:
+        # As a tensor, because every tool that reads a state dict expects tensors in it.
+        return torch.tensor(list(json.dumps(self.recipe).encode()), dtype=torch.uint8)
+
+    def set_extra_state(self, state: torch.Tensor) -> None:
+        self.recipe = json.loads(bytes(state.tolist()))
+
+
+class Discriminator(PatchDiscriminator):
+    """PatchGAN of stage one: 3 layers of strided convolutions, as in the authors' later training code."""
+
+    def __init__(self, channels: int = 96, num_layers_d: int = 3) -> None:
+        super().__init__(spatial_dims=3, in_channels=1, channels=channels, num_layers_d=num_layers_d)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits of the patches of a volume (B, 1, D, H, W); MONAI returns the feature maps of every layer too."""
+        return super().forward(x)[-1]

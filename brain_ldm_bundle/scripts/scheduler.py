@@ -1,0 +1,66 @@
+"""The noise schedule of the published model, and the samplers that walk it."""
+
+from __future__ import annotations
+
+import torch
+from monai.networks.schedulers import DDIMScheduler, DDPMScheduler
+
+__all__ = ["DDIM", "DDPM", "make_sampler"]
+
+# Pinaya et al. 2022 state 1000 steps and a fixed variance schedule; the released configuration gives these numbers.
+NOISE_SCHEDULE = {"num_train_timesteps": 1000, "schedule": "scaled_linear_beta", "beta_start": 0.0015, "beta_end": 0.0205}
+
+
+class DDPM(DDPMScheduler):
+    """The chain of training: add noise at any of 1000 steps, or walk all of them back."""
+
+    def __init__(self, prediction_type: str = "epsilon") -> None:
+        super().__init__(**NOISE_SCHEDULE, clip_sample=False, prediction_type=prediction_type)
+
+    def set_timesteps(self, num_inference_steps: int, device: torch.device | str | None = None) -> None:
+        # DDPMScheduler.step always goes from t to t - 1: with fewer steps its images would be silently wrong.
+        if num_inference_steps != self.num_train_timesteps:
+            raise ValueError(
+                f"DDPM takes all {self.num_train_timesteps} steps, got {num_inference_steps}. "
+                f"For fewer steps use the ddim sampler."
+            )
+        super().set_timesteps(num_inference_steps, device)
+
+    def step(self, model_output, timestep, sample, generator=None):
+        """As DDPMScheduler.step; `generator` may be a list with one CPU generator per row.
+
+        Each row then draws its own noise, so that a volume does not depend on its neighbours in the batch or the device.
+        """
+        if not isinstance(generator, list):
+            return super().step(model_output, timestep, sample, generator)
+        rows = zip(model_output.float().cpu().split(1), sample.float().cpu().split(1), generator)
+        steps = [super(DDPM, self).step(output, timestep, row, own) for output, row, own in rows]
+        return tuple(torch.cat(part).to(sample.device) for part in zip(*steps))
+
+
+class DDIM(DDIMScheduler):
+    """DDIM on the published grid: 50 steps are 980, 960, ..., 20, 0.
+
+    MONAI 1.6 spreads the steps from 999 to 0 but still steps by 1000 // n, so that each step lands beside the next
+    one's start. Its images differ from the published sampler's, most with few steps.
+    """
+
+    def __init__(self, prediction_type: str = "epsilon") -> None:
+        super().__init__(**NOISE_SCHEDULE, clip_sample=False, prediction_type=prediction_type)
+
+    def set_timesteps(self, num_inference_steps: int, device: torch.device | str | None = None) -> None:
+        super().set_timesteps(num_inference_steps, device)
+        stride = self.num_train_timesteps // num_inference_steps
+        self.timesteps = torch.arange(num_inference_steps - 1, -1, -1, device=device) * stride
+
+
+def make_sampler(name: str, steps: int) -> DDIM | DDPM:
+    """A sampler by name, `ddim` or `ddpm`, with its time steps set."""
+    samplers = {"ddim": DDIM, "ddpm": DDPM}
+    if name not in samplers:
+        raise ValueError(f"sampler must be one of {sorted(samplers)}, got {name!r}")
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
+    sampler = samplers[name]()
+    sampler.set_timesteps(steps)
+    return sampler
