@@ -55,12 +55,13 @@ class Atlas:
     ventricle_normal: torch.Tensor
     t1w: torch.Tensor
 
-    def sample(self, channels: torch.Tensor, points_mm: torch.Tensor) -> torch.Tensor:
-        """Trilinear values of `channels` (C, X, Y, Z) or (X, Y, Z) at `points_mm` (3, ...) in MNI RAS mm."""
-        first_mm = ORIGIN_MM + (self.spacing_mm - 1) / 2
-        stacked = channels if channels.ndim == 4 else channels[None]
-        values = sample_grid(stacked, points_mm, first_mm, self.spacing_mm)
-        return values if channels.ndim == 4 else values[0]
+    def sample(self, points_mm: torch.Tensor, *names: str) -> list[torch.Tensor]:
+        """Trilinear values of the named maps at `points_mm` (3, ...) in MNI RAS mm."""
+        maps = [getattr(self, name) for name in names]
+        stacked = torch.cat([values if values.ndim == 4 else values[None] for values in maps])
+        sampled = sample_grid(stacked, points_mm, ORIGIN_MM + (self.spacing_mm - 1) / 2, self.spacing_mm)
+        parts = sampled.split([values.shape[0] if values.ndim == 4 else 1 for values in maps])
+        return [part if values.ndim == 4 else part[0] for part, values in zip(parts, maps, strict=True)]
 
 
 def sample_grid(channels: torch.Tensor, points_mm: torch.Tensor, first_mm, spacing_mm: float) -> torch.Tensor:

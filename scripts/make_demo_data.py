@@ -23,7 +23,7 @@ from demo_atlas import load_atlas
 from demo_subject import LABELS, Person, affine_of, make_subject, measure_ml
 from tqdm import tqdm
 
-VERSION = "1.0"
+VERSION = "1.1"
 SPACINGS_MM = (1, 2, 4, 8)  # these divide the field of view, 160 x 224 x 160 mm
 TEMPLATE_ICV_ML = 1902.0  # intracranial volume of the template, to which brain_normalised_ml refers
 SPLIT_BY_LAST_DIGIT = ["train"] * 7 + ["validation"] + ["test"] * 2
@@ -144,7 +144,8 @@ def prepare_folder(folder: Path, settings: dict, fresh: bool) -> None:
         try:
             found = json.loads(description_path.read_text())["DemoSettings"]
         except (FileNotFoundError, KeyError, json.JSONDecodeError):
-            raise ValueError(f"{folder} is not empty and was not made by make_demo_data.py. Name an empty one.") from None
+            problem = f"{folder} is not empty and was not made by make_demo_data.py. Name an empty folder."
+            raise ValueError(problem) from None
     if found and fresh:
         for subject in [*folder.glob("sub-*"), *folder.glob("derivatives/labels/sub-*")]:
             shutil.rmtree(subject)

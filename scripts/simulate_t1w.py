@@ -14,8 +14,8 @@ def smooth_field(generator: torch.Generator, shape, spacing_mm: float, scale_mm:
 
 
 def acquire(signal: torch.Tensor, brain: torch.Tensor, spacing_mm: float, generator: torch.Generator) -> torch.Tensor:
-    """Add coil bias (about 10 %) and Rician noise to `signal` (X, Y, Z), and scale the brightest brain voxels to 1."""
-    biased = signal * torch.exp(0.10 * smooth_field(generator, signal.shape, spacing_mm, 90.0)[0])
+    """Add coil bias (about 8 %) and Rician noise to `signal` (X, Y, Z), and scale the brightest brain voxels to 1."""
+    biased = signal * torch.exp(0.08 * smooth_field(generator, signal.shape, spacing_mm, 90.0)[0])
     noise_sd = 0.022 * spacing_mm**-0.75  # larger voxels, less noise
     real, imaginary = noise_sd * torch.randn((2, *signal.shape), generator=generator)
     magnitude = torch.sqrt((biased + real) ** 2 + imaginary**2)
