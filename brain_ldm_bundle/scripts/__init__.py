@@ -11,6 +11,7 @@ from . import (
     overrides,
     panels,
     perceptual,
+    reconstruction,
     sampler,
     scheduler,
     steps,

@@ -1,12 +1,13 @@
-"""Where to compute."""
+"""Where to compute: CPU, one GPU, or one GPU per process."""
 
 from __future__ import annotations
 
 import os
 
+import ignite.distributed as idist
 import torch
 
-__all__ = ["choose"]
+__all__ = ["choose", "start_ranks"]
 
 
 def choose(name: str = "auto") -> torch.device:
@@ -24,3 +25,20 @@ def choose(name: str = "auto") -> torch.device:
         if (device.index or 0) >= torch.cuda.device_count():
             raise ValueError(f"device {name!r}: there are {torch.cuda.device_count()} GPUs, counted from 0")
     return device
+
+
+def start_ranks(device: torch.device, distributed: bool) -> None:
+    """Join the processes that torchrun started, before anything else of them talks to another.
+
+    ignite would join them at its first own message otherwise, which one rank sends while another waits elsewhere.
+
+    Raises:
+        ValueError: several processes without configs/multi_gpu.json, each of which would train alone; or the reverse.
+    """
+    world_size = int(os.environ.get("WORLD_SIZE", 1))
+    if world_size > 1 and not distributed:
+        raise ValueError(f"{world_size} processes, but one config: add configs/multi_gpu.json to --config_file")
+    if distributed and "WORLD_SIZE" not in os.environ:
+        raise ValueError("configs/multi_gpu.json is for several processes: start it with torchrun --nproc_per_node N")
+    if distributed and not torch.distributed.is_initialized():
+        idist.initialize("nccl" if device.type == "cuda" else "gloo")

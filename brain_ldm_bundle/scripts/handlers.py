@@ -6,6 +6,7 @@ import logging
 import math
 import signal
 import time
+from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from ignite.engine import Engine, Events
 from ignite.utils import manual_seed
 from monai.data.utils import set_rnd
+from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
 from .weights import save_weights
@@ -78,7 +80,7 @@ class Resume:
         state = torch.load(self.path, map_location="cpu", weights_only=True)
         try:
             for name, item in self.objects.items():
-                item.load_state_dict(state[name])
+                item.load_state_dict(_position_only(state[name]) if isinstance(item, LRScheduler) else state[name])
         except (KeyError, RuntimeError, ValueError) as error:
             raise ValueError(
                 f"{self.path} was made by a run with other settings ({str(error).splitlines()[0]}). "
@@ -111,6 +113,11 @@ class Resume:
         signal.signal(signal.SIGTERM, self._before)
         if error is not None:
             raise error
+
+
+def _position_only(scheduler_state: Mapping[str, Any]) -> dict[str, Any]:
+    """Where a schedule of learning rates stands. Its shape comes from the config, which may have been given more epochs."""
+    return {key: value for key, value in scheduler_state.items() if key in ("last_epoch", "_step_count", "_last_lr")}
 
 
 class BestWeights:
@@ -158,11 +165,11 @@ class BestWeights:
 
 
 class Progress:
-    """One bar for a whole stage, with the time left and the loss averaged over the last hundred steps or so."""
+    """One bar for a whole stage, with the time left and the mean loss of the last hundred steps."""
 
     def __init__(self, description: str) -> None:
         self.description = description
-        self.loss: float | None = None
+        self.losses: deque[float] = deque(maxlen=100)
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.STARTED, self._open)
@@ -175,9 +182,9 @@ class Progress:
         self.bar = tqdm(total=total, initial=done, desc=self.description, unit="step", mininterval=1, smoothing=0.05)
 
     def _advance(self, engine: Engine) -> None:
-        loss = engine.state.output["loss"]
-        self.loss = loss if self.loss is None else 0.99 * self.loss + 0.01 * loss
-        self.bar.set_postfix(epoch=engine.state.epoch, loss=f"{self.loss:.4f}", refresh=False)
+        self.losses.append(engine.state.output["loss"])
+        mean = sum(self.losses) / len(self.losses)
+        self.bar.set_postfix(epoch=engine.state.epoch, loss=f"{mean:.4f}", refresh=False)
         self.bar.update()
 
     def _close(self, engine: Engine) -> None:

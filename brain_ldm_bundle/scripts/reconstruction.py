@@ -1,0 +1,92 @@
+"""How well scans are reconstructed, one row per scan, and by the trivial answer beside it: the mean training scan."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from ignite.engine import Engine, Events
+from monai.inferers import Inferer
+from monai.metrics import PSNRMetric, SSIMMetric
+from tqdm import tqdm
+
+from .bids import atomic
+
+__all__ = ["MeanImage", "Scores", "held_out", "mean_image", "summarise"]
+
+
+def held_out(data: Mapping[str, list[dict]], split: str) -> list[dict]:
+    """The items of a split.
+
+    Raises:
+        ValueError: an empty one, with what there is.
+    """
+    if not data.get(split):
+        counts = ", ".join(f"{name}: {len(items)}" for name, items in data.items())
+        raise ValueError(f"no scans in the split {split!r} ({counts}). Choose another with --split")
+    return data[split]
+
+
+def mean_image(items: Sequence[dict], preprocessing: Callable) -> torch.Tensor:
+    """Mean of training scans, (1, D, H, W)."""
+    total = sum(torch.as_tensor(preprocessing(item)["image"]) for item in tqdm(items, desc="mean image", leave=False))
+    return total / len(items)
+
+
+class MeanImage(Inferer):
+    """Answers every scan with the same image."""
+
+    def __init__(self, image: torch.Tensor) -> None:
+        super().__init__()
+        self.image = image
+
+    def __call__(self, inputs: torch.Tensor, network: torch.nn.Module) -> torch.Tensor:
+        return self.image.to(inputs).expand_as(inputs)
+
+
+class Scores:
+    """SSIM, PSNR (dB) and mean absolute error of each volume, intensities 0 to 1, whole volume; written as a TSV at the end.
+
+    SSIM as of Wang et al. 2004 in three dimensions, Gaussian window of 11 voxels and sigma 1.5, data range 1.
+    """
+
+    def __init__(self, path: str | Path, items: Sequence[dict]) -> None:
+        self.path = Path(path)
+        self.items = items
+        self.rows: list[list] = []
+        self.ssim = SSIMMetric(spatial_dims=3, data_range=1.0)
+        self.psnr = PSNRMetric(max_val=1.0)
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._score)
+        engine.add_event_handler(Events.COMPLETED, self._write)
+
+    def _score(self, engine: Engine) -> None:
+        prediction, image = (engine.state.output[key].float() for key in ("pred", "label"))
+        values = (self.ssim(prediction, image), self.psnr(prediction, image), (prediction - image).abs().mean())
+        item = self.items[len(self.rows)]
+        self.rows.append([item["participant_id"], item["image"], *(f"{float(value):.5f}" for value in values)])
+
+    def _write(self, engine: Engine) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        lines = [["participant_id", "file", "ssim", "psnr_db", "l1"], *self.rows]
+        with atomic(self.path) as file:
+            file.write("".join("\t".join(line) + "\n" for line in lines).encode())
+
+
+def summarise(output_dir: str | Path) -> dict:
+    """Mean and standard deviation over the scans, for the autoencoder and the mean image; printed and kept as JSON."""
+    summary = {}
+    for name in ("reconstruction", "mean_image"):
+        with open(Path(output_dir) / f"{name}.tsv", newline="") as file:
+            rows = list(csv.DictReader(file, delimiter="\t"))
+        columns = {key: torch.tensor([float(row[key]) for row in rows]) for key in ("ssim", "psnr_db", "l1")}
+        scores = {key: {"mean": x.mean().item(), "std": x.std(correction=0).item()} for key, x in columns.items()}
+        summary[name] = {"n": len(rows), **scores}
+        print(f"{name:15s} n {len(rows):4d}", *(f"  {key} {v['mean']:.3f} +- {v['std']:.3f}" for key, v in scores.items()))
+    with atomic(Path(output_dir) / "reconstruction.json") as file:
+        file.write(json.dumps(summary, indent=4).encode())
+    return summary
