@@ -124,6 +124,7 @@ def _build() -> dict:
 
     closed = ndimage.binary_closing(np.pad(t1w > 0, 12), iterations=10)
     skull = ndimage.binary_fill_holes(closed)[12:-12, 12:-12, 12:-12]  # everything inside the inner skull surface
+    skull_distance = _signed_distance(skull)
     total = np.maximum(gm + wm, 1)
     gm, wm = gm / total * skull, wm / total * skull
     csf = np.clip(1 - gm - wm, 0, 1) * skull
@@ -133,7 +134,7 @@ def _build() -> dict:
 
     # Deep grey: grey voxels well below the surface, in an ellipsoid round striatum and thalamus.
     ellipsoid = ((side - 20) / 14.5) ** 2 + ((y + 4) / 33) ** 2 + ((z - 6) / 17) ** 2 < 1
-    deep = (gm > 0.35) & ellipsoid & (ndimage.distance_transform_edt(skull) > 22)
+    deep = (gm > 0.35) & ellipsoid & (skull_distance < -22)
     deep = ndimage.binary_opening(deep & ~lateral & ~third_fourth & ~cerebellum & ~brain_stem)
 
     near_lateral = ndimage.binary_dilation(lateral, iterations=2) & box
@@ -152,7 +153,7 @@ def _build() -> dict:
     return {
         "classes": np.stack(classes),
         "ventricle_distance": ndimage.gaussian_filter(_signed_distance(csf * near_lateral > 0.5), 1.0),
-        "skull_distance": _signed_distance(skull),
+        "skull_distance": skull_distance,
         "t1w": t1w,
         "icv_ml": skull.sum() / 1000,
     }

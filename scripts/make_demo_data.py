@@ -121,8 +121,11 @@ def save_image(values: np.ndarray, affine: np.ndarray, path: Path) -> None:
     image.set_qform(affine, code="mni")
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".partial-{path.name}")
-    nib.save(image, partial)
-    os.replace(partial, path)
+    try:
+        nib.save(image, partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -194,9 +197,14 @@ def make_cohort(folder: Path, subjects: int, settings: dict, workers: int = 1, f
                 progress.update()
         else:
             with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-                for job in as_completed([pool.submit(write_subject, folder, n, settings) for n in missing]):
-                    job.result()
-                    progress.update()
+                jobs = [pool.submit(write_subject, folder, number, settings) for number in missing]
+                try:
+                    for job in as_completed(jobs):
+                        job.result()
+                        progress.update()
+                except BaseException:
+                    pool.shutdown(cancel_futures=True)  # do not make the rest first
+                    raise
     return write_participants(folder)
 
 
