@@ -266,10 +266,15 @@ def test_sound_images_are_read_once(dataset, tmp_path, monkeypatch):
     assert "NaN" in refusal(dataset, cache_file=cache)
     assert len(seen) == 14
     seen.clear()
+    assert "NaN" in refusal(dataset, cache_file=cache)
+    assert seen == [str(path)]
+    seen.clear()
     save(path)
     read(dataset, cache_file=cache)
     assert seen == [str(path)]
     assert [file.name for file in cache.parent.iterdir()] == ["checked.json"]
+    save(path, with_voxel(np.inf))  # of a sound image
+    assert f"{path}: has 1 voxels" in refusal(dataset, cache_file=cache)
 
 
 def test_a_damaged_cache_only_costs_time(dataset, tmp_path):
@@ -378,6 +383,8 @@ def test_an_oblique_image_of_another_spacing_lands_where_its_affine_says(tmp_pat
     np.testing.assert_allclose(result[inside], field(grid.affine(SPACING_MM), result.shape)[inside], atol=1e-4)
 
 
-def test_an_image_beside_the_grid_becomes_zeros(tmp_path):
-    item, _ = on_grid(save(tmp_path / "image.nii.gz", affine=shifted(x=400)))
+@pytest.mark.parametrize("offset_mm", [-400, 400])
+def test_an_image_beside_the_grid_becomes_zeros(tmp_path, offset_mm):
+    item, transform = on_grid(save(tmp_path / "image.nii.gz", affine=shifted(x=offset_mm)))
+    assert transform.inverse(item)["image"].shape == (1, *VOLUME.shape)
     assert item["image"].shape == (1, *grid.size(SPACING_MM)) and not torch.any(item["image"])

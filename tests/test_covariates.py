@@ -112,6 +112,7 @@ def test_utf8_with_byte_order_mark_and_windows_line_ends_is_read(schema, table):
     ("column", "value", "message"),
     [
         ("sex", "f ", r"row 3: sex must be 'F' or 'M', got 'f '"),
+        ("sex", "F ", r"row 3: sex must be 'F' or 'M', got 'F '"),
         ("sex", "n/a", r"row 3: sex is missing \('n/a'\)"),
         ("age", "", r"row 3: age is missing"),
         ("age", "63,5", r"row 3: age must be a number in years, decimals after a point, got '63,5'"),
@@ -179,9 +180,10 @@ def test_a_row_with_a_cell_too_few_is_refused(schema, table):
         (b"participant_id;sex;age\nsub-1;F;50\n", "separated by semicolons"),
         ("\t".join([*HEADER, "age"]).encode() + b"\n1\n", "a column name appears twice"),
         ("\t".join(HEADER).encode("utf-16") + b"\n1\n", "not encoded in UTF-8"),
+        ("\t".join(HEADER).encode("utf-16-le") + b"\n1\n", "not encoded in UTF-8"),
         ("participant_id\tgrösse\nsub-1\t2\n".encode("latin-1"), "not encoded in UTF-8"),
     ],
-    ids=["empty", "header", "commas", "semicolons", "twice", "utf-16", "latin-1"],
+    ids=["empty", "header", "commas", "semicolons", "twice", "utf-16", "utf-16-le", "latin-1"],
 )
 def test_what_is_no_tsv_is_refused(schema, tmp_path, content, message):
     path = tmp_path / "requests.tsv"

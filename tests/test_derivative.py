@@ -87,6 +87,7 @@ def test_what_was_written_comes_back_through_the_training_transforms(output):
 def test_equal_volumes_are_equal_files(tmp_path):
     first, second = (derivative(tmp_path / name).write(REQUEST, VOLUME, PROVENANCE) for name in "ab")
     assert first.read_bytes() == second.read_bytes()
+    assert first.read_bytes()[4:8] == bytes(4)  # the time in the gzip header
 
 
 def test_a_tensor_is_written_as_its_array(output):

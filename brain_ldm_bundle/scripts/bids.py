@@ -61,7 +61,7 @@ def read_dataset(
             participants.tsv nor the datalist says which. The choice depends on the ids and `seed`, not on any order.
         seed: for that choice.
         workers: threads that read images; None: one per core.
-        cache_file: JSON that remembers the sound images (path, size, date), so that each is read once.
+        cache_file: JSON that remembers the sound images (path, size, date, spacing), so that each is read once.
 
     Returns:
         {"training": [...], "validation": [...], "test": [...]}, with items {"image": path, "participant_id": "sub-X",
@@ -219,9 +219,7 @@ def _share_out(items: Sequence[dict], validation_fraction: float, seed: int) -> 
     return shares
 
 
-def _image_problems(
-    paths: Sequence[str], spacing_mm: float, workers: int | None, cache_file: str | Path | None
-) -> list[str]:
+def _image_problems(paths: Sequence[str], spacing_mm: float, workers: int | None, cache_file: str | Path | None) -> list[str]:
     """What is wrong with the images, in their order; sound ones are remembered and not read again."""
     sound = _read_cache(cache_file)
     from_scanner = []
@@ -231,22 +229,22 @@ def _image_problems(
             stat = os.stat(path)
         except OSError as error:
             return f"{path}: {error.strerror}"
-        fingerprint = [stat.st_size, stat.st_mtime_ns]
+        key, fingerprint = os.path.abspath(path), [stat.st_size, stat.st_mtime_ns, spacing_mm]
+        if sound.get(key) == fingerprint:
+            return None
         try:
             header = _check_header(path, spacing_mm)
             if max(int(header["sform_code"]), int(header["qform_code"])) == 1:
                 from_scanner.append(path)
-            key = os.path.abspath(path)
-            if sound.get(key) != fingerprint:
-                _check_content(path)
-                sound[key] = fingerprint
+            _check_content(path)
+            sound[key] = fingerprint
         except ValueError as error:
             return f"{path}: {error}"
         return None
 
     try:
         with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-            found = list(tqdm(pool.map(check, paths), "Checking images", len(paths), leave=False))
+            found = list(tqdm(pool.map(check, paths), "Checking images", len(paths), leave=False, disable=None))
     finally:
         if cache_file is not None:
             Path(cache_file).parent.mkdir(parents=True, exist_ok=True)

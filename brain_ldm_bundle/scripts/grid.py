@@ -33,9 +33,7 @@ def size(spacing_mm: float) -> tuple[int, int, int]:
     """
     voxels = np.divide(FIELD_OF_VIEW_MM, spacing_mm) if spacing_mm > 0 else np.zeros(3)
     if (voxels < 0.5).any() or np.abs(voxels - np.round(voxels)).max() > 1e-6:
-        raise ValueError(
-            f"spacing_mm {spacing_mm} does not divide {FIELD_OF_VIEW_MM} mm, the field of view. Use 1, 2, 4 or 8"
-        )
+        raise ValueError(f"spacing_mm {spacing_mm} does not divide {FIELD_OF_VIEW_MM} mm, the field of view. Use 1, 2, 4 or 8")
     return tuple(int(n) for n in np.round(voxels))
 
 
@@ -94,10 +92,9 @@ class ToGrid(InvertibleTransform):
         whole[:3, 3] = start
         corners = np.array(np.meshgrid(*((0, n - 1) for n in self.size))).reshape(3, -1)
         off = (to_image - whole) @ np.vstack([corners, np.ones(8)])
-        stop = start + self.size
-        if np.abs(off).max() > TOLERANCE_VOXELS or (stop <= 0).any() or (start >= shape).any():
+        if np.abs(off).max() > TOLERANCE_VOXELS:
             return [0, 0, 0], shape
-        return start.astype(int).tolist(), stop.astype(int).tolist()
+        return start.astype(int).tolist(), (start + self.size).astype(int).tolist()
 
 
 class ToGridd(MapTransform, InvertibleTransform):
