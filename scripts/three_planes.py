@@ -1,0 +1,55 @@
+"""Three planes of a volume as one picture, drawn from its affine: the subject's left is at the picture's right."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+POINT_MM = (4.0, -20.0, 12.0)  # MNI space, RAS: cuts both lateral ventricles in all three planes (chosen)
+WHITE_PERCENTILE = 99.8  # of a volume's voxels, drawn white
+
+
+def three_planes(path: Path, point_mm: tuple[float, float, float] = POINT_MM) -> np.ndarray:
+    """Axial, coronal and sagittal plane through `point_mm` side by side, (rows, columns) in 0 to 1, first row on top.
+
+    Radiological convention: the subject's right is at the left of the axial and coronal picture. Axial: front on top;
+    coronal: head on top; sagittal: front at the left. Rows and columns are 1 voxel of the volume, made equal in mm by
+    repeating voxels; one black column frames each plane. A point outside the volume is moved to its nearest voxel.
+
+    Raises:
+        ValueError: not one 3-D volume.
+    """
+    image = nib.squeeze_image(nib.load(path))
+    if image.ndim != 3:
+        raise ValueError(f"{path}: expected one 3-D volume, got shape {image.shape}")
+    image = nib.as_closest_canonical(image)  # voxel axes run to the subject's right, front and top
+    volume = np.nan_to_num(np.asarray(image.dataobj, dtype=np.float32))
+    spacing_mm = nib.affines.voxel_sizes(image.affine)
+    volume = volume / max(float(np.percentile(volume, WHITE_PERCENTILE)), 1e-6)
+    voxel = np.rint(nib.affines.apply_affine(np.linalg.inv(image.affine), point_mm)).astype(int)
+    x, y, z = np.clip(voxel, 0, np.array(volume.shape) - 1)
+
+    planes = [
+        (volume[:, :, z], (0, 1)),  # axial: columns along x, rows along y
+        (volume[:, y, :], (0, 2)),  # coronal: x, z
+        (volume[x, :, :], (1, 2)),  # sagittal: y, z
+    ]
+    pictures = [
+        _square(plane[::-1, ::-1].T, spacing_mm[rows] / spacing_mm.min(), spacing_mm[columns] / spacing_mm.min())
+        for plane, (columns, rows) in planes
+    ]
+    height = max(len(picture) for picture in pictures)
+    return np.concatenate([_framed(picture, height) for picture in pictures], axis=1).clip(0, 1)
+
+
+def _square(picture: np.ndarray, rows: float, columns: float) -> np.ndarray:
+    """Repeat rows and columns so that pixels are square; exact for whole ratios, nearest voxel otherwise."""
+    height, width = round(picture.shape[0] * rows), round(picture.shape[1] * columns)
+    return picture[(np.arange(height) / rows).astype(int)][:, (np.arange(width) / columns).astype(int)]
+
+
+def _framed(picture: np.ndarray, height: int) -> np.ndarray:
+    missing = height - len(picture)
+    return np.pad(picture, ((missing // 2, missing - missing // 2), (1, 1)))
