@@ -95,8 +95,7 @@ class Derivative:
             image = read_whole(image_file)
         except ValueError:
             return False
-        same_grid = image.shape == self.shape and np.allclose(image.affine, self.affine, atol=1e-3)
-        return same_grid and image.get_data_dtype() == np.dtype(self.dtype)
+        return image.shape == self.shape and np.allclose(image.affine, self.affine, atol=1e-3)
 
     def write(self, request: Mapping, volume: ArrayLike, provenance: Mapping) -> Path:
         """Write one volume and its sidecar, over those of the same participant.
