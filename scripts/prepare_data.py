@@ -1,0 +1,345 @@
+"""Bring raw T1-weighted scans to the space the brain models are trained in.
+
+    python scripts/prepare_data.py BIDS_DIR OUT_DIR
+    python scripts/prepare_data.py scan_a.nii.gz scan_b.nii.gz OUT_DIR --spacing_mm 2 --workers 4
+
+Each scan is registered to the ICBM152 template (MNI152NLin2009aSym) with six degrees of freedom, so that head size
+survives, resampled to a box of 160 x 224 x 160 mm, and its intensities are scaled to [0, 1]. OUT_DIR becomes a BIDS
+data set: images in RAS order, `participants.tsv` without the subjects that failed, `failures.tsv` with the reasons,
+`registration.tsv` with a measure of each registration. Look at the scans it calls suspicious before training.
+A second run goes on where the first one stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import sys
+import zlib
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import SimpleITK as sitk
+from registration import LPS_TO_RAS, MEASURES, assess, register, to_sitk
+from scipy.linalg import polar
+
+# The box of the published UK Biobank model (Pinaya et al. 2022), in MNI space, RAS.
+FIELD_OF_VIEW_MM = (160, 224, 160)
+LOWER_CORNER_MM = (-79.019, -125.977, -61.054)
+
+INTENSITY_PERCENTILE = 99.8
+COARSEST_SPACING_MM = 3.0
+PATTERN = "sub-*/**/anat/*_T1w.nii*"
+
+
+# --- Reading and refusing ------------------------------------------------------------------------------------------
+
+
+def read_scan(path: Path) -> sitk.Image:
+    """The scan in RAS voxel order, float32, its physical space kept; ValueError says why a scan cannot be used."""
+    try:
+        image = nib.load(path)
+        if image.ndim != 3:
+            raise ValueError(f"expected one 3-D volume, got shape {image.shape}; extract the volume first")
+        if isinstance(image, nib.Nifti1Image) and not (image.header["sform_code"] or image.header["qform_code"]):
+            raise ValueError("sform_code and qform_code are 0: its orientation is unknown; convert it again from DICOM")
+        image = nib.as_closest_canonical(image)
+        data = np.asarray(image.dataobj, dtype=np.float32)
+    except (OSError, EOFError, zlib.error, nib.filebasedimages.ImageFileError) as error:
+        raise ValueError(f"not readable as an image, truncated or damaged ({error})") from error
+
+    spacing_mm = np.linalg.norm(image.affine[:3, :3], axis=0)
+    if not np.isfinite(image.affine).all() or spacing_mm.min() < 0.1:
+        raise ValueError(f"its affine is not usable:\n{image.affine}")
+    if spacing_mm.max() > COARSEST_SPACING_MM:
+        sides = " x ".join(f"{size:.2f}" for size in spacing_mm)
+        raise ValueError(f"voxels of {sides} mm; no side may be longer than {COARSEST_SPACING_MM:g} mm")
+    directions, _ = polar(image.affine[:3, :3] / spacing_mm)
+    if np.abs(directions - image.affine[:3, :3] / spacing_mm).max() > 0.01:
+        raise ValueError("its affine has shear; resample it to a rectangular grid first")
+    if not np.isfinite(data).all():
+        raise ValueError(f"{np.count_nonzero(~np.isfinite(data))} voxels are NaN or infinite")
+    if data.max() == data.min():
+        raise ValueError(f"all voxels have the value {data.max():g}")
+    low, high = np.percentile(data, (1, INTENSITY_PERCENTILE))
+    if low < -0.1 * abs(high):
+        raise ValueError(f"its first percentile is {low:.4g}: not a magnitude image; give intensities that start at 0")
+    return to_sitk(data, spacing_mm, directions, image.affine[:3, 3])
+
+
+def read_mask(path: Path, scan: sitk.Image) -> sitk.Image:
+    """A brain mask on the grid of its scan, as float32 0 and 1."""
+    try:
+        mask = read_scan(path)
+        if mask.GetSize() != scan.GetSize() or not np.allclose(geometry(mask), geometry(scan), atol=0.01):
+            raise ValueError("has another grid than the scan")
+    except ValueError as error:
+        raise ValueError(f"brain mask {path}: {error}") from error
+    mask = sitk.Cast(mask > 0, sitk.sitkFloat32)
+    mask.CopyInformation(scan)
+    return mask
+
+
+def geometry(image: sitk.Image) -> tuple[float, ...]:
+    return (*image.GetSpacing(), *image.GetOrigin(), *image.GetDirection())
+
+
+def box(spacing_mm: float) -> sitk.Image:
+    """The empty grid of the models, RAS voxel order."""
+    size = [side_mm / spacing_mm if spacing_mm > 0 else np.nan for side_mm in FIELD_OF_VIEW_MM]
+    if not np.allclose(size, np.round(size), atol=1e-6):
+        raise ValueError(f"--spacing_mm {spacing_mm:g} does not divide {FIELD_OF_VIEW_MM} mm; take 1, 2 or 4")
+    origin_mm = np.array(LOWER_CORNER_MM) + spacing_mm / 2
+    return to_sitk(np.zeros([round(voxels) for voxels in size]), [spacing_mm] * 3, np.eye(3), origin_mm)
+
+
+# --- Intensities and the box ---------------------------------------------------------------------------------------
+
+
+def correct_bias(scan: sitk.Image) -> sitk.Image:
+    """N4 bias field correction (Tustison et al. 2010), fitted at about 4 mm."""
+    small = sitk.BinShrink(scan, [max(1, round(4 / size)) for size in scan.GetSpacing()])
+    n4 = sitk.N4BiasFieldCorrectionImageFilter()
+    n4.Execute(sitk.Clamp(small, lowerBound=0.0), sitk.OtsuThreshold(small, 0, 1))
+    return scan / sitk.Exp(n4.GetLogBiasFieldAsImage(scan))
+
+
+def resample(image: sitk.Image, grid: sitk.Image, rigid: sitk.AffineTransform, interpolator) -> np.ndarray:
+    """The image on the grid as an array (X, Y, Z); smoothed first along the axes where the grid is coarser."""
+    for axis, (size, wanted) in enumerate(zip(image.GetSpacing(), grid.GetSpacing(), strict=True)):
+        if wanted > 1.2 * size:  # full widths at half maximum add in squares
+            image = sitk.RecursiveGaussian(image, float(np.sqrt(wanted**2 - size**2) / 2.355), direction=axis)
+    return sitk.GetArrayFromImage(sitk.Resample(image, grid, rigid, interpolator, 0.0)).transpose(2, 1, 0)
+
+
+def scale_intensities(volume: np.ndarray) -> tuple[np.ndarray, float]:
+    """The volume in [0, 1] and the intensity that became 1: the 99.8th percentile of the foreground."""
+    foreground = volume[volume > 0.1 * np.percentile(volume, 99)]
+    if not foreground.size:
+        raise ValueError("nothing of the scan lies inside the box after registration")
+    one = float(np.percentile(foreground, INTENSITY_PERCENTILE))
+    return np.clip(volume / one, 0, 1), one
+
+
+# --- One subject, all subjects -------------------------------------------------------------------------------------
+
+
+def prepare(scan_path: Path, subject: str, out_dir: Path, settings: dict) -> None:
+    """Write `sub-X/anat/sub-X_T1w.nii.gz` and its sidecar; the sidecar comes last and says that the subject is done."""
+    scan = read_scan(scan_path)
+    mask = None
+    if settings["mask_suffix"]:
+        mask = read_mask(scan_path.with_name(stem(scan_path) + settings["mask_suffix"]), scan)
+    if settings["n4"]:
+        scan = correct_bias(scan)
+    rigid, affine = register(scan * mask if mask else scan)
+    grid = box(settings["spacing_mm"])
+    volume = resample(scan, grid, rigid, sitk.sitkBSpline)
+    if mask:
+        volume = volume * (resample(mask, grid, rigid, sitk.sitkLinear) > 0.5)
+    volume, one = scale_intensities(volume)
+
+    mni_to_scan = np.eye(4)
+    mni_to_scan[:3, :3] = np.reshape(rigid.GetMatrix(), (3, 3))
+    mni_to_scan[:3, 3] = rigid.TransformPoint((0.0, 0.0, 0.0))
+    sidecar = {
+        "Sources": [scan_path.name],
+        "SpatialReference": "MNI152NLin2009aSym",
+        "SkullStripped": bool(settings["mask_suffix"]),
+        "IntensityOfOne": one,
+        "IntensityPercentile": INTENSITY_PERCENTILE,
+        "ScanToMniRasMm": np.linalg.inv(LPS_TO_RAS @ mni_to_scan @ LPS_TO_RAS).round(6).tolist(),
+        "Registration": assess(scan, affine),
+        "Settings": settings,
+    }
+    affine_ras = np.diag([settings["spacing_mm"]] * 3 + [1.0])
+    affine_ras[:3, 3] = LPS_TO_RAS[:3, :3] @ grid.GetOrigin()
+    image = nib.Nifti1Image(volume, affine_ras)
+    image.set_data_dtype(np.uint16)  # nibabel stores the slope; half the size of float32
+    image.set_sform(affine_ras, code="mni")
+    image.set_qform(affine_ras, code="mni")
+    image_path, sidecar_path = outputs(out_dir, subject)
+    image_path.parent.mkdir(parents=True, exist_ok=True)
+    beside = image_path.with_name("." + image_path.name)
+    try:
+        nib.save(image, beside)
+        os.replace(beside, image_path)
+    finally:
+        beside.unlink(missing_ok=True)
+    write_text(sidecar_path, json.dumps(sidecar, indent=2))
+
+
+def stem(path: Path) -> str:
+    return re.sub(r"\.nii(\.gz)?$", "", path.name)
+
+
+def outputs(out_dir: Path, subject: str) -> tuple[Path, Path]:
+    path = out_dir / subject / "anat" / f"{subject}_T1w"
+    return path.with_name(path.name + ".nii.gz"), path.with_name(path.name + ".json")
+
+
+def write_text(path: Path, text: str) -> None:
+    beside = path.with_name("." + path.name)
+    beside.write_text(text + "\n" * (not text.endswith("\n")))
+    os.replace(beside, path)
+
+
+def find_scans(inputs: list[Path], pattern: str) -> tuple[dict[str, Path], dict[str, str], pd.DataFrame]:
+    """The scan of each subject, the reasons against others, and the table of participants (all text)."""
+    scans: dict[str, list[Path]] = {}
+    table = None
+    if len(inputs) == 1 and inputs[0].is_dir():
+        for path in sorted(inputs[0].glob(pattern)):
+            scans.setdefault(path.relative_to(inputs[0]).parts[0], []).append(path)
+        if (inputs[0] / "participants.tsv").is_file():
+            table = pd.read_csv(inputs[0] / "participants.tsv", sep="\t", dtype=str, keep_default_na=False)
+            if "participant_id" not in table or table["participant_id"].duplicated().any():
+                raise ValueError(f"{inputs[0] / 'participants.tsv'}: needs a column participant_id without repetitions")
+    else:
+        for path in inputs:
+            if path.is_dir():
+                raise ValueError(f"{path}: give one BIDS folder, or only files")
+            name = re.match(r"sub-[a-zA-Z0-9]+", path.name)
+            subject = name[0] if name else "sub-" + re.sub(r"[^a-zA-Z0-9]", "", re.sub(r"_T1w$", "", stem(path)))
+            scans.setdefault(subject, []).append(path)
+    if not scans:
+        raise FileNotFoundError(f"{inputs[0]}: no file matches {pattern}; is it a BIDS folder? See --pattern")
+
+    if table is None:
+        table = pd.DataFrame({"participant_id": sorted(scans)})
+    listed = set(table["participant_id"])
+    failures = {subject: "no row in participants.tsv" for subject in scans.keys() - listed}
+    failures |= {subject: f"no file matches {pattern}" for subject in listed - scans.keys()}
+    for subject, paths in scans.items():
+        if len(paths) > 1:
+            names = ", ".join(path.name for path in paths)
+            failures[subject] = f"{len(paths)} scans ({names}); choose one with --pattern"
+        elif not paths[0].is_file():
+            failures[subject] = f"{paths[0]} is missing"
+    return {subject: paths[0] for subject, paths in scans.items() if subject not in failures}, failures, table
+
+
+def done(out_dir: Path, subject: str, settings: dict) -> bool:
+    """Whether the subject is there already; ValueError if it was prepared with other settings."""
+    image_path, sidecar_path = outputs(out_dir, subject)
+    if not (image_path.is_file() and sidecar_path.is_file()):
+        return False
+    before = json.loads(sidecar_path.read_text())["Settings"]
+    if before != settings:
+        raise ValueError(f"{sidecar_path}: prepared with {before}, now {settings}; choose another OUT_DIR")
+    return True
+
+
+def prepare_all(
+    inputs: list[Path],
+    out_dir: Path,
+    spacing_mm: float = 1.0,
+    n4: bool = False,
+    mask_suffix: str = "",
+    pattern: str = PATTERN,
+    workers: int = 1,
+) -> dict[str, str]:
+    """Prepare every scan that is not done yet; returns participant_id -> reason of the subjects that failed."""
+    if len(inputs) == 1 and not inputs[0].exists():
+        raise FileNotFoundError(f"{inputs[0]}: no such file or folder")
+    if inputs[0].resolve() == out_dir.resolve():
+        raise ValueError(f"{out_dir}: OUT_DIR must differ from the input")
+    if out_dir.is_file():
+        raise ValueError(f"{out_dir}: OUT_DIR, the last argument, must be a folder")
+    if workers < 1:
+        raise ValueError(f"--workers must be at least 1, got {workers}")
+    box(spacing_mm)
+    settings = {"spacing_mm": float(spacing_mm), "n4": n4, "mask_suffix": mask_suffix}
+    scans, failures, table = find_scans(inputs, pattern)
+    waiting = {subject: path for subject, path in scans.items() if not done(out_dir, subject, settings)}
+    print(f"{len(scans)} scans, {len(scans) - len(waiting)} of them done already.", flush=True)
+
+    with worker_pool(workers) as pool:
+        jobs = {pool.submit(prepare, path, name, out_dir, settings): name for name, path in waiting.items()}
+        try:
+            for count, job in enumerate(as_completed(jobs), start=1):
+                subject = jobs[job]
+                # Whatever stops one subject must not stop the others.
+                if error := job.exception():
+                    kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+                    failures[subject] = kind + " ".join(str(error).split())
+                print(f"[{count}/{len(jobs)}] {subject}: {failures.get(subject, 'done')}", flush=True)
+        except KeyboardInterrupt:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+    write_tables(inputs[0], out_dir, table, failures)
+    return failures
+
+
+def worker_pool(workers: int) -> ThreadPoolExecutor | ProcessPoolExecutor:
+    """One thread, or processes that share the cores. Spawned: ITK's own threads do not survive a fork."""
+    if workers == 1:
+        return ThreadPoolExecutor(1)
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    set_threads = sitk.ProcessObject.SetGlobalDefaultNumberOfThreads
+    return ProcessPoolExecutor(workers, get_context("spawn"), set_threads, (threads,))
+
+
+def write_tables(source: Path, out_dir: Path, table: pd.DataFrame, failures: dict[str, str]) -> None:
+    """The tables of the data set: participants, failures, registrations."""
+    out_dir.mkdir(parents=True, exist_ok=True)
+    table = table[~table["participant_id"].isin(failures)]
+    rows = []
+    for subject in table["participant_id"]:
+        sidecar = json.loads(outputs(out_dir, subject)[1].read_text())
+        rows.append({"participant_id": subject, **sidecar["Registration"]})
+    registrations = pd.DataFrame(rows, columns=["participant_id", *MEASURES])
+    reasons = pd.DataFrame(sorted(failures.items()), columns=["participant_id", "reason"])
+    for name, content in {"participants": table, "registration": registrations, "failures": reasons}.items():
+        write_text(out_dir / f"{name}.tsv", content.replace("", "n/a").to_csv(sep="\t", index=False))
+    if (source / "participants.json").is_file():
+        shutil.copyfile(source / "participants.json", out_dir / "participants.json")
+    description = {
+        "Name": "T1-weighted scans in MNI space, rigidly registered",
+        "BIDSVersion": "1.9.0",
+        "DatasetType": "derivative",
+        "GeneratedBy": [{"Name": "prepare_data.py"}],
+    }
+    write_text(out_dir / "dataset_description.json", json.dumps(description, indent=2))
+
+    suspicious = registrations[registrations["suspicious"] != ""]
+    if len(suspicious):
+        print(f"\nLook at these registrations before training:\n{suspicious.to_string(index=False)}")
+    if len(reasons):
+        print(f"\nFailed:\n{reasons.to_string(index=False)}")
+    print(f"\n{len(table)} prepared, {len(suspicious)} suspicious, {len(reasons)} failed. {out_dir}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("inputs", nargs="+", type=Path, help="a BIDS folder, or NIfTI files")
+    parser.add_argument("out_dir", type=Path)
+    parser.add_argument("--spacing_mm", type=float, default=1.0, help="voxel size of the result (default: 1)")
+    parser.add_argument("--n4", action="store_true", help="correct the bias field first")
+    parser.add_argument(
+        "--mask_suffix",
+        default="",
+        help="keep the brain only: the mask (of HD-BET, SynthStrip, ...) beside X.nii.gz is called X<mask_suffix>, "
+        "for instance _mask.nii.gz (default: the skull is kept)",
+    )
+    parser.add_argument("--pattern", default=PATTERN, help="which files of a BIDS folder are meant")
+    parser.add_argument(
+        "--workers", type=int, default=1, help="scans at a time; about 1 GB of memory each (default: 1)"
+    )
+    options = vars(parser.parse_args(arguments))
+    try:
+        return 1 if prepare_all(**options) else 0
+    except (ValueError, FileNotFoundError) as error:
+        parser.error(str(error))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
