@@ -58,14 +58,14 @@ table.facts td { text-align: left } img { max-width: 100% }
 
 @dataclass
 class Cohort:
-    """Volumes of a BIDS folder with what they should be (`expected`) and what was measured in them, one row per volume.
+    """Volumes of a BIDS folder with what they should be (`expected`) and what was measured in them (`measured`).
 
-    Both tables are indexed by participant_id; `expected` holds all columns of participants.tsv.
+    Both tables have the same rows, by participant_id; `expected` has the columns of participants.tsv. Volumes that could
+    not be measured are NaN.
     """
 
     folder: Path
     name: str  # of dataset_description.json
-    listed: int  # subjects in participants.tsv
     expected: pd.DataFrame
     measured: pd.DataFrame
 
@@ -84,8 +84,13 @@ class Cohort:
         return list(self.expected[quantity].sort_values(kind="stable").index)
 
 
-def read_cohort(folder: Path, measured_file: Path) -> Cohort:
+def read_cohort(folder: Path, measured_file: Path, everyone: bool = False) -> Cohort:
     """Join a folder's participants.tsv with a table of measure_volumes.py.
+
+    Args:
+        folder: with participants.tsv and sub-*/**/sub-*_T1w.nii.gz.
+        measured_file: rows of all or some of its participants.
+        everyone: keep those that were not measured.
 
     Raises:
         FileNotFoundError: a table is missing.
@@ -96,7 +101,8 @@ def read_cohort(folder: Path, measured_file: Path) -> Cohort:
         raise ValueError(f"{measured_file}: {unknown[0]} is not in {folder / 'participants.tsv'}. Measure {folder} itself")
     description = folder / "dataset_description.json"
     name = json.loads(description.read_text(encoding="utf-8")).get("Name", "") if description.is_file() else ""
-    cohort = Cohort(folder, name or folder.name, len(expected), expected.loc[measured.index], measured)
+    rows = expected.index if everyone else measured.index
+    cohort = Cohort(folder, name or folder.name, expected.loc[rows], measured.reindex(rows))
     if not cohort.quantities():
         wanted = ", ".join(QUANTITIES)
         raise ValueError(f"{folder / 'participants.tsv'}: nothing to compare, it has none of {wanted}")
@@ -112,8 +118,8 @@ def _read_table(path: Path) -> pd.DataFrame:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such table")
     table = pd.read_csv(path, sep="\t", dtype={"participant_id": str}, encoding="utf-8-sig")
-    if "participant_id" not in table or table.empty:
-        raise ValueError(f"{path}: expected a column participant_id and at least one row")
+    if "participant_id" not in table:
+        raise ValueError(f"{path}: expected a column participant_id")
     if table["participant_id"].duplicated().any():
         raise ValueError(f"{path}: {table['participant_id'][table['participant_id'].duplicated()].iloc[0]} is there twice")
     return table.set_index("participant_id")
@@ -126,17 +132,19 @@ def agreement_rows(cohort: Cohort, title: str) -> list[list[str]]:
     """For each quantity a row of the agreement table, and one of the trivial answer: always the mean."""
     rows = []
     for quantity in cohort.quantities():
-        expected = cohort.expected[quantity].to_numpy(float)
+        pairs = pd.concat([cohort.expected[quantity], cohort.measured[quantity]], axis=1, keys=["expected", "measured"])
+        pairs = pairs.astype(float).dropna()
+        expected = pairs["expected"]
         name = f"{title}: {QUANTITIES[quantity]}"
         try:
-            a = agreement(expected, cohort.measured[quantity])
+            a = agreement(expected, pairs["measured"])
         except ValueError as error:
             rows.append([name, str(len(expected)), str(error), *[""] * 3])
             continue
         r = f"{a['r']:.3f} [{a['r_low']:.3f}, {a['r_high']:.3f}]"
         slope = f"{a['slope']:.2f} [{a['slope_low']:.2f}, {a['slope_high']:.2f}]"
         rows.append([name, str(a["n"]), r, slope, f"{a['bias']:+.1f}", f"{a['mae']:.1f}"])
-        trivial_ml = np.abs(expected - expected.mean()).mean()
+        trivial_ml = (expected - expected.mean()).abs().mean()
         rows.append(["— always answering the mean", str(a["n"]), "undefined", "0", "0", f"{trivial_ml:.1f}"])
     return rows
 
@@ -244,10 +252,10 @@ def draw_scatter(axes, cohorts: dict[str, Cohort], quantity: str, ink: str) -> N
     for kind, cohort in cohorts.items():
         if quantity not in cohort.quantities():
             continue
-        x, y = cohort.expected[quantity], cohort.measured[quantity]
-        asked = "requested" if kind == "generated" else "true"
-        axes.scatter(x, y, s=16, color=COLOURS[kind], alpha=0.8, linewidths=0, label=f"{kind} ({asked}), n = {len(x)}")
-        values += [*x, *y]
+        x, y = cohort.expected[quantity], cohort.measured[quantity].astype(float)
+        label = f"{kind} ({'requested' if kind == 'generated' else 'true'}), n = {y.count()}"
+        axes.scatter(x, y, s=16, color=COLOURS[kind], alpha=0.8, linewidths=0, label=label)
+        values += [*x, *y.dropna()]
     ends = [min(values), max(values)]
     axes.plot(ends, ends, color=ink, linewidth=0.8, label="equal")
     axes.set_xlabel(f"requested or true {QUANTITIES[quantity]} (mL)", color=ink)
@@ -282,7 +290,7 @@ def overview(cohorts: dict[str, Cohort], quantity: str) -> bytes:
             axes.imshow(planes, cmap="gray", vmin=0, vmax=1, interpolation="bilinear")
             expected = cohorts[kind].expected.loc[participants[row], quantity]
             measured = cohorts[kind].measured.loc[participants[row], quantity]
-            text = f"{asked}\n{expected:.0f} mL\n\nmeasured\n{measured:.0f} mL"
+            text = f"{asked}\n{expected:.0f} mL\n\nmeasured\n" + ("—" if pd.isna(measured) else f"{measured:.0f} mL")
             axes.text(-0.02, 0.5, text, transform=axes.transAxes, ha="right", va="center", fontsize=8)
     pictures.supxlabel(
         f"Rows by {QUANTITIES[quantity]}. The subject's left is at the picture's right. Synthetic, not for clinical use.",
@@ -333,7 +341,8 @@ def gallery(cohort: Cohort, participants: Sequence[str], quantity: str, asked: s
     figures = []
     for participant in participants:
         expected, measured = cohort.expected.loc[participant], cohort.measured.loc[participant]
-        volumes = f"{asked} {expected[quantity]:.1f} mL, measured {measured[quantity]:.1f} mL"
+        volumes = f"{asked} {expected[quantity]:.1f} mL, "
+        volumes += "could not be measured" if pd.isna(measured[quantity]) else f"measured {measured[quantity]:.1f} mL"
         others = [f"{name} {expected[name]:g}" if isinstance(expected[name], float) else f"{name} {expected[name]}"
                   for name in cohort.expected if name not in (quantity, "split")]  # fmt: skip
         flags = measured.get("flags")
@@ -346,9 +355,10 @@ def gallery(cohort: Cohort, participants: Sequence[str], quantity: str, asked: s
 
 def describe(cohort: Cohort) -> str:
     """Name and counts of a cohort, and of the part that was measured."""
-    listed, measured = f"{cohort.listed} subjects", f"{len(cohort.measured)}"
-    if "split" in cohort.expected:
-        listed += f" ({_counts(_read_table(cohort.folder / 'participants.tsv')['split'])})"
+    everyone = _read_table(cohort.folder / "participants.tsv")
+    listed, measured = f"{len(everyone)} subjects", f"{len(cohort.measured)}"
+    if "split" in everyone:
+        listed += f" ({_counts(everyone['split'])})"
         measured += f" ({_counts(cohort.expected['split'])})"
     return f"{cohort.name}, {listed}, of which {measured} were measured"
 
@@ -378,7 +388,7 @@ def make_page(
         provenance: rows of name and value.
     """
     generated, scans = cohorts["generated"], cohorts.get("cohort")
-    refused = generated.listed - len(generated.measured)
+    refused = int(generated.measured[quantity].isna().sum())
     rows = agreement_rows(generated, "Generated, requested against measured")
     if scans:
         rows += agreement_rows(scans, "Scans of the cohort, true against measured")
@@ -387,8 +397,7 @@ def make_page(
         "<h1>Synthetic brain MRI: a generated cohort</h1>",
         '<p class="note"><b>Synthetic images, made by a generative model; they show no person. '
         "For research only, not for clinical use.</b></p>",
-        f"<p>{generated.listed} generated volumes in <code>{html.escape(generated.folder.name)}</code>, "
-        f"{len(generated.measured)} of them measured"
+        f"<p>{len(generated.expected)} generated volumes in <code>{html.escape(generated.folder.name)}</code>"
         + (f"; <b>{refused} could not be measured and count in no number below</b>" if refused else "")
         + (f". Beside them scans of: {html.escape(describe(scans))}." if scans else ".")
         + "</p>",
@@ -460,7 +469,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.output.suffix != ".html":
         parser.error(f"--output must end in .html, got {options.output}")
     try:
-        cohorts = {"generated": read_cohort(options.generated, options.measured)}
+        cohorts = {"generated": read_cohort(options.generated, options.measured, everyone=True)}
         if options.real:
             cohorts["cohort"] = read_cohort(options.real, options.real_measured)
         quantity = cohorts["generated"].quantities()[0]

@@ -149,6 +149,12 @@ def test_volumes_that_could_not_be_measured_are_counted(tmp_path):
     page = page_of(generated)
     assert "6 generated volumes" in page and "1 could not be measured" in page
     assert cells(page, "Generated, requested against measured: lateral ventricles")[0] == "5"
+    assert "requested 10.0 mL, could not be measured" in page
+
+
+def test_a_cohort_of_noise_is_shown_all_the_same(tmp_path):
+    page = page_of(make_cohort(tmp_path / "generated", ["sub-1", "sub-2"], [10.0, 20.0], [np.nan, np.nan]))
+    assert "2 could not be measured" in page and page.count("<figure>") == 2
 
 
 def test_too_few_volumes_say_so_instead_of_a_number(tmp_path):
