@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from demo_atlas import CLASSES, Atlas, sample_grid
 from demo_head import surround
+from scipy.spatial.transform import Rotation
 from simulate_t1w import acquire, smooth_field
 
 FIELD_OF_VIEW_MM = (160, 224, 160)
@@ -31,7 +32,11 @@ LABELS = {
     16: "skull",
     17: "scalp and face",
 }
-VENTRICLES, BRAIN, INTRACRANIAL = (6, 7), (2, 3, 4, 5, 9, 10, 11, 12, 13, 14, 15), range(1, 16)
+VOLUMES = {
+    "ventricles_ml": (6, 7),
+    "brain_ml": (2, 3, 4, 5, 9, 10, 11, 12, 13, 14, 15),
+    "icv_ml": tuple(range(1, 16)),
+}
 BRAIN_STEM = 15
 LEFT_LABEL = {"cortex": 2, "white_matter": 4, "deep_grey": 9, "cerebellar_cortex": 11, "cerebellar_white_matter": 13}
 LEFT_LABEL["brain_stem"] = BRAIN_STEM  # the only tissue without sides; elsewhere the right label is one more
@@ -73,12 +78,10 @@ def affine_of(spacing_mm: float) -> np.ndarray:
     return affine
 
 
-def measure_ml(labels: np.ndarray, spacing_mm: float) -> dict[str, float]:
-    """Volumes in mL: voxels of the label map times the volume of a voxel."""
+def measure_ml(labels: np.ndarray, spacing_mm: float, groups: dict[str, tuple] = VOLUMES) -> dict[str, float]:
+    """Volumes in mL: voxels whose value is in each group of label values, times the volume of a voxel."""
     voxel_ml = spacing_mm**3 / 1000
-    counts = np.bincount(labels.ravel(), minlength=len(LABELS))
-    groups = {"ventricles_ml": VENTRICLES, "brain_ml": BRAIN, "icv_ml": INTRACRANIAL}
-    return {name: float(counts[list(values)].sum() * voxel_ml) for name, values in groups.items()}
+    return {name: float(np.isin(labels, values).sum() * voxel_ml) for name, values in groups.items()}
 
 
 @torch.no_grad()
@@ -116,10 +119,22 @@ def _normal(generator, size):
     return torch.randn(size, generator=generator).numpy()
 
 
-def _voxel_centres_mm(shape, spacing_mm):
+def voxel_centres_mm(shape, spacing_mm):
     first_mm = CORNER_MM + spacing_mm / 2
     axes = [first + spacing_mm * torch.arange(size) for first, size in zip(first_mm, shape, strict=True)]
     return torch.stack(torch.meshgrid(*axes, indexing="ij")).float()  # (3, X, Y, Z)
+
+
+def random_warp(generator: torch.Generator) -> torch.Tensor:
+    """Smooth displacement (3, 40, 56, 40) in mm on a 4 mm lattice over the box, a few mm at most places, no folds."""
+    lattice = tuple(size // 4 for size in FIELD_OF_VIEW_MM)
+    lattice_mm = voxel_centres_mm(lattice, 4)
+    velocity = 2.0 * torch.cat([smooth_field(generator, lattice, 4, 45.0) for _ in range(3)])
+    velocity += 0.75 * torch.cat([smooth_field(generator, lattice, 4, 20.0) for _ in range(3)])
+    shift_mm = velocity / 16
+    for _ in range(4):  # scaling and squaring: a stationary velocity field keeps the anatomy in one piece
+        shift_mm = shift_mm + sample_grid(shift_mm, lattice_mm + shift_mm, CORNER_MM + 2, 4)
+    return shift_mm
 
 
 def _warp(person, atlas, shape, generator):
@@ -127,24 +142,9 @@ def _warp(person, atlas, shape, generator):
     spacing_mm = atlas.spacing_mm
     aspect = np.exp(0.02 * _normal(generator, 3))
     aspect /= aspect.prod() ** (1 / 3)
-    rotation = np.eye(3)
-    for (i, j), angle in zip([(1, 2), (0, 2), (0, 1)], np.deg2rad(2.0 * _normal(generator, 3)), strict=True):
-        turn = np.eye(3)
-        turn[i, i] = turn[j, j] = np.cos(angle)
-        turn[j, i] = np.sin(angle)
-        turn[i, j] = -turn[j, i]
-        rotation = rotation @ turn
-
-    # A stationary velocity field on a 4 mm lattice, integrated by scaling and squaring, keeps the anatomy in one piece.
-    lattice = tuple(size // 4 for size in FIELD_OF_VIEW_MM)
-    lattice_mm = _voxel_centres_mm(lattice, 4)
-    velocity = 2.0 * torch.cat([smooth_field(generator, lattice, 4, 45.0) for _ in range(3)])
-    velocity += 0.75 * torch.cat([smooth_field(generator, lattice, 4, 20.0) for _ in range(3)])
-    shift_mm = velocity / 16
-    for _ in range(4):
-        shift_mm = shift_mm + sample_grid(shift_mm, lattice_mm + shift_mm, CORNER_MM + 2, 4)
-    centred_mm = _voxel_centres_mm(shape, spacing_mm)
-    shift_mm = sample_grid(shift_mm, centred_mm, CORNER_MM + 2, 4)
+    rotation = Rotation.from_euler("xyz", 2.0 * _normal(generator, 3), degrees=True).as_matrix()
+    centred_mm = voxel_centres_mm(shape, spacing_mm)
+    shift_mm = sample_grid(random_warp(generator), centred_mm, CORNER_MM + 2, 4)
     centred_mm = centred_mm - CENTRE_MM
 
     scale = (person.icv_ml / atlas.icv_ml) ** (1 / 3)

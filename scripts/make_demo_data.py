@@ -3,7 +3,9 @@
     python scripts/make_demo_data.py DIR --subjects 120 --spacing_mm 4 --seed 0
 
 Heads are the ICBM152 template (inside the nilearn package) warped to each subject's head size, ventricular volume and
-brain volume. For demonstrations and tests; research only, not for clinical use.
+brain volume. With `--labels MAPS` they are FreeSurfer or SynthSeg label maps of yours, painted with T1w contrast, one
+subject for each map (after that the maps are used again, deformed). For demonstrations and tests; research only, not
+for clinical use.
 """
 
 import argparse
@@ -11,44 +13,52 @@ import json
 import os
 import shutil
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from functools import lru_cache
+from functools import lru_cache, partial
 from multiprocessing import get_context
 from pathlib import Path
 
+import demo_subject
+import label_subject
 import nibabel as nib
 import numpy as np
 import pandas as pd
 import torch
 from demo_atlas import load_atlas
-from demo_subject import LABELS, Person, affine_of, make_subject, measure_ml
+from demo_subject import Person, affine_of, measure_ml
 from tqdm import tqdm
 
-VERSION = "1.1"
+VERSION = "1.2"
 SPACINGS_MM = (1, 2, 4, 8)  # these divide the field of view, 160 x 224 x 160 mm
 TEMPLATE_ICV_ML = 1902.0  # intracranial volume of the template, to which brain_normalised_ml refers
 SPLIT_BY_LAST_DIGIT = ["train"] * 7 + ["validation"] + ["test"] * 2
-COLUMNS = {
-    "age": {"Description": "Age drawn for the subject", "Units": "years"},
-    "sex": {"Description": "Sex drawn for the subject; sets head size", "Levels": {"F": "female", "M": "male"}},
-    "ventricles_ml": {
-        "Description": "Volume of the lateral ventricles: voxels labelled 6 or 7 in the dseg times voxel volume",
-        "Units": "mL",
-    },
-    "brain_ml": {
-        "Description": "Grey and white matter, cerebellum and brain stem: voxels labelled 2-5, 9-15 times voxel volume",
-        "Units": "mL",
-    },
-    "icv_ml": {"Description": "Intracranial volume: voxels labelled 1-15 times voxel volume", "Units": "mL"},
-    "brain_normalised_ml": {
-        "Description": "Brain volume normalised for head size (the idea of SIENAX and UK Biobank field 25009): "
-        f"brain_ml * {TEMPLATE_ICV_ML:.0f} / icv_ml, where {TEMPLATE_ICV_ML:.0f} mL is the ICBM152 template's icv",
-        "Units": "mL",
-    },
-    "split": {
-        "Description": "Suggested use, by the last digit of the number: 70 / 10 / 20 %",
-        "Levels": {"train": "training", "validation": "choosing models", "test": "reported results only"},
-    },
-}
+
+
+def describe_columns(volumes: dict[str, tuple]) -> dict:
+    """participants.json; `volumes` holds the label values that are counted for each volume."""
+    voxels = {name: f"voxels labelled {_ranges(values)} in the dseg times voxel volume" for name, values in volumes.items()}
+    normalised = f"brain_ml * {TEMPLATE_ICV_ML:.0f} / icv_ml, where {TEMPLATE_ICV_ML:.0f} mL is the ICBM152 template's icv"
+    return {
+        "age": {"Description": "Age drawn for the subject", "Units": "years"},
+        "sex": {"Description": "Sex drawn for the subject; sets head size", "Levels": {"F": "female", "M": "male"}},
+        "ventricles_ml": {"Description": f"Lateral ventricles: {voxels['ventricles_ml']}", "Units": "mL"},
+        "brain_ml": {"Description": f"Brain without ventricles: {voxels['brain_ml']}", "Units": "mL"},
+        "icv_ml": {"Description": f"Intracranial volume inside the image: {voxels['icv_ml']}", "Units": "mL"},
+        "brain_normalised_ml": {
+            "Description": f"Brain volume normalised for head size, as in SIENAX and UK Biobank field 25009: {normalised}",
+            "Units": "mL",
+        },
+        "split": {
+            "Description": "Suggested use, by the last digit of the subject's number",
+            "Levels": {"train": "training, 70 %", "validation": "choosing models, 10 %", "test": "results only, 20 %"},
+        },
+    }
+
+
+def _ranges(values) -> str:
+    """(2, 3, 4, 9) as '2-4, 9'."""
+    starts = [value for value in sorted(values) if value - 1 not in values]
+    ends = [value for value in sorted(values) if value + 1 not in values]
+    return ", ".join(f"{a}-{b}" if b > a else f"{a}" for a, b in zip(starts, ends, strict=True))
 
 
 def draw_person(rng: np.random.Generator, covariates: str) -> Person:
@@ -82,25 +92,33 @@ def participant_id(number: int) -> str:
     return f"sub-{number:04d}"
 
 
-def write_subject(folder: Path, number: int, settings: dict) -> None:
+def write_subject(folder: Path, number: int, settings: dict, maps: list[Path]) -> None:
     """Write subject `number`: dseg, T1w and, last, the sidecar, whose presence says that the subject is whole."""
     name, spacing_mm, seed = participant_id(number), settings["spacing_mm"], settings["seed"]
     person_seed, head_seed = np.random.SeedSequence([seed, number]).spawn(2)
-    person = draw_person(np.random.default_rng(person_seed), settings["covariates"])
-    image, labels = make_subject(person, _atlas(spacing_mm), int(head_seed.generate_state(1)[0]))
+    image_seed = int(head_seed.generate_state(1)[0])
+    if maps:
+        path = maps[(number - 1) % len(maps)]
+        row, source = {"age": None, "sex": None}, {"LabelMap": path.name}
+        image, labels = label_subject.make_subject(path, spacing_mm, image_seed, warp=number > len(maps))
+        volumes = measure_ml(labels, spacing_mm, label_subject.VOLUMES)
+    else:
+        person = draw_person(np.random.default_rng(person_seed), settings["covariates"])
+        row, source = {"age": person.age_years, "sex": person.sex}, {}
+        image, labels = demo_subject.make_subject(person, _atlas(spacing_mm), image_seed)
+        volumes = measure_ml(labels, spacing_mm, demo_subject.VOLUMES)
+    row |= volumes | {"brain_normalised_ml": volumes["brain_ml"] * TEMPLATE_ICV_ML / volumes["icv_ml"]}
 
     affine = affine_of(spacing_mm)
-    save_image(labels, affine, folder / "derivatives" / "labels" / name / "anat" / f"{name}_dseg.nii.gz")
-    save_image(image, affine, folder / name / "anat" / f"{name}_T1w.nii.gz")
-    volumes = measure_ml(labels, spacing_mm)
-    normalised_ml = volumes["brain_ml"] * TEMPLATE_ICV_ML / volumes["icv_ml"]
-    row = {"age": person.age_years, "sex": person.sex, **volumes, "brain_normalised_ml": normalised_ml}
+    save_image(labels, affine, folder / "derivatives" / "labels" / name / "anat" / f"{name}_dseg.nii.gz", labels.dtype)
+    save_image(image, affine, folder / name / "anat" / f"{name}_T1w.nii.gz", np.uint8)
     sidecar = {
         "Synthetic": True,
-        "Description": "Simulated T1w MRI of a head that does not exist. Not for clinical use.",
+        "Description": "Simulated T1w MRI, not a scan of anybody. Not for clinical use.",
         "Modality": "MR",
         "Units": "arbitrary, the brain's 99.8th percentile is 1",
         "DemoSettings": settings,
+        **source,
         "Participant": {key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()},
     }
     write_text(folder / name / "anat" / f"{name}_T1w.json", json.dumps(sidecar, indent=2) + "\n")
@@ -112,30 +130,30 @@ def _atlas(spacing_mm):
     return load_atlas(spacing_mm)
 
 
-def save_image(values: np.ndarray, affine: np.ndarray, path: Path) -> None:
-    """Write NIfTI in 8 bits (scaled where `values` are floats), sform and qform in MNI space, in one piece."""
+def save_image(values: np.ndarray, affine: np.ndarray, path: Path, stored_type) -> None:
+    """Write NIfTI in one piece, sform and qform in MNI space; floats stored as integers get a scale factor."""
     image = nib.Nifti1Image(values, affine)
-    image.set_data_dtype(np.uint8)
+    image.set_data_dtype(stored_type)
     image.header.set_xyzt_units("mm", "sec")
     image.set_sform(affine, code="mni")
     image.set_qform(affine, code="mni")
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".partial-{path.name}")
+    unfinished = path.with_name(f".partial-{path.name}")
     try:
-        nib.save(image, partial)
-        os.replace(partial, path)
+        nib.save(image, unfinished)
+        os.replace(unfinished, path)
     finally:
-        partial.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".partial-{path.name}")
-    partial.write_text(text)
-    os.replace(partial, path)
+    unfinished = path.with_name(f".partial-{path.name}")
+    unfinished.write_text(text)
+    os.replace(unfinished, path)
 
 
-def prepare_folder(folder: Path, settings: dict, fresh: bool) -> None:
+def prepare_folder(folder: Path, settings: dict, label_names: dict[int, str], fresh: bool) -> None:
     """Refuse a folder that holds anything else than this cohort; write the dataset's descriptions.
 
     Raises:
@@ -150,8 +168,11 @@ def prepare_folder(folder: Path, settings: dict, fresh: bool) -> None:
             problem = f"{folder} is not empty and was not made by make_demo_data.py. Name an empty folder."
             raise ValueError(problem) from None
     if found and fresh:
-        for subject in [*folder.glob("sub-*"), *folder.glob("derivatives/labels/sub-*")]:
-            shutil.rmtree(subject)
+        for sidecar in folder.glob("sub-*/anat/*_T1w.json"):
+            if "DemoSettings" in json.loads(sidecar.read_text()):  # leave what somebody else put there
+                name = sidecar.parents[1].name
+                shutil.rmtree(folder / name)
+                shutil.rmtree(folder / "derivatives" / "labels" / name)
         (folder / "participants.tsv").unlink(missing_ok=True)
     elif found and found != settings:
         differing = [key for key in settings if found.get(key) != settings[key]]
@@ -159,18 +180,19 @@ def prepare_folder(folder: Path, settings: dict, fresh: bool) -> None:
         raise ValueError(f"{folder} holds a demo cohort made with {changes}. Name another folder, or add --fresh.")
 
     common = {"BIDSVersion": "1.9.0", "DemoSettings": settings}
-    common["Acknowledgements"] = "Made from the ICBM 152 2009a template, (C) McConnell Brain Imaging Centre, MNI"
+    if "covariates" in settings:
+        common["Acknowledgements"] = "Made from the ICBM 152 2009a template, (C) McConnell Brain Imaging Centre, MNI"
     common["GeneratedBy"] = [{"Name": "make_demo_data.py", "Version": VERSION}]
     raw = {"Name": "Synthetic brain T1w MRI (not real subjects)", "DatasetType": "raw"} | common
     labels = {"Name": "Label maps of the synthetic subjects", "DatasetType": "derivative"} | common
     label_folder = folder / "derivatives" / "labels"
     write_text(description_path, json.dumps(raw, indent=2) + "\n")
     write_text(label_folder / "dataset_description.json", json.dumps(labels, indent=2) + "\n")
-    rows = "".join(f"{value}\t{name}\n" for value, name in LABELS.items())
+    rows = "".join(f"{value}\t{name}\n" for value, name in label_names.items())
     write_text(label_folder / "dseg.tsv", "index\tname\n" + rows)
 
 
-def write_participants(folder: Path) -> pd.DataFrame:
+def write_participants(folder: Path, volumes: dict[str, tuple]) -> pd.DataFrame:
     """Write participants.tsv and .json from the sidecars of all whole subjects."""
     rows = []
     for path in sorted(folder.glob("sub-*/anat/*_T1w.json")):
@@ -178,26 +200,35 @@ def write_participants(folder: Path) -> pd.DataFrame:
         row = {"participant_id": name} | json.loads(path.read_text())["Participant"]
         rows.append(row | {"split": SPLIT_BY_LAST_DIGIT[(int(name[4:]) - 1) % 10]})
     table = pd.DataFrame(rows)
-    write_text(folder / "participants.json", json.dumps(COLUMNS, indent=2) + "\n")
-    write_text(folder / "participants.tsv", table.to_csv(sep="\t", index=False))
+    write_text(folder / "participants.json", json.dumps(describe_columns(volumes), indent=2) + "\n")
+    write_text(folder / "participants.tsv", table.to_csv(sep="\t", index=False, na_rep="n/a"))
     return table
 
 
-def make_cohort(folder: Path, subjects: int, settings: dict, workers: int = 1, fresh: bool = False) -> pd.DataFrame:
-    """Make subjects 1 to `subjects` (those already there are kept) and return participants.tsv as a table."""
-    prepare_folder(folder, settings, fresh)
+def make_cohort(
+    folder: Path, subjects: int, settings: dict, maps: list[Path] = (), workers: int = 1, fresh: bool = False
+) -> pd.DataFrame:
+    """Make subjects 1 to `subjects` (those already there are kept) and return participants.tsv as a table.
+
+    Subjects are heads of the template, or of the label maps in `maps` if there are any.
+    """
+    for path in maps:
+        label_subject.read_label_map(path)  # a bad map is refused before work starts
+    anatomy = label_subject if maps else demo_subject
+    prepare_folder(folder, settings, anatomy.LABELS, fresh)
     names = {number: participant_id(number) for number in range(1, subjects + 1)}
     missing = [n for n, name in names.items() if not (folder / name / "anat" / f"{name}_T1w.json").exists()]
-    if missing:
+    if missing and not maps:
         load_atlas(settings["spacing_mm"])  # build it once, before the workers ask for it
+    write = partial(write_subject, folder, settings=settings, maps=maps)
     with tqdm(total=subjects, initial=subjects - len(missing), unit="subject") as progress:
         if workers == 1:
             for number in missing:
-                write_subject(folder, number, settings)
+                write(number)
                 progress.update()
         else:
             with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-                jobs = [pool.submit(write_subject, folder, number, settings) for number in missing]
+                jobs = [pool.submit(write, number) for number in missing]
                 try:
                     for job in as_completed(jobs):
                         job.result()
@@ -205,30 +236,41 @@ def make_cohort(folder: Path, subjects: int, settings: dict, workers: int = 1, f
                 except BaseException:
                     pool.shutdown(cancel_futures=True)  # do not make the rest first
                     raise
-    return write_participants(folder)
+    return write_participants(folder, anatomy.VOLUMES)
 
 
 def parse_arguments(arguments=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, metavar="DIR", help="where the cohort goes; made if missing")
-    parser.add_argument("--subjects", type=int, default=120, help="number of subjects (default 120)")
+    parser.add_argument("--subjects", type=int, help="number of subjects (default 120, or one for each label map)")
     parser.add_argument("--spacing_mm", type=int, default=4, choices=SPACINGS_MM, help="voxel size (default 4)")
     parser.add_argument("--seed", type=int, default=0, help="same seed, same subjects (default 0)")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: all cores)")
-    parser.add_argument("--covariates", choices=("wide", "natural"), default="wide")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: one for each core)")
+    anatomy = parser.add_mutually_exclusive_group()
+    anatomy.add_argument("--covariates", choices=("wide", "natural"), default="wide", help="see draw_person (default wide)")
+    anatomy.add_argument("--labels", type=Path, metavar="MAPS", help="folder of FreeSurfer / SynthSeg maps, *.nii.gz")
     parser.add_argument("--fresh", action="store_true", help="replace a demo cohort that is already in DIR")
     options = parser.parse_args(arguments)
     for name, least in {"subjects": 1, "workers": 1, "seed": 0}.items():
-        if getattr(options, name) < least:
-            parser.error(f"--{name} must be at least {least}, got {getattr(options, name)}")
+        value = getattr(options, name)
+        if value is not None and value < least:
+            parser.error(f"--{name} must be at least {least}, got {value}")
     return options
 
 
 def main(arguments=None) -> None:
     options = parse_arguments(arguments)
-    settings = {"version": VERSION} | {key: getattr(options, key) for key in ("seed", "spacing_mm", "covariates")}
+    settings = {"version": VERSION, "seed": options.seed, "spacing_mm": options.spacing_mm}
+    maps = sorted(options.labels.glob("*.nii.gz")) if options.labels else []
+    if maps:
+        settings["labels"] = [path.name for path in maps]
+    elif options.labels:
+        raise SystemExit(f"error: no *.nii.gz in {options.labels}. --labels takes a folder of label maps.")
+    else:
+        settings["covariates"] = options.covariates
+    subjects = options.subjects or len(maps) or 120
     try:
-        table = make_cohort(options.folder, options.subjects, settings, options.workers, options.fresh)
+        table = make_cohort(options.folder, subjects, settings, maps, options.workers, options.fresh)
     except ValueError as error:
         raise SystemExit(f"error: {error}") from None
     low, high = table["ventricles_ml"].min(), table["ventricles_ml"].max()

@@ -200,9 +200,12 @@ def test_a_folder_with_other_data_is_refused_and_left_alone(tmp_path, fresh):
 def test_fresh_replaces_a_cohort_of_other_settings(tmp_path):
     make_demo_data.make_cohort(tmp_path, 2, SETTINGS)
     before = (tmp_path / "sub-0001/anat/sub-0001_T1w.nii.gz").read_bytes()
+    notes = tmp_path / "sub-real" / "notes.txt"
+    notes.parent.mkdir()
+    notes.write_text("not demo data")
     table = make_demo_data.make_cohort(tmp_path, 1, SETTINGS | {"seed": 6}, fresh=True)
     assert list(table["participant_id"]) == ["sub-0001"] and len(image_paths(tmp_path)) == 2
-    assert (tmp_path / "sub-0001/anat/sub-0001_T1w.nii.gz").read_bytes() != before
+    assert (tmp_path / "sub-0001/anat/sub-0001_T1w.nii.gz").read_bytes() != before and notes.exists()
 
 
 def test_wide_covariates_are_spread_and_tell_the_two_volumes_apart():
