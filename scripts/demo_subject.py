@@ -98,9 +98,7 @@ def make_subject(person: Person, atlas: Atlas, seed: int) -> tuple[np.ndarray, n
     head_mm, scale = _warp(person, atlas, shape, generator)
     maps = atlas.sample(head_mm, "skull_distance", "ventricle_distance", "ventricle_normal")
     skull_distance, ventricle_distance, normal = maps[0] * scale, maps[1] * scale, maps[2]  # mm in the subject
-    weights, labels, detail = _tissues(
-        person, atlas, head_mm, scale, skull_distance, ventricle_distance, normal, generator
-    )
+    weights, labels, detail = _tissues(person, atlas, head_mm, scale, skull_distance, ventricle_distance, normal, generator)
 
     signal = sum(weight * mean_signal[name] for name, weight in weights.items()) + detail
     texture = 0.6 * smooth_field(generator, shape, spacing_mm, max(3.0, 1.5 * spacing_mm))[0]
