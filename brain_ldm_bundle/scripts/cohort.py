@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -38,7 +40,10 @@ def read_requests(schema: CovariateSchema, table: str | Path | None, single: Map
     if not single:
         flags = " ".join(f"--{name} ..." for name in schema.names)
         raise ValueError(f"nothing was requested. Give --requests TABLE.tsv, or one volume's covariates: {flags}")
-    return [{"participant_id": "sub-0001"} | single_request(schema, single)]
+    row = single_request(schema, single)
+    # Named for what it is, so that another request does not replace it.
+    name = hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()[:8]
+    return [{"participant_id": f"sub-{name}"} | row]
 
 
 def pending(
@@ -76,8 +81,7 @@ def request_batch(batch: Sequence[dict], device: torch.device, non_blocking: boo
 class WriteVolumes:
     """Write each volume that an evaluator makes; one that cannot be written does not keep the others from being made.
 
-    Raises, once all rows are done:
-        RuntimeError: rows whose volumes were not finite, by name. A full disk (OSError) ends the run at once.
+    A full disk (OSError) does end the run: what is written stays, and the same command goes on later.
     """
 
     def __init__(self, derivative: Derivative) -> None:
@@ -85,16 +89,16 @@ class WriteVolumes:
         self.problems: list[str] = []
 
     def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._write)
-        engine.add_event_handler(Events.COMPLETED, self._report)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
-    def _write(self, engine: Engine) -> None:
+    def __call__(self, engine: Engine) -> None:
         for item, volume in zip(engine.state.batch, engine.state.output["pred"]):
             try:
                 self.derivative.write(item["request"], volume[0].cpu(), item["provenance"])
             except ValueError as error:
                 self.problems.append(str(error))
 
-    def _report(self, engine: Engine) -> None:
+    def report(self) -> None:
+        """End with an error that names the rows without a volume, if there are any."""
         if self.problems:
             raise RuntimeError("\n".join([f"{len(self.problems)} volumes were not written, all others were:", *self.problems]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import gzip
 import json
 import platform
@@ -39,7 +40,7 @@ class Derivative:
         output_dir/dataset_description.json, README, participants.tsv, participants.json
         output_dir/sub-X/anat/sub-X_T1w.nii.gz, sub-X_T1w.json
 
-    Several processes may write different participants at once; one of them calls `finish`. The sidecar is written last:
+    Several processes may write different participants at once; each calls `finish` at its end. The sidecar is written last:
     an image without it counts as not made.
 
     Args:
@@ -144,6 +145,11 @@ class Derivative:
         Returns:
             The participants of `rows` that have no volume.
         """
+        with open(self.output_dir / ".participants.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # of several ranks the last one to come here sees the volumes of all
+            return self._finish(rows)
+
+    def _finish(self, rows: Sequence[Mapping]) -> list[str]:
         made = {}
         for image_file in sorted(self.output_dir.glob("sub-*/anat/sub-*_T1w.nii.gz")):
             sidecar = _read_sidecar(image_file)

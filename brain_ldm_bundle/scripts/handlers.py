@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import signal
+import threading
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -65,6 +66,7 @@ class Resume:
         self.writes = writes
         self.every_minutes = every_minutes
         self.terminated = False
+        self._before = None
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.STARTED, self.load)
@@ -74,7 +76,8 @@ class Resume:
 
     def load(self, engine: Engine) -> None:
         self._last_save = time.monotonic()
-        self._before = signal.signal(signal.SIGTERM, self._on_sigterm)
+        if threading.current_thread() is threading.main_thread():  # only there may signals be caught
+            self._before = signal.signal(signal.SIGTERM, self._on_sigterm)
         if not self.path.exists():
             return
         state = torch.load(self.path, map_location="cpu", weights_only=True)
@@ -110,7 +113,8 @@ class Resume:
         self.terminated = True
 
     def _release(self, engine: Engine, error: BaseException | None = None) -> None:
-        signal.signal(signal.SIGTERM, self._before)
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
         if error is not None:
             raise error
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from monai.networks.nets import AutoencoderKL, DiffusionModelUNet, PatchDiscriminator
 
-__all__ = ["Autoencoder", "DiffusionUNet", "Discriminator"]
+__all__ = ["Autoencoder", "DiffusionUNet", "Discriminator", "check_sizes"]
 
 
 class Autoencoder(AutoencoderKL):
@@ -123,3 +123,17 @@ class Discriminator(PatchDiscriminator):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Logits of the patches of a volume (B, 1, D, H, W); MONAI returns the feature maps of every layer too."""
         return super().forward(x)[-1]
+
+
+def check_sizes(image_size: Sequence[int], autoencoder_channels: Sequence[int], unet_channels: Sequence[int]) -> None:
+    """Refuse an image size that the levels of the two networks cannot halve, before hours go into the first of them.
+
+    Raises:
+        ValueError: a side that is no multiple of the factor.
+    """
+    factor = 2 ** (len(autoencoder_channels) - 1 + len(unet_channels) - 1)
+    if any(side % factor for side in image_size):
+        raise ValueError(
+            f"image size {tuple(image_size)}: every side must be a multiple of {factor}, which {len(autoencoder_channels)} "
+            f"levels of the autoencoder and {len(unet_channels)} of the U-Net ask for. Use another spacing or fewer levels"
+        )
