@@ -25,6 +25,7 @@ import numpy as np
 import pandas as pd
 from agreement import agreement
 from matplotlib.figure import Figure
+from scipy.optimize import linear_sum_assignment
 from three_planes import three_planes
 
 QUANTITIES = {
@@ -237,12 +238,12 @@ def evenly(items: Sequence[str], count: int) -> list[str]:
     return [items[i] for i in np.linspace(0, len(items) - 1, count).round().astype(int)]
 
 
-def nearest(cohort: Cohort, quantity: str, wanted: Sequence[float]) -> list[str]:
-    """For each wanted value the participant nearest to it, none twice; fewer when the cohort is too small."""
-    left, chosen = cohort.expected[quantity].copy(), []
-    for value in wanted[: len(left)]:
-        chosen.append((left - value).abs().idxmin())
-        left = left.drop(chosen[-1])
+def nearest(cohort: Cohort, quantity: str, wanted: Sequence[float]) -> list[str | None]:
+    """For each wanted value a participant near it, none twice, None where the cohort is too small: least total distance."""
+    distance = np.abs(np.subtract.outer(np.asarray(wanted, float), cohort.expected[quantity].to_numpy(float)))
+    chosen: list[str | None] = [None] * len(wanted)
+    for row, column in zip(*linear_sum_assignment(distance)):
+        chosen[row] = cohort.expected.index[column]
     return chosen
 
 
@@ -284,7 +285,7 @@ def overview(cohorts: dict[str, Cohort], quantity: str) -> bytes:
         for row in range(rows):
             axes = grid[row, column]
             axes.set_axis_off()
-            if row >= len(participants):
+            if participants[row] is None:
                 continue
             planes = three_planes(cohorts[kind].image(participants[row]))
             axes.imshow(planes, cmap="gray", vmin=0, vmax=1, interpolation="bilinear")

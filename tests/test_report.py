@@ -251,4 +251,5 @@ def test_mistakes_are_named_and_no_page_is_written(generated, change):
 def test_each_scan_of_the_cohort_is_shown_once(tmp_path):
     volumes_ml = [10.0, 20.0, 90.0]
     cohort = report.read_cohort(*make_cohort(tmp_path / "real", ["sub-1", "sub-2", "sub-3"], volumes_ml, volumes_ml))
-    assert report.nearest(cohort, "ventricles_ml", [11.0, 12.0, 13.0, 14.0]) == ["sub-1", "sub-2", "sub-3"]
+    assert report.nearest(cohort, "ventricles_ml", [11.0, 16.0]) == ["sub-1", "sub-2"]
+    assert report.nearest(cohort, "ventricles_ml", [9.0, 21.0, 50.0, 80.0]) == ["sub-1", "sub-2", None, "sub-3"]

@@ -1,0 +1,151 @@
+"""Every command that a README shows is right: its files, settings and options exist, and a slow test runs it small.
+
+A command of a form that is not known here makes these tests fail: teach them to run it.
+"""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import pytest
+from conftest import ROOT
+
+from brain_ldm_bundle.scripts import overrides
+from brain_ldm_bundle.scripts.covariates import CovariateSchema
+
+README = ROOT / "README.md"
+BUNDLE_README = ROOT / "brain_ldm_bundle" / "docs" / "README.md"
+
+# Run by other tests, or needing what a test cannot have.
+RUN_ELSEWHERE = {
+    "bash scripts/demo.sh": "test_demo.py",
+    "bash scripts/test.sh": "runs these tests",
+    "python -m monai.bundle download_large_files --bundle_path brain_ldm_bundle": "needs a network; test_published.py",
+    "published.json": "needs 2.3 GB of weights; test_published.py",
+}
+
+
+def commands(readme):
+    blocks = re.findall(r"^```bash\n(.*?)^```", readme.read_text(), re.MULTILINE | re.DOTALL)
+    return [line.strip() for block in blocks for line in block.splitlines() if line.strip()]
+
+
+def run_elsewhere(command):
+    return any(name == command or (name.endswith(".json") and name in command) for name in RUN_ELSEWHERE)
+
+
+@pytest.mark.parametrize("command", commands(README))
+def test_command_of_the_readme_is_valid(command, monkeypatch):
+    check(command, ROOT, monkeypatch)
+
+
+@pytest.mark.parametrize("command", commands(BUNDLE_README))
+def test_command_of_the_bundles_readme_is_valid(command, monkeypatch):
+    check(command, BUNDLE_README.parents[1], monkeypatch)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "python scripts/make_request.py a b",
+        "python scripts/make_requests.py a b --row 5",
+        "python scripts/report.py a --measured b",
+        "python -m monai.bundle run trainin --config_file brain_ldm_bundle/configs/train.json",
+        "python -m monai.bundle run training --config_file brain_ldm_bundle/configs/train.json --dataset DIR",
+        "python -m monai.bundle run --config_file brain_ldm_bundle/configs/infer.json",
+        "python -m monai.bundle run --config_file brain_ldm_bundle/configs/inference.json --age 70 --gender F",
+        "bash scripts/all.sh",
+        "make demo",
+    ],
+)
+def test_a_wrong_command_is_noticed(command, monkeypatch):
+    with pytest.raises((AssertionError, ValueError)):
+        check(command, ROOT, monkeypatch)
+
+
+def check(command, folder, monkeypatch):
+    """Fail unless the command is of a known form and what it names exists."""
+    monkeypatch.chdir(folder)
+    words = shlex.split(command)
+    if words[0] == "torchrun":
+        assert words[1:3] == ["--nproc_per_node", "8"]
+        words = ["python", *words[3:]]
+    if words[0] == "bash":
+        assert Path(words[1]).is_file(), f"no {words[1]}"
+    elif words[:3] == ["python", "-m", "monai.bundle"]:
+        check_bundle(words[3:])
+    elif words[0] == "python":
+        check_tool(Path(words[1]), words[2:])
+    else:
+        raise AssertionError(f"no test knows this command: {command}")
+
+
+def check_bundle(words):
+    if words[0] == "download_large_files":
+        assert words[1] == "--bundle_path" and (Path(words[2]) / "large_files.yml").is_file()
+        return
+    assert words[0] == "run"
+    run_id = "run" if words[1].startswith("--") else words[1]
+    given = overrides.command_line(words)
+    files = given["config_file"] if isinstance(given["config_file"], list) else [given["config_file"]]
+    for file in files:
+        assert Path(file).is_file(), f"no {file}"
+    base = Path(files[0])
+    assert run_id in json.loads(base.read_text()), f"no run id {run_id} in {base}"
+    covariates = CovariateSchema.from_file(base.with_name("covariates.json")).names if base.stem == "inference" else []
+    overrides.refuse_unknown(covariates, words)
+
+
+def check_tool(script, words):
+    assert script.is_file(), f"no {script}"
+    source = script.read_text()
+    options = set(re.findall(r'add_argument\(\s*"(--\w+)"', source))
+    unknown = [word for word in words if word.startswith("--") and word not in options]
+    assert not unknown, f"{script} has no option {unknown}"
+    required = re.findall(r'add_argument\(\s*"(--\w+)"[^\n]*required=True', source)
+    assert set(required) <= set(words), f"{script} needs {required}"
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_readme_run_one_after_the_other(tmp_path):
+    """Small: ten simulated heads, the demo's sizes, one epoch, a few steps; two processes instead of eight."""
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+
+    def run(command):
+        process = subprocess.run(["bash", "-c", command], cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert process.returncode == 0, f"{command}\n{process.stdout[-2000:]}\n{process.stderr[-3000:]}"
+
+    run(f"python scripts/make_demo_data.py {tmp_path}/raw_study --subjects 10 --spacing_mm 2 --workers 1")
+    for command in commands(README):
+        if not run_elsewhere(command):
+            run(small(command, tmp_path))
+
+    assert nib.load(next((tmp_path / "one").glob("sub-*/anat/*_T1w.nii.gz"))).shape == (40, 56, 40)
+    assert len(list((tmp_path / "synthetic").glob("sub-*/anat/*_T1w.nii.gz"))) == 5
+    assert len((tmp_path / "sweep.tsv").read_text().splitlines()) == 1 + 12
+    assert "5 generated volumes" in (tmp_path / "report.html").read_text()
+
+
+def small(command, folder):
+    """The command at a size that takes seconds, with its files in `folder`."""
+    command = command.replace("/data/", f"{folder}/").replace("--rows 1000", "--rows 5")
+    models = f"--models_dir {folder}/models"
+    if "prepare_data.py" in command:
+        return f"{command} --spacing_mm 4"
+    if "run training" in command:
+        command = command.replace("--nproc_per_node 8", "--nproc_per_node 2")
+        configs = "brain_ldm_bundle/configs"
+        command = command.replace(f"{configs}/train.json --", f"\"['{configs}/train.json','{configs}/demo.json']\" --")
+        command = command.replace(f"'{configs}/multi_gpu.json'", f"'{configs}/demo.json','{configs}/multi_gpu.json'")
+        sizes = "--autoencoder_epochs 1 --diffusion_epochs 1 --diffusion_batch_size 2"
+        return f"rm -rf {folder}/models; {command} {models} --output_dir {folder}/eval --cache_dir {folder}/cache {sizes}"
+    if "inference.json" in command:
+        return f"{command} {models} --steps 2"
+    if "evaluate.json" in command:
+        return f"{command} {models} --cache_dir {folder}/cache"
+    return command
