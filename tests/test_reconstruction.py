@@ -1,0 +1,57 @@
+import csv
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+from brain_ldm_bundle.scripts import reconstruction
+
+
+def scored(tmp_path, name, pairs):
+    items = [{"participant_id": f"sub-{i}", "image": f"{i}.nii.gz"} for i in range(len(pairs))]
+    scores = reconstruction.Scores(tmp_path / f"{name}.tsv", items)
+    for prediction, image in pairs:
+        scores._score(SimpleNamespace(state=SimpleNamespace(output={"pred": prediction, "label": image})))
+    scores._write(None)
+    with open(tmp_path / f"{name}.tsv", newline="") as file:
+        return list(csv.DictReader(file, delimiter="\t"))
+
+
+def test_scores_agree_with_an_independent_implementation(tmp_path):
+    torch.manual_seed(0)
+    image = torch.nn.functional.avg_pool3d(torch.rand(1, 1, 30, 34, 32), 3, stride=1)
+    prediction = (image + 0.05 * torch.randn_like(image)).clamp(0, 1)
+    (row,) = scored(tmp_path, "reconstruction", [(prediction, image)])
+    a, b = prediction[0, 0].numpy(), image[0, 0].numpy()
+    assert float(row["psnr_db"]) == pytest.approx(peak_signal_noise_ratio(b, a, data_range=1), abs=1e-3)
+    assert float(row["l1"]) == pytest.approx(abs(a - b).mean(), abs=1e-5)
+    # Wang's window; MONAI leaves out the border, where the window does not fit.
+    _, ssim = structural_similarity(b, a, data_range=1, gaussian_weights=True, sigma=1.5, truncate=3.5, full=True,
+                                    use_sample_covariance=False)  # fmt: skip
+    assert float(row["ssim"]) == pytest.approx(ssim[5:-5, 5:-5, 5:-5].mean(), abs=2e-3)
+
+
+def test_the_summary_gives_mean_and_spread_of_both(tmp_path):
+    image = torch.full((1, 1, 12, 13, 14), 0.5)
+    scored(tmp_path, "reconstruction", [(image + 0.1, image), (image + 0.3, image)])
+    scored(tmp_path, "mean_image", [(image + 0.4, image)])
+    summary = reconstruction.summarise(tmp_path)
+    assert summary == json.loads((tmp_path / "reconstruction.json").read_text())
+    assert summary["reconstruction"]["n"] == 2 and summary["mean_image"]["n"] == 1
+    assert summary["reconstruction"]["l1"]["mean"] == pytest.approx(0.2, abs=1e-5)
+    assert summary["reconstruction"]["l1"]["std"] == pytest.approx(0.1, abs=1e-5)
+
+
+def test_the_trivial_answer_is_the_mean_training_scan_for_everyone():
+    scans = {name: torch.rand(1, 4, 6, 5) for name in "ab"}
+    mean = reconstruction.mean_image([{"image": "a"}, {"image": "b"}], lambda item: {"image": scans[item["image"]]})
+    torch.testing.assert_close(mean, (scans["a"] + scans["b"]) / 2)
+    answer = reconstruction.MeanImage(mean)(torch.rand(3, 1, 4, 6, 5), torch.nn.Identity())
+    assert torch.equal(answer, mean.expand(3, -1, -1, -1, -1))
+
+
+def test_an_empty_split_is_refused_with_what_there_is():
+    with pytest.raises(ValueError, match=r"no scans in the split 'test' \(training: 1, test: 0\). Choose another with --split"):
+        reconstruction.held_out({"training": [{}], "test": []}, "test")
