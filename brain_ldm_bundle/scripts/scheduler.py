@@ -51,6 +51,12 @@ class DDIM(DDIMScheduler):
     def set_timesteps(self, num_inference_steps: int, device: torch.device | str | None = None) -> None:
         super().set_timesteps(num_inference_steps, device)
         stride = self.num_train_timesteps // num_inference_steps
+        if stride * num_inference_steps < 0.9 * self.num_train_timesteps:
+            raise ValueError(
+                f"{num_inference_steps} steps of {stride} reach only {stride * num_inference_steps} of the chain's "
+                f"{self.num_train_timesteps}, too few to begin at noise. Use {self.num_train_timesteps // (stride + 1)} "
+                f"or {self.num_train_timesteps // stride} steps."
+            )
         self.timesteps = torch.arange(num_inference_steps - 1, -1, -1, device=device) * stride
 
 

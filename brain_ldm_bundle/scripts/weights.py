@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import pickle
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -86,8 +85,10 @@ def read_recipe(path: str | Path) -> dict:
 def _read(path: Path, **options):
     try:
         return torch.load(path, map_location="cpu", weights_only=True, **options)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0]
+    except PermissionError:
+        raise
+    except Exception as error:  # damage shows as OSError, IndexError, struct.error, ...: whatever the bytes happen to mean
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"{path}: not a file of PyTorch weights, or damaged ({reason}). Fetch or train it again.") from error
 
 
