@@ -1,0 +1,74 @@
+"""A misspelt setting is an error that names the right one."""
+
+import json
+
+import pytest
+
+from brain_ldm_bundle.scripts import overrides
+
+BASE = {"diffusion_epochs": 5, "train": {"trainer": {"max_epochs": 5}, "sampler": None}, "request": {}}
+
+
+@pytest.fixture
+def base(tmp_path):
+    path = tmp_path / "train.json"
+    path.write_text(json.dumps(BASE))
+    return str(path)
+
+
+def check(base, *arguments, also_known=()):
+    overrides.refuse_unknown(also_known, ["monai.bundle", "run", "training", "--config_file", base, *arguments])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--diffusion_epochs", "3"),
+        ("--diffusion_epochs=3",),
+        ("--train#trainer#max_epochs", "3"),
+        ("--train::trainer::max_epochs=3",),
+        ("--train#sampler", "null"),
+        ("--request#age", "70"),  # an empty dict takes any name
+        ("--meta_file", "configs/metadata.json", "--logging_file", "x.conf", "--tracking", "mlflow"),
+    ],
+)
+def test_what_the_config_knows_is_accepted(base, arguments):
+    check(base, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--difusion_epochs", "3"), "the command line: no setting is called 'difusion_epochs'.*mean 'diffusion_epochs'"),
+        (("--train#trainer#max_epoch", "3"), "train#trainer has no 'max_epoch'.*Did you mean 'max_epochs'"),
+        (("--qqq=1",), "Known: diffusion_epochs, request, train"),
+    ],
+)
+def test_a_misspelt_name_is_refused_with_the_nearest_one(base, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        check(base, *arguments)
+
+
+def test_names_in_overlays_are_checked_too(base, tmp_path):
+    good, bad = tmp_path / "good.json", tmp_path / "bad.json"
+    good.write_text(json.dumps({"_desc_": "", "diffusion_epochs": 1, "train#sampler": {"_target_": "x"}}))
+    bad.write_text(json.dumps({"+train#trainr": {"max_epochs": 1}}))
+    known = ["_desc_"]
+    overrides.refuse_unknown(known, ["run", "--config_file", f"['{base}','{good}']"])
+    with pytest.raises(ValueError, match=r"bad.json: train has no 'trainr'.*Did you mean 'trainer'"):
+        overrides.refuse_unknown(known, ["run", "--config_file", f"['{base}','{good}','{bad}']"])
+
+
+def test_covariates_on_the_command_line_are_known_and_read(base, monkeypatch):
+    arguments = ["--age", "70", "--sex=F", "--ventricles_ml", "30.5"]
+    check(base, *arguments, also_known=["age", "sex", "ventricles_ml"])
+    monkeypatch.setattr("sys.argv", ["monai.bundle", "run", "--config_file", base, *arguments])
+    assert overrides.covariate_flags(["sex", "age", "ventricles_ml", "height_cm"]) == {
+        "sex": "F",
+        "age": 70,
+        "ventricles_ml": 30.5,
+    }
+
+
+def test_a_workflow_made_in_python_is_not_checked():
+    overrides.refuse_unknown(argv=["pytest", "--rootdir", "/somewhere", "-q"])
