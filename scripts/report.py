@@ -27,6 +27,7 @@ from agreement import agreement
 from matplotlib.figure import Figure
 from scipy.optimize import linear_sum_assignment
 from three_planes import three_planes
+from training_curves import draw as draw_curves
 
 QUANTITIES = {
     "ventricles_ml": "lateral ventricles",
@@ -376,6 +377,7 @@ def make_page(
     facts_file: Path,
     reconstruction: dict | None = None,
     provenance: Sequence[Sequence[str]] = (),
+    curves: bytes | None = None,
 ) -> str:
     """The HTML page, complete in itself.
 
@@ -387,6 +389,7 @@ def make_page(
         facts_file: volume_net.json, the measuring tool's accuracy.
         reconstruction: content of the bundle's reconstruction.json.
         provenance: rows of name and value.
+        curves: PNG of the training's losses.
     """
     generated, scans = cohorts["generated"], cohorts.get("cohort")
     refused = int(generated.measured[quantity].isna().sum())
@@ -424,6 +427,8 @@ def make_page(
         ]
     if provenance:
         parts += ["<h2>What made them</h2>", table(["", ""], provenance, "facts")]
+    if curves:
+        parts += ["<h2>How training went</h2>", img(curves, "losses and validation of both stages over their steps")]
     order = generated.sorted_by(quantity)
     chosen = evenly(order, shown)
     parts += [
@@ -474,6 +479,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.real:
             cohorts["cohort"] = read_cohort(options.real, options.real_measured)
         quantity = cohorts["generated"].quantities()[0]
+        curves = draw_curves(options.training) if options.training else None
         provenance = [["Cohort", describe(cohorts["cohort"])]] if options.real else []
         if options.training:
             provenance += training_rows(options.training)
@@ -484,7 +490,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         reconstruction = json.loads(options.reconstruction.read_text()) if options.reconstruction else None
         picture = overview(cohorts, quantity)
         accuracy_file = Path(__file__).with_name("volume_net.json")
-        page = make_page(cohorts, picture, quantity, options.gallery, accuracy_file, reconstruction, provenance)
+        page = make_page(cohorts, picture, quantity, options.gallery, accuracy_file, reconstruction, provenance, curves)
     except (ValueError, FileNotFoundError) as error:
         raise SystemExit(f"error: {error}") from None
     write_whole(options.output.with_suffix(".png"), picture)
