@@ -18,7 +18,6 @@ SIZES = {
     "autoencoder_channels": [8, 8, 8],
     "autoencoder_res_blocks": 1,
     "autoencoder_groups": 4,
-    "discriminator_channels": 4,
     "unet_channels": [16],
     "unet_head_channels": [16],
     "unet_res_blocks": 1,
@@ -37,6 +36,7 @@ SETTINGS = SIZES | {
     "ema_momentum": 0.1,
     "lr_warmup_steps": 2,
     "panel_interval": 1000,
+    "discriminator_def": {"_target_": "scripts.networks.Discriminator", "channels": 4, "num_layers_d": 1},
 }
 
 

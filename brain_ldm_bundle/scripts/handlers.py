@@ -56,13 +56,22 @@ class Resume:
         path: the file; written whole or not at all.
         objects: name to anything with `state_dict` and `load_state_dict`: networks without their DDP wrapper,
             optimisers, schedulers, `BestWeights`.
+        settings: plain values that the file must have been made with, where it tells: a run with others is refused.
         writes: False on all ranks but the first.
         every_minutes: longest work lost to a SIGKILL within an epoch.
     """
 
-    def __init__(self, path: str | Path, objects: Mapping[str, Any], writes: bool = True, every_minutes: float = 10) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        objects: Mapping[str, Any],
+        settings: Mapping[str, Any] | None = None,
+        writes: bool = True,
+        every_minutes: float = 10,
+    ) -> None:
         self.path = Path(path)
         self.objects = dict(objects)
+        self.settings = dict(settings or {})
         self.writes = writes
         self.every_minutes = every_minutes
         self.terminated = False
@@ -82,6 +91,9 @@ class Resume:
             return
         state = torch.load(self.path, map_location="cpu", weights_only=True)
         try:
+            for name, value in state.get("settings", {}).items():
+                if self.settings.get(name) != value:
+                    raise ValueError(f"{name}: {value}, now {self.settings.get(name)}")
             for name, item in self.objects.items():
                 item.load_state_dict(_position_only(state[name]) if isinstance(item, LRScheduler) else state[name])
         except (KeyError, RuntimeError, ValueError) as error:
@@ -99,7 +111,8 @@ class Resume:
         epoch, within = divmod(engine.state.iteration, engine.state.epoch_length)
         position = {"epoch": epoch, "iteration_of_epoch": within, "epoch_length": engine.state.epoch_length}
         if self.writes:
-            save_weights({name: item.state_dict() for name, item in self.objects.items()} | position, self.path)
+            states = {name: item.state_dict() for name, item in self.objects.items()}
+            save_weights(states | position | {"settings": self.settings}, self.path)
         self._last_save = time.monotonic()
         if self.terminated:
             raise SystemExit(143)  # not engine.terminate(): the next stage would start
