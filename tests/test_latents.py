@@ -86,6 +86,16 @@ def test_ranks_share_the_scans_without_overlap(scans, weights, tmp_path):
     assert len(list((tmp_path / "latents").iterdir())) == 5  # nothing half written beside them
 
 
+@pytest.mark.parametrize("kept", [0, 50, 200])
+def test_a_latent_cut_short_is_encoded_again(scans, weights, tmp_path, kept):
+    latents = dataset(scans, weights, tmp_path)
+    latents.encode()
+    whole = latents.file(1).read_bytes()
+    latents.file(1).write_bytes(whole[:kept])
+    latents.encode()
+    assert latents.file(1).read_bytes() == whole
+
+
 def test_the_scale_factor_is_one_over_the_spread_of_drawn_latents(scans, weights, tmp_path):
     latents = dataset(scans, weights, tmp_path)
     latents.encode()

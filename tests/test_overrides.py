@@ -1,6 +1,7 @@
 """A misspelt setting is an error that names the right one."""
 
 import json
+import runpy
 
 import pytest
 
@@ -72,3 +73,21 @@ def test_covariates_on_the_command_line_are_known_and_read(base, monkeypatch):
 
 def test_a_workflow_made_in_python_is_not_checked():
     overrides.refuse_unknown(argv=["pytest", "--rootdir", "/somewhere", "-q"])
+
+
+@pytest.mark.parametrize(
+    ("run_id", "config", "setting", "right"),
+    [
+        ("training", "train", "--diffusion_epoch", "diffusion_epochs"),
+        ("training_diffusion", "train", "--train#trainer#max_epoch", "max_epochs"),
+        ("generating", "inference", "--guidance", "guidance_scale"),
+        ("evaluating", "evaluate", "--splt", "split"),
+    ],
+)
+def test_the_real_command_line_refuses_a_misspelt_setting(bundle, monkeypatch, run_id, config, setting, right):
+    arguments = ["monai.bundle", "run", run_id, "--config_file", f"configs/{config}.json", setting, "3"]
+    monkeypatch.setattr("sys.argv", arguments)
+    with pytest.raises(RuntimeError, match="refuse_unknown") as error:
+        runpy.run_module("monai.bundle", run_name="__main__")
+    assert isinstance(error.value.__cause__, ValueError)
+    assert f"Did you mean '{right}'?" in str(error.value.__cause__)

@@ -177,6 +177,14 @@ def test_recipe_and_scale_factor_survive_a_file(path):
     assert loaded.scale_factor.item() == pytest.approx(0.37)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_the_recipe_is_read_from_every_layout_that_loads(path, layout):
+    network = tiny.unet()
+    network.recipe = RECIPE
+    torch.save(LAYOUTS[layout](network.state_dict()), path)
+    assert read_recipe(path) == ({} if "old" in layout or "0.2" in layout else RECIPE)
+
+
 def test_published_weights_have_no_recipe_and_unscaled_latents(path):
     torch.save(old_layout(published(tiny.unet().state_dict())), path)
     assert read_recipe(path) == {}

@@ -72,13 +72,20 @@ class LatentDataset(Dataset):
         identity = f"{sha256(self.weights)} {image.resolve()} {stat.st_mtime_ns} {stat.st_size} {self.spacing_mm}"
         return self.cache_dir / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.npy"
 
+    def _is_encoded(self, index: int) -> bool:
+        try:
+            np.load(self.file(index), mmap_mode="r")  # notices a file cut short, without reading it
+        except (OSError, ValueError, EOFError):
+            return False
+        return True
+
     @torch.inference_mode()
     def encode(self, rank: int = 0, world_size: int = 1) -> None:
         """Encode what is not on disk yet; with several ranks, each takes every n-th scan."""
         load_weights(self.autoencoder, self.weights, made_by="python -m monai.bundle run training_autoencoder ...")
         self.autoencoder.to(self.device).eval()
         self.cache_dir.mkdir(parents=True, exist_ok=True)
-        todo = [i for i in range(rank, len(self), world_size) if not self.file(i).exists()]
+        todo = [i for i in range(rank, len(self), world_size) if not self._is_encoded(i)]
         for index in tqdm(todo, desc="encoding", unit="scan", disable=not todo or rank > 0):
             image = self.transform(self.data[index])["image"][None].to(self.device)  # (1, 1, D, H, W)
             with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.amp):

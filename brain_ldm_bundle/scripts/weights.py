@@ -62,14 +62,7 @@ def load_weights(
             f"{path}: sha256 {sha256(path)}, but the other weights were trained with the file {expected_sha256}. "
             f"Keep together what was trained together."
         )
-    found = _read(path)
-    for name in ("model", "state_dict", "network"):
-        if isinstance(found, Mapping) and isinstance(found.get(name), Mapping):
-            found = found[name]
-    if not isinstance(found, Mapping) or not all(isinstance(value, torch.Tensor) for value in found.values()):
-        raise ValueError(f"{path}: expected a state dict, names to tensors.")
-    found = {key.removeprefix("module."): value for key, value in found.items()}
-    network.load_state_dict(_matched(network.state_dict(), found, path))
+    network.load_state_dict(_matched(network.state_dict(), _read(path), path))
     return network
 
 
@@ -77,19 +70,25 @@ def read_recipe(path: str | Path) -> dict:
     """What a diffusion model's file says of its training; empty for the published weights, and where there is no file yet."""
     if not Path(path).is_file():
         return {}
-    found = _read(Path(path), mmap=True)
-    state = found.get("_extra_state") if isinstance(found, Mapping) else None
+    state = _read(Path(path), mmap=True).get("_extra_state")
     return {} if state is None else json.loads(bytes(state.tolist()))
 
 
-def _read(path: Path, **options):
+def _read(path: Path, **options) -> dict[str, torch.Tensor]:
+    """The state dict in a file, of whatever layout, without DDP's prefix."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, **options)
+        found = torch.load(path, map_location="cpu", weights_only=True, **options)
     except PermissionError:
         raise
     except Exception as error:  # damage shows as OSError, IndexError, struct.error, ...: whatever the bytes happen to mean
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"{path}: not a file of PyTorch weights, or damaged ({reason}). Fetch or train it again.") from error
+    for name in ("model", "state_dict", "network"):
+        if isinstance(found, Mapping) and isinstance(found.get(name), Mapping):
+            found = found[name]
+    if not isinstance(found, Mapping) or not all(isinstance(value, torch.Tensor) for value in found.values()):
+        raise ValueError(f"{path}: expected a state dict, names to tensors.")
+    return {key.removeprefix("module."): value for key, value in found.items()}
 
 
 def start_from(network: torch.nn.Module, path: str | Path | None) -> None:
