@@ -388,3 +388,21 @@ def test_an_image_beside_the_grid_becomes_zeros(tmp_path, offset_mm):
     item, transform = on_grid(save(tmp_path / "image.nii.gz", affine=shifted(x=offset_mm)))
     assert transform.inverse(item)["image"].shape == (1, *VOLUME.shape)
     assert item["image"].shape == (1, *grid.size(SPACING_MM)) and not torch.any(item["image"])
+
+
+def test_training_without_scans_to_validate_with_is_refused():
+    data = {"training": [{}, {}], "validation": [], "test": []}
+    with pytest.raises(ValueError, match="0 scans in the split validation, at least 1 needed. Mark some in the column split"):
+        bids.refuse_empty(data)
+    bids.refuse_empty({**data, "validation": [{}]})
+    with pytest.raises(ValueError, match="1 scans in the split validation, at least 2 needed"):
+        bids.refuse_empty({**data, "validation": [{}]}, world_size=2)
+
+
+def test_the_fingerprint_is_of_the_data_and_not_of_their_place():
+    def of(folder="a", age=0.5, split="training"):
+        items = [{"image": f"/{folder}/sub-1_T1w.nii.gz", "covariates": [age]}]
+        return bids.fingerprint({"training": [], "validation": [], split: items})
+
+    assert of() == of(folder="b")
+    assert len({of(), of(age=0.6), of(split="validation")}) == 3

@@ -9,7 +9,7 @@ import pytest
 import torch
 from ignite.engine import Engine, Events
 
-from brain_ldm_bundle.scripts.handlers import BestWeights, EpochSeed, Progress, Resume, StopAtNonFinite
+from brain_ldm_bundle.scripts.handlers import BestWeights, EpochSeed, MovingAverage, Progress, Resume, StopAtNonFinite
 
 
 def trainer(network, optimizer, handlers, batches=3, noise=True):
@@ -120,7 +120,7 @@ def test_the_best_weights_stay_when_later_ones_are_worse_or_not_finite(tmp_path)
 
     def evaluate(value, weight):
         torch.nn.init.constant_(network.weight, weight)
-        best(SimpleNamespace(state=SimpleNamespace(metrics={"loss": value})))
+        best(SimpleNamespace(state=SimpleNamespace(metrics={"loss": value}, epoch=1)))
         return torch.load(tmp_path / "model.pt", weights_only=True)["weight"].item()
 
     assert evaluate(0.5, 1.0) == 1.0
@@ -133,8 +133,60 @@ def test_the_best_weights_stay_when_later_ones_are_worse_or_not_finite(tmp_path)
 
     again = BestWeights(tmp_path / "model.pt", network, "loss", larger_is_better=False)
     again.load_state_dict(best.state_dict())
-    again(SimpleNamespace(state=SimpleNamespace(metrics={"loss": 0.45})))
+    again(SimpleNamespace(state=SimpleNamespace(metrics={"loss": 0.45}, epoch=1)))
     assert torch.load(tmp_path / "model.pt", weights_only=True)["weight"].item() == 4.0
+
+
+def test_what_was_best_before_the_adversarial_phase_does_not_count_in_it(tmp_path):
+    network = torch.nn.Linear(1, 1)
+    best = BestWeights(tmp_path / "model.pt", network, "ssim", restart_at_epoch=3)
+
+    def written(epoch, ssim):
+        torch.nn.init.constant_(network.weight, epoch)
+        best(SimpleNamespace(state=SimpleNamespace(metrics={"ssim": ssim}, epoch=epoch)))
+        return torch.load(tmp_path / "model.pt", weights_only=True)["weight"].item()
+
+    assert [written(*pair) for pair in [(1, 0.8), (2, 0.9), (3, 0.6), (4, 0.7), (5, 0.65)]] == [1, 2, 3, 4, 4]
+
+
+def test_other_data_or_spacing_does_not_go_on_from_this_checkpoint(tmp_path):
+    network, _ = fresh()
+    objects = {"network": network}
+    for settings in ({"data": "a"}, {"data": "b"}):
+        engine, data = trainer(network, torch.optim.Adam(network.parameters()), [])
+        Resume(tmp_path / "resume.pt", objects, settings=settings).attach(engine)
+        if settings["data"] == "b":
+            with pytest.raises(ValueError, match="other settings .*data: a, now b"):
+                engine.run(data, max_epochs=2)
+        else:
+            engine.run(data, max_epochs=1)
+
+
+def test_a_lower_learning_rate_is_taken_up_on_resuming(tmp_path):
+    """A run that diverged says "lower the learning rate and run again": the checkpoint's rate must not win."""
+
+    def run(lr, epochs):
+        network, optimizer = fresh()
+        optimizer.param_groups[0]["lr"] = lr
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+        objects = {"network": network, "optimizer": optimizer, "schedule": schedule}
+        engine, data = trainer(network, optimizer, [Resume(tmp_path / "resume.pt", objects)])
+        engine.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: schedule.step())
+        engine.run(data, max_epochs=epochs)
+        return optimizer.param_groups[0]["lr"]
+
+    assert run(0.1, 1) == 0.1
+    assert run(0.001, 2) == 0.001
+
+
+def test_after_a_short_run_the_average_is_of_what_was_learnt_not_of_the_start():
+    network, optimizer = fresh()
+    average = MovingAverage(network, momentum=1e-4)
+    engine, data = trainer(network, optimizer, [average], batches=100, noise=False)
+    start = network.weight.detach().clone()
+    engine.run([1] * 100, max_epochs=1)
+    left = (average.ema_model.weight - network.weight).norm() / (start - network.weight).norm()
+    assert left < 0.1  # with a constant momentum it would be 0.99
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(tmp_path):

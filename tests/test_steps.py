@@ -142,3 +142,10 @@ def test_validation_gives_the_same_number_twice_and_changes_no_weight():
     second = steps.diffusion_validation_step(engine, batch, DDPM(), amp=False)
     assert torch.equal(first["pred"], second["pred"]) and torch.equal(first["label"], second["label"])
     assert torch.equal(weights(network), before)
+
+
+def test_the_warm_up_takes_no_more_than_a_tenth_of_a_short_run():
+    assert steps.warmup(500, 150)(15) == 1.0
+    assert steps.warmup(500, 10**6)(250) == pytest.approx(0.505)
+    assert steps.warmup(500, 10**6)(0) == 0.01
+    assert steps.warmup(500, 3)(1) == 1.0

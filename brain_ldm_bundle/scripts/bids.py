@@ -25,7 +25,7 @@ from tqdm import tqdm
 from . import grid
 from .covariates import CovariateSchema, participant_label, refuse
 
-__all__ = ["atomic", "read_dataset", "read_whole"]
+__all__ = ["atomic", "fingerprint", "read_dataset", "read_whole", "refuse_empty"]
 
 SPLITS = ("training", "validation", "test")
 SPLIT_COLUMN = {"train": "training", "validation": "validation", "test": "test"}
@@ -84,6 +84,26 @@ def read_dataset(
     problems += _image_problems([item["image"] for item in items], spacing_mm, workers, cache_file)
     refuse(problems, f"{dataset_dir} cannot be used for training yet ({len(problems)} problems):")
     return _share_out(items, validation_fraction, seed)
+
+
+def refuse_empty(data: Mapping[str, Sequence[dict]], world_size: int = 1) -> None:
+    """Refuse to train where there are no scans to validate with (no weights would ever be kept), or fewer than ranks.
+
+    Raises:
+        ValueError: says of which split.
+    """
+    for split in ("training", "validation"):
+        if len(data[split]) < world_size:
+            raise ValueError(
+                f"{len(data[split])} scans in the split {split}, at least {world_size} needed. Mark some in the column split "
+                f"of participants.tsv (train, validation, test), or set --validation_fraction"
+            )
+
+
+def fingerprint(data: Mapping[str, Sequence[dict]]) -> str:
+    """Hash of who is in which split with which covariates; the same wherever the folder lies."""
+    rows = sorted((split, Path(i["image"]).name, i["covariates"]) for split, items in data.items() for i in items)
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
 def read_whole(path: str | Path) -> nib.Nifti1Image:

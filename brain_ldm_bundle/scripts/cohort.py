@@ -27,7 +27,7 @@ def schema_of(recipe: Mapping, covariates_file: str | Path) -> CovariateSchema:
     return CovariateSchema.from_file(covariates_file)
 
 
-def read_requests(schema: CovariateSchema, table: str | Path | None, single: Mapping) -> list[dict]:
+def read_requests(schema: CovariateSchema, table: str | Path | None, single: Mapping, seed: int = 0) -> list[dict]:
     """The rows to make, in physical values: of a table, or the one row given by name (`--age 70 --sex F ...`).
 
     Raises:
@@ -42,7 +42,7 @@ def read_requests(schema: CovariateSchema, table: str | Path | None, single: Map
         raise ValueError(f"nothing was requested. Give --requests TABLE.tsv, or one volume's covariates: {flags}")
     row = single_request(schema, single)
     # Named for what it is, so that another request does not replace it.
-    name = hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()[:8]
+    name = hashlib.sha256(json.dumps(row | {"seed": seed}, sort_keys=True).encode()).hexdigest()[:8]
     return [{"participant_id": f"sub-{name}"} | row]
 
 

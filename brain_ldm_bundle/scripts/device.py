@@ -7,7 +7,7 @@ import os
 import ignite.distributed as idist
 import torch
 
-__all__ = ["choose", "start_ranks"]
+__all__ = ["choose", "start_ranks", "supports_bfloat16"]
 
 
 def choose(name: str = "auto") -> torch.device:
@@ -16,18 +16,27 @@ def choose(name: str = "auto") -> torch.device:
     Raises:
         ValueError: a GPU that is not there.
     """
-    if name == "auto":
-        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+    if name == "auto" and not torch.cuda.is_available():
+        name = "cpu"
+    if name in ("auto", "cuda"):
+        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     device = torch.device(name)
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise ValueError(f"device {name!r}: PyTorch {torch.__version__} sees no CUDA GPU. Use --use_device cpu")
         if (device.index or 0) >= torch.cuda.device_count():
             raise ValueError(f"device {name!r}: there are {torch.cuda.device_count()} GPUs, counted from 0")
+    # What is called float32 is float32: by default convolutions would round to TF32, and a volume depend on its batch.
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     return device
 
 
-def start_ranks(device: torch.device, distributed: bool) -> None:
+def supports_bfloat16(device: torch.device | str) -> bool:
+    """Whether mixed precision pays: GPUs from Ampere on. Older ones only emulate it."""
+    return torch.device(device).type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def start_ranks(device: torch.device | str, distributed: bool) -> None:
     """Join the processes that torchrun started, before anything else of them talks to another.
 
     ignite would join them at its first own message otherwise, which one rank sends while another waits elsewhere.
@@ -41,4 +50,4 @@ def start_ranks(device: torch.device, distributed: bool) -> None:
     if distributed and "WORLD_SIZE" not in os.environ:
         raise ValueError("configs/multi_gpu.json is for several processes: start it with torchrun --nproc_per_node N")
     if distributed and not torch.distributed.is_initialized():
-        idist.initialize("nccl" if device.type == "cuda" else "gloo")
+        idist.initialize("nccl" if torch.device(device).type == "cuda" else "gloo")

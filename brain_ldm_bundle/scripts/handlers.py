@@ -14,14 +14,15 @@ from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
+from ignite.handlers import EMAHandler
 from ignite.utils import manual_seed
 from monai.data.utils import set_rnd
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
-from .weights import save_weights
+from .weights import read_tensors, save_weights
 
-__all__ = ["BestWeights", "EpochSeed", "Progress", "Resume", "StopAtNonFinite"]
+__all__ = ["BestWeights", "EpochSeed", "MovingAverage", "Progress", "Resume", "StopAtNonFinite"]
 
 logger = logging.getLogger(__name__)
 
@@ -89,16 +90,17 @@ class Resume:
             self._before = signal.signal(signal.SIGTERM, self._on_sigterm)
         if not self.path.exists():
             return
-        state = torch.load(self.path, map_location="cpu", weights_only=True)
+        state = read_tensors(self.path)
         try:
             for name, value in state.get("settings", {}).items():
                 if self.settings.get(name) != value:
                     raise ValueError(f"{name}: {value}, now {self.settings.get(name)}")
             for name, item in self.objects.items():
-                item.load_state_dict(_position_only(state[name]) if isinstance(item, LRScheduler) else state[name])
+                _restore(item, state[name])
         except (KeyError, RuntimeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:300]
             raise ValueError(
-                f"{self.path} was made by a run with other settings ({str(error).splitlines()[0]}). "
+                f"{self.path} was made by a run with other settings ({reason}). "
                 f"Use those settings again, or delete the file to start over."
             ) from error
         engine.state.epoch, within = state["epoch"], state["iteration_of_epoch"]
@@ -106,6 +108,8 @@ class Resume:
             within = 0
         engine.state.iteration = engine.state.epoch * engine.state.epoch_length + within
         logger.info(f"{self.path}: going on after epoch {engine.state.epoch} of {engine.state.max_epochs}")
+        if engine.state.epoch >= engine.state.max_epochs:
+            logger.warning(f"{self.path}: all epochs are done, nothing is left to train. Delete it to start over.")
 
     def save(self, engine: Engine) -> None:
         epoch, within = divmod(engine.state.iteration, engine.state.epoch_length)
@@ -132,9 +136,18 @@ class Resume:
             raise error
 
 
-def _position_only(scheduler_state: Mapping[str, Any]) -> dict[str, Any]:
-    """Where a schedule of learning rates stands. Its shape comes from the config, which may have been given more epochs."""
-    return {key: value for key, value in scheduler_state.items() if key in ("last_epoch", "_step_count", "_last_lr")}
+def _restore(item: Any, state: Mapping[str, Any]) -> None:
+    """Load a state; learning rates and the shape of their schedule are the config's, which may have been changed since."""
+    if isinstance(item, LRScheduler):
+        vars(item).update({key: state[key] for key in ("last_epoch", "_step_count", "_last_lr")})
+    elif isinstance(item, torch.optim.Optimizer):
+        scheduled = ("initial_lr", "max_lr", "min_lr")  # what schedules compute the next rate from
+        own = [{key: group[key] for key in scheduled if key in group} or {"lr": group["lr"]} for group in item.param_groups]
+        item.load_state_dict(state)
+        for group, values in zip(item.param_groups, own):
+            group.update(values)
+    else:
+        item.load_state_dict(state)
 
 
 class BestWeights:
@@ -145,6 +158,8 @@ class BestWeights:
         network: without its DDP wrapper.
         metric: name among the evaluator's metrics.
         larger_is_better: False for losses.
+        restart_at_epoch: from here on the loss is another one, and what was best before does not count any more: the
+            adversarial phase gives sharper images of a lower SSIM.
         writes: False on all ranks but the first.
     """
 
@@ -154,6 +169,7 @@ class BestWeights:
         network: torch.nn.Module,
         metric: str,
         larger_is_better: bool = True,
+        restart_at_epoch: int | None = None,
         writes: bool = True,
     ) -> None:
         self.path = Path(path)
@@ -162,23 +178,38 @@ class BestWeights:
         self.sign = 1 if larger_is_better else -1
         self.writes = writes
         self.best = -math.inf
+        self.best_epoch = 0
+        self.restart_at_epoch = restart_at_epoch or 0
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
         value = float(engine.state.metrics[self.metric])
+        if self.best_epoch < self.restart_at_epoch <= engine.state.epoch:
+            self.best = -math.inf
         if math.isfinite(value) and self.sign * value > self.best:
             if self.writes:
                 save_weights(self.network.state_dict(), self.path)
-            self.best = self.sign * value
+            self.best, self.best_epoch = self.sign * value, engine.state.epoch
             logger.info(f"{self.path}: best {self.metric} so far, {value:.5f}")
 
     def state_dict(self) -> dict[str, float]:
-        return {"best": self.best}
+        return {"best": self.best, "best_epoch": self.best_epoch}
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
-        self.best = state["best"]
+        self.best, self.best_epoch = state["best"], state["best_epoch"]
+
+
+class MovingAverage(EMAHandler):
+    """Average of a network's weights over the steps, `ema_model`. Early on it forgets faster: momentum 9 / (9 + step).
+
+    With a constant momentum of 1e-4, most of what a run of a thousand steps saves would be the untrained network.
+    """
+
+    def _update_ema_model(self, engine: Engine, name: str) -> None:
+        setattr(engine.state, name, max(self.momentum, 9 / (9 + engine.state.iteration)))
+        super()._update_ema_model(engine, name)
 
 
 class Progress:

@@ -69,7 +69,7 @@ class LatentDataset(Dataset):
         """Where the latent of one scan lies."""
         image = Path(self.data[index]["image"])
         stat = image.stat()
-        identity = f"{sha256(self.weights)} {image.resolve()} {stat.st_mtime_ns} {stat.st_size} {self.spacing_mm}"
+        identity = f"{sha256(self.weights)} {image.resolve()} {stat.st_mtime_ns} {stat.st_size} {self.spacing_mm} {self.amp}"
         return self.cache_dir / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.npy"
 
     def _is_encoded(self, index: int) -> bool:
@@ -128,5 +128,17 @@ def prepare(network: DiffusionUNet, dataset: LatentDataset, init: str | Path | N
         predicts = network.recipe.get("prediction_type", "epsilon")
         if predicts != recipe["prediction_type"]:
             raise ValueError(f"{init} predicts {predicts}: set --prediction_type {predicts}, not {recipe['prediction_type']}")
+        schemas = (known.get("covariates", {}) for known in (network.recipe, recipe))
+        theirs, ours = (schema.get("covariates") for schema in schemas)
+        if theirs is not None and _meaning(theirs) != _meaning(ours):
+            raise ValueError(
+                f"{init} was trained on other covariates ({_meaning(theirs)}) than are asked for ({_meaning(ours)}). "
+                f"Give the schema it was trained with by --covariates_file, or train anew"
+            )
     network.recipe = {key: value for key, value in recipe.items() if not key.startswith("_")}
     network.recipe["autoencoder_sha256"] = sha256(dataset.weights)
+
+
+def _meaning(covariates: Sequence[Mapping]) -> list[tuple]:
+    """What a network's inputs stand for: names, ranges and codes, in order."""
+    return [tuple(str(entry.get(key)) for key in ("name", "range", "levels", "scale")) for entry in covariates]

@@ -15,7 +15,20 @@ from tqdm import tqdm
 
 from .bids import atomic
 
-__all__ = ["MeanImage", "Scores", "held_out", "mean_image", "summarise"]
+__all__ = ["MeanImage", "Scores", "held_out", "mean_image", "needs", "summarise"]
+
+
+def needs(model_file: str | Path) -> None:
+    """Sizes, spacing and covariates are read from the diffusion model's file; without it they would be the published ones.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    if not Path(model_file).is_file():
+        raise FileNotFoundError(
+            f"{model_file}: sizes and spacing are read from it. Train both stages first: python -m monai.bundle run training "
+            f"--config_file configs/train.json --dataset_dir DIR"
+        )
 
 
 def held_out(data: Mapping[str, list[dict]], split: str) -> list[dict]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from ignite.engine import Engine
@@ -9,7 +11,15 @@ from monai.losses import PatchAdversarialLoss
 
 from .covariates import NULL
 
-__all__ = ["autoencoder_step", "denoise", "diffusion_step", "diffusion_validation_step", "image_as_target", "kl_divergence"]
+__all__ = [
+    "autoencoder_step",
+    "denoise",
+    "diffusion_step",
+    "diffusion_validation_step",
+    "image_as_target",
+    "kl_divergence",
+    "warmup",
+]
 
 _adversarial = PatchAdversarialLoss(criterion="least_squares", no_activation_leastsq=True)
 
@@ -19,6 +29,12 @@ def kl_divergence(mu: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
     mu, variance = mu.float(), sigma.float() ** 2
     kl = 0.5 * (mu**2 + variance - torch.log(variance + 1e-8) - 1)
     return kl.flatten(1).sum(dim=1).mean()
+
+
+def warmup(steps: int, total: int) -> Callable[[int], float]:
+    """Factor of the learning rate: from 0.01 to 1 in `steps`, or in a tenth of all `total` steps where that is less."""
+    steps = max(1, min(steps, total // 10))
+    return lambda step: min(1.0, 0.01 + 0.99 * step / steps)
 
 
 def image_as_target(batch: dict, device: torch.device, non_blocking: bool = False, **kwargs) -> tuple:

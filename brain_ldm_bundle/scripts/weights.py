@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import zipfile
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
-__all__ = ["load_weights", "read_recipe", "save_weights", "sha256", "start_from"]
+__all__ = ["load_weights", "read_recipe", "read_tensors", "save_weights", "sha256", "start_from"]
 
 # What our networks carry beyond the published ones (see DiffusionUNet). A file may lack all of it, not half.
 BEYOND_PUBLISHED = {"scale_factor", "_extra_state"}
@@ -70,19 +72,28 @@ def read_recipe(path: str | Path) -> dict:
     """What a diffusion model's file says of its training; empty for the published weights, and where there is no file yet."""
     if not Path(path).is_file():
         return {}
-    state = _read(Path(path), mmap=True).get("_extra_state")
+    state = _read(Path(path), mmap=zipfile.is_zipfile(path)).get("_extra_state")
     return {} if state is None else json.loads(bytes(state.tolist()))
 
 
-def _read(path: Path, **options) -> dict[str, torch.Tensor]:
-    """The state dict in a file, of whatever layout, without DDP's prefix."""
+def read_tensors(path: str | Path, **options) -> Any:
+    """What a file of `torch.save` holds; tensors and plain values alone, never code.
+
+    Raises:
+        ValueError: no such file, or a damaged one.
+    """
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True, **options)
+        return torch.load(path, map_location="cpu", weights_only=True, **options)
     except PermissionError:
         raise
     except Exception as error:  # damage shows as OSError, IndexError, struct.error, ...: whatever the bytes happen to mean
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"{path}: not a file of PyTorch weights, or damaged ({reason}). Fetch or train it again.") from error
+
+
+def _read(path: Path, **options) -> dict[str, torch.Tensor]:
+    """The state dict in a file, of whatever layout, without DDP's prefix."""
+    found = read_tensors(path, **options)
     for name in ("model", "state_dict", "network"):
         if isinstance(found, Mapping) and isinstance(found.get(name), Mapping):
             found = found[name]
@@ -133,13 +144,15 @@ def save_weights(state: Mapping, path: str | Path) -> None:
         raise ValueError(f"{path}: not written, {broken} is not finite. Training has diverged: lower the learning rate.")
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    beside = path.with_name(f".{path.name}.partial")
     try:
         with open(beside, "wb") as file:
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
+    except (OSError, RuntimeError) as error:  # torch wraps a full disk in a RuntimeError
+        raise OSError(f"{path}: could not be written ({error}). Is there room? An older file stays as it was.") from error
     finally:
         beside.unlink(missing_ok=True)
 
