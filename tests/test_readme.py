@@ -121,6 +121,8 @@ def test_the_commands_of_the_readme_run_one_after_the_other(tmp_path):
         assert process.returncode == 0, f"{command}\n{process.stdout[-2000:]}\n{process.stderr[-3000:]}"
 
     run(f"python scripts/make_demo_data.py {tmp_path}/raw_study --subjects 10 --spacing_mm 2 --workers 1")
+    participants = tmp_path / "raw_study" / "participants.tsv"  # two subjects for validation, one for each process
+    participants.write_text(participants.read_text().replace("\ttrain", "\tvalidation", 1))
     for command in commands(README):
         if not run_elsewhere(command):
             run(small(command, tmp_path))
