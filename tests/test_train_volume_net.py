@@ -83,6 +83,16 @@ def test_ventricles_are_dark_and_white_matter_bright_in_t1w(anatomy):
     assert image[pure[4]].median() < 0.6 * image[pure[3]].median()
 
 
+def test_volume_loss_is_the_log_of_the_volumes_ratio():
+    target = torch.zeros(1, 5, *SHAPE)
+    target[:, 0] = 1
+    target[:, :, :40] = torch.tensor([0, 0.2, 0.4, 0.3, 0.1])[:, None, None, None]
+    assert training.volume_loss(target, target) == 0
+    doubled = target.clone()
+    doubled[:, :, 40:] = target[:, :, :40]  # everything twice
+    assert float(training.volume_loss(doubled, target)) == pytest.approx(np.log(2), rel=0.01)
+
+
 def test_same_seed_same_subject(anatomy):
     first, second = (training.draw_tissue(anatomy, np.random.default_rng(3)) for _ in range(2))
     assert torch.equal(first, second)

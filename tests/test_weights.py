@@ -82,6 +82,13 @@ def test_a_key_missing_and_a_key_too_many_are_both_named(path):
         load_weights(tiny.autoencoder(), path)
 
 
+@pytest.mark.parametrize("key", ["encoder.blocks.9.conv.weight", "epoch"])
+def test_one_key_too_many_is_enough(path, key):
+    torch.save(tiny.autoencoder().state_dict() | {key: torch.ones(1)}, path)
+    with pytest.raises(ValueError, match=f"1 keys not of this network, first: {key}"):
+        load_weights(tiny.autoencoder(), path)
+
+
 def test_a_network_is_untouched_by_weights_that_do_not_fit(path):
     state = {key: torch.zeros_like(value) for key, value in tiny.autoencoder().state_dict().items()}
     del state["quant_conv_mu.conv.bias"]
