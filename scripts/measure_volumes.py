@@ -13,6 +13,7 @@ import json
 import os
 import re
 import sys
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -67,7 +68,7 @@ def read_on_grid(path: Path) -> torch.Tensor:
     try:
         image = nibabel.squeeze_image(nibabel.load(path))
         values = np.asarray(image.dataobj, dtype=np.float32)
-    except (nibabel.filebasedimages.ImageFileError, EOFError, OSError) as error:
+    except (nibabel.filebasedimages.ImageFileError, EOFError, OSError, zlib.error) as error:
         raise ValueError(f"{path}: cannot be read ({error})") from error
     if values.ndim != 3:
         raise ValueError(f"{path}: expected one 3-D volume, got shape {values.shape}; split it first")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import gzip
 import json
+import os
 import platform
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -145,9 +146,12 @@ class Derivative:
         Returns:
             The participants of `rows` that have no volume.
         """
-        with open(self.output_dir / ".participants.lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # of several ranks the last one to come here sees the volumes of all
+        folder = os.open(self.output_dir, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)  # of several ranks the last one to come here sees the volumes of all
             return self._finish(rows)
+        finally:
+            os.close(folder)
 
     def _finish(self, rows: Sequence[Mapping]) -> list[str]:
         made = {}
