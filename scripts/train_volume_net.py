@@ -389,6 +389,7 @@ def main() -> None:
         facts = {
             "what": "MONAI UNet that labels T1w volumes at 2 mm for measure_volumes.py",
             "data": {folder.name: f"{len(use)} maps, {len(rest)} held out" for folder, (use, rest) in folders.items()},
+            "command": _command(arguments),
             "steps": arguments.steps,
             "seed": arguments.seed,
             "cpu_s": round(time.process_time() - start_s),
@@ -410,6 +411,14 @@ def main() -> None:
         facts["accuracy"] += accuracy(cohort, arguments.output)
     write_facts(facts, sidecar)
     print(format_table(facts["accuracy"]))
+
+
+def _command(arguments: argparse.Namespace) -> str:
+    """Return the command that trains the same weights, with the folders' names only."""
+    folders = [f"--{key} {folder.name}" for key in ("labels", "test") for folder in getattr(arguments, key)]
+    start = [f"--start {arguments.start.name}"] if arguments.start else []
+    options = [*folders, *start, f"--steps {arguments.steps}", f"--seed {arguments.seed}"]
+    return " ".join(["python scripts/train_volume_net.py", *options])
 
 
 def write_facts(facts: dict, path: Path) -> None:
