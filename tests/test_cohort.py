@@ -65,6 +65,15 @@ def test_made_rows_are_left_out_until_something_about_them_changes(schema, deriv
     assert left([{**row, "age": 70} for row in requests(3)]) == ["sub-00", "sub-01", "sub-02"]
 
 
+def test_volumes_that_will_be_replaced_are_announced(schema, derivative, caplog):
+    items = cohort.pending(requests(2), schema, derivative, PROVENANCE, base_seed=5)
+    derivative.write(items[0]["request"], np.full(SHAPE, 0.5), items[0]["provenance"])
+    cohort.pending(requests(2), schema, derivative, PROVENANCE, base_seed=5)
+    assert not caplog.records
+    cohort.pending(requests(2), schema, derivative, PROVENANCE, base_seed=6)
+    assert "1 volumes, such as" in caplog.text and "sub-00_T1w.nii.gz" in caplog.text
+
+
 def test_one_volume_that_is_not_finite_does_not_stop_the_others(schema, derivative):
     items = cohort.pending(requests(3), schema, derivative, PROVENANCE, base_seed=5)
     volumes = torch.full((3, 1, *SHAPE), 0.5)

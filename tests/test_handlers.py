@@ -9,7 +9,15 @@ import pytest
 import torch
 from ignite.engine import Engine, Events
 
-from brain_ldm_bundle.scripts.handlers import BestWeights, EpochSeed, MovingAverage, Progress, Resume, StopAtNonFinite
+from brain_ldm_bundle.scripts.handlers import (
+    BestWeights,
+    EpochSeed,
+    MovingAverage,
+    Progress,
+    Resume,
+    StopAtNonFinite,
+    validation_interval,
+)
 
 
 def trainer(network, optimizer, handlers, batches=3, noise=True):
@@ -214,3 +222,7 @@ def test_ranks_and_epochs_draw_different_numbers():
 
     assert draw(0, 1) == draw(0, 1)
     assert len({draw(rank, epoch) for rank in range(3) for epoch in range(3)}) == 9
+
+
+def test_the_last_epoch_is_always_validated():
+    assert [validation_interval(5, epochs) for epochs in (1, 3, 5, 9, 30, 31)] == [1, 3, 5, 3, 5, 1]

@@ -67,6 +67,12 @@ def pending(
         if not derivative.is_complete(request, own):
             context = torch.tensor([schema.scale(request)])
             items.append({"request": request, "provenance": own, "context": context})
+    replaced = [str(file) for item in items if (file := derivative.image_file(item["request"])).exists()]
+    if replaced:
+        logger.warning(
+            f"{len(replaced)} volumes, such as {replaced[0]}, were made for other covariates, settings or weights, or are "
+            f"damaged: they will be replaced. Give another --output_dir to keep them"
+        )
     mine = len(requests[rank::world_size])
     logger.info(f"rank {rank}: {mine} of {len(requests)} volumes are this rank's, {mine - len(items)} of them made already")
     return items

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from .weights import read_tensors, save_weights
 
-__all__ = ["BestWeights", "EpochSeed", "MovingAverage", "Progress", "Resume", "StopAtNonFinite"]
+__all__ = ["BestWeights", "EpochSeed", "MovingAverage", "Progress", "Resume", "StopAtNonFinite", "validation_interval"]
 
 logger = logging.getLogger(__name__)
 
@@ -251,3 +251,8 @@ class StopAtNonFinite:
                 f"the loss of iteration {engine.state.iteration} (epoch {engine.state.epoch}) is not finite: "
                 f"{engine.state.output}. The last complete checkpoint is untouched; lower the learning rate and run again."
             )
+
+
+def validation_interval(at_most: int, epochs: int) -> int:
+    """Epochs between validations: at most so many, and a divisor of `epochs`, so that the last one is validated."""
+    return max(n for n in range(1, min(at_most, epochs) + 1) if epochs % n == 0)
