@@ -3,6 +3,7 @@
 On the CPU, by gloo; what differs on GPUs is the device and nccl.
 """
 
+import re
 import sys
 
 import nibabel as nib
@@ -40,13 +41,14 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("multi_gpu")
     settings = tiny.places(tiny.write_dataset(folder / "dataset"), folder) | tiny.SETTINGS
     settings |= {"autoencoder_epochs": 2, "diffusion_epochs": 2, "adversarial_from_epoch": 2}
-    torchrun(tiny.command("training", "['configs/train.json','configs/multi_gpu.json']", **settings))
+    output = torchrun(tiny.command("training", "['configs/train.json','configs/multi_gpu.json']", **settings))
+    (folder / "log.txt").write_text(output)
     return folder
 
 
 def test_training_leaves_one_set_of_files(folder):
     assert files(folder / "models") == ["autoencoder.pt", "model.pt", "resume/autoencoder.pt", "resume/diffusion.pt"]
-    assert len(files(folder / "cache" / "latents")) == 8  # each scan encoded by one rank
+    assert len(files(folder / "cache" / "latents")) == 8
     assert len(files(folder / "output" / "tensorboard" / "diffusion")) > 0
 
 
@@ -56,6 +58,7 @@ def test_each_rank_takes_its_half_of_the_scans(folder):
         state = torch.load(folder / "models" / "resume" / f"{stage}.pt", weights_only=True)
         assert (state["epoch"], state["epoch_length"]) == (2, 1)
         assert state["optimizer"]["state"][0]["step"] == 2
+    assert re.search(r"encoding: 100%.* 3/3", (folder / "log.txt").read_text())
 
 
 def test_the_weights_load_without_ddp(folder):
