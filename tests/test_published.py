@@ -82,7 +82,8 @@ def test_random_weights_of_the_published_size_make_a_volume(tmp_path):
         [*command, "--output_dir", str(tmp_path / "out"), *request], cwd=tmp_path, capture_output=True, text=True
     )
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
-    image = nib.load(tmp_path / "out" / "sub-0001" / "anat" / "sub-0001_T1w.nii.gz")
+    (path,) = (tmp_path / "out").glob("sub-*/anat/sub-*_T1w.nii.gz")
+    image = nib.load(path)
     assert image.shape == (160, 224, 160)
     assert np.allclose(image.affine, [[-1, 0, 0, 80.481], [0, 1, 0, -125.477], [0, 0, 1, -60.554], [0, 0, 0, 1]])
     for name in ("published_autoencoder.pt", "published_model.pt"):
