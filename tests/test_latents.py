@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from brain_ldm_bundle.scripts.files import save_weights, sha256
 from brain_ldm_bundle.scripts.latents import LatentDataset, prepare
 from brain_ldm_bundle.scripts.networks import Autoencoder, DiffusionUNet
-from brain_ldm_bundle.scripts.weights import load_weights, save_weights, sha256
+from brain_ldm_bundle.scripts.weights import load_weights
 
 
 def autoencoder():

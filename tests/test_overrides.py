@@ -5,7 +5,7 @@ import runpy
 
 import pytest
 
-from brain_ldm_bundle.scripts import overrides
+from brain_ldm_bundle.scripts import cohort, overrides
 
 BASE = {"diffusion_epochs": 5, "train": {"trainer": {"max_epochs": 5}, "sampler": None}, "request": {}}
 
@@ -64,7 +64,7 @@ def test_covariates_on_the_command_line_are_known_and_read(base, monkeypatch):
     arguments = ["--age", "70", "--sex=F", "--ventricles_ml", "30.5"]
     check(base, *arguments, also_known=["age", "sex", "ventricles_ml"])
     monkeypatch.setattr("sys.argv", ["monai.bundle", "run", "--config_file", base, *arguments])
-    assert overrides.covariate_flags(["sex", "age", "ventricles_ml", "height_cm"]) == {
+    assert cohort.covariate_flags(["sex", "age", "ventricles_ml", "height_cm"]) == {
         "sex": "F",
         "age": 70,
         "ventricles_ml": 30.5,

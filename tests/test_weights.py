@@ -9,8 +9,9 @@ import pytest
 import tiny
 import torch
 
+from brain_ldm_bundle.scripts.files import save_weights, sha256
 from brain_ldm_bundle.scripts.networks import Autoencoder
-from brain_ldm_bundle.scripts.weights import load_weights, read_recipe, save_weights, sha256, start_from
+from brain_ldm_bundle.scripts.weights import load_weights, read_recipe, start_from
 
 BEYOND_PUBLISHED = ("scale_factor", "_extra_state")
 RECIPE = {"prediction_type": "v_prediction", "spacing_mm": 2.0, "covariates": [{"name": "age", "range": [44, 82]}]}

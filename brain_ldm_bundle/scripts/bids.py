@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
 import os
 import re
-import uuid
 import warnings
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
 import nibabel as nib
 import numpy as np
@@ -24,8 +20,9 @@ from tqdm import tqdm
 
 from . import grid
 from .covariates import CovariateSchema, participant_label, refuse
+from .files import atomic, read_whole
 
-__all__ = ["atomic", "fingerprint", "read_dataset", "read_whole", "refuse_empty"]
+__all__ = ["fingerprint", "read_dataset", "refuse_empty"]
 
 SPLITS = ("training", "validation", "test")
 SPLIT_COLUMN = {"train": "training", "validation": "validation", "test": "test"}
@@ -104,43 +101,6 @@ def fingerprint(data: Mapping[str, Sequence[dict]]) -> str:
     """Hash of who is in which split with which covariates; the same wherever the folder lies."""
     rows = sorted((split, Path(i["image"]).name, i["covariates"]) for split, items in data.items() for i in items)
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
-
-
-def read_whole(path: str | Path) -> nib.Nifti1Image:
-    """Read a NIfTI file to its end into memory; nibabel alone stops at the last voxel, before the checksum.
-
-    Raises:
-        ValueError: truncated, corrupt or no NIfTI.
-    """
-    try:
-        image_class = type(nib.load(path))
-        content = Path(path).read_bytes()
-        image = image_class.from_bytes(gzip.decompress(content) if str(path).endswith(".gz") else content)
-        np.asanyarray(image.dataobj)
-    except (OSError, EOFError, ValueError, AttributeError, zlib.error, ImageFileError, HeaderDataError) as error:
-        raise ValueError(f"cannot be read to its end ({error})") from error
-    return image
-
-
-@contextmanager
-def atomic(path: str | Path) -> Iterator[BinaryIO]:
-    """A file that appears under its name when it is complete, or not at all.
-
-    Raises:
-        OSError: of the same kind, saying which file could not be written.
-    """
-    path = Path(path)
-    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with open(beside, "xb") as file:
-            yield file
-        os.replace(beside, path)
-    except OSError as error:
-        raise type(error)(
-            error.errno, f"{error.strerror} while writing {path}. Make room or choose another folder, then run again"
-        ) from error
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _bids_items(dataset_dir: Path, schema: CovariateSchema) -> tuple[list[dict], list[str]]:

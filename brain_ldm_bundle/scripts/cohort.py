@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -13,9 +13,10 @@ from ignite.engine import Engine, Events
 
 from .covariates import CovariateSchema, participant_label, single_request
 from .derivative import Derivative
+from .overrides import command_line
 from .sampler import row_seed
 
-__all__ = ["WriteVolumes", "pending", "read_requests", "request_batch", "schema_of"]
+__all__ = ["WriteVolumes", "covariate_flags", "pending", "read_requests", "request_batch", "schema_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +45,12 @@ def read_requests(schema: CovariateSchema, table: str | Path | None, single: Map
     # Named for what it is, so that another request does not replace it.
     name = hashlib.sha256(json.dumps(row | {"seed": seed}, sort_keys=True).encode()).hexdigest()[:8]
     return [{"participant_id": f"sub-{name}"} | row]
+
+
+def covariate_flags(names: Iterable[str]) -> dict[str, object]:
+    """What the command line says of covariates, such as {"age": 70} for `--age 70`."""
+    given = command_line()
+    return {name: given[name] for name in names if name in given}
 
 
 def pending(

@@ -15,8 +15,8 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .bids import atomic, read_whole
 from .covariates import CovariateSchema, participant_label
+from .files import atomic, read_whole, write_json
 
 __all__ = ["Derivative"]
 
@@ -132,7 +132,7 @@ class Derivative:
             # No time and no name in the gzip header: equal volumes are equal files.
             with gzip.GzipFile(filename="", mode="wb", compresslevel=1, fileobj=file, mtime=0) as zipped:
                 zipped.write(self._nifti(volume).to_bytes())
-        _write_json(sidecar_file, sidecar)
+        write_json(sidecar_file, sidecar)
         return image_file
 
     def finish(self, rows: Sequence[Mapping]) -> list[str]:
@@ -166,7 +166,7 @@ class Derivative:
             lines.append("\t".join([participant, *(_cell(covariates.get(name, {}).get("Value")) for name in columns)]))
         with atomic(self.output_dir / "participants.tsv") as file:
             file.write("".join(f"{line}\n" for line in lines).encode())
-        _write_json(self.output_dir / "participants.json", self._columns())
+        write_json(self.output_dir / "participants.json", self._columns())
         self._write_description()
         return [name for row in rows if (name := f"sub-{participant_label(row['participant_id'])}") not in made]
 
@@ -237,7 +237,7 @@ class Derivative:
             )
 
     def _write_description(self) -> None:
-        _write_json(
+        write_json(
             self.output_dir / "dataset_description.json",
             {
                 "Name": self.name,
@@ -266,11 +266,6 @@ def _read_sidecar(image_file: Path) -> dict | None:
     except (FileNotFoundError, ValueError):
         return None
     return sidecar if isinstance(sidecar, dict) and "Covariates" in sidecar and image_file.is_file() else None
-
-
-def _write_json(path: Path, content: dict) -> None:
-    with atomic(path) as file:
-        file.write(f"{json.dumps(content, indent=4, ensure_ascii=False)}\n".encode())
 
 
 def _plain(content: dict) -> dict:

@@ -20,7 +20,7 @@ from monai.data.utils import set_rnd
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
-from .weights import read_tensors, save_weights
+from .files import read_tensors, save_weights
 
 __all__ = ["BestWeights", "EpochSeed", "MovingAverage", "Progress", "Resume", "StopAtNonFinite", "validation_interval"]
 

@@ -12,8 +12,9 @@ import torch
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from .files import sha256
 from .networks import Autoencoder, DiffusionUNet
-from .weights import load_weights, sha256
+from .weights import load_weights
 
 __all__ = ["LatentDataset", "prepare"]
 

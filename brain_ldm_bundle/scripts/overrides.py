@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 from monai.bundle import ConfigParser
 
-__all__ = ["command_line", "covariate_flags", "refuse_unknown"]
+__all__ = ["command_line", "refuse_unknown"]
 
 # Arguments of `python -m monai.bundle run` itself (MONAI 1.6).
 RUN_ARGUMENTS = {
@@ -34,12 +34,6 @@ def command_line(argv: Sequence[str] | None = None) -> dict[str, object]:
         except (ValueError, SyntaxError):
             pairs[name] = value
     return pairs
-
-
-def covariate_flags(names: Iterable[str]) -> dict[str, object]:
-    """What the command line says of covariates, such as {"age": 70} for `--age 70`."""
-    given = command_line()
-    return {name: given[name] for name in names if name in given}
 
 
 def refuse_unknown(also_known: Iterable[str] = (), argv: Sequence[str] | None = None) -> None:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from ignite.engine import Engine, Events
 from torch.utils.tensorboard import SummaryWriter
 
-from .networks import DiffusionUNet
-from .sampler import LatentSampler, Reconstructor
-
-__all__ = ["Panels", "reconstructions", "samples", "three_planes"]
+__all__ = ["Panels", "three_planes"]
 
 
 def three_planes(volume: torch.Tensor) -> torch.Tensor:
@@ -50,17 +47,3 @@ class Panels:
             for name, batch in self.volumes().items():
                 picture = torch.cat([three_planes(volume[0].float().cpu()) for volume in batch], dim=1)
                 writer.add_image(name, picture, engine.state.epoch)
-
-
-@torch.no_grad()
-def reconstructions(dataset: Sequence, network: torch.nn.Module, inferer: Reconstructor, device: torch.device, count: int):
-    """The first held-out scans and what the autoencoder makes of them."""
-    network.eval()
-    images = torch.stack([torch.as_tensor(dataset[i]["image"]) for i in range(min(count, len(dataset)))]).to(device)
-    return {"scan and reconstruction": torch.cat([images, inferer(images, network)], dim=4)}
-
-
-def samples(dataset: Sequence, network: DiffusionUNet, sampler: LatentSampler, device: torch.device, count: int):
-    """Volumes drawn for the covariates of the first held-out participants, from the same noise every time."""
-    context = torch.stack([dataset[i]["covariates"] for i in range(min(count, len(dataset)))]).to(device)
-    return {"samples": sampler(context, network.eval(), seeds=range(len(context)))}

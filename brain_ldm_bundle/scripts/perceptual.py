@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from monai.networks.nets import resnet10
 
-from .weights import load_weights, sha256
+from .files import sha256
+from .weights import load_weights
 
 __all__ = ["PerceptualLoss", "perceptual_loss"]
 
@@ -30,9 +31,7 @@ class PerceptualLoss(torch.nn.Module):
 
     def __init__(self, weights: str | Path, expected_sha256: str | None = None) -> None:
         super().__init__()
-        network = resnet10(
-            spatial_dims=3, n_input_channels=1, feed_forward=False, bias_downsample=False, shortcut_type="B"
-        )
+        network = resnet10(spatial_dims=3, n_input_channels=1, feed_forward=False, bias_downsample=False, shortcut_type="B")
         self.network = load_weights(network, weights, made_by="download resnet_10_23dataset.pth from the MedicalNet project")
         found = sha256(weights)
         if expected_sha256 and found != expected_sha256:
@@ -54,9 +53,7 @@ class PerceptualLoss(torch.nn.Module):
         return (self._features(prediction) - self._features(target)).square().sum(dim=1).mean()
 
 
-def perceptual_loss(
-    weights: str | Path | None, expected_sha256: str | None, device: torch.device
-) -> PerceptualLoss | None:
+def perceptual_loss(weights: str | Path | None, expected_sha256: str | None, device: torch.device) -> PerceptualLoss | None:
     """The loss on a device, or None with one warning where there is no file of weights."""
     if weights is None:
         logger.warning(

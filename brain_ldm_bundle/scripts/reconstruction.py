@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from monai.inferers import Inferer
 from monai.metrics import PSNRMetric, SSIMMetric
 from tqdm import tqdm
 
-from .bids import atomic
+from .files import atomic, write_json
 
 __all__ = ["MeanImage", "Scores", "held_out", "mean_image", "needs", "summarise"]
 
@@ -100,6 +99,5 @@ def summarise(output_dir: str | Path) -> dict:
         scores = {key: {"mean": x.mean().item(), "std": x.std(correction=0).item()} for key, x in columns.items()}
         summary[name] = {"n": len(rows), **scores}
         print(f"{name:15s} n {len(rows):4d}", *(f"  {key} {v['mean']:.3f} +- {v['std']:.3f}" for key, v in scores.items()))
-    with atomic(Path(output_dir) / "reconstruction.json") as file:
-        file.write(json.dumps(summary, indent=4).encode())
+    write_json(Path(output_dir) / "reconstruction.json", summary)
     return summary

@@ -1,38 +1,20 @@
-"""Weights in, weights out: one strict loader for every layout in circulation, and files that are never half written."""
+"""One strict loader for every layout of weights in circulation."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import zipfile
 from collections.abc import Mapping
-from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import torch
 
-__all__ = ["load_weights", "read_recipe", "read_tensors", "save_weights", "sha256", "start_from"]
+from .files import read_tensors, sha256
+
+__all__ = ["load_weights", "read_recipe", "start_from"]
 
 # What our networks carry beyond the published ones (see DiffusionUNet). A file may lack all of it, not half.
 BEYOND_PUBLISHED = {"scale_factor", "_extra_state"}
-
-
-def sha256(path: str | Path) -> str:
-    """Hash of a file's content, 64 hexadecimal digits; read again only when the file has changed."""
-    path = Path(path).resolve()
-    stat = path.stat()
-    return _sha256(path, stat.st_mtime_ns, stat.st_size)
-
-
-@lru_cache
-def _sha256(path: Path, mtime_ns: int, size: int) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 24):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def load_weights(
@@ -76,21 +58,6 @@ def read_recipe(path: str | Path) -> dict:
     return {} if state is None else json.loads(bytes(state.tolist()))
 
 
-def read_tensors(path: str | Path, **options) -> Any:
-    """What a file of `torch.save` holds; tensors and plain values alone, never code.
-
-    Raises:
-        ValueError: no such file, or a damaged one.
-    """
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, **options)
-    except PermissionError:
-        raise
-    except Exception as error:  # damage shows as OSError, IndexError, struct.error, ...: whatever the bytes happen to mean
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{path}: not a file of PyTorch weights, or damaged ({reason}). Fetch or train it again.") from error
-
-
 def _read(path: Path, **options) -> dict[str, torch.Tensor]:
     """The state dict in a file, of whatever layout, without DDP's prefix."""
     found = read_tensors(path, **options)
@@ -131,35 +98,3 @@ def _matched(wanted: Mapping[str, torch.Tensor], found: dict[str, torch.Tensor],
             f"Use the sizes that the file was trained with (channels, levels, number of covariates)."
         )
     return {key: found[old] for key, old in old_name.items()}
-
-
-def save_weights(state: Mapping, path: str | Path) -> None:
-    """Write `state` to `path`: whole or not at all.
-
-    Raises:
-        ValueError: a tensor holds NaN or infinity; an older file at `path` stays as it was.
-    """
-    broken = next(_non_finite(state), None)
-    if broken:
-        raise ValueError(f"{path}: not written, {broken} is not finite. Training has diverged: lower the learning rate.")
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.partial")
-    try:
-        with open(beside, "wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except (OSError, RuntimeError) as error:  # torch wraps a full disk in a RuntimeError
-        raise OSError(f"{path}: could not be written ({error}). Is there room? An older file stays as it was.") from error
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-def _non_finite(state: Mapping, prefix: str = ""):
-    for key, value in state.items():
-        if isinstance(value, Mapping):
-            yield from _non_finite(value, f"{prefix}{key}.")
-        elif isinstance(value, torch.Tensor) and value.is_floating_point() and not torch.isfinite(value).all():
-            yield f"{prefix}{key}"
