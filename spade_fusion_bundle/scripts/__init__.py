@@ -1,0 +1,1 @@
+from . import device, files, handlers, overrides, panels

@@ -1,0 +1,258 @@
+"""What a long training run needs of its engine: go on after a kill, keep the best weights, show progress, stop at NaN."""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from ignite.handlers import EMAHandler
+from ignite.utils import manual_seed
+from monai.data.utils import set_rnd
+from torch.optim.lr_scheduler import LRScheduler
+from tqdm import tqdm
+
+from .files import read_tensors, save_weights
+
+__all__ = ["BestWeights", "EpochSeed", "MovingAverage", "Progress", "Resume", "StopAtNonFinite", "validation_interval"]
+
+logger = logging.getLogger(__name__)
+
+
+class EpochSeed:
+    """Seed every generator at the start of each epoch from (seed, epoch, rank).
+
+    A run that was killed then continues as if it had never stopped, and two ranks draw different noise.
+    """
+
+    def __init__(self, seed: int, rank: int = 0) -> None:
+        self.seed = seed
+        self.rank = rank
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.EPOCH_STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        seed = (self.seed * 1_000_003 + engine.state.epoch * 1009 + self.rank) % 2**31
+        manual_seed(seed)
+        set_rnd(engine.data_loader.dataset, seed)  # MONAI's random transforms hold generators of their own
+
+
+class Resume:
+    """Keep the whole state of a stage in one file, and take it up again when the same command is run.
+
+    Saved after every epoch, after every `every_minutes` within an epoch, and on SIGTERM, on which the run then ends with
+    exit status 143. From the end of an epoch a run continues bit for bit; from within one, the rest of the epoch is
+    drawn anew. List it after every handler that it saves or that changes what it saves.
+
+    Args:
+        path: the file; written whole or not at all.
+        objects: name to anything with `state_dict` and `load_state_dict`: networks without their DDP wrapper,
+            optimisers, schedulers, `BestWeights`.
+        settings: plain values that the file must have been made with, where it tells: a run with others is refused.
+        writes: False on all ranks but the first.
+        every_minutes: longest work lost to a SIGKILL within an epoch.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        objects: Mapping[str, Any],
+        settings: Mapping[str, Any] | None = None,
+        writes: bool = True,
+        every_minutes: float = 10,
+    ) -> None:
+        self.path = Path(path)
+        self.objects = dict(objects)
+        self.settings = dict(settings or {})
+        self.writes = writes
+        self.every_minutes = every_minutes
+        self.terminated = False
+        self._before = None
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, self.load)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._after_iteration)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
+        engine.add_event_handler(Events.COMPLETED | Events.EXCEPTION_RAISED, self._release)
+
+    def load(self, engine: Engine) -> None:
+        self._last_save = time.monotonic()
+        if threading.current_thread() is threading.main_thread():  # only there may signals be caught
+            self._before = signal.signal(signal.SIGTERM, self._on_sigterm)
+        if not self.path.exists():
+            return
+        state = read_tensors(self.path)
+        try:
+            for name, value in state.get("settings", {}).items():
+                if self.settings.get(name) != value:
+                    raise ValueError(f"{name}: {value}, now {self.settings.get(name)}")
+            for name, item in self.objects.items():
+                _restore(item, state[name])
+        except (KeyError, RuntimeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise ValueError(
+                f"{self.path} was made by a run with other settings ({reason}). "
+                f"Use those settings again, or delete the file to start over."
+            ) from error
+        engine.state.epoch, within = state["epoch"], state["iteration_of_epoch"]
+        if state["epoch_length"] != engine.state.epoch_length:  # other data or batch size: begin the epoch again
+            within = 0
+        engine.state.iteration = engine.state.epoch * engine.state.epoch_length + within
+        logger.info(f"{self.path}: going on after epoch {engine.state.epoch} of {engine.state.max_epochs}")
+        if engine.state.epoch >= engine.state.max_epochs:
+            logger.warning(f"{self.path}: all epochs are done, nothing is left to train. Delete it to start over.")
+
+    def save(self, engine: Engine) -> None:
+        epoch, within = divmod(engine.state.iteration, engine.state.epoch_length)
+        position = {"epoch": epoch, "iteration_of_epoch": within, "epoch_length": engine.state.epoch_length}
+        if self.writes:
+            states = {name: item.state_dict() for name, item in self.objects.items()}
+            save_weights(states | position | {"settings": self.settings}, self.path)
+        self._last_save = time.monotonic()
+        if self.terminated:
+            raise SystemExit(143)  # not engine.terminate(): the next stage would start
+
+    def _after_iteration(self, engine: Engine) -> None:
+        due = self.terminated or time.monotonic() - self._last_save > 60 * self.every_minutes
+        if due and engine.state.iteration % engine.state.epoch_length:  # the epoch's end saves anyhow, after validation
+            self.save(engine)
+
+    def _on_sigterm(self, signum, frame) -> None:
+        self.terminated = True
+
+    def _release(self, engine: Engine, error: BaseException | None = None) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
+        if error is not None:
+            raise error
+
+
+def _restore(item: Any, state: Mapping[str, Any]) -> None:
+    """Load a state; learning rates and the shape of their schedule are the config's, which may have been changed since."""
+    if isinstance(item, LRScheduler):
+        vars(item).update({key: state[key] for key in ("last_epoch", "_step_count", "_last_lr")})
+    elif isinstance(item, torch.optim.Optimizer):
+        scheduled = ("initial_lr", "max_lr", "min_lr")  # what schedules compute the next rate from
+        own = [{key: group[key] for key in scheduled if key in group} or {"lr": group["lr"]} for group in item.param_groups]
+        item.load_state_dict(state)
+        for group, values in zip(item.param_groups, own):
+            group.update(values)
+    else:
+        item.load_state_dict(state)
+
+
+class BestWeights:
+    """Write the weights of `network` whenever an evaluator's metric is better than ever before.
+
+    Args:
+        path: a plain state dict, written whole or not at all; a network that is not finite is never written.
+        network: without its DDP wrapper.
+        metric: name among the evaluator's metrics.
+        larger_is_better: False for losses.
+        restart_at_epoch: from here on the loss is another one, and what was best before does not count any more: the
+            adversarial phase gives sharper images of a lower SSIM.
+        writes: False on all ranks but the first.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        network: torch.nn.Module,
+        metric: str,
+        larger_is_better: bool = True,
+        restart_at_epoch: int | None = None,
+        writes: bool = True,
+    ) -> None:
+        self.path = Path(path)
+        self.network = network
+        self.metric = metric
+        self.sign = 1 if larger_is_better else -1
+        self.writes = writes
+        self.best = -math.inf
+        self.best_epoch = 0
+        self.restart_at_epoch = restart_at_epoch or 0
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        value = float(engine.state.metrics[self.metric])
+        if self.best_epoch < self.restart_at_epoch <= engine.state.epoch:
+            self.best = -math.inf
+        if math.isfinite(value) and self.sign * value > self.best:
+            if self.writes:
+                save_weights(self.network.state_dict(), self.path)
+            self.best, self.best_epoch = self.sign * value, engine.state.epoch
+            logger.info(f"{self.path}: best {self.metric} so far, {value:.5f}")
+
+    def state_dict(self) -> dict[str, float]:
+        return {"best": self.best, "best_epoch": self.best_epoch}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        self.best, self.best_epoch = state["best"], state["best_epoch"]
+
+
+class MovingAverage(EMAHandler):
+    """Average of a network's weights over the steps, `ema_model`. Early on it forgets faster: momentum 9 / (9 + step).
+
+    With a constant momentum of 1e-4, most of what a run of a thousand steps saves would be the untrained network.
+    """
+
+    def _update_ema_model(self, engine: Engine, name: str) -> None:
+        setattr(engine.state, name, max(self.momentum, 9 / (9 + engine.state.iteration)))
+        super()._update_ema_model(engine, name)
+
+
+class Progress:
+    """One bar for a whole stage, with the time left and the mean loss of the last hundred steps."""
+
+    def __init__(self, description: str) -> None:
+        self.description = description
+        self.losses: deque[float] = deque(maxlen=100)
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, self._open)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._advance)
+        engine.add_event_handler(Events.COMPLETED, self._close)
+
+    def _open(self, engine: Engine) -> None:
+        total = engine.state.max_epochs * engine.state.epoch_length
+        done = engine.state.iteration
+        self.bar = tqdm(total=total, initial=done, desc=self.description, unit="step", mininterval=1, smoothing=0.05)
+
+    def _advance(self, engine: Engine) -> None:
+        self.losses.append(engine.state.output["loss"])
+        mean = sum(self.losses) / len(self.losses)
+        self.bar.set_postfix(epoch=engine.state.epoch, loss=f"{mean:.4f}", refresh=False)
+        self.bar.update()
+
+    def _close(self, engine: Engine) -> None:
+        self.bar.close()
+
+
+class StopAtNonFinite:
+    """End the run at the first loss that is NaN or infinite, before it reaches a checkpoint."""
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        if not math.isfinite(engine.state.output["loss"]):
+            raise RuntimeError(
+                f"the loss of iteration {engine.state.iteration} (epoch {engine.state.epoch}) is not finite: "
+                f"{engine.state.output}. The last complete checkpoint is untouched; lower the learning rate and run again."
+            )
+
+
+def validation_interval(at_most: int, epochs: int) -> int:
+    """Epochs between validations: at most so many, and a divisor of `epochs`, so that the last one is validated."""
+    return max(n for n in range(1, min(at_most, epochs) + 1) if epochs % n == 0)

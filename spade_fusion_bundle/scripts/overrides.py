@@ -1,0 +1,72 @@
+"""Refuse misspelt overrides: MONAI takes any unknown name without a word, and the run goes on with the default."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import sys
+from collections.abc import Iterable, Sequence
+
+from monai.bundle import ConfigParser
+
+__all__ = ["command_line", "refuse_unknown"]
+
+# Arguments of `python -m monai.bundle run` itself (MONAI 1.6).
+RUN_ARGUMENTS = {
+    "run_id", "init_id", "final_id", "meta_file", "config_file", "logging_file", "tracking", "args_file",
+    "workflow_name", "workflow_type", "workflow", "help",
+}  # fmt: skip
+
+
+def command_line(argv: Sequence[str] | None = None) -> dict[str, object]:
+    """The `--name value` and `--name=value` pairs of a `monai.bundle` command line; values as Python literals if they are."""
+    argv = list(sys.argv if argv is None else argv)
+    pairs = {}
+    for position, argument in enumerate(argv):
+        if not argument.startswith("--"):
+            continue
+        name, equals, value = argument[2:].partition("=")
+        if not equals:
+            following = argv[position + 1 : position + 2]
+            value = following[0] if following and not following[0].startswith("--") else "True"
+        try:
+            pairs[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            pairs[name] = value
+    return pairs
+
+
+def refuse_unknown(also_known: Iterable[str] = (), argv: Sequence[str] | None = None) -> None:
+    """Check the command line, and the overlays that it names, against the first config file.
+
+    Args:
+        also_known: names that are right although the config does not hold them, such as covariates.
+        argv: of the process by default. Without `--config_file` (a workflow made in Python) nothing is checked.
+
+    Raises:
+        ValueError: an override that the config does not know; the nearest known name is given.
+    """
+    given = command_line(argv)
+    files = given.get("config_file")
+    if files is None:
+        return
+    base, *overlays = [files] if isinstance(files, str) else files
+    config = ConfigParser.load_config_file(base)
+    known = set(config) | set(also_known)
+    names = {name: "the command line" for name in given if name not in RUN_ARGUMENTS}
+    for overlay in overlays:
+        names |= {name: overlay for name in ConfigParser.load_config_file(overlay)}
+    for name, place in names.items():
+        path = name.lstrip("+").replace("::", "#").split("#")
+        if path[0] not in known:
+            raise ValueError(f"{place}: no setting is called {path[0]!r} in {base}.{_nearest(path[0], known)}")
+        here = config
+        for part in path[:-1]:
+            here = here.get(part) if isinstance(here, dict) else None
+        if len(path) > 1 and isinstance(here, dict) and here and path[-1] not in here:
+            raise ValueError(f"{place}: {'#'.join(path[:-1])} has no {path[-1]!r} in {base}.{_nearest(path[-1], here)}")
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f" Did you mean {nearest[0]!r}?" if nearest else f" Known: {', '.join(sorted(known))}."
