@@ -1,0 +1,77 @@
+"""Axial, coronal and sagittal: the only place that knows axis numbers. Volumes are in RAS order, (..., X, Y, Z)."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.transforms import MapTransform, Randomizable
+
+__all__ = ["AXES", "PLANES", "RandSlicesd", "axis_of", "from_slices", "to_slices"]
+
+# The axis that a plane's slices are numbered along, counted from the first spatial one: x to the right, y to the front,
+# z to the top.
+AXES = {"axial": 2, "coronal": 1, "sagittal": 0}
+PLANES = tuple(AXES)
+
+
+def axis_of(plane: str) -> int:
+    """Axis across a plane.
+
+    Raises:
+        ValueError: there is no such plane.
+    """
+    if plane not in AXES:
+        raise ValueError(f"no plane is called {plane!r}. Give --plane axial, --plane coronal or --plane sagittal")
+    return AXES[plane]
+
+
+def to_slices(volumes: torch.Tensor, plane: str) -> torch.Tensor:
+    """All slices of volumes (B, C, X, Y, Z) as one batch (B * slices, C, H, W), the axes that remain in their order."""
+    return volumes.movedim(2 + AXES[plane], 1).flatten(0, 1)
+
+
+def from_slices(slices: torch.Tensor, plane: str, batch: int) -> torch.Tensor:
+    """The volumes (B, C, X, Y, Z) of `to_slices`."""
+    return slices.unflatten(0, (batch, -1)).movedim(1, 2 + AXES[plane])
+
+
+class RandSlicesd(MapTransform, Randomizable):
+    """Draw slices (C, H, W) of one plane out of volumes (C, X, Y, Z); gives a list of dicts, one per slice.
+
+    Args:
+        keys: volumes of equal size.
+        label_key: one of them, the classes. Slices that hold nothing but background are almost never drawn: they would
+            spoil the statistics of batch norm and teach nothing.
+        plane: axial, coronal or sagittal.
+        num_slices: how many, without repetition as far as the volume allows.
+        empty_fraction: chance of each to be one of the empty slices, where there are any.
+    """
+
+    def __init__(self, keys: KeysCollection, label_key: str, plane: str, num_slices: int, empty_fraction: float = 0.02) -> None:
+        super().__init__(keys)
+        self.label_key = label_key
+        self.axis = axis_of(plane)
+        self.num_slices = num_slices
+        self.empty_fraction = empty_fraction
+
+    def draw(self, labels: torch.Tensor) -> Sequence[int]:
+        """Numbers of the slices, for classes (1, X, Y, Z)."""
+        others = [axis for axis in range(3) if axis != self.axis]
+        filled = np.asarray((labels[0] > 0).any(others[1]).any(others[0]))
+        filled, empty = np.flatnonzero(filled), np.flatnonzero(~filled)
+        chosen = [self.R.permutation(filled) for _ in range(1 + self.num_slices // len(filled))]
+        chosen = np.concatenate(chosen)[: self.num_slices]
+        if len(empty):
+            swapped = self.R.random(self.num_slices) < self.empty_fraction
+            chosen[swapped] = self.R.choice(empty, swapped.sum())
+        return chosen.tolist()
+
+    def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> list[dict]:
+        numbers = self.draw(data[self.label_key])
+        return [
+            {key: torch.as_tensor(data[key]).select(1 + self.axis, number) for key in self.key_iterator(data)}
+            for number in numbers
+        ]
