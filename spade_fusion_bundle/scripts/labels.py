@@ -1,0 +1,295 @@
+"""Label maps: from the values of FreeSurfer, SynthSeg or one's own to the networks' classes, by a table."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.transforms import MapTransform, RandomizableTransform
+from monai.utils import convert_to_dst_type
+
+from .planes import AXES
+
+__all__ = ["LabelTable", "RandMirrord", "ToClassesd"]
+
+SIDES = ("left", "right", "midline")
+KEYS = ("class", "name", *SIDES, "brain")
+MOST_CLASSES = 255  # classes are uint8
+MOST_LISTED = 10
+
+# Float maps hold integers but for the rounding of their scaling; an interpolated one is off by far more.
+TOLERANCE = 0.01
+
+
+class LabelTable:
+    """Which values of a label map are which class.
+
+    Args:
+        name: of the table, for messages.
+        entries: one per class, {"class": 8, "name": "caudate", "left": [11], "right": [50], "brain": true}; the values of
+            a side are integers or ranges "1000-1035"; "midline" is for what has no side. Class 0 is the background and
+            has the value 0. Two entries of one name, one with "left" alone and one with "right" alone, keep the sides apart.
+        where: file and table, for messages.
+
+    Attributes:
+        num_classes: background included.
+        names: by class; "left caudate" and "right caudate" where the sides are kept apart.
+        brain: the classes that brain-only scores count.
+        mirror: uint8 (num_classes,), the class of the same structure on the other side; itself where it has no side.
+
+    Raises:
+        ValueError: says which entry is wrong, and why.
+    """
+
+    def __init__(self, name: str, entries: Sequence[Mapping], where: str = "") -> None:
+        where = where or f"label table {name!r}"
+        if not isinstance(entries, Sequence) or isinstance(entries, str) or len(entries) < 2:
+            raise ValueError(f'{where}: expected [{{"class": 0, "name": "background", "midline": [0], "brain": false}}, ...]')
+        for number, entry in enumerate(entries):
+            _check_entry(entry, f"{where} entry {number}")
+        entries = sorted((dict(entry) for entry in entries), key=lambda entry: entry["class"])
+        numbers = [entry["class"] for entry in entries]
+        if numbers != list(range(len(entries))):
+            raise ValueError(f"{where}: the classes must be 0 to {len(entries) - 1}, each once, got {numbers}")
+        if len(entries) > MOST_CLASSES:
+            raise ValueError(f"{where}: {len(entries)} classes, at most {MOST_CLASSES} are possible. Merge some")
+        self.name, self.num_classes, self._entries = name, len(entries), entries
+
+        class_of = {}
+        for entry in entries:
+            for value in (value for side in _sides(entry) for value in _values(entry[side])):
+                if value in class_of:
+                    raise ValueError(
+                        f"{where}: the value {value} is in class {class_of[value]} ({entries[class_of[value]]['name']}) and in "
+                        f"class {entry['class']} ({entry['name']}), or twice in one. Keep one"
+                    )
+                class_of[value] = entry["class"]
+        if class_of.get(0) != 0 or entries[0]["brain"]:
+            raise ValueError(f"{where}: class 0 must be the background, with the value 0 and outside of the brain")
+        self._table_values, classes = (np.array(column) for column in zip(*sorted(class_of.items())))
+        self._table_classes = classes.astype(np.uint8)
+
+        self.brain = tuple(entry["class"] for entry in entries if entry["brain"])
+        self.mirror = np.arange(self.num_classes, dtype=np.uint8)
+        for left, right in _pairs(entries, where):
+            self.mirror[[left, right]] = right, left
+        self.names = [
+            entry["name"] if self.mirror[number] == number else f"{_sides(entry)[0]} {entry['name']}"
+            for number, entry in enumerate(entries)
+        ]
+
+    @classmethod
+    def from_file(cls, path: str | Path, name: str) -> LabelTable:
+        """The table `name` of a JSON file of named tables, such as `configs/labels.json`.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: not JSON, no such table, or a fault in it.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file of label tables")
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path}: this is not JSON ({error})") from error
+        tables = [key for key in content if not key.startswith("_")] if isinstance(content, dict) else []
+        if not tables:
+            raise ValueError(f'{path}: expected named tables, {{"freesurfer": [{{"class": 0, "name": "background", ...}}]}}')
+        if name not in tables:
+            near = difflib.get_close_matches(str(name), tables, 1)
+            hint = f". Did you mean {near[0]!r}?" if near else f". There are: {', '.join(tables)}"
+            raise ValueError(f"{path}: no label table {name!r}{hint}")
+        return cls(name, content[name], f"{path} table {name!r}")
+
+    @classmethod
+    def from_dict(cls, content: Mapping, where: str) -> LabelTable:
+        """The table that `to_dict` wrote, such as into the weights at `where`.
+
+        Raises:
+            ValueError: something else than a table.
+        """
+        if not isinstance(content, Mapping) or not {"name", "classes"} <= content.keys():
+            raise ValueError(f'{where}: expected a label table {{"name": ..., "classes": [...]}}, got {content!r:.100}')
+        return cls(content["name"], content["classes"], f"{where} table {content['name']!r}")
+
+    def to_dict(self) -> dict:
+        """Plain values that JSON and weights can hold."""
+        return {"name": self.name, "classes": json.loads(json.dumps(self._entries))}
+
+    def classes(self, values: np.ndarray, where: str) -> np.ndarray:
+        """Class of every voxel, uint8 of the same shape; classes of the table may be missing in the map.
+
+        Args:
+            values: of a label map, of any shape; floats within 0.01 of an integer are rounded.
+            where: file, for messages.
+
+        Raises:
+            ValueError: values that are not in the table, with their counts; NaN; fractions; nothing but background.
+        """
+        values = np.asarray(values)
+        if values.dtype.kind not in "iufb":
+            raise ValueError(f"{where}: label values of type {values.dtype}; integers are needed")
+        if values.dtype.kind == "f":
+            values = _rounded(values, where)
+        index = np.searchsorted(self._table_values, values)
+        np.minimum(index, len(self._table_values) - 1, out=index)
+        unknown = self._table_values[index] != values
+        if unknown.any():
+            found, counts = np.unique(values[unknown], return_counts=True)
+            listed = ", ".join(f"{value:.0f} ({count} voxels)" for value, count in zip(found[:MOST_LISTED], counts))
+            more = f" and {len(found) - MOST_LISTED} more values" if len(found) > MOST_LISTED else ""
+            raise ValueError(
+                f"{where}: label values {listed}{more} are not in the label table {self.name!r}. Choose the table that the map "
+                f"was made with, or add the values to a class of configs/labels.json and train with that table"
+            )
+        classes = self._table_classes[index]
+        if not classes.any():
+            raise ValueError(f"{where}: the label map is empty, all {classes.size} voxels are background. Segment it again")
+        return classes
+
+
+class ToClassesd(MapTransform):
+    """Label values to classes: (1, D, H, W) of any number type to uint8, on the same grid.
+
+    Args:
+        keys: of the label maps.
+        table: which value is which class.
+
+    Raises:
+        ValueError: as `LabelTable.classes`, with the file's name.
+    """
+
+    def __init__(self, keys: KeysCollection, table: LabelTable) -> None:
+        super().__init__(keys)
+        self.table = table
+
+    def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
+        data = dict(data)
+        for key in self.key_iterator(data):
+            where = str(getattr(data[key], "meta", {}).get("filename_or_obj", f"label map {key!r}"))
+            classes = self.table.classes(np.asarray(torch.as_tensor(data[key]).cpu()), where)
+            data[key], *_ = convert_to_dst_type(classes, data[key], dtype=torch.uint8)
+        return data
+
+
+class RandMirrord(RandomizableTransform, MapTransform):
+    """The mirror image of a head, on the same grid: left and right flipped, sided classes swapped.
+
+    Args:
+        keys: of the volumes (channels, right, anterior, superior), all flipped together.
+        label_key: the one of them that holds classes.
+        table: for the class of the other side.
+        prob: probability of a mirrored head.
+    """
+
+    def __init__(self, keys: KeysCollection, label_key: str, table: LabelTable, prob: float = 0.5) -> None:
+        MapTransform.__init__(self, keys)
+        RandomizableTransform.__init__(self, prob)
+        if label_key not in self.keys:
+            raise ValueError(f"label_key {label_key!r} must be one of the keys {self.keys}: it has to be mirrored with them")
+        self.label_key = label_key
+        self.mirror = torch.from_numpy(table.mirror)
+
+    def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
+        data = dict(data)
+        self.randomize(None)
+        if not self._do_transform:
+            return data
+        for key in self.key_iterator(data):
+            # Not MONAI's Flip: it moves the affine along, and so keeps the head as it was.
+            mirrored = torch.as_tensor(data[key]).flip(1 + AXES["sagittal"])
+            if key == self.label_key:
+                mirrored = self.mirror.to(mirrored.device)[mirrored.long()].to(mirrored.dtype)
+            data[key], *_ = convert_to_dst_type(mirrored, data[key], dtype=mirrored.dtype)
+        return data
+
+
+def _check_entry(entry: Mapping, where: str) -> None:
+    if not isinstance(entry, Mapping):
+        raise ValueError(f'{where}: expected {{"class": ..., "name": ..., "brain": ...}}, got {entry!r}')
+    unknown = [key for key in entry if key not in KEYS]
+    if unknown:
+        raise ValueError(f"{where}: unknown key {unknown[0]!r}. Possible are {', '.join(KEYS)}")
+    for key, kind in (("class", int), ("name", str), ("brain", bool)):
+        if type(entry.get(key)) is not kind:
+            raise ValueError(f"{where}: {key!r} must be of type {kind.__name__}, got {entry.get(key)!r}")
+    if not _sides(entry):
+        raise ValueError(f"{where} ({entry['name']}): no values. Give them as 'left', 'right' or 'midline'")
+    for side in _sides(entry):
+        try:
+            _values(entry[side])
+        except (TypeError, ValueError):
+            raise ValueError(
+                f'{where} ({entry["name"]}): {side!r} must list integers or ranges such as "1000-1035", got {entry[side]!r}'
+            ) from None
+
+
+def _sides(entry: Mapping) -> list[str]:
+    return [side for side in SIDES if side in entry]
+
+
+def _values(listed: Sequence[int | str]) -> list[int]:
+    """The label values of a side.
+
+    Raises:
+        TypeError, ValueError: something else than integers and ranges of at least one value.
+    """
+    if not isinstance(listed, Sequence) or isinstance(listed, str) or not listed:
+        raise TypeError
+    values = []
+    for item in listed:
+        if isinstance(item, str):
+            first, last = map(int, item.split("-"))
+            if first > last:
+                raise ValueError
+            values += range(first, last + 1)
+        elif type(item) is int:
+            values.append(item)
+        else:
+            raise TypeError
+    return values
+
+
+def _pairs(entries: Sequence[Mapping], where: str) -> list[tuple[int, int]]:
+    """Classes of the left and the right of one structure, where the table keeps them apart."""
+    by_name = {}
+    for entry in entries:
+        by_name.setdefault(entry["name"], []).append(entry)
+    pairs = []
+    for name, same in by_name.items():
+        sides = sorted(_sides(entry) for entry in same)
+        if sides == [["left"], ["right"]]:
+            if same[0]["brain"] != same[1]["brain"]:
+                raise ValueError(f"{where}: the left and the right {name} differ in 'brain'")
+            pairs.append((same[0]["class"], same[1]["class"]))
+        elif len(same) > 1:
+            raise ValueError(
+                f"{where}: the name {name!r} is given to classes {[entry['class'] for entry in same]}. Two may share a name, "
+                f"one with 'left' alone and one with 'right' alone"
+            )
+        elif ("left" in same[0]) != ("right" in same[0]):
+            raise ValueError(
+                f"{where}: class {same[0]['class']} ({name}) has {sides[0]} values, but not the other side's. Give both to the "
+                f"class, or let a second class of that name have the other side"
+            )
+    return pairs
+
+
+def _rounded(values: np.ndarray, where: str) -> np.ndarray:
+    bad = values.size - np.count_nonzero(np.isfinite(values))
+    if bad:
+        raise ValueError(f"{where}: {bad} voxels are NaN or infinite. Write the label map again as integers")
+    rounded = np.rint(values)
+    fractions = np.abs(values - rounded) > TOLERANCE
+    if fractions.any():
+        raise ValueError(
+            f"{where}: {np.count_nonzero(fractions)} of {values.size} voxels are not integers, such as "
+            f"{values[fractions][0]:g}: the label map looks interpolated. Resample it from the original by nearest neighbour"
+        )
+    return rounded
