@@ -1,1 +1,17 @@
-from . import device, files, handlers, overrides, panels
+from . import (
+    dataset,
+    device,
+    files,
+    fusion_data,
+    handlers,
+    labels,
+    losses,
+    networks,
+    overrides,
+    panels,
+    perceptual,
+    planes,
+    spade_stage,
+    steps,
+    weights,
+)

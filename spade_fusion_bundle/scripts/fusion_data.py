@@ -1,0 +1,146 @@
+"""What the fusion CNN learns from: volumes that the frozen generators make of subjects they did not see, made once."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from ignite.engine import Engine
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from .files import atomic, sha256
+from .networks import SpadeFusion, SpadeGenerator
+from .planes import PLANES
+from .weights import generator_file, load_generators
+
+__all__ = ["FusionDataset", "fusion_items", "pictures", "prepare", "validation_step"]
+
+
+def fusion_items(data: Mapping[str, Sequence[dict]], folds: int) -> list[dict]:
+    """The subjects that the fusion CNN trains on: those kept apart for it, or with cross-validation all training ones."""
+    return list(data["training" if folds else "fusion"])
+
+
+class FusionDataset(Dataset):
+    """The three planes' volumes of each subject beside the scan, synthesised once and kept on disk.
+
+    An item is {"volumes": (3, X, Y, Z), "image": (1, X, Y, Z), "label": (1, X, Y, Z), 1 inside the label map}, all float32.
+    A subject with a "fold" is synthesised by the generators that were trained without that fold.
+
+    Nothing is read before `synthesise` is called, so a data set may be built before its generators have been trained.
+
+    Args:
+        items: {"image", "label"} paths, "fold" where there is cross-validation.
+        preprocessing: an item to its volumes.
+        network: called, it makes a SpadeFusion; only its generators are used.
+        generator: called, it makes one to load weights into.
+        models_dir: where the generators lie.
+        recipe: label table and spacing that they must have been trained with.
+        cache_dir: where the volumes go, some 10 bytes a voxel.
+        random_transform: of the item, such as a choice of patches; None for whole volumes.
+        visits: how often an epoch comes to each subject.
+        device, amp: for the synthesis.
+    """
+
+    def __init__(
+        self,
+        items: Sequence[dict],
+        preprocessing: Callable[[dict], dict],
+        network: Callable[[], SpadeFusion],
+        generator: Callable[[], SpadeGenerator],
+        models_dir: str | Path,
+        recipe: Mapping,
+        cache_dir: str | Path,
+        random_transform: Callable | None = None,
+        visits: int = 1,
+        device: torch.device | str = "cpu",
+        amp: bool = False,
+    ) -> None:
+        self.items = list(items)
+        self.preprocessing = preprocessing
+        self.network = network
+        self.generator = generator
+        self.models_dir = Path(models_dir)
+        self.recipe = recipe
+        self.cache_dir = Path(cache_dir)
+        self.transform = random_transform
+        self.visits = visits
+        self.device = torch.device(device)
+        self.amp = amp
+
+    def __len__(self) -> int:
+        return len(self.items) * self.visits
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor] | list[dict[str, torch.Tensor]]:
+        stored = np.load(self.file(self.items[index % len(self.items)]))
+        arrays = torch.from_numpy(stored.astype(np.float32))  # (5, X, Y, Z)
+        item = {"volumes": arrays[:3], "image": arrays[3:4], "label": arrays[4:5]}
+        return self.transform(item) if self.transform else item
+
+    def file(self, item: Mapping) -> Path:
+        """Where an item's volumes lie: another name for other generators, other images or another preprocessing."""
+        stats = [os.stat(item[key]) for key in ("image", "label")]
+        parts = [sha256(generator_file(self.models_dir, plane, item.get("fold"))) for plane in PLANES]
+        parts += [f"{Path(item[key]).resolve()} {s.st_mtime_ns} {s.st_size}" for key, s in zip(("image", "label"), stats)]
+        parts += [str(self.recipe["spacing_mm"]), str(self.amp)]
+        return self.cache_dir / f"{hashlib.sha256(' '.join(parts).encode()).hexdigest()[:32]}.npy"
+
+    @torch.inference_mode()
+    def synthesise(self, rank: int = 0, world_size: int = 1) -> None:
+        """Make the volumes that are not there yet; each rank makes its share of them.
+
+        Raises:
+            FileNotFoundError, ValueError: a plane's generator is missing or of another run; says which command makes it.
+        """
+        for fold in sorted({item.get("fold") for item in self.items}, key=str):
+            network = load_generators(self.network(), self.generator, self.models_dir, self.recipe, fold)
+            network = network.to(self.device).eval()
+            items = [item for item in self.items if item.get("fold") == fold]
+            missing = [item for item in items if not self.file(item).exists()][rank::world_size]
+            for item in tqdm(missing, desc="synthesising for the fusion", disable=rank > 0, unit="subject"):
+                pair = self.preprocessing(item)
+                labels = torch.as_tensor(pair["label"])[None].to(self.device)
+                with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.amp):
+                    volumes = network.slice_volumes(labels)[0].float().cpu()
+                stored = torch.cat([volumes, torch.as_tensor(pair["image"]), labels[0].cpu() > 0]).half()
+                self.cache_dir.mkdir(parents=True, exist_ok=True)
+                with atomic(self.file(item)) as file:
+                    np.save(file, stored.numpy())
+
+
+def prepare(
+    network: SpadeFusion, generator: Callable[[], SpadeGenerator], models_dir: str | Path, recipe: Mapping
+) -> SpadeFusion:
+    """Put the final generators into `network`, frozen, and note with which the fusion belongs together."""
+    load_generators(network, generator, models_dir, recipe)
+    network.generators.requires_grad_(False)
+    network.recipe = dict(recipe) | {
+        "generators_sha256": {plane: sha256(generator_file(models_dir, plane)) for plane in PLANES}
+    }
+    return network
+
+
+def validation_step(engine: Engine, batch: dict) -> dict[str, torch.Tensor]:
+    """The fused volume, the planes' mean and the scan of whole held-out volumes, all (B, 1, X, Y, Z) from 0 to 1."""
+    volumes, image, label = (batch[key].to(engine.state.device) for key in ("volumes", "image", "label"))
+    network = engine.network.eval()
+    with torch.no_grad():
+        fused = network.fuse(volumes, label)
+    return {"pred": fused, "mean": volumes.mean(dim=1, keepdim=True), "label": image}
+
+
+@torch.no_grad()
+def pictures(dataset: FusionDataset, network: SpadeFusion, device: torch.device, count: int = 2) -> dict[str, torch.Tensor]:
+    """Scan, mean of the planes and fusion, one below the other, of the first held-out subjects."""
+    network.eval()
+    rows = {}
+    for number in range(min(count, len(dataset))):
+        item = {key: value[None].to(device) for key, value in dataset[number].items()}
+        fused = network.fuse(item["volumes"], item["label"])
+        rows[f"scan, mean, fusion {number}"] = torch.cat([item["image"], item["volumes"].mean(1, keepdim=True), fused])
+    return rows
