@@ -121,9 +121,7 @@ def test_floats_near_integers_are_rounded():
 
 
 def test_an_interpolated_map_is_refused():
-    with pytest.raises(
-        ValueError, match=r"sub-1_dseg.nii: 2 of 4 voxels are not integers, such as 1.5: .*interpolated"
-    ):
+    with pytest.raises(ValueError, match=r"sub-1_dseg.nii: 2 of 4 voxels are not integers, such as 1.5: .*interpolated"):
         SIDED.classes(np.array([0, 1.5, 3, 41.9]), "sub-1_dseg.nii")
 
 
