@@ -87,7 +87,7 @@ def test_the_demo_table_says_what_the_demo_cohort_means():
 
     values = np.array(list(LABELS))
     classes = DEMO.classes(values, "map")
-    assert [f"{DEMO.names[number]}" for number in classes] == [
+    assert [DEMO.names[number] for number in classes] == [
         name.removeprefix("left ").removeprefix("right ") for name in LABELS.values()
     ]
     brain = set(values[np.isin(classes, DEMO.brain)])

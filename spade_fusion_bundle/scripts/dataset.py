@@ -391,6 +391,6 @@ def _check_header(path: str) -> tuple[tuple[int, ...], np.ndarray]:
         raise ValueError(f"is not a NIfTI image that can be read ({error})") from error
     if codes == 0:
         raise ValueError("has neither a qform nor an sform, so left and right are unknown. Convert it again from DICOM")
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine)) < 1e-6:
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine)) < 1e-12:
         raise ValueError(f"has an affine that cannot be inverted, {affine[:3].tolist()}. Convert it again")
     return shape, affine
