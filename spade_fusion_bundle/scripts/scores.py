@@ -1,0 +1,303 @@
+"""How close synthetic T1w volumes come to the real scans, in the brain only, for every way of making them."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+import torch.nn.functional as F
+from ignite.engine import Engine, Events
+from monai.inferers import Inferer
+from monai.metrics.regression import compute_ssim_and_cs
+from monai.utils import convert_to_tensor
+
+from .baseline import paint
+from .files import atomic, write_json
+from .planes import AXES, PLANES
+from .synthesis import Synthesiser
+
+__all__ = [
+    "DEFINITION",
+    "METHODS",
+    "SCORES",
+    "EveryMethod",
+    "Scores",
+    "brain_scores",
+    "flicker",
+    "held_out",
+    "labels_to_image",
+    "ssim_map",
+    "summarise",
+]
+
+METHODS = (*PLANES, "mean", "median", "fusion", "label_mean")
+SCORES = ("ssim", "mse", "psnr_db", *(f"flicker_{plane}" for plane in PLANES))
+DEFINITION = """\
+Intensities 0 to 1 on the model's grid (RAS); brain voxels only (Ayaz et al.).
+ssim: mean over the brain of the SSIM map of the whole volumes (Wang et al. 2004 in 3-D: Gaussian window of 11 voxels, sigma
+  1.5, data range 1; background, 0, beyond the volume's border). mse, psnr_db: over the brain's voxels, peak 1.
+flicker: mean absolute difference of neighbouring slices across a plane, of the synthetic volume divided by that of the real
+  scan; 1 is real, above 1 the slices jump, below 1 they are too smooth.
+label_mean: each class painted with its mean training intensity, no network. Mean +- standard deviation over the scans."""
+WINDOW, SIGMA = 11, 1.5  # voxels; Wang et al. 2004
+
+
+def held_out(data: Mapping[str, list[dict]], split: str) -> list[dict]:
+    """The items of a split.
+
+    Raises:
+        ValueError: an empty one, with what there is.
+    """
+    if not data.get(split):
+        counts = ", ".join(f"{name}: {len(items)}" for name, items in data.items())
+        raise ValueError(f"no scans in the split {split!r} ({counts}). Choose another with --split")
+    return data[split]
+
+
+def labels_to_image(batch: dict, device: torch.device, non_blocking: bool = False, **kwargs) -> tuple:
+    """Input and target of a synthesis: the classes and the real T1w, each (B, 1, D, H, W), without meta data."""
+    classes, image = (convert_to_tensor(batch[key], track_meta=False) for key in ("label", "image"))
+    return classes.to(device, non_blocking=non_blocking), image.to(device, non_blocking=non_blocking)
+
+
+class EveryMethod(Inferer):
+    """Synthesise in every way that is compared: the slices are made once, then combined.
+
+    Args:
+        synthesiser: that of inference; how it merges patches and whether it runs in bfloat16 holds here, too.
+        class_intensities: of the label-mean baseline, see `baseline.mean_intensity`.
+    """
+
+    def __init__(self, synthesiser: Synthesiser, class_intensities: torch.Tensor) -> None:
+        super().__init__()
+        self.synthesiser = synthesiser
+        self.class_intensities = class_intensities
+
+    @torch.inference_mode()
+    def __call__(self, inputs: torch.Tensor, network: torch.nn.Module) -> torch.Tensor:
+        """Volumes (B, 7, D, H, W) from 0 to 1 in the order of METHODS, for classes (B, 1, D, H, W)."""
+        with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=self.synthesiser.amp):
+            planes = network.slice_volumes(inputs)  # (B, 3, D, H, W)
+        # The slices take nearly all the time: the synthesiser is given those that are made.
+        made = SimpleNamespace(slice_volumes=lambda labels: planes, fusion=network.fusion)
+        fusion = self.synthesiser(inputs, made)  # (B, 1, D, H, W)
+        mean, median = planes.mean(dim=1, keepdim=True), planes.median(dim=1, keepdim=True).values
+        return torch.cat([planes, mean, median, fusion, paint(inputs, self.class_intensities)], dim=1)
+
+
+def ssim_map(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """SSIM around every voxel, in the shape (1, 1, D, H, W) of the volumes; 0, background, goes on beyond their borders."""
+    border = [WINDOW // 2] * 6  # MONAI's map has only the voxels around which the window fits
+    prediction, target = F.pad(prediction, border), F.pad(target, border)
+    sides = {"kernel_size": [WINDOW] * 3, "kernel_sigma": [SIGMA] * 3}
+    return compute_ssim_and_cs(prediction, target, spatial_dims=3, data_range=1.0, **sides)[0]
+
+
+def flicker(prediction: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> dict[str, float]:
+    """Per plane: mean |difference of neighbouring slices| of the prediction divided by that of the target; 1 is real.
+
+    Args:
+        prediction, target: (1, 1, D, H, W), RAS.
+        mask: bool; a pair of voxels counts where both are inside.
+
+    Raises:
+        ValueError: the mask is one slice thick, or all slices of the target are the same.
+    """
+    ratios = {}
+    for plane, axis in AXES.items():
+        inside = mask.movedim(2 + axis, 0)
+        pairs = inside[1:] & inside[:-1]
+        if not pairs.any():
+            raise ValueError(f"the brain mask has no two neighbouring {plane} slices: flicker cannot be measured")
+        steps = [volume.double().movedim(2 + axis, 0).diff(dim=0)[pairs].abs().mean() for volume in (prediction, target)]
+        if not steps[1]:
+            raise ValueError(f"the real scan is the same in all {plane} slices of the brain: flicker cannot be measured")
+        ratios[plane] = float(steps[0] / steps[1])
+    return ratios
+
+
+def brain_scores(prediction: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> dict[str, float]:
+    """SCORES of one synthetic volume, as DEFINITION says.
+
+    A prediction that equals the target in the whole brain has a PSNR of infinity.
+
+    Args:
+        prediction, target: (1, 1, D, H, W), intensities 0 to 1, RAS.
+        mask: of the same shape, true in the brain.
+
+    Raises:
+        ValueError: other shapes, an empty mask, intensities that are not finite, beyond 0 to 1, or constant in the brain.
+    """
+    mask = mask.bool()
+    for name, volume in (("synthetic volume", prediction), ("real scan", target)):
+        _refuse_unusable(name, volume, mask)
+    box = _box(mask, margin=WINDOW // 2)  # further off, nothing reaches a brain voxel
+    prediction, target, mask = prediction[box].float(), target[box].float(), mask[box]
+    mse = float((prediction - target).double()[mask].square().mean())
+    psnr_db = -10 * float(torch.tensor(mse, dtype=torch.float64).log10())
+    ssim = float(ssim_map(prediction, target).double()[mask].mean())
+    ratios = flicker(prediction, target, mask)
+    return {"ssim": ssim, "mse": mse, "psnr_db": psnr_db} | {f"flicker_{plane}": ratio for plane, ratio in ratios.items()}
+
+
+def _refuse_unusable(name: str, volume: torch.Tensor, mask: torch.Tensor) -> None:
+    if volume.shape != mask.shape or volume.ndim != 5 or volume.shape[:2] != (1, 1):
+        raise ValueError(
+            f"{name} of shape {tuple(volume.shape)} with a brain mask of shape {tuple(mask.shape)}: both must be one volume "
+            f"(1, 1, D, H, W) on the same grid"
+        )
+    if not mask.any():
+        raise ValueError("the brain mask is empty: no label of the map is a brain class of the label table")
+    if not torch.isfinite(volume).all():
+        raise ValueError(f"{name}: {int((~torch.isfinite(volume)).sum())} voxels are not finite")
+    low, high = float(volume.min()), float(volume.max())
+    if low < -1e-3 or high > 1 + 1e-3:
+        raise ValueError(f"{name}: intensities from {low:.4g} to {high:.4g}, expected 0 to 1")
+    if volume[mask].min() == volume[mask].max():
+        raise ValueError(
+            f"{name}: the intensity is {float(volume[mask][0]):.4g} in the whole brain, there is nothing to compare"
+        )
+
+
+def _box(mask: torch.Tensor, margin: int) -> tuple[slice, ...]:
+    """Index of the smallest box around a mask (1, 1, D, H, W), grown by a margin as far as the volume goes."""
+    found = mask[0, 0].nonzero()
+    low, high = found.amin(dim=0) - margin, found.amax(dim=0) + margin + 1
+    return (slice(None), slice(None), *(slice(max(0, a), b) for a, b in zip(low.tolist(), high.tolist())))
+
+
+class Scores:
+    """Score every method on each scan that an evaluator with `EveryMethod` runs; one scan, then the next.
+
+    Writes `scores.tsv`, one row per scan and method, when all are done.
+
+    Args:
+        output_dir: of the table.
+        items: in the evaluator's order, {"image", "participant_id"}.
+        brain: the classes that are brain.
+    """
+
+    def __init__(self, output_dir: str | Path, items: Sequence[dict], brain: Sequence[int]) -> None:
+        self.path = Path(output_dir) / "scores.tsv"
+        self.items = items
+        self.brain = torch.tensor(list(brain))
+        self.rows: list[list[str]] = []
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, lambda engine: self.rows.clear())
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._score)
+        engine.add_event_handler(Events.COMPLETED, self._write)
+
+    def _score(self, engine: Engine) -> None:
+        classes, target, predictions = (engine.state.output[key] for key in ("image", "label", "pred"))
+        mask = torch.isin(classes, self.brain.to(classes))
+        item = self.items[len(self.rows) // len(METHODS)]
+        for method, prediction in zip(METHODS, predictions.split(1, dim=1)):
+            try:
+                scores = brain_scores(prediction, target, mask)
+            except ValueError as error:
+                raise ValueError(f"{item['participant_id']} ({item['image']}), {method}: {error}") from error
+            values = [f"{scores[name]:.6g}" for name in SCORES]
+            self.rows.append([item["participant_id"], Path(item["image"]).name, method, *values])
+
+    def _write(self, engine: Engine) -> None:
+        _write_table(self.path, [["participant_id", "file", "method", *SCORES], *self.rows])
+
+
+def _write_table(path: Path, lines: Sequence[Sequence[str]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic(path) as file:
+        file.write("".join("\t".join(line) + "\n" for line in lines).encode())
+
+
+def summarise(output_dir: str | Path) -> dict:
+    """Mean and standard deviation of `scores.tsv` over the scans, and fusion against each other method scan by scan.
+
+    Printed, and kept as `summary.tsv` and `summary.json`. What is not finite, as the mean where one PSNR is infinite, is
+    "n/a" in the table and null in JSON.
+
+    Raises:
+        FileNotFoundError: nothing has been scored yet.
+    """
+    output_dir = Path(output_dir)
+    path = output_dir / "scores.tsv"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: no scores yet. Make them: python -m monai.bundle run --config_file configs/evaluate.json"
+        )
+    with open(path, newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    values = {
+        method: {name: _column([row for row in rows if row["method"] == method], name) for name in SCORES} for method in METHODS
+    }
+    summary = {
+        "n": len(values["fusion"]["ssim"]),
+        "definition": DEFINITION,
+        "methods": {
+            method: {name: {"mean": _number(x.mean()), "std": _number(x.std(correction=0))} for name, x in scores.items()}
+            for method, scores in values.items()
+        },
+        "fusion_minus": {
+            method: {name: _paired(values["fusion"][name], values[method][name]) for name in ("ssim", "psnr_db")}
+            for method in METHODS
+            if method != "fusion"
+        },
+    }
+    write_json(output_dir / "summary.json", summary)
+    _write_table(output_dir / "summary.tsv", _summary_lines(summary))
+    _print(summary)
+    return summary
+
+
+def _column(rows: Sequence[Mapping[str, str]], name: str) -> torch.Tensor:
+    return torch.tensor([float(row[name]) for row in rows], dtype=torch.float64)
+
+
+def _number(value: torch.Tensor) -> float | None:
+    return float(value) if torch.isfinite(value) else None
+
+
+def _paired(fusion: torch.Tensor, other: torch.Tensor) -> dict:
+    """Of scores that are better when larger: mean difference, and on how many scans fusion is better."""
+    return {"mean": _number((fusion - other).mean()), "wins": int((fusion > other).sum())}
+
+
+def _cell(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:.6g}"
+
+
+def _summary_lines(summary: Mapping) -> list[list[str]]:
+    """Rows of summary.tsv: per method mean and spread of each score, then fusion minus that method."""
+    versus = [f"fusion_minus_{name}{suffix}" for name in ("ssim", "psnr_db") for suffix in ("", "_wins")]
+    lines = [["method", "n", *(f"{name}_{part}" for name in SCORES for part in ("mean", "std")), *versus]]
+    for method, scores in summary["methods"].items():
+        paired = summary["fusion_minus"].get(method, {})
+        cells = [_cell(scores[name][part]) for name in SCORES for part in ("mean", "std")]
+        for name in ("ssim", "psnr_db"):
+            cells += [_cell(paired[name]["mean"]), str(paired[name]["wins"])] if paired else ["n/a", "n/a"]
+        lines.append([method, str(summary["n"]), *cells])
+    return lines
+
+
+def _print(summary: Mapping) -> None:
+    n = summary["n"]
+    print(f"{summary['definition']}\n\n{'':11s}{'SSIM':>17s}{'MSE':>19s}{'PSNR, dB':>15s}  flicker ax   cor   sag", end="")
+    print("   fusion is better by (on scans)")
+    for method, scores in summary["methods"].items():
+        line = f"{method:11s}" + "".join(
+            f"{_spread(scores[name], digits):>{width}s}"
+            for name, digits, width in (("ssim", 4, 17), ("mse", 5, 19), ("psnr_db", 2, 15))
+        )
+        line += "      " + "".join(f"{scores[f'flicker_{plane}']['mean']:6.2f}" for plane in PLANES)
+        if method in summary["fusion_minus"]:
+            ssim, psnr_db = (summary["fusion_minus"][method][name] for name in ("ssim", "psnr_db"))
+            gain = "n/a" if psnr_db["mean"] is None else f"{psnr_db['mean']:+.2f}"
+            line += f"   SSIM {ssim['mean']:+.4f} ({ssim['wins']}/{n}), PSNR {gain} dB ({psnr_db['wins']}/{n})"
+        print(line)
+
+
+def _spread(value: Mapping[str, float | None], digits: int) -> str:
+    return "n/a" if value["mean"] is None else f"{value['mean']:.{digits}f} +- {value['std']:.{digits}f}"
