@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything once, small: a simulated cohort, training, generation, evaluation, one picture and one page.
+# Everything once, small, with both bundles: a simulated cohort, training, generation, evaluation, pictures and a page.
 set -euo pipefail
 
 SUBJECTS=120
@@ -8,6 +8,8 @@ REQUESTS=64
 # Some steps more on this cohort, from the shipped weights: gently, or they would forget what they know.
 TRAINING="--autoencoder_epochs 1 --autoencoder_lr 2e-4 --diffusion_epochs 3 --diffusion_lr 1e-4 --val_interval 1"
 SAMPLING="--steps 50 --guidance_scale 1.0 --batch_size 16"
+SPADE_TRAINING=""                                # as in configs/demo.json, from scratch
+VARIANTS=4
 
 usage() {
     cat <<'TEXT'
@@ -33,6 +35,7 @@ while [ $# -gt 0 ]; do
             REQUESTS=8
             TRAINING="--autoencoder_epochs 1 --diffusion_epochs 1"
             SAMPLING="--steps 4"
+            SPADE_TRAINING="--spade_epochs 1 --fusion_epochs 1 --batch_norm_batches 2"
             ;;
         -h | --help) usage; exit 0 ;;
         *) echo "unknown option: $1" >&2; usage >&2; exit 2 ;;
@@ -41,7 +44,7 @@ while [ $# -gt 0 ]; do
 done
 
 # The folder is ours alone: the mark says who made it, and with which settings.
-settings="subjects $SUBJECTS of seed $SEED, requests $REQUESTS, training '$TRAINING', sampling '$SAMPLING'"
+settings="subjects $SUBJECTS of seed $SEED, requests $REQUESTS, training '$TRAINING', sampling '$SAMPLING', spade '$SPADE_TRAINING'"
 mark="$output/.made_by_demo"
 if [ -n "$fresh" ] && [ -f "$mark" ]; then
     rm -rf "$output"
@@ -62,7 +65,7 @@ cd "$root"
 
 # --- Steps ----------------------------------------------------------------------------------------------------------
 
-STEPS=8
+STEPS=11
 number=0
 doing="starting"
 
@@ -88,8 +91,8 @@ on_exit() {
 }
 trap on_exit EXIT
 
-bundle() {  # run a workflow of the bundle: [RUN_ID] SETTINGS...
-    (cd brain_ldm_bundle && python -m monai.bundle run "$@")
+bundle() {  # run a workflow of a bundle: FOLDER [RUN_ID] SETTINGS...
+    (cd "$1" && python -m monai.bundle run "${@:2}")
 }
 
 train() {
@@ -98,19 +101,19 @@ train() {
         start=yes
     fi
     # shellcheck disable=SC2086  # TRAINING is several words
-    bundle training --config_file "['configs/train.json','configs/demo.json']" --dataset_dir "$output/data" \
+    bundle brain_ldm_bundle training --config_file "['configs/train.json','configs/demo.json']" --dataset_dir "$output/data" \
         --models_dir "$output/models" --output_dir "$output/training" --cache_dir "$output/cache" \
         ${start:+--init_autoencoder "$models/demo_autoencoder.pt" --init_diffusion "$models/demo_model.pt"} $TRAINING
 }
 
 generate() {
     # shellcheck disable=SC2086  # SAMPLING is several words
-    bundle --config_file configs/inference.json --requests "$output/requests.tsv" \
+    bundle brain_ldm_bundle --config_file configs/inference.json --requests "$output/requests.tsv" \
         --models_dir "$output/models" --output_dir "$output/generated" $SAMPLING
 }
 
 evaluate() {
-    bundle --config_file configs/evaluate.json --dataset_dir "$output/data" \
+    bundle brain_ldm_bundle --config_file configs/evaluate.json --dataset_dir "$output/data" \
         --models_dir "$output/models" --output_dir "$output/reconstruction" --cache_dir "$output/cache"
 }
 
@@ -135,6 +138,25 @@ report() {
         --output "$output/report.html"
 }
 
+train_spade() {
+    # shellcheck disable=SC2086  # SPADE_TRAINING is several words
+    bundle spade_fusion_bundle training --config_file "['configs/train.json','configs/demo.json']" \
+        --dataset_dir "$output/data" --models_dir "$output/spade/models" --output_dir "$output/spade/training" \
+        --cache_dir "$output/spade/cache" $SPADE_TRAINING
+}
+
+synthesise() {
+    local name=sub-0009  # the first of the test split
+    bundle spade_fusion_bundle --config_file configs/inference.json --models_dir "$output/spade/models" \
+        --label_maps "$output/data/derivatives/labels/$name/anat/${name}_dseg.nii.gz" --variants "$VARIANTS" \
+        --output_dir "$output/spade/synthetic"
+}
+
+evaluate_spade() {
+    bundle spade_fusion_bundle --config_file configs/evaluate.json --dataset_dir "$output/data" \
+        --models_dir "$output/spade/models" --output_dir "$output/spade/evaluation" --cache_dir "$output/spade/cache"
+}
+
 number=1
 doing="[1/$STEPS] Set up Python (minutes the first time, about 2 GB to download)"
 printf '%s\n' "$doing"
@@ -149,6 +171,9 @@ step generation "Generate $REQUESTS volumes (about 1 minute)" generate
 step evaluation "Reconstruct the test scans, beside the mean scan (seconds)" evaluate
 step measurement "Measure the generated volumes and the test scans (about 1 minute)" measure
 step report "Write the page and the picture (seconds)" report
+step spade_training "Train three SPADE GANs and the fusion on the cohort's label maps (about 4 minutes)" train_spade
+step spade_synthesis "Make $VARIANTS anatomies of one label map, and their T1w (seconds)" synthesise
+step spade_evaluation "Compare synthetic T1w of the test maps with the scans (seconds)" evaluate_spade
 
-printf '\nDone. Look at\n  %s\n  %s\nAll images are synthetic. For research, not for clinical use.\n' \
-    "$output/report.html" "$output/report.png"
+printf '\nDone. Look at\n  %s\n  %s\n  %s\nAll images are synthetic. For research, not for clinical use.\n' \
+    "$output/report.html" "$output/report.png" "$output/spade/evaluation"

@@ -14,10 +14,10 @@ __all__ = ["reconstructions", "samples"]
 
 @torch.no_grad()
 def reconstructions(dataset: Sequence, network: torch.nn.Module, inferer: Reconstructor, device: torch.device, count: int):
-    """The first held-out scans and what the autoencoder makes of them."""
+    """The first held-out scans, then what the autoencoder makes of them."""
     network.eval()
     images = torch.stack([torch.as_tensor(dataset[i]["image"]) for i in range(min(count, len(dataset)))]).to(device)
-    return {"scan and reconstruction": torch.cat([images, inferer(images, network)], dim=4)}
+    return {"scan and reconstruction": torch.cat([images, inferer(images, network)])}
 
 
 def samples(dataset: Sequence, network: DiffusionUNet, sampler: LatentSampler, device: torch.device, count: int):

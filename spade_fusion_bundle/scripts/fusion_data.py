@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from .files import atomic, sha256
 from .networks import SpadeFusion, SpadeGenerator
-from .planes import PLANES
+from .planes import PLANES, from_the_right
 from .weights import generator_file, load_generators
 
 __all__ = ["FusionDataset", "fusion_items", "pictures", "prepare", "validation_step"]
@@ -142,5 +142,6 @@ def pictures(dataset: FusionDataset, network: SpadeFusion, device: torch.device,
     for number in range(min(count, len(dataset))):
         item = {key: value[None].to(device) for key, value in dataset[number].items()}
         fused = network.fuse(item["volumes"], item["label"])
-        rows[f"scan, mean, fusion {number}"] = torch.cat([item["image"], item["volumes"].mean(1, keepdim=True), fused])
+        volumes = torch.cat([item["image"], item["volumes"].mean(1, keepdim=True), fused])
+        rows[f"scan, mean, fusion {number}"] = from_the_right(volumes)
     return rows

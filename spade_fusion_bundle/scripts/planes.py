@@ -9,7 +9,7 @@ import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform, Randomizable
 
-__all__ = ["AXES", "PLANES", "RandSlicesd", "axis_of", "from_slices", "to_slices"]
+__all__ = ["AXES", "PLANES", "RandSlicesd", "axis_of", "from_slices", "from_the_right", "to_slices"]
 
 # The axis that a plane's slices are numbered along, counted from the first spatial one: x to the right, y to the front,
 # z to the top.
@@ -36,6 +36,11 @@ def to_slices(volumes: torch.Tensor, plane: str) -> torch.Tensor:
 def from_slices(slices: torch.Tensor, plane: str, batch: int) -> torch.Tensor:
     """The volumes (B, C, X, Y, Z) of `to_slices`."""
     return slices.unflatten(0, (batch, -1)).movedim(1, 2 + AXES[plane])
+
+
+def from_the_right(volumes: torch.Tensor) -> torch.Tensor:
+    """RAS volumes (B, C, X, Y, Z) stored from the subject's right to the left, as `panels.three_planes` draws them."""
+    return volumes.flip(2 + AXES["sagittal"])
 
 
 class RandSlicesd(MapTransform, Randomizable):

@@ -31,7 +31,7 @@ from torch.optim.swa_utils import update_bn
 from .handlers import BestWeights, EpochSeed, Progress, Resume, StopAtNonFinite, validation_interval
 from .networks import SpadeDiscriminator, SpadeGenerator, synthesise
 from .panels import Panels
-from .planes import PLANES, RandSlicesd, axis_of
+from .planes import PLANES, RandSlicesd, axis_of, from_the_right
 from .weights import generator_file
 
 __all__ = ["PlaneInferer", "ReestimateBatchNorm", "SpadeStage", "collate_slices", "linear_decay", "map_and_image"]
@@ -231,12 +231,12 @@ class SpadeStage:
     @torch.no_grad()
     def _pictures(self, generator: SpadeGenerator, inferer: Inferer) -> dict[str, torch.Tensor]:
         generator.eval()
-        items = [self.val_volumes[i] for i in range(min(2, len(self.val_volumes)))]
-        pairs = [
-            torch.cat([item["image"][None], inferer(item["label"][None].to(self.device), generator).cpu()], dim=4)
-            for item in items
-        ]
-        return {f"scan and synthesis {i}": pair for i, pair in enumerate(pairs)}
+        pictures = {}
+        for number in range(min(2, len(self.val_volumes))):
+            item = self.val_volumes[number]
+            synthetic = inferer(item["label"][None].to(self.device), generator).cpu()
+            pictures[f"scan and synthesis {number}"] = from_the_right(torch.cat([item["image"][None], synthetic]))
+        return pictures
 
 
 class PlaneInferer(Inferer):
