@@ -535,7 +535,7 @@ def test_missing_weights_name_the_command_that_makes_them(config, tmp_path):
     assert "--plane axial" not in message and "run training_fusion" in message
     (empty / "spade_sagittal.pt").touch()
     message = refusal(config, path, models_dir=str(empty))
-    assert "the fusion is not" in message and "run training_fusion" in message and "training_spade" not in message
+    assert "Still to train: fusion" in message and "run training_fusion" in message and "training_spade" not in message
 
 
 def test_the_table_in_the_weights_comes_before_that_of_the_file(tmp_path):

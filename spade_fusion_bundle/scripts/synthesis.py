@@ -48,6 +48,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 MOST_LISTED = 20
+MOST_READERS = 4  # each holds a map, some 0.5 GB at 256 x 256 x 256 while its values are looked up
 BIDS_FOLDERS = ("sub-*/anat", "sub-*/ses-*/anat", "derivatives/*/sub-*/anat", "derivatives/*/sub-*/ses-*/anat")
 PATCH = 32  # Ayaz et al. 2022
 
@@ -81,11 +82,7 @@ def refuse_missing_weights(model_file: str | Path, models_dir: str | Path) -> No
     missing = [plane for plane in PLANES if not generator_file(models_dir, plane).is_file()]
     if len(missing) == len(PLANES):
         raise FileNotFoundError(f"{model_file}: no such weights file. Make it with: {made_by('training')}")
-    state = (
-        f"Of its planes, {' and '.join(missing)} still to be trained"
-        if missing
-        else "The three planes are trained, the fusion is not"
-    )
+    state = f"Still to train: {', '.join([*missing, 'fusion'])}"
     commands = [made_by(f"training_spade --plane {plane}") for plane in missing] + [made_by("training_fusion")]
     raise FileNotFoundError(f"{model_file}: no such weights file. {state}. Make it with: {', then '.join(commands)}")
 
@@ -373,7 +370,7 @@ def _content_problem(path: str, table: LabelTable) -> str | None:
 
 def _in_threads(check: Callable, paths: Sequence, description: str) -> list[str]:
     """What is wrong with the files, in their order."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(min(MOST_READERS, os.cpu_count())) as pool:
         found = list(tqdm(pool.map(check, paths), description, len(paths), leave=False, disable=None))
     return [problem for problem in found if problem]
 
