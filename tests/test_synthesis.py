@@ -528,10 +528,7 @@ def test_missing_weights_name_the_command_that_makes_them(config, tmp_path):
     for plane in ("axial", "coronal"):
         (empty / f"spade_{plane}.pt").touch()
     message = refusal(config, path, models_dir=str(empty))
-    assert (
-        "Of its planes, sagittal still to be trained" in message
-        and "run training_spade --plane sagittal --config_file" in message
-    )
+    assert "Still to train: sagittal, fusion. Make it" in message and "run training_spade --plane sagittal --config" in message
     assert "--plane axial" not in message and "run training_fusion" in message
     (empty / "spade_sagittal.pt").touch()
     message = refusal(config, path, models_dir=str(empty))
