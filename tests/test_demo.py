@@ -13,6 +13,7 @@ from conftest import ROOT
 
 STEPS = ["make_demo_data.py", "training", "make_requests.py", "inference.json", "evaluate.json"]
 STEPS += ["measure_volumes.py", "measure_volumes.py", "report.py"]
+STEPS += ["spade/training", "--variants", "spade/evaluation"]
 PYTHON = """#!/bin/bash
 if [ "$1" = -c ] || [ "$2" = pip ]; then exit 0; fi
 echo "$@" >> "{log}"
@@ -52,9 +53,9 @@ def test_the_steps_run_in_order_and_the_end_says_where_the_results_are(demo, tmp
     assert len(commands) == len(STEPS)
     for command, step in zip(commands, STEPS):
         assert step in command
-    for k in range(1, 9):
-        assert f"[{k}/8]" in process.stdout
-    assert f"{tmp_path}/my demo/report.html\n  {tmp_path}/my demo/report.png" in process.stdout
+    for k in range(1, 12):
+        assert f"[{k}/11]" in process.stdout
+    assert f"{tmp_path}/my demo/report.html\n  {tmp_path}/my demo/report.png\n" in process.stdout
     assert "not for clinical use" in process.stdout
 
 
@@ -66,15 +67,15 @@ def test_only_test_scans_are_measured(demo, tmp_path):
 def test_a_second_run_does_nothing_again(demo, tmp_path):
     demo("--output", tmp_path / "out")
     process, commands = demo("--output", tmp_path / "out")
-    assert process.returncode == 0 and commands == [] and process.stdout.count("done before") == 7
+    assert process.returncode == 0 and commands == [] and process.stdout.count("done before") == 10
 
 
 def test_a_failure_names_its_step_and_the_next_run_goes_on_there(demo, tmp_path):
     process, _ = demo("--output", tmp_path / "out", fail_at="inference.json")
     assert process.returncode != 0
-    assert "Stopped in step [5/8] Generate" in process.stderr and "--fresh" in process.stderr
+    assert "Stopped in step [5/11] Generate" in process.stderr and "--fresh" in process.stderr
     process, commands = demo("--output", tmp_path / "out")
-    assert process.returncode == 0 and "inference.json" in commands[0] and len(commands) == 5
+    assert process.returncode == 0 and "inference.json" in commands[0] and len(commands) == len(STEPS) - 3
 
 
 def test_fresh_starts_over_in_its_own_folder_only(demo, tmp_path):

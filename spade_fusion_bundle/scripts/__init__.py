@@ -1,6 +1,10 @@
 from . import (
+    baseline,
     dataset,
+    deformation,
+    derivative,
     device,
+    figures,
     files,
     fusion_data,
     handlers,
@@ -11,7 +15,9 @@ from . import (
     panels,
     perceptual,
     planes,
+    scores,
     spade_stage,
     steps,
+    synthesis,
     weights,
 )
