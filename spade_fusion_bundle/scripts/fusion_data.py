@@ -101,7 +101,8 @@ class FusionDataset(Dataset):
             network = load_generators(self.network(), self.generator, self.models_dir, self.recipe, fold)
             network = network.to(self.device).eval()
             items = [item for item in self.items if item.get("fold") == fold]
-            missing = [item for item in items if not self.file(item).exists()][rank::world_size]
+            # Shared out before looking: other ranks are writing already.
+            missing = [item for item in items[rank::world_size] if not self.file(item).exists()]
             for item in tqdm(missing, desc="synthesising for the fusion", disable=rank > 0, unit="subject"):
                 pair = self.preprocessing(item)
                 labels = torch.as_tensor(pair["label"])[None].to(self.device)
