@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
-from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
+from torch.nn.utils.parametrize import is_parametrized
 
 from .planes import PLANES, from_slices, to_slices
 
@@ -273,11 +273,14 @@ class SpadeFusion(Recipe):
 
 def without_spectral_norm(generator: SpadeGenerator) -> dict[str, torch.Tensor]:
     """The state of a generator without spectral norm that gives the images which this one gives in eval mode."""
+    # A copy, because reading a weight in training mode moves its norm's estimate. `remove_parametrizations` is of no use: it
+    # changes the copy's class, which is the generator's too.
     twin = copy.deepcopy(generator).eval()
-    for module in twin.modules():
+    state = {key: value for key, value in twin.state_dict().items() if ".parametrizations." not in key}
+    for name, module in twin.named_modules():
         if is_parametrized(module):
-            remove_parametrizations(module, "weight")
-    return twin.state_dict()
+            state[f"{name}.weight"] = module.weight.detach()
+    return state
 
 
 def synthesise(generator: SpadeGenerator, labels: torch.Tensor, plane: str, slices_per_batch: int) -> torch.Tensor:
