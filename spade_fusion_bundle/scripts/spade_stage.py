@@ -23,6 +23,7 @@ from monai.handlers import (
 from monai.inferers import Inferer
 from monai.metrics import PSNRMetric, SSIMMetric
 from monai.transforms import Compose, Transform
+from monai.utils import convert_to_tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -63,7 +64,7 @@ class SpadeStage:
         distributed: wrap the networks for several processes, with batch norm over all of them on GPUs.
 
     Raises:
-        ValueError: batch_size is no multiple of slices_per_volume, or 1.
+        ValueError: batch_size is no multiple of slices_per_volume, or 1; when run, too few volumes for more than one slice.
     """
 
     volumes: CacheDataset
@@ -184,9 +185,15 @@ class SpadeStage:
         visits = torch.utils.data.Subset(self.volumes, kept * self.visits)
         dataset = Dataset(visits, Compose([self.mirror, slices]))
         sampler = DistributedSampler(dataset, even_divisible=True, shuffle=True) if self.distributed else None
+        batch_size = min(self.batch_size // self.slices_per_volume, len(dataset) // idist.get_world_size())
+        if batch_size * self.slices_per_volume == 1:
+            raise ValueError(
+                f"{len(kept)} scans for {idist.get_world_size()} processes with slices_per_volume 1 make batches of one slice; "
+                f"batch norm needs several to take statistics of. Raise --slices_per_volume"
+            )
         return DataLoader(
             dataset,
-            batch_size=min(self.batch_size // self.slices_per_volume, len(dataset) // idist.get_world_size()),
+            batch_size=batch_size,
             sampler=sampler,
             shuffle=sampler is None,
             drop_last=True,
@@ -278,8 +285,11 @@ class ReestimateBatchNorm:
 def collate_slices(batch: Sequence[list[dict]]) -> dict[str, torch.Tensor]:
     """The slices of several volumes as one batch; smaller ones get background around them, 0 in image and labels."""
     slices = list(chain.from_iterable(batch))
-    same_size = len({item["label"].shape for item in slices}) == 1
-    return list_data_collate(slices) if same_size else pad_list_data_collate(slices)
+    if len({item["label"].shape for item in slices}) == 1:
+        return list_data_collate(slices)
+    padded = pad_list_data_collate(slices)
+    # Plain again: padding gives MetaTensors, and everything computed from one would be one, the gradients too.
+    return convert_to_tensor({key: padded[key] for key in ("image", "label")}, track_meta=False)
 
 
 def map_and_image(batch: dict, device: torch.device, non_blocking: bool = False, **kwargs) -> tuple:
@@ -288,7 +298,8 @@ def map_and_image(batch: dict, device: torch.device, non_blocking: bool = False,
 
 
 def linear_decay(epochs: int, decay_epochs: int) -> Callable[[int], float]:
-    """Factor of the learning rate after so many epochs: 1, then linearly to 0 over the last `decay_epochs`."""
+    """Factor of the learning rate after so many epochs: 1, then linearly to 0 over the last `decay_epochs`, or all if fewer."""
+    decay_epochs = min(decay_epochs, epochs)
 
     def factor(epoch: int) -> float:
         return min(1.0, (epochs - epoch) / decay_epochs) if decay_epochs else 1.0
