@@ -17,7 +17,7 @@ from ignite.engine import Engine, Events
 from ignite.handlers import EMAHandler
 from ignite.utils import manual_seed
 from monai.data.utils import set_rnd
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from tqdm import tqdm
 
 from .files import read_tensors, save_weights
@@ -56,7 +56,7 @@ class Resume:
     Args:
         path: the file; written whole or not at all.
         objects: name to anything with `state_dict` and `load_state_dict`: networks without their DDP wrapper,
-            optimisers, schedulers, `BestWeights`.
+            optimisers, schedulers after their optimisers, `BestWeights`.
         settings: plain values that the file must have been made with, where it tells: a run with others is refused.
         writes: False on all ranks but the first.
         every_minutes: longest work lost to a SIGKILL within an epoch.
@@ -140,6 +140,9 @@ def _restore(item: Any, state: Mapping[str, Any]) -> None:
     """Load a state; learning rates and the shape of their schedule are the config's, which may have been changed since."""
     if isinstance(item, LRScheduler):
         vars(item).update({key: state[key] for key in ("last_epoch", "_step_count", "_last_lr")})
+        if isinstance(item, LambdaLR):  # at once: the schedule itself would come to it after a step, or a whole epoch
+            for group, base_lr, factor in zip(item.optimizer.param_groups, item.base_lrs, item.lr_lambdas):
+                group["lr"] = base_lr * factor(item.last_epoch)
     elif isinstance(item, torch.optim.Optimizer):
         scheduled = ("initial_lr", "max_lr", "min_lr")  # what schedules compute the next rate from
         own = [{key: group[key] for key in scheduled if key in group} or {"lr": group["lr"]} for group in item.param_groups]
