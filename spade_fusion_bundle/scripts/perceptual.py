@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -58,7 +59,8 @@ class VGGLoss(nn.Module):
     def _load(self, weights: str | Path) -> None:
         state = read_tensors(weights)
         wanted = self.state_dict()
-        if any(key not in state or state[key].shape != value.shape for key, value in wanted.items()):
+        known = isinstance(state, Mapping)
+        if not known or any(key not in state or state[key].shape != value.shape for key, value in wanted.items()):
             raise ValueError(f"{weights}: not the weights of torchvision's vgg19. Download vgg19-dcbb9e9d.pth")
         self.load_state_dict({key: state[key] for key in wanted})
 

@@ -63,9 +63,18 @@ class RandSlicesd(MapTransform, Randomizable):
         self.empty_fraction = empty_fraction
 
     def draw(self, labels: torch.Tensor) -> Sequence[int]:
-        """Numbers of the slices, for classes (1, X, Y, Z)."""
+        """Numbers of the slices, for classes (1, X, Y, Z).
+
+        Raises:
+            ValueError: there are no classes but background.
+        """
         others = [axis for axis in range(3) if axis != self.axis]
         filled = np.asarray((labels[0] > 0).any(others[1]).any(others[0]))
+        if not filled.any():
+            raise ValueError(
+                f"a label map is nothing but background at the size of training, {tuple(labels.shape[1:])} voxels. Train with "
+                f"a smaller --spacing_mm, or leave out scans of a few labelled voxels"
+            )
         filled, empty = np.flatnonzero(filled), np.flatnonzero(~filled)
         chosen = [self.R.permutation(filled) for _ in range(1 + self.num_slices // len(filled))]
         chosen = np.concatenate(chosen)[: self.num_slices]

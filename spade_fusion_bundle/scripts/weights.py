@@ -88,16 +88,18 @@ def load_generators(
 
     Raises:
         FileNotFoundError: one is missing; says which command makes it.
-        ValueError: weights of another architecture, label table or spacing.
+        ValueError: weights of another architecture, plane, label table or spacing.
     """
     for plane in PLANES:
         path = generator_file(models_dir, plane, fold)
         trained = load_weights(generator(), path, made_by(f"training_spade --plane {plane}" + _fold_flag(fold)))
-        for key in ("labels", "spacing_mm"):
-            if trained.recipe.get(key) != recipe.get(key):
+        wanted = {"plane": plane, "labels": recipe.get("labels"), "spacing_mm": recipe.get("spacing_mm")}
+        for key, value in wanted.items():
+            found = trained.recipe.get(key)
+            if found != value:
                 raise ValueError(
-                    f"{path}: trained with other {key} ({str(trained.recipe.get(key))[:200]}), now "
-                    f"{str(recipe.get(key))[:200]}. Use those again, or train the plane anew with another --models_dir"
+                    f"{path}: trained with other {key} ({str(found)[:200]}), now {str(value)[:200]}. Use those again, or train "
+                    f"the plane anew with another --models_dir"
                 )
         network.take_generator(plane, trained)
     return network
