@@ -7,49 +7,68 @@ import pytest
 from conftest import ROOT
 from monai.bundle import ConfigParser
 
-CONFIGS = ROOT / "brain_ldm_bundle" / "configs"
 WORKFLOWS = ("train.json", "inference.json", "evaluate.json")
-OVERLAYS = {"demo.json": "train.json", "multi_gpu.json": "train.json", "published.json": "inference.json"}
+OVERLAYS = {
+    "brain_ldm_bundle": {"demo.json": "train.json", "multi_gpu.json": "train.json", "published.json": "inference.json"},
+    "spade_fusion_bundle": {"demo.json": "train.json", "multi_gpu.json": "train.json"},
+}
+DATA = {"brain_ldm_bundle": {"covariates.json"}, "spade_fusion_bundle": {"labels.json"}}
+BUNDLES = tuple(OVERLAYS)
 
 
-def load(name):
-    return json.loads((CONFIGS / name).read_text())
+def path(bundle, name):
+    return ROOT / bundle / "configs" / name
 
 
-def test_every_config_is_a_workflow_an_overlay_or_data():
-    known = {*WORKFLOWS, *OVERLAYS, "covariates.json", "metadata.json"}
-    assert {path.name for path in CONFIGS.glob("*.json")} == known
+def load(bundle, name):
+    return json.loads(path(bundle, name).read_text())
 
 
-@pytest.mark.parametrize(("overlay", "base"), OVERLAYS.items())
-def test_every_key_of_an_overlay_exists_in_its_base(overlay, base):
-    config = load(base)
-    for key in load(overlay):
+@pytest.mark.parametrize("bundle", BUNDLES)
+def test_every_config_is_a_workflow_an_overlay_or_data(bundle):
+    known = {*WORKFLOWS, *OVERLAYS[bundle], *DATA[bundle], "metadata.json"}
+    assert {file.name for file in (ROOT / bundle / "configs").glob("*.json")} == known
+
+
+@pytest.mark.parametrize(
+    ("bundle", "overlay", "base"), [(bundle, *pair) for bundle in BUNDLES for pair in OVERLAYS[bundle].items()]
+)
+def test_every_key_of_an_overlay_exists_in_its_base(bundle, overlay, base):
+    config = load(bundle, base)
+    for key in load(bundle, overlay):
         here = config
         for part in key.lstrip("+").split("#"):
             assert part in here, f"{overlay}: {key} is not in {base}"
             here = here[part]
 
 
+@pytest.mark.parametrize("bundle", BUNDLES)
 @pytest.mark.parametrize("name", WORKFLOWS)
-def test_every_knob_is_used(name):
-    text = (CONFIGS / name).read_text()
+def test_every_knob_is_used(bundle, name):
+    text = path(bundle, name).read_text()
     used = {reference for reference in re.findall(r"@(\w+)", text)}
     # MONAI reads these itself, or they are what a user runs.
-    entry = {"_desc_", "imports", "run", "finalize", "training", "generating", "evaluating"}
-    knobs = [key for key in load(name) if key not in entry]
+    entry = {"_desc_", "imports", "run", "finalize"}
+    entry |= {"training", "training_spade", "generating", "synthesising", "evaluating"}
+    knobs = [key for key in load(bundle, name) if key not in entry]
     assert [key for key in knobs if key not in used] == []
 
 
-@pytest.mark.parametrize("name", [*WORKFLOWS, *OVERLAYS])
-def test_no_config_includes_another_file(name):
-    assert '"%' not in (CONFIGS / name).read_text()  # they resolve against the current folder
+@pytest.mark.parametrize(("bundle", "name"), [(bundle, name) for bundle in BUNDLES for name in (*WORKFLOWS, *OVERLAYS[bundle])])
+def test_no_config_includes_another_file(bundle, name):
+    assert '"%' not in path(bundle, name).read_text()  # they resolve against the current folder
 
 
-@pytest.mark.parametrize("folder", [".", "brain_ldm_bundle", "tests"])
-def test_the_bundle_is_found_from_any_folder(folder, monkeypatch, forget_scripts):
-    monkeypatch.chdir(ROOT / folder)
-    monkeypatch.syspath_prepend(ROOT / "brain_ldm_bundle")  # as `monai.bundle run` does with the config's parent
-    parser = ConfigParser(ConfigParser.load_config_file(CONFIGS / "train.json"))
-    assert parser.get_parsed_content("models_dir") == str(ROOT / "brain_ldm_bundle" / "models")
-    assert parser.get_parsed_content("schema").names == ["sex", "age", "ventricles_ml", "brain_normalised_ml"]
+@pytest.mark.parametrize("bundle", BUNDLES)
+@pytest.mark.parametrize("folder", [".", "BUNDLE", "tests"])
+def test_the_bundle_is_found_from_any_folder(bundle, folder, monkeypatch, forget_scripts):
+    monkeypatch.chdir(ROOT / folder.replace("BUNDLE", bundle))
+    monkeypatch.syspath_prepend(ROOT / bundle)  # as `monai.bundle run` does with the config's parent
+    for name in WORKFLOWS:
+        parser = ConfigParser(ConfigParser.load_config_file(path(bundle, name)))
+        assert parser.get_parsed_content("models_dir") == str(ROOT / bundle / "models"), name
+    parser = ConfigParser(ConfigParser.load_config_file(path(bundle, "train.json")))
+    if bundle == "brain_ldm_bundle":
+        assert parser.get_parsed_content("schema").names == ["sex", "age", "ventricles_ml", "brain_normalised_ml"]
+    else:
+        assert parser.get_parsed_content("table").names[0] == "background"

@@ -85,6 +85,25 @@ def test_a_workflow_made_in_python_is_not_checked():
     ],
 )
 def test_the_real_command_line_refuses_a_misspelt_setting(bundle, monkeypatch, run_id, config, setting, right):
+    assert_refused(monkeypatch, run_id, config, setting, right)
+
+
+@pytest.mark.parametrize(
+    ("run_id", "config", "setting", "right"),
+    [
+        ("training", "train", "--spade_epoch", "spade_epochs"),
+        ("training_spade", "train", "--planes", "plane"),
+        ("training_fusion", "train", "--train#trainer#max_epoch", "max_epochs"),
+        ("synthesising", "inference", "--variant", "variants"),
+        ("evaluating", "evaluate", "--splt", "split"),
+    ],
+)
+def test_the_spade_bundle_refuses_them_too(spade_bundle, monkeypatch, run_id, config, setting, right):
+    assert_refused(monkeypatch, run_id, config, setting, right)
+
+
+def assert_refused(monkeypatch, run_id, config, setting, right):
+    """By `python -m monai.bundle run`, in the current folder."""
     arguments = ["monai.bundle", "run", run_id, "--config_file", f"configs/{config}.json", setting, "3"]
     monkeypatch.setattr("sys.argv", arguments)
     with pytest.raises(RuntimeError, match="refuse_unknown") as error:
