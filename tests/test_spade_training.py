@@ -5,12 +5,14 @@ import shutil
 from contextlib import redirect_stdout
 from types import SimpleNamespace
 
+import nibabel as nib
 import numpy as np
 import pytest
 import tiny_spade
 import torch
 from conftest import ROOT, forgotten_scripts
 from ignite.engine import Engine
+from monai.bundle import ConfigParser
 from monai.transforms import Compose
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -18,7 +20,7 @@ from spade_fusion_bundle.scripts.dataset import read_dataset
 from spade_fusion_bundle.scripts.fusion_data import FusionDataset
 from spade_fusion_bundle.scripts.labels import LabelTable
 from spade_fusion_bundle.scripts.networks import SpadeDiscriminator, SpadeFusion, SpadeGenerator, without_spectral_norm
-from spade_fusion_bundle.scripts.planes import PLANES
+from spade_fusion_bundle.scripts.planes import PLANES, to_slices
 from spade_fusion_bundle.scripts.spade_stage import ReestimateBatchNorm, collate_slices, linear_decay
 from spade_fusion_bundle.scripts.steps import spade_step
 from spade_fusion_bundle.scripts.weights import generator_file, load_generators, load_weights, read_recipe
@@ -49,6 +51,13 @@ def chain(error):
         messages.append(str(here))
         here = here.__cause__ or here.__context__
     return "\n".join(messages)
+
+
+def parsed(dataset_dir, **settings):
+    """The training config with tiny settings, to take parts from; in the bundle's folder."""
+    parser = ConfigParser(ConfigParser.load_config_file("configs/train.json"))
+    parser.update(tiny_spade.SETTINGS | {"dataset_dir": str(dataset_dir)} | settings)
+    return parser
 
 
 @pytest.fixture(scope="module")
@@ -105,16 +114,52 @@ def test_one_warning_says_that_there_is_no_vgg_loss(trained):
     assert (trained / "log.txt").read_text().count("train without the VGG loss") == 1
 
 
+def logged(folder, stage):
+    """The last value of each scalar, and the names of images."""
+    scalars, images = {}, set()
+    for path in (folder / "output" / "tensorboard" / stage).iterdir():
+        events = EventAccumulator(str(path)).Reload()
+        images |= set(events.Tags()["images"])
+        scalars |= {tag: events.Scalars(tag)[-1].value for tag in events.Tags()["scalars"]}
+    return scalars, images
+
+
 def test_tensorboard_shows_losses_scores_and_the_three_planes(trained):
     for stage, losses in (("fusion", {"loss"}), *((f"spade_{plane}", {"features", "discriminator"}) for plane in PLANES)):
-        tags, scalars = set(), set()
-        for path in (trained / "output" / "tensorboard" / stage).iterdir():
-            events = EventAccumulator(str(path)).Reload()
-            tags |= set(events.Tags()["images"])
-            scalars |= set(events.Tags()["scalars"])
-        assert any("scan" in tag for tag in tags), stage
-        assert losses <= scalars and {"val_psnr", "val_ssim"} <= scalars, stage
+        scalars, images = logged(trained, stage)
+        assert any("scan" in tag for tag in images), stage
+        assert losses | {"val_psnr", "val_ssim"} <= scalars.keys(), stage
         assert ("val_psnr_of_the_mean" in scalars) == (stage == "fusion")
+
+
+def test_the_scores_of_validation_are_those_of_the_weights_that_were_kept(trained, spade_bundle, dataset_dir):
+    """Of each plane cut along its own axis, and of the whole path from labels to the fused volume."""
+    pair = parsed(dataset_dir).get_parsed_content("preprocessing")(
+        read_dataset(dataset_dir, LabelTable.from_file("configs/labels.json", "demo"))["validation"][0]
+    )
+    labels, image = pair["label"][None], pair["image"][None]
+    path = trained / "models" / "model.pt"
+    network = load_weights(SpadeFusion(**read_recipe(path)["network"]), path).eval()
+    with torch.no_grad():
+        made = dict(zip((f"spade_{plane}" for plane in PLANES), network.slice_volumes(labels).split(1, dim=1)))
+        made["fusion"] = network(labels)
+    for stage, volume in made.items():
+        psnr = -10 * ((volume - image) ** 2).mean().log10()
+        assert logged(trained, stage)[0]["val_psnr"] == pytest.approx(psnr.item(), abs=0.01), stage
+
+
+@pytest.mark.parametrize("plane", PLANES)
+def test_each_plane_is_trained_on_slices_of_its_own(spade_bundle, dataset_dir, tmp_path, plane):
+    """Told by the sums of their classes, which padding in a batch does not change."""
+    parser = parsed(dataset_dir, models_dir=str(tmp_path), output_dir=str(tmp_path), cache_dir=str(tmp_path))
+    stage = parser.get_parsed_content("spade_stage")
+    volumes = [item["label"][None].long() for item in stage.volumes]
+    sums = {name: {int(piece.sum()) for labels in volumes for piece in to_slices(labels, name)} for name in PLANES}
+    drawn = [
+        int(piece.sum()) for _ in range(3) for batch in stage.trainer(plane).data_loader for piece in batch["label"].long()
+    ]
+    assert len(drawn) == 3 * 4 and set(drawn) <= sums[plane]
+    assert not any(set(drawn) <= sums[other] for other in PLANES if other != plane)
 
 
 def test_the_generators_of_a_run_have_measured_batch_statistics(trained):
@@ -186,6 +231,29 @@ def test_statistics_may_take_more_batches_than_an_epoch_has():
     batches = [{"label": torch.zeros(2, 1, 32, 64, dtype=torch.uint8)}]
     ReestimateBatchNorm(generator, batches, 5, torch.device("cpu"))(None)
     assert generator.blocks[0].norm1.base_norm.num_batches_tracked == 5
+
+
+def test_training_sees_every_head_upright_in_its_place_whatever_the_files_order(spade_bundle, dataset_dir):
+    """LIA, LAS and RAS files of one shape: deep grey matter is larger on the right, and lies to the front and top."""
+    parser = parsed(dataset_dir)
+    preprocessing = parser.get_parsed_content("preprocessing")
+    table = parser.get_parsed_content("table")
+    items = read_dataset(dataset_dir, table)["training"]
+    assert {"".join(nib.aff2axcodes(nib.load(item["image"]).affine)) for item in items} == {"LIA", "LAS", "RAS"}
+    for item in items:
+        pair = preprocessing(item)
+        image, classes = pair["image"][0], pair["label"][0]
+        assert image.shape == classes.shape and all(side % 32 == 0 for side in classes.shape)
+        assert image.dtype == torch.float32 and classes.dtype == torch.uint8
+        assert 0 <= image.min() and image.max() == 1 and (image[classes == 0] == 0).all()
+
+        where = (classes > 0).nonzero().float()
+        centre = (where.amin(0) + where.amax(0)) / 2
+        deep_grey = (classes == table.names.index("deep grey matter")).nonzero() - centre
+        assert (deep_grey.mean(0) > 1).all(), "right, front, top"
+        assert (deep_grey[:, 0] > 0).sum() > (deep_grey[:, 0] < 0).sum() > 0
+        white, fluid = (image[classes == table.names.index(name)] for name in ("cerebral white matter", "lateral ventricle"))
+        assert white.min() > 0.6 > 0.25 > fluid.max(), "the scan lies elsewhere than its map"
 
 
 def test_slices_of_different_sizes_make_a_batch_with_background_around():
