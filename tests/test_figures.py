@@ -55,13 +55,13 @@ def test_pictures_are_in_radiological_convention(plane):
 def test_profiles_run_through_the_centre_in_millimetres(tmp_path, drawn):
     grid = np.indices(SHAPE)
     real = (grid[0] + 24 * grid[1] + 3 * grid[2]) / 1000
-    figures.draw_profiles(tmp_path / "p.png", {"real": real, "fusion": 0.5 * real}, brain(), (2.0, 1.0, 3.0), "sub-1")
+    figures.draw_profiles(tmp_path / "p.png", {"scan": real, "fusion": 0.5 * real}, brain(), (2.0, 1.0, 3.0), "sub-1")
     through = (real[:, 12, 7], real[9, :, 7], real[9, 12, :])
     for axis, (axes, spacing_mm, values) in enumerate(zip(drawn[0].axes, (2, 1, 3), through)):
         lines = {line.get_label(): line.get_data() for line in axes.lines}
-        assert set(lines) == {"real", "fusion"}
-        np.testing.assert_allclose(lines["real"][0], spacing_mm * (np.arange(SHAPE[axis]) - (9, 12, 7)[axis]))
-        np.testing.assert_allclose(lines["real"][1], values)
+        assert set(lines) == {"scan", "fusion"}
+        np.testing.assert_allclose(lines["scan"][0], spacing_mm * (np.arange(SHAPE[axis]) - (9, 12, 7)[axis]))
+        np.testing.assert_allclose(lines["scan"][1], values)
         np.testing.assert_allclose(lines["fusion"][1], values / 2)
     names = [axes.get_xlabel() for axes in drawn[0].axes]
     assert [name.split(",")[0] for name in names] == ["left to right", "back to front", "bottom to top"]
@@ -73,10 +73,10 @@ def test_the_planes_are_true_to_scale_and_marked_as_synthetic(tmp_path, drawn):
     classes = np.zeros(SHAPE, int)
     classes[2:18, 1:23, 2:16] = 1  # 32 x 22 x 42 mm
     classes[brain()] = 2
-    volumes = {"real": classes / 2, "fusion": classes / 4, "median": classes / 3}
+    volumes = {"scan": classes / 2, "fusion": classes / 4, "median": classes / 3}
     figures.draw_planes(tmp_path / "p.png", classes, volumes, brain(), (2.0, 1.0, 3.0), "sub-1")
-    grid = np.array(drawn[0].axes).reshape(3, 3)  # labels, real, fusion; the median has no column
-    assert [axes.get_title() for axes in grid[0]] == ["labels", "real", "fusion"]
+    grid = np.array(drawn[0].axes).reshape(3, 3)  # labels, scan, fusion; the median has no column
+    assert [axes.get_title() for axes in grid[0]] == ["labels", "scan", "fusion"]
     extents_mm = [tuple(axes.images[0].get_extent()) for axes in grid[:, 1]]
     assert extents_mm == [(0, 32, 0, 22), (0, 32, 0, 42), (0, 22, 0, 42)]
     np.testing.assert_allclose(

@@ -17,7 +17,7 @@ __all__ = ["Figures", "brain_centre", "draw_planes", "draw_profiles", "radiologi
 NOTICE = "Synthetic, not for clinical use"
 # Okabe and Ito's colours, told apart with any colour vision; the dashes tell them apart in grey, too.
 LINES = {
-    "real": {"color": "black", "linewidth": 1.8},
+    "scan": {"color": "black", "linewidth": 1.8},
     "axial": {"color": "#56b4e9", "linewidth": 0.9, "linestyle": (0, (4, 1))},
     "coronal": {"color": "#009e73", "linewidth": 0.9, "linestyle": (0, (1, 1))},
     "sagittal": {"color": "#cc79a7", "linewidth": 0.9, "linestyle": (0, (4, 1, 1, 1))},
@@ -26,7 +26,7 @@ LINES = {
 }
 # Along x, y and z of a RAS volume: the ends and the axis's name.
 DIRECTIONS = (("left", "right"), ("back", "front"), ("bottom", "top"))
-COLUMNS = ("real", "axial", "coronal", "sagittal", "mean", "fusion", "label_mean")
+COLUMNS = ("scan", "axial", "coronal", "sagittal", "mean", "fusion", "label_mean")
 WIDTH_INCHES = 10.0
 MARGIN_MM = 10.0  # of a profile beyond the brain
 
@@ -76,7 +76,7 @@ def draw_profiles(
             axes.annotate(end, (place, 1), xycoords="axes fraction", xytext=(0, 3), textcoords="offset points", ha=side)
     handles, names = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside upper center", ncols=len(names), frameon=False)
-    figure.supxlabel(f"{title and f'{title}. '}All but the real scan: {NOTICE.lower()}", fontsize=9)
+    figure.supxlabel(f"{title and f'{title}. '}All but the scan: {NOTICE.lower()}", fontsize=9)
     _save(figure, path)
 
 
@@ -147,7 +147,7 @@ def draw_planes(
     if title:
         figure.suptitle(title, fontsize=12)
     figure.supxlabel(
-        f"{NOTICE} (all but labels and real). Radiological convention: the subject's right (R) is at the left; "
+        f"{NOTICE} (all but labels and scan). Radiological convention: the subject's right (R) is at the left; "
         f"sagittal: front (A) at the left",
         fontsize=9,
     )
@@ -192,7 +192,7 @@ class Figures:
     def __call__(self, engine: Engine) -> None:
         classes, real, predictions = (engine.state.output[key][0].float().cpu().numpy() for key in ("image", "label", "pred"))
         classes = classes[0].astype(int)
-        volumes = {"real": real[0]} | dict(zip(METHODS, predictions))
+        volumes = {"scan": real[0]} | dict(zip(METHODS, predictions))
         mask = np.isin(classes, self.brain)
         title = str(self.items[0]["participant_id"])
         draw_planes(self.output_dir / "planes.png", classes, volumes, mask, self.spacing_mm, title)
