@@ -1,0 +1,75 @@
+"""The SPADE bundle's metadata.json follows the model zoo's schema and tells the truth about the networks."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+
+from spade_fusion_bundle.scripts.labels import LabelTable
+from spade_fusion_bundle.scripts.networks import FusionCNN, SpadeFusion, SpadeGenerator
+
+CONFIGS = ROOT / "spade_fusion_bundle" / "configs"
+SCHEMA = Path(__file__).parents[2] / "shared" / "reference" / "meta_schema_20240725.json"
+
+
+@pytest.fixture(scope="module")
+def metadata():
+    return json.loads((CONFIGS / "metadata.json").read_text())
+
+
+@pytest.mark.skipif(not SCHEMA.is_file(), reason=f"no copy of the schema at {SCHEMA}")
+def test_metadata_follows_its_schema(metadata):
+    jsonschema = pytest.importorskip("jsonschema")
+    assert metadata["schema"].endswith(SCHEMA.name)
+    jsonschema.validate(metadata, json.loads(SCHEMA.read_text()))
+
+
+def test_this_version_is_in_the_changelog(metadata):
+    assert metadata["version"] in metadata["changelog"]
+
+
+def test_versions_are_those_that_requirements_allow(metadata):
+    from packaging.requirements import Requirement
+
+    lines = (line.split("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines())
+    allowed = {r.name.lower(): r.specifier for r in map(Requirement, filter(None, lines))}
+    named = {"monai": "monai_version", "torch": "pytorch_version", "numpy": "numpy_version"}
+    versions = {name: metadata[key] for name, key in named.items()} | metadata["required_packages_version"]
+    for name, version in versions.items():
+        assert version in allowed[name], name
+
+
+@pytest.mark.parametrize(
+    ("data_format", "network"),
+    [
+        ("network_data_format", lambda labels: SpadeFusion(labels, ngf=2, hidden=4, fusion_channels=2)),
+        ("generator_data_format", lambda labels: SpadeGenerator(labels, ngf=2, hidden=4).eval()),
+        ("fusion_data_format", lambda labels: FusionCNN(channels=2)),
+    ],
+)
+def test_each_network_takes_and_gives_what_is_described(metadata, data_format, network):
+    """At the smallest sizes that the patterns allow, with the first table's classes."""
+    described = metadata[data_format]
+    image, pred = described["inputs"]["image"], described["outputs"]["pred"]
+    assert list(described["inputs"]) == ["image"] and list(described["outputs"]) == ["pred"]
+    labels = LabelTable.from_file(CONFIGS / "labels.json", "freesurfer").num_classes
+    if image["format"] == "segmentation":
+        assert image["value_range"] == [0, labels - 1]
+    factor = int(image["spatial_shape"][0].removesuffix("n").removesuffix("*") or 8)
+    sides = [factor * n for n in (1, 2, 3)][: len(image["spatial_shape"])]
+    high = image["value_range"][1]
+    inputs = torch.randint(high + 1, (1, image["num_channels"], *sides)).float()
+    with torch.no_grad():
+        output = network(labels).eval()(inputs)
+    assert output.shape == (1, pred["num_channels"], *sides)
+    if data_format != "fusion_data_format":  # of which the mean of the inputs is the least part
+        assert pred["value_range"][0] <= output.min() and output.max() <= pred["value_range"][1]
+
+
+def test_the_docs_name_every_label_table():
+    readme = (ROOT / "spade_fusion_bundle" / "docs" / "README.md").read_text()
+    tables = json.loads((CONFIGS / "labels.json").read_text())
+    for name in tables.keys() - {"_desc_"}:
+        assert f"| `{name}` |" in readme
