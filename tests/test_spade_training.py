@@ -277,13 +277,12 @@ def test_the_learning_rate_falls_linearly_over_the_last_epochs():
     assert linear_decay(10, 100)(0) == 1 and linear_decay(10, 100)(5) == 0.5
 
 
-@pytest.mark.parametrize("decay_epochs", [0, 1])
-def test_a_plane_trained_in_two_goes_equals_one_trained_in_one(spade_bundle, dataset_dir, tmp_path, decay_epochs):
+def test_a_plane_trained_in_two_goes_equals_one_trained_in_one(spade_bundle, dataset_dir, tmp_path):
     """Slices, mirroring and empty slices are drawn anew in each epoch; the learning rate is that of the longer run.
 
     Validation measures batch statistics, so both must validate in the same epochs.
     """
-    settings = {"run_id": "training_spade", "plane": "coronal", "val_interval": 1, "spade_decay_epochs": decay_epochs}
+    settings = {"run_id": "training_spade", "plane": "coronal", "val_interval": 1, "spade_decay_epochs": 1}
     settings |= {"mirror_probability": 0.5, "empty_fraction": 0.3}
     one = tiny_spade.train(dataset_dir, tmp_path / "one", spade_epochs=3, **settings)
     two = tiny_spade.train(dataset_dir, tmp_path / "two", spade_epochs=1, **settings)
@@ -500,6 +499,7 @@ def test_each_rank_makes_its_share_whatever_others_have_made_meanwhile(tmp_path)
         recipe=recipe,
         cache_dir=tmp_path,
     )
-    for rank in (0, 1):
-        dataset.synthesise(rank, world_size=2)
-    assert sorted(made) == ["0", "1", "2", "3", "4"]
+    dataset.synthesise(rank=0, world_size=2)
+    assert made == ["0", "2", "4"]
+    dataset.synthesise(rank=1, world_size=2)
+    assert made == ["0", "2", "4", "1", "3"]
