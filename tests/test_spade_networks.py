@@ -10,7 +10,6 @@ from spade_fusion_bundle.scripts.networks import (
     SpadeDiscriminator,
     SpadeFusion,
     SpadeGenerator,
-    synthesise,
     without_spectral_norm,
 )
 from spade_fusion_bundle.scripts.planes import PLANES, from_slices, to_slices
@@ -219,7 +218,7 @@ def test_the_volume_does_not_depend_on_how_many_slices_pass_at_once(fusion, head
     generator = fusion.generators["coronal"]
     assert fusion.slices_per_batch == 12
     for slices_per_batch in (1, 7, 1000):
-        volume = synthesise(generator, head, "coronal", slices_per_batch)
+        volume = generator.volumes(head, "coronal", slices_per_batch)
         torch.testing.assert_close(volume, volumes[:, 1:2], atol=1e-5, rtol=0)
 
 
@@ -243,7 +242,7 @@ def test_each_plane_is_made_by_its_own_generator_along_its_own_axis(fusion):
     volumes = fusion.slice_volumes(labels)
     for index, plane in enumerate(PLANES):
         for other in PLANES:
-            volume = synthesise(fusion.generators[plane], labels, other, 12)
+            volume = fusion.generators[plane].volumes(labels, other, 12)
             difference = (volumes[:, index : index + 1] - volume).abs().max()
             assert (difference < 1e-5) == (other == plane), f"{plane} generator, cut as {other}"
 

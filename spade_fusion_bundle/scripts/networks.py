@@ -15,12 +15,18 @@ from .planes import PLANES, from_slices, to_slices
 
 __all__ = ["FusionCNN", "SpadeDiscriminator", "SpadeFusion", "SpadeGenerator", "one_hot"]
 
-FACTOR = 32  # five upsamplings by two
-
 
 def one_hot(labels: torch.Tensor, num_labels: int) -> torch.Tensor:
     """Classes (N, 1, H, W) as float channels (N, num_labels, H, W). Done per batch on the device: it is L times the size."""
     return F.one_hot(labels[:, 0].long(), num_labels).movedim(3, 1).float()
+
+
+def is_recorded() -> bool:
+    """Is a graph being recorded, for ONNX or by tracing? Then nothing may depend on values: all slices count as filled."""
+    if torch.jit.is_scripting():
+        return False
+    else:  # TorchScript does not look in here
+        return torch.jit.is_tracing() or torch.compiler.is_exporting()
 
 
 def conv2d(
@@ -70,6 +76,8 @@ class SpadeNorm(nn.Module):
 class SpadeBlock(nn.Module):
     """Residual block with SPADE norms (Park et al. 2019, Fig. 4). The shortcut is learnt where the width changes."""
 
+    __constants__ = ["learned_shortcut"]  # so that TorchScript leaves out the branch that a block has no layers for
+
     def __init__(self, in_channels: int, out_channels: int, num_labels: int, hidden: int, spectral: bool) -> None:
         super().__init__()
         middle = min(in_channels, out_channels)
@@ -102,6 +110,9 @@ class SpadeGenerator(Recipe):
         spectral: spectral norm on the blocks' convolutions. False is for weights that have it computed in already.
     """
 
+    __constants__ = ["factor"]
+    factor = 32  # five upsamplings by two
+
     def __init__(self, num_labels: int, ngf: int = 64, out_channels: int = 1, hidden: int = 128, spectral: bool = True) -> None:
         super().__init__()
         self.num_labels = num_labels
@@ -119,13 +130,13 @@ class SpadeGenerator(Recipe):
             ValueError: H or W is no multiple of 32.
         """
         height, width = labels.shape[2], labels.shape[3]
-        if height % FACTOR or width % FACTOR:
+        if height % self.factor or width % self.factor:
             raise ValueError(
-                f"slices of {height} x {width}: both sides must be multiples of {FACTOR}, because the generator doubles its "
-                f"grid five times. Pad them with background (pad_to_multiple {FACTOR})"
+                f"slices of {height} x {width}: both sides must be multiples of {self.factor}, because the generator doubles "
+                f"its grid five times. Pad them with background (pad_to_multiple {self.factor})"
             )
         labels = labels.float()
-        size = [height // FACTOR, width // FACTOR]
+        size = [height // self.factor, width // self.factor]
         segmentation = self.resized(labels, size)
         x = self.stem(segmentation)  # (N, 16 ngf, H / 32, W / 32)
         for number, block in enumerate(self.blocks):
@@ -139,6 +150,18 @@ class SpadeGenerator(Recipe):
     def resized(self, labels: torch.Tensor, size: list[int]) -> torch.Tensor:
         """One-hot labels at a size; which pixel is kept is the upper left one of each square."""
         return one_hot(F.interpolate(labels, size=size, mode="nearest"), self.num_labels)
+
+    def volumes(self, labels: torch.Tensor, plane: str, slices_per_batch: int) -> torch.Tensor:
+        """Volumes (B, 1, X, Y, Z) from 0 to 1, made slice by slice of one plane. Empty slices are 0 and cost nothing."""
+        slices = to_slices(labels, plane)  # (B * slices, 1, H, W)
+        images = torch.zeros(slices.shape, device=labels.device)
+        if is_recorded():
+            filled = torch.arange(len(slices), device=labels.device)
+        else:
+            filled = (slices > 0).flatten(1).any(dim=1).nonzero()[:, 0]
+        for numbers in filled.split(slices_per_batch):
+            images[numbers] = 0.5 * (self(slices[numbers]).float() + 1)
+        return from_slices(images, plane, labels.shape[0]) * (labels > 0)
 
 
 class PatchDiscriminator(nn.Module):
@@ -252,14 +275,14 @@ class SpadeFusion(Recipe):
     def slice_volumes(self, labels: torch.Tensor) -> torch.Tensor:
         """The volumes of the three planes (B, 3, X, Y, Z) from 0 to 1, in the order axial, coronal, sagittal."""
         labels = labels.round()
-        if labels.max() >= self.num_labels or labels.min() < 0:
+        if not is_recorded() and (labels.max() >= self.num_labels or labels.min() < 0):
             raise ValueError(
                 f"classes from {int(labels.min())} to {int(labels.max())}: this network knows 0 to {self.num_labels - 1}. "
                 f"Map label values to classes with the table that it was trained with"
             )
         volumes = []
         for plane, generator in self.generators.items():
-            volumes.append(synthesise(generator, labels, plane, self.slices_per_batch))
+            volumes.append(generator.volumes(labels, plane, self.slices_per_batch))
         return torch.cat(volumes, dim=1)
 
     def fuse(self, volumes: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -281,13 +304,3 @@ def without_spectral_norm(generator: SpadeGenerator) -> dict[str, torch.Tensor]:
         if is_parametrized(module):
             state[f"{name}.weight"] = module.weight.detach()
     return state
-
-
-def synthesise(generator: SpadeGenerator, labels: torch.Tensor, plane: str, slices_per_batch: int) -> torch.Tensor:
-    """Volumes (B, 1, X, Y, Z) from 0 to 1, made slice by slice of one plane. Empty slices are 0 and cost nothing."""
-    slices = to_slices(labels, plane)  # (B * slices, 1, H, W)
-    images = torch.zeros(slices.shape, device=labels.device)
-    filled = (slices > 0).flatten(1).any(dim=1).nonzero()[:, 0]
-    for numbers in filled.split(slices_per_batch):
-        images[numbers] = 0.5 * (generator(slices[numbers]).float() + 1)
-    return from_slices(images, plane, labels.shape[0]) * (labels > 0)

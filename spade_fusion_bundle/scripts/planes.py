@@ -11,10 +11,21 @@ from monai.transforms import MapTransform, Randomizable
 
 __all__ = ["AXES", "PLANES", "RandSlicesd", "axis_of", "from_slices", "from_the_right", "to_slices"]
 
-# The axis that a plane's slices are numbered along, counted from the first spatial one: x to the right, y to the front,
-# z to the top.
-AXES = {"axial": 2, "coronal": 1, "sagittal": 0}
-PLANES = tuple(AXES)
+PLANES = ("axial", "coronal", "sagittal")
+
+
+def _axis(plane: str) -> int:
+    # The axis that a plane's slices are numbered along, counted from the first spatial one: x to the right, y to the front,
+    # z to the top. In ifs, because TorchScript, to which the networks can be exported, reads no dict of a module.
+    if plane == "axial":
+        return 2
+    if plane == "coronal":
+        return 1
+    assert plane == "sagittal", plane
+    return 0
+
+
+AXES = {plane: _axis(plane) for plane in PLANES}
 
 
 def axis_of(plane: str) -> int:
@@ -30,12 +41,12 @@ def axis_of(plane: str) -> int:
 
 def to_slices(volumes: torch.Tensor, plane: str) -> torch.Tensor:
     """All slices of volumes (B, C, X, Y, Z) as one batch (B * slices, C, H, W), the axes that remain in their order."""
-    return volumes.movedim(2 + AXES[plane], 1).flatten(0, 1)
+    return volumes.movedim(2 + _axis(plane), 1).flatten(0, 1)
 
 
 def from_slices(slices: torch.Tensor, plane: str, batch: int) -> torch.Tensor:
     """The volumes (B, C, X, Y, Z) of `to_slices`."""
-    return slices.unflatten(0, (batch, -1)).movedim(1, 2 + AXES[plane])
+    return slices.unflatten(0, [batch, -1]).movedim(1, 2 + _axis(plane))
 
 
 def from_the_right(volumes: torch.Tensor) -> torch.Tensor:

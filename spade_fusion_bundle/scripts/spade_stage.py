@@ -30,7 +30,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import update_bn
 
 from .handlers import BestWeights, EpochSeed, Progress, Resume, StopAtNonFinite, validation_interval
-from .networks import SpadeDiscriminator, SpadeGenerator, synthesise
+from .networks import SpadeDiscriminator, SpadeGenerator
 from .panels import Panels
 from .planes import PLANES, RandSlicesd, axis_of, from_the_right
 from .weights import generator_file
@@ -255,7 +255,7 @@ class PlaneInferer(Inferer):
         self.slices_per_batch = slices_per_batch
 
     def __call__(self, inputs: torch.Tensor, network: SpadeGenerator) -> torch.Tensor:
-        return synthesise(network, inputs, self.plane, self.slices_per_batch)
+        return network.volumes(inputs, self.plane, self.slices_per_batch)
 
 
 class ReestimateBatchNorm:

@@ -83,17 +83,18 @@ def load_generators(
         network: its fusion CNN stays as it is.
         generator: makes one to load into.
         models_dir: holds spade_axial.pt, spade_coronal.pt and spade_sagittal.pt.
-        recipe: of this run; label table and spacing must be those that the generators were trained with.
+        recipe: of this run; label table and spacing must be those that the generators were trained with, and "data", the
+            hash of who is in which split, too: the fusion must not learn from subjects that a generator has seen.
         fold: of the cross-validation.
 
     Raises:
         FileNotFoundError: one is missing; says which command makes it.
-        ValueError: weights of another architecture, plane, label table or spacing.
+        ValueError: weights of another architecture, plane, label table, spacing or split of the data.
     """
     for plane in PLANES:
         path = generator_file(models_dir, plane, fold)
         trained = load_weights(generator(), path, made_by(f"training_spade --plane {plane}" + _fold_flag(fold)))
-        wanted = {"plane": plane, "labels": recipe.get("labels"), "spacing_mm": recipe.get("spacing_mm")}
+        wanted = {"plane": plane} | {key: recipe.get(key) for key in ("labels", "spacing_mm", "data")}
         for key, value in wanted.items():
             found = trained.recipe.get(key)
             if found != value:
