@@ -7,7 +7,13 @@ import pytest
 
 from brain_ldm_bundle.scripts import cohort, overrides
 
-BASE = {"diffusion_epochs": 5, "train": {"trainer": {"max_epochs": 5}, "sampler": None}, "request": {}}
+BASE = {
+    "diffusion_epochs": 5,
+    "deform_all": False,
+    "amp": "$cuda",
+    "train": {"trainer": {"max_epochs": 5}, "sampler": None, "handlers": [{"seed": 0}]},
+    "request": {},
+}
 
 
 @pytest.fixture
@@ -29,6 +35,9 @@ def check(base, *arguments, also_known=()):
         ("--train#trainer#max_epochs", "3"),
         ("--train::trainer::max_epochs=3",),
         ("--train#sampler", "null"),
+        ("--train#handlers#0#seed", "-1"),
+        ("--amp", "False"),
+        ("--deform_all=True",),
         ("--request#age", "70"),  # an empty dict takes any name
         ("--meta_file", "configs/metadata.json", "--logging_file", "x.conf", "--tracking", "mlflow"),
     ],
@@ -42,11 +51,29 @@ def test_what_the_config_knows_is_accepted(base, arguments):
     [
         (("--difusion_epochs", "3"), "the command line: no setting is called 'difusion_epochs'.*mean 'diffusion_epochs'"),
         (("--train#trainer#max_epoch", "3"), "train#trainer has no 'max_epoch'.*Did you mean 'max_epochs'"),
-        (("--qqq=1",), "Known: diffusion_epochs, request, train"),
+        (("--qqq=1",), "Known: amp, deform_all, diffusion_epochs, request, train"),
+        (("-difusion_epochs", "3"), "no setting is called 'difusion_epochs'"),  # one dash is as good as two
+        (("--train#trainr#max_epochs", "3"), "train has no 'trainr'.*Did you mean 'trainer'"),
+        (("--train#handlers#0#sed", "3"), "train#handlers#0 has no 'sed'.*Did you mean 'seed'"),
     ],
 )
 def test_a_misspelt_name_is_refused_with_the_nearest_one(base, arguments, message):
     with pytest.raises(ValueError, match=message):
+        check(base, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "value"),
+    [
+        (("--deform_all", "false"), "'false'"),
+        (("--amp=true",), "'true'"),
+        (("--deform_all", "no"), "'no'"),
+        (("--deform_all=1",), "1"),
+    ],
+)
+def test_words_that_would_count_as_true_are_refused(base, arguments, value):
+    """The command line gives "false" as a word, and any word is true."""
+    with pytest.raises(ValueError, match=f"is {value}, which counts as true. Write True or False"):
         check(base, *arguments)
 
 

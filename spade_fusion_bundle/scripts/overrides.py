@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import re
 import sys
 from collections.abc import Iterable, Sequence
 
@@ -23,17 +24,22 @@ def command_line(argv: Sequence[str] | None = None) -> dict[str, object]:
     argv = list(sys.argv if argv is None else argv)
     pairs = {}
     for position, argument in enumerate(argv):
-        if not argument.startswith("--"):
+        if not _is_flag(argument):
             continue
-        name, equals, value = argument[2:].partition("=")
+        name, equals, value = argument.lstrip("-").partition("=")
         if not equals:
             following = argv[position + 1 : position + 2]
-            value = following[0] if following and not following[0].startswith("--") else "True"
+            value = following[0] if following and not _is_flag(following[0]) else "True"
         try:
             pairs[name] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
             pairs[name] = value
     return pairs
+
+
+def _is_flag(argument: str) -> bool:
+    """One dash is as good as two to `monai.bundle`; a number may begin with one as well."""
+    return re.match(r"--?[A-Za-z_]", argument) is not None
 
 
 def refuse_unknown(also_known: Iterable[str] = (), argv: Sequence[str] | None = None) -> None:
@@ -44,7 +50,8 @@ def refuse_unknown(also_known: Iterable[str] = (), argv: Sequence[str] | None = 
         argv: of the process by default. Without `--config_file` (a workflow made in Python) nothing is checked.
 
     Raises:
-        ValueError: an override that the config does not know; the nearest known name is given.
+        ValueError: an override that the config does not know; the nearest known name is given. Or true and false in lower
+            case, which are words to the command line, and words are true.
     """
     given = command_line(argv)
     files = given.get("config_file")
@@ -60,11 +67,17 @@ def refuse_unknown(also_known: Iterable[str] = (), argv: Sequence[str] | None = 
         path = name.lstrip("+").replace("::", "#").split("#")
         if path[0] not in known:
             raise ValueError(f"{place}: no setting is called {path[0]!r} in {base}.{_nearest(path[0], known)}")
-        here = config
-        for part in path[:-1]:
+        here = config[path[0]] if path[0] in config else None
+        for position, part in enumerate(path[1:], 1):
+            if isinstance(here, list) and part.isdigit() and int(part) < len(here):
+                here = here[int(part)]
+                continue
+            if isinstance(here, dict) and here and part not in here:
+                raise ValueError(f"{place}: {'#'.join(path[:position])} has no {part!r} in {base}.{_nearest(part, here)}")
             here = here.get(part) if isinstance(here, dict) else None
-        if len(path) > 1 and isinstance(here, dict) and here and path[-1] not in here:
-            raise ValueError(f"{place}: {'#'.join(path[:-1])} has no {path[-1]!r} in {base}.{_nearest(path[-1], here)}")
+        value = given.get(name)
+        if value in ("true", "false") or (isinstance(here, bool) and place not in overlays and not isinstance(value, bool)):
+            raise ValueError(f"{place}: {name} is {value!r}, which counts as true. Write True or False")
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
