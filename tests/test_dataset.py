@@ -116,6 +116,16 @@ def test_two_maps_of_one_scan_are_listed_and_refused(cohort):
     assert f"{LABELS}/sub-05/anat/sub-05_dseg.nii.gz. Say which one in a --datalist" in message and "(1 problems)" in message
 
 
+def test_what_the_bundle_has_synthesised_there_is_no_training_data(cohort):
+    before = read(cohort)
+    made = cohort / "derivatives" / "synthetic"
+    shutil.copytree(cohort / LABELS, made)
+    with pytest.raises(ValueError, match="2 label maps belong to it"):
+        read(cohort)
+    (made / "dataset_description.json").write_text('{"Name": "x", "GeneratedBy": [{"Name": "spade_fusion_bundle"}]}')
+    assert read(cohort) == before
+
+
 def test_scans_without_a_map_are_left_out_with_one_warning(cohort):
     for number in ("06", "07"):
         shutil.rmtree(cohort / LABELS / f"sub-{number}")

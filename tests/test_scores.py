@@ -15,6 +15,7 @@ from skimage.metrics import structural_similarity
 
 from spade_fusion_bundle.scripts import scores
 from spade_fusion_bundle.scripts.baseline import paint
+from spade_fusion_bundle.scripts.dataset import identities
 from spade_fusion_bundle.scripts.files import save_weights
 from spade_fusion_bundle.scripts.labels import LabelTable
 from spade_fusion_bundle.scripts.networks import SpadeFusion
@@ -245,7 +246,19 @@ def test_a_summary_without_scores_says_how_to_make_them(tmp_path):
 
 def test_an_empty_split_is_refused_with_what_there_is():
     with pytest.raises(ValueError, match=r"no scans in the split 'test' \(training: 1, test: 0\). Choose another with --split"):
-        scores.held_out({"training": [{}], "test": []}, "test")
+        scores.held_out({"training": [{}], "test": []}, "test", {})
+
+
+def test_scans_that_were_trained_on_are_no_test(tmp_path):
+    """Known again wherever they lie, by name and size."""
+    for folder, size in (("then", 5), ("now", 5), ("others", 6)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "sub-01_T1w.nii.gz").write_bytes(bytes(size))
+    then, now, others = ({"image": str(tmp_path / folder / "sub-01_T1w.nii.gz")} for folder in ("then", "now", "others"))
+    recipe = {"seen": identities([then])}
+    assert scores.held_out({"test": [others]}, "test", recipe) == [others]
+    with pytest.raises(ValueError, match=r"1 of 2 scans in the split 'test', such as .*now/sub-01_T1w.nii.gz, were trained on"):
+        scores.held_out({"test": [others, now]}, "test", recipe)
 
 
 BUNDLE = Path(__file__).resolve().parents[1] / "spade_fusion_bundle"

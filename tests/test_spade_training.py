@@ -1,6 +1,7 @@
 """Training leaves what synthesis needs, goes on where it stopped, keeps folds apart, and refuses what cannot work."""
 
 import json
+import re
 import shutil
 from contextlib import redirect_stdout
 from types import SimpleNamespace
@@ -256,6 +257,24 @@ def test_training_sees_every_head_upright_in_its_place_whatever_the_files_order(
         assert white.min() > 0.6 > 0.25 > fluid.max(), "the scan lies elsewhere than its map"
 
 
+@pytest.mark.parametrize(("outside", "lowest"), [(0, 0), (-1000, 0), (5000, 0), (0, -300)])
+def test_intensities_are_scaled_by_what_the_map_covers(spade_bundle, dataset_dir, tmp_path, outside, lowest):
+    """Padding of a scanner, a skull that the map leaves out, or a scan with negative values change nothing inside."""
+    parser = parsed(dataset_dir)
+    item = read_dataset(dataset_dir, parser.get_parsed_content("table"))["training"][0]
+    scan, label = (nib.load(item[key]) for key in ("image", "label"))
+    inside = np.asarray(label.dataobj) > 0
+    values = np.linspace(0, 800, inside.sum())
+    volume = np.full(inside.shape, outside, np.float32)
+    volume[inside] = values + lowest
+    nib.save(nib.Nifti1Image(volume, scan.affine), tmp_path / "scan.nii.gz")
+    pair = parser.get_parsed_content("preprocessing")(item | {"image": str(tmp_path / "scan.nii.gz")})
+    found = np.sort(pair["image"][pair["label"] > 0].numpy())
+    # Voxels around the head, 0 like the lowest, shift the percentile a little.
+    np.testing.assert_allclose(found, np.clip(values / np.percentile(values, 99.8), 0, 1), atol=0.005)
+    assert (pair["image"][pair["label"] == 0] == 0).all()
+
+
 def test_slices_of_different_sizes_make_a_batch_with_background_around():
     small = {"image": torch.full((1, 32, 64), 0.5), "label": torch.full((1, 32, 64), 3, dtype=torch.uint8)}
     large = {"image": torch.full((1, 64, 96), 0.7), "label": torch.full((1, 64, 96), 4, dtype=torch.uint8)}
@@ -333,6 +352,18 @@ def test_generators_of_another_spacing_are_refused(spade_bundle, dataset_dir, co
     with pytest.raises(Exception) as error:
         tiny_spade.train(dataset_dir, copied, "training_fusion", spacing_mm=5.0)
     assert "spade_axial.pt: trained with other spacing_mm (4.0), now 5.0. Use those again, or train the plane" in chain(error)
+
+
+def test_generators_of_another_split_are_refused(spade_bundle, dataset_dir, copied):
+    """Or the fusion would learn from subjects that they have seen."""
+    shutil.copytree(dataset_dir, copied / "dataset")
+    table = copied / "dataset" / "participants.tsv"
+    swapped = {"train": "fusion", "fusion": "train"}
+    rows = re.sub(r"\t(train|fusion)$", lambda cell: "\t" + swapped[cell[1]], table.read_text(), flags=re.MULTILINE)
+    table.write_text(rows)
+    with pytest.raises(Exception) as error:
+        tiny_spade.train(copied / "dataset", copied, "training_fusion")
+    assert "spade_axial.pt: trained with other data (" in chain(error)
 
 
 def test_generators_of_another_label_table_are_refused(spade_bundle, dataset_dir, copied):

@@ -15,7 +15,6 @@ SETTINGS = SIZES | {
     "label_table": "demo",
     "use_device": "cpu",
     "num_workers": 0,
-    "cache_rate": 1.0,
     "ndf": 2,
     "spade_epochs": 1,
     "spade_decay_epochs": 0,

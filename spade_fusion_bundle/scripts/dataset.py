@@ -19,14 +19,16 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from tqdm import tqdm
 
+from .derivative import made_here
 from .files import atomic, read_whole
 from .labels import LabelTable
 
-__all__ = ["fingerprint", "read_dataset", "refuse_too_few"]
+__all__ = ["fingerprint", "identities", "pair_key", "read_dataset", "refuse_too_few"]
 
 SPLITS = ("training", "fusion", "validation", "test")
 SPLIT_COLUMN = {"train": "training", "fusion": "fusion", "validation": "validation", "test": "test"}
 MOST_LISTED = 20
+MOST_READERS = 4  # each holds a pair, some 0.5 GB at 256 x 256 x 256 while its values are looked up
 
 # Entries of scan's and map's affine may differ by so much: rounding of a quaternion, not another position.
 AFFINE_TOLERANCE = 1e-3
@@ -61,7 +63,7 @@ def read_dataset(
         folds: 0, or k: each training participant is in one of k folds of equal size, and fusion is trained on what
             the GANs of the other folds make of it. Then nobody is set aside, and those named for fusion are shared too.
         seed: for the choice of participants.
-        workers: threads that read files; None: one per core.
+        workers: threads that read files; None: one per core, at most 4.
         cache_file: JSON that remembers the sound pairs (path, size, date, table), so that each is read once.
 
     Returns:
@@ -132,12 +134,30 @@ def fingerprint(data: Mapping[str, Sequence[dict]]) -> str:
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
+def identities(items: Iterable[Mapping]) -> list[str]:
+    """By what scans are known again wherever they lie, without their names: short hashes of file name and size."""
+    return sorted(_identity(item["image"]) for item in items)
+
+
+def _identity(image: str) -> str:
+    return hashlib.sha256(f"{Path(image).name} {os.stat(image).st_size}".encode()).hexdigest()[:16]
+
+
+def pair_key(item: Mapping, settings: Sequence) -> bytes:
+    """Name of a prepared pair in a cache: another one for other files, or when they have changed, and for other settings."""
+    paths = [os.path.abspath(item[key]) for key in ("image", "label")]
+    stats = [(path, os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in paths]
+    return hashlib.sha256(json.dumps([stats, settings]).encode()).hexdigest()[:32].encode()
+
+
 def _bids_items(dataset_dir: Path) -> tuple[list[dict], list[str]]:
     scans = _find(dataset_dir, "T1w")
     if not scans:
         raise ValueError(f"{dataset_dir}: no T1w scans sub-X/[ses-Y/]anat/*_T1w.nii.gz. Is it the root of a BIDS data set?")
     maps_of = {}
     for root in (dataset_dir, *sorted(dataset_dir.glob("derivatives/*/"))):
+        if made_here(root):  # synthetic images beside the maps they were made from
+            continue
         for path in _find(root, "dseg"):
             maps_of.setdefault(path.relative_to(root).parent, []).append(path)
     items, problems, without = [], [], []
@@ -316,7 +336,7 @@ def _pair_problems(items: Sequence[dict], table: LabelTable, workers: int | None
         return problems
 
     try:
-        with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+        with ThreadPoolExecutor(workers or min(MOST_READERS, os.cpu_count())) as pool:
             found = list(tqdm(pool.map(check, items), "Checking scans", len(items), leave=False, disable=None))
     finally:
         if cache_file is not None:

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 from .files import atomic, read_whole, write_json
 from .labels import LabelTable
 
-__all__ = ["Derivative", "name_of"]
+__all__ = ["Derivative", "made_here", "name_of"]
 
 BIDS_VERSION = "1.9.0"
 GENERATOR = "spade_fusion_bundle"
@@ -40,6 +40,15 @@ GEOMETRY = ("pixdim", "xyzt_units", "qform_code", "sform_code", "quatern_b", "qu
 def name_of(row: Mapping) -> str:
     """How files of a row begin: "sub-X", or "sub-X_ses-Y" for a row with a session."""
     return "_".join([row["participant_id"], *([row["session_id"]] if row.get("session_id") else [])])
+
+
+def made_here(folder: Path) -> bool:
+    """Whether a folder is a data set that this bundle wrote, and nobody else."""
+    try:
+        description = json.loads((folder / "dataset_description.json").read_text(encoding="utf-8"))
+        return [entry["Name"] for entry in description.get("GeneratedBy", [])] == [GENERATOR]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return False
 
 
 class Derivative:
@@ -78,7 +87,10 @@ class Derivative:
         self.table = table
         self.dtype = dtype
         self.name = name
+        if self.output_dir.exists() and not self.output_dir.is_dir():
+            raise ValueError(f"output_dir {output_dir} is a file. Name a folder, which may be new")
         self._refuse_other_dataset()
+        self._refuse_other_table()
         self.output_dir.mkdir(parents=True, exist_ok=True)
         self._write_description()
 
@@ -204,17 +216,19 @@ class Derivative:
     def _refuse_other_dataset(self) -> None:
         # Images are looked for first: a process that starts at the same time writes the description before any image.
         occupied = any(self.output_dir.glob("sub-*")) or (self.output_dir / "participants.tsv").exists()
-        try:
-            description = json.loads((self.output_dir / "dataset_description.json").read_text(encoding="utf-8"))
-            generators = [entry["Name"] for entry in description.get("GeneratedBy", [])]
-        except FileNotFoundError:
-            generators = [] if occupied else [GENERATOR]
-        except (ValueError, TypeError, KeyError, AttributeError):
-            generators = []
-        if generators != [GENERATOR]:
+        described = (self.output_dir / "dataset_description.json").exists()
+        if not made_here(self.output_dir) and (occupied or described):
             raise ValueError(
                 f"output_dir {self.output_dir} holds a data set that {GENERATOR} did not make; it would be mixed with "
                 f"synthetic images. Choose a new folder"
+            )
+
+    def _refuse_other_table(self) -> None:
+        path = self.output_dir / "dseg.tsv"
+        if path.exists() and path.read_text(encoding="utf-8") != self._dseg_table():
+            raise ValueError(
+                f"output_dir {self.output_dir} holds label maps of another table than {self.table.name!r} ({path}). Choose a "
+                f"new folder"
             )
 
     def _write_description(self) -> None:
@@ -236,8 +250,11 @@ class Derivative:
                 f"Intensities: {INTENSITIES[self.dtype]}. Background is 0.\n".encode()
             )
         with atomic(self.output_dir / "dseg.tsv") as file:
-            rows = [("index", "name"), *((str(value), name) for value, name in sorted(_value_names(self.table).items()))]
-            file.write("".join("\t".join(row) + "\n" for row in rows).encode())
+            file.write(self._dseg_table().encode())
+
+    def _dseg_table(self) -> str:
+        rows = [("index", "name"), *((str(value), name) for value, name in sorted(_value_names(self.table).items()))]
+        return "".join("\t".join(row) + "\n" for row in rows)
 
 
 def _on_grid(array: np.ndarray, source: nib.Nifti1Header) -> nib.Nifti1Image:

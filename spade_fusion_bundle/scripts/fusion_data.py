@@ -18,7 +18,7 @@ from .networks import SpadeFusion, SpadeGenerator
 from .planes import PLANES, from_the_right
 from .weights import generator_file, load_generators
 
-__all__ = ["FusionDataset", "fusion_items", "pictures", "prepare", "validation_step"]
+__all__ = ["FusionDataset", "fusion_items", "pictures", "prepare", "validation_step", "volumes_per_batch"]
 
 
 def fusion_items(data: Mapping[str, Sequence[dict]], folds: int) -> list[dict]:
@@ -35,7 +35,7 @@ class FusionDataset(Dataset):
     Nothing is read before `synthesise` is called, so a data set may be built before its generators have been trained.
 
     Args:
-        items: {"image", "label"} paths, "fold" where there is cross-validation.
+        data: {"image", "label"} paths, "fold" where there is cross-validation.
         preprocessing: an item to its volumes.
         network: called, it makes a SpadeFusion; only its generators are used.
         generator: called, it makes one to load weights into.
@@ -49,7 +49,7 @@ class FusionDataset(Dataset):
 
     def __init__(
         self,
-        items: Sequence[dict],
+        data: Sequence[dict],
         preprocessing: Callable[[dict], dict],
         network: Callable[[], SpadeFusion],
         generator: Callable[[], SpadeGenerator],
@@ -61,7 +61,7 @@ class FusionDataset(Dataset):
         device: torch.device | str = "cpu",
         amp: bool = False,
     ) -> None:
-        self.items = list(items)
+        self.items = list(data)
         self.preprocessing = preprocessing
         self.network = network
         self.generator = generator
@@ -83,7 +83,7 @@ class FusionDataset(Dataset):
         return self.transform(item) if self.transform else item
 
     def file(self, item: Mapping) -> Path:
-        """Where an item's volumes lie: another name for other generators, other images or another preprocessing."""
+        """Where an item's volumes lie: another name for other generators, changed files, another spacing or precision."""
         stats = [os.stat(item[key]) for key in ("image", "label")]
         parts = [sha256(generator_file(self.models_dir, plane, item.get("fold"))) for plane in PLANES]
         parts += [f"{Path(item[key]).resolve()} {s.st_mtime_ns} {s.st_size}" for key, s in zip(("image", "label"), stats)]
@@ -112,6 +112,20 @@ class FusionDataset(Dataset):
                 self.cache_dir.mkdir(parents=True, exist_ok=True)
                 with atomic(self.file(item)) as file:
                     np.save(file, stored.numpy())
+
+
+def volumes_per_batch(batch_size: int, patches_per_volume: int) -> int:
+    """How many volumes give a batch of patches.
+
+    Raises:
+        ValueError: that does not come out even.
+    """
+    if batch_size % patches_per_volume:
+        raise ValueError(
+            f"fusion_batch_size {batch_size} is no multiple of patches_per_volume {patches_per_volume}: each volume of a batch "
+            f"gives so many patches"
+        )
+    return batch_size // patches_per_volume
 
 
 def prepare(

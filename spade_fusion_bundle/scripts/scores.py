@@ -15,6 +15,7 @@ from monai.metrics.regression import compute_ssim_and_cs
 from monai.utils import convert_to_tensor
 
 from .baseline import paint
+from .dataset import identities
 from .files import atomic, write_json
 from .planes import AXES, PLANES
 from .synthesis import Synthesiser
@@ -45,15 +46,22 @@ label_mean: each class painted with its mean training intensity, no network. Mea
 WINDOW, SIGMA = 11, 1.5  # voxels; Wang et al. 2004
 
 
-def held_out(data: Mapping[str, list[dict]], split: str) -> list[dict]:
-    """The items of a split.
+def held_out(data: Mapping[str, list[dict]], split: str, recipe: Mapping) -> list[dict]:
+    """The items of a split that the model of `recipe` was not trained on.
 
     Raises:
-        ValueError: an empty one, with what there is.
+        ValueError: an empty split, with what there is; or one with scans that GANs or fusion have seen.
     """
     if not data.get(split):
         counts = ", ".join(f"{name}: {len(items)}" for name, items in data.items())
         raise ValueError(f"no scans in the split {split!r} ({counts}). Choose another with --split")
+    seen = set(recipe.get("seen", ()))
+    known = [item["image"] for item in data[split] if not seen.isdisjoint(identities([item]))]
+    if known:
+        raise ValueError(
+            f"{len(known)} of {len(data[split])} scans in the split {split!r}, such as {known[0]}, were trained on. Share "
+            f"out as training did (--seed, --validation_fraction, --fusion_fraction, --folds, participants.tsv), or name others"
+        )
     return data[split]
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
-from monai.data import CacheDataset, DataLoader, Dataset, DistributedSampler, list_data_collate, pad_list_data_collate
+from monai.data import DataLoader, Dataset, DistributedSampler, list_data_collate, pad_list_data_collate
 from monai.engines import AdversarialTrainer, SupervisedEvaluator
 from monai.handlers import (
     IgniteMetricHandler,
@@ -67,8 +67,8 @@ class SpadeStage:
         ValueError: batch_size is no multiple of slices_per_volume, or 1; when run, too few volumes for more than one slice.
     """
 
-    volumes: CacheDataset
-    val_volumes: CacheDataset
+    volumes: Dataset
+    val_volumes: Dataset
     folds: Sequence[int] | None
     mirror: Transform
     generator: Callable[[], SpadeGenerator]

@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from glob import glob
-from itertools import product
+from itertools import product, zip_longest
 from pathlib import Path
 
 import nibabel as nib
@@ -27,7 +27,7 @@ from nibabel.spatialimages import HeaderDataError
 from tqdm import tqdm
 
 from .deformation import refuse_folding
-from .derivative import Derivative, name_of
+from .derivative import Derivative, made_here, name_of
 from .files import read_whole, sha256
 from .labels import LabelTable
 from .planes import PLANES
@@ -57,16 +57,18 @@ def table_of(recipe: Mapping, labels_file: str | Path, name: str | None = None) 
     """The label table that a model was trained with, or `name` of `labels_file` where one is given.
 
     Raises:
-        ValueError: a given table has another number of classes than the model.
+        ValueError: a given table has other classes than the model.
     """
     if name is None and "labels" in recipe:
         return LabelTable.from_dict(recipe["labels"], where="the table in the model's weights")
     table = LabelTable.from_file(labels_file, name or "freesurfer")
     trained = recipe.get("labels")
-    if trained and len(trained["classes"]) != table.num_classes:
+    names = LabelTable.from_dict(trained, where="the table in the model's weights").names if trained else table.names
+    if names != table.names:
+        differing = next(number for number, pair in enumerate(zip_longest(names, table.names)) if pair[0] != pair[1])
         raise ValueError(
-            f"label_table {name!r} has {table.num_classes} classes, the model was trained with {len(trained['classes'])} of "
-            f"{trained['name']!r}. Leave out --label_table to use that, or write a table that maps your values to its classes"
+            f"label_table {name!r} has other classes than the model's table {trained['name']!r}, from class {differing} "
+            f"on. Leave out --label_table to use that, or write a table that maps your values to classes of the same names"
         )
     return table
 
@@ -87,12 +89,14 @@ def refuse_missing_weights(model_file: str | Path, models_dir: str | Path) -> No
     raise FileNotFoundError(f"{model_file}: no such weights file. {state}. Make it with: {', then '.join(commands)}")
 
 
-def find_maps(label_maps: str | Path | None) -> list[dict]:
+def find_maps(label_maps: str | Path | None, output_dir: str | Path | None = None) -> list[dict]:
     """Find label maps and check all their headers.
 
     Args:
         label_maps: a NIfTI file; a folder of them; a BIDS data set, whose `*_dseg.nii[.gz]` are taken from `sub-X/[ses-Y/]anat`
-            here and in `derivatives/*`; or a pattern such as "DIR/**/*_desc-aseg_dseg.nii.gz".
+            here and in `derivatives/*`, but for what this bundle wrote; or a pattern such as "DIR/**/*_desc-aseg_dseg.nii.gz".
+
+        output_dir: where images will go; must be another folder.
 
     Returns:
         items {"image": path, "participant_id": "sub-X", "session_id": "ses-Y" or None}, sorted by path. Names come from the
@@ -105,8 +109,12 @@ def find_maps(label_maps: str | Path | None) -> list[dict]:
     if label_maps is None:
         raise ValueError("no label maps were given. Add --label_maps with a NIfTI file, a folder, or a BIDS data set")
     root = Path(label_maps)
+    if output_dir is not None and root.resolve() == Path(output_dir).resolve():
+        raise ValueError(f"label_maps and output_dir are one folder, {root}. Choose a new one for --output_dir")
     if root.is_dir():
         found = [path for folder in BIDS_FOLDERS for path in root.glob(f"{folder}/sub-*_dseg.nii*")]
+        synthetic = [folder for folder in root.glob("derivatives/*/") if made_here(folder)]
+        found = [path for path in found if not any(path.is_relative_to(folder) for folder in synthetic)]
         found = found or list(root.glob("*.nii*"))
     else:
         found = [root] if root.is_file() else [Path(path) for path in glob(str(label_maps), recursive=True)]
