@@ -48,7 +48,7 @@ def describe_columns(volumes: dict[str, tuple]) -> dict:
             "Units": "mL",
         },
         "split": {
-            "Description": "Suggested use, by the last digit of the subject's number",
+            "Description": "Suggested use, by the last digit of the number of the subject, or of its label map among all",
             "Levels": {"train": "training, 70 %", "validation": "choosing models, 10 %", "test": "results only, 20 %"},
         },
     }
@@ -197,8 +197,12 @@ def write_participants(folder: Path, volumes: dict[str, tuple]) -> pd.DataFrame:
     rows = []
     for path in sorted(folder.glob("sub-*/anat/*_T1w.json")):
         name = path.name.split("_")[0]
-        row = {"participant_id": name} | json.loads(path.read_text())["Participant"]
-        rows.append(row | {"split": SPLIT_BY_LAST_DIGIT[(int(name[4:]) - 1) % 10]})
+        sidecar = json.loads(path.read_text())
+        row = {"participant_id": name} | sidecar["Participant"]
+        number = int(name[4:]) - 1
+        if "LabelMap" in sidecar:  # all heads of one map in one split: they have one anatomy
+            number = sidecar["DemoSettings"]["labels"].index(sidecar["LabelMap"])
+        rows.append(row | {"split": SPLIT_BY_LAST_DIGIT[number % 10]})
     table = pd.DataFrame(rows)
     write_text(folder / "participants.json", json.dumps(describe_columns(volumes), indent=2) + "\n")
     write_text(folder / "participants.tsv", table.to_csv(sep="\t", index=False, na_rep="n/a"))
@@ -263,7 +267,7 @@ def main(arguments=None) -> None:
     settings = {"version": VERSION, "seed": options.seed, "spacing_mm": options.spacing_mm}
     maps = sorted(options.labels.glob("*.nii.gz")) if options.labels else []
     if maps:
-        settings["labels"] = [path.name for path in maps]
+        settings["labels"] = [path.name for path in maps]  # in the order in which they are used
     elif options.labels:
         raise SystemExit(f"error: no *.nii.gz in {options.labels}. --labels takes a folder of label maps.")
     else:

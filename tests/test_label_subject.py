@@ -1,5 +1,7 @@
 """Heads painted on FreeSurfer / SynthSeg label maps: placement in MNI space, labels kept, contrast, refusals."""
 
+import json
+
 import label_subject
 import make_demo_data
 import nibabel as nib
@@ -105,13 +107,24 @@ def test_a_map_without_deep_grey_cannot_be_placed(tmp_path):
 
 def test_a_map_used_twice_gives_two_anatomies_with_its_own_labels(tmp_path):
     path = save(phantom(), tmp_path)
-    table = make_demo_data.make_cohort(tmp_path / "cohort", 2, SETTINGS, [path])
+    table = make_demo_data.make_cohort(tmp_path / "cohort", 2, SETTINGS | {"labels": [path.name]}, [path])
     assert table["ventricles_ml"].nunique() == 2
     assert "n/a" in (tmp_path / "cohort" / "participants.tsv").read_text()  # a label map has no age
     described = (tmp_path / "cohort" / "participants.json").read_text()
     assert "voxels labelled 4-5, 43-44" in described
     labels = nib.load(tmp_path / "cohort/derivatives/labels/sub-0002/anat/sub-0002_dseg.nii.gz")
     assert {10, 49, 2, 41} <= set(np.unique(labels.dataobj)) and labels.get_data_dtype() == np.int16
+
+
+def test_all_heads_of_one_map_are_in_one_split(tmp_path):
+    """They share an anatomy: a model that has seen one of them has seen the others."""
+    settings = SETTINGS | {"labels": [f"map{k:02}.nii.gz" for k in range(12)]}
+    for number in range(1, 37):
+        sidecar = {"DemoSettings": settings, "LabelMap": settings["labels"][(number - 1) % 12], "Participant": {}}
+        make_demo_data.write_text(tmp_path / f"sub-{number:04}" / "anat" / f"sub-{number:04}_T1w.json", json.dumps(sidecar))
+    table = make_demo_data.write_participants(tmp_path, label_subject.VOLUMES)
+    splits = table["split"].to_numpy().reshape(3, 12)
+    assert (splits == splits[0]).all() and set(splits[0]) == {"train", "validation", "test"}
 
 
 def test_an_empty_folder_of_maps_is_refused(tmp_path):
