@@ -8,7 +8,9 @@ from collections.abc import Sequence
 import torch
 from monai.networks.nets import AutoencoderKL, DiffusionModelUNet, PatchDiscriminator
 
-__all__ = ["Autoencoder", "DiffusionUNet", "Discriminator", "check_sizes"]
+from .covariates import NULL
+
+__all__ = ["Autoencoder", "DiffusionUNet", "Discriminator", "OneInputUNet", "check_sizes"]
 
 
 class Autoencoder(AutoencoderKL):
@@ -91,17 +93,24 @@ class DiffusionUNet(DiffusionModelUNet):
             include_fc=True,
             use_combined_linear=False,
         )
+        self.num_covariates = num_covariates
         self.recipe: dict = {}
         self.register_buffer("scale_factor", torch.tensor(1.0))
 
-    def forward(self, x: torch.Tensor, timesteps: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, timesteps: torch.Tensor | None = None, context: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Predict the noise (or v) in latents.
 
         Args:
             x: noisy latents, (B, 3, d, h, w).
-            timesteps: (B,), 0 (almost clean) to 999 (noise).
-            context: scaled covariates, (B, 1, 4), each in about 0 to 1.
+            timesteps: (B,), 0 (almost clean) to 999 (noise). MONAI's check of a network's shapes gives it `x` alone; then 0.
+            context: scaled covariates, (B, 1, 4), each in about 0 to 1, -1 where withheld; without it, all are withheld.
         """
+        if timesteps is None:
+            timesteps = torch.zeros(len(x), dtype=torch.long, device=x.device)
+        if context is None:
+            context = torch.full((len(x), 1, self.num_covariates), NULL, device=x.device)
         maps = context[:, 0, :, None, None, None].expand(-1, -1, *x.shape[2:])  # (B, 4, d, h, w)
         x = torch.cat([x, maps], dim=1)  # (B, 3 + 4, d, h, w)
         return super().forward(x, timesteps, context)
@@ -112,6 +121,15 @@ class DiffusionUNet(DiffusionModelUNet):
 
     def set_extra_state(self, state: torch.Tensor) -> None:
         self.recipe = json.loads(bytes(state.tolist()))
+
+
+class OneInputUNet(DiffusionUNet):
+    """The same network, the same weights, with all inputs in one tensor: MONAI's export commands know only such networks."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Predict the noise (or v) from (B, 3 + 1 + 4, d, h, w): latents, then time step and covariates, each a constant map."""
+        latents, values = x[:, : self.out_channels], x[:, self.out_channels :, 0, 0, 0]  # (B, 3, d, h, w), (B, 1 + 4)
+        return super().forward(latents, values[:, 0].round().long(), values[:, None, 1:])
 
 
 class Discriminator(PatchDiscriminator):

@@ -1,0 +1,310 @@
+"""What MONAI's own bundle commands make of our bundles, offline, on copies that hold weights of tiny networks."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import monai.bundle
+import nibabel as nib
+import numpy as np
+import pytest
+import tiny
+import tiny_spade
+import torch
+from conftest import ROOT, forgotten_scripts
+
+from brain_ldm_bundle.scripts.covariates import NULL, CovariateSchema
+from brain_ldm_bundle.scripts.networks import Autoencoder, DiffusionUNet, OneInputUNet
+from spade_fusion_bundle.scripts.labels import LabelTable
+from spade_fusion_bundle.scripts.networks import SpadeFusion
+
+SCHEMA = ROOT.parent / "shared" / "reference" / "meta_schema_20240725.json"
+LDM, SPADE = BUNDLES = ("brain_ldm_bundle", "spade_fusion_bundle")
+
+AUTOENCODER = {"channels": [4, 4], "latent_channels": 3, "num_res_blocks": 1, "norm_num_groups": 2}
+UNET = {"channels": [8, 8], "num_head_channels": [0, 8], "num_res_blocks": 1, "norm_num_groups": 4}
+SPADE_SIZES = {"ngf": 2, "hidden": 4, "fusion_channels": 4, "fusion_layers": 2}
+REQUEST = {"age": 70, "sex": "F", "ventricles_ml": 30, "brain_normalised_ml": 1500}
+
+
+def write_ldm_weights(models: Path) -> None:
+    """An autoencoder and a diffusion model of the metadata's channels, with settings and hash of each other."""
+    torch.manual_seed(0)
+    autoencoder = tiny.perturbed(Autoencoder(**AUTOENCODER))
+    schema = CovariateSchema.from_file(ROOT / LDM / "configs" / "covariates.json")
+    unet = tiny.perturbed(DiffusionUNet(**UNET))
+    unet.recipe = {"spacing_mm": tiny.SPACING_MM, "covariates": schema.to_dict(), "autoencoder": AUTOENCODER, "unet": UNET}
+    torch.save(autoencoder.state_dict(), models / "autoencoder.pt")
+    torch.save(unet.state_dict(), models / "model.pt")
+
+
+def write_spade_weights(models: Path) -> None:
+    torch.manual_seed(0)
+    table = LabelTable.from_file(ROOT / SPADE / "configs" / "labels.json", "demo")
+    sizes = SPADE_SIZES | {"num_labels": table.num_classes}
+    network = tiny.perturbed(SpadeFusion(**sizes))
+    network.recipe = {"labels": table.to_dict(), "spacing_mm": tiny_spade.SPACING_MM, "network": sizes}
+    torch.save(network.state_dict(), models / "model.pt")
+
+
+def copy_bundle(name: str, folder: Path) -> Path:
+    """A copy of a bundle with tiny weights in place of all others."""
+    ignored = shutil.ignore_patterns("models", "eval", "cache", "__pycache__")
+    copy = shutil.copytree(ROOT / name, folder / name, ignore=ignored)
+    (copy / "models").mkdir()
+    {LDM: write_ldm_weights, SPADE: write_spade_weights}[name](copy / "models")
+    return copy
+
+
+@pytest.fixture(scope="module")
+def copies(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bundles")
+    return {name: copy_bundle(name, folder) for name in BUNDLES}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A data set for each bundle."""
+    folder = tmp_path_factory.mktemp("data")
+    return {
+        LDM: str(tiny.write_dataset(folder / LDM, training=3, validation=1)),
+        SPADE: str(tiny_spade.write_dataset(folder / SPADE, ("train", "fusion", "validation"))),
+    }
+
+
+@pytest.fixture
+def enter(copies, monkeypatch, forget_scripts):
+    """Enter the copy of a bundle as its user does; a bundle that was entered before is left."""
+
+    def enter_one(name):
+        forget_scripts()
+        monkeypatch.chdir(copies[name])
+        monkeypatch.syspath_prepend(copies[name])
+        return copies[name]
+
+    return enter_one
+
+
+def config(name: str) -> dict[str, str]:
+    """The files that MONAI's commands ask for, from a bundle's folder."""
+    return {"meta_file": "configs/metadata.json", "config_file": f"configs/{name}.json"}
+
+
+def settings(name: str, data: dict, workflow: str, folder: Path) -> dict:
+    """Overrides that make a workflow of a bundle small."""
+    places = {"output_dir": str(folder / "out"), "use_device": "cpu"}
+    if workflow == "train":
+        sizes = tiny.SETTINGS if name == LDM else tiny_spade.SETTINGS
+        folders = {"models_dir": str(folder / "models"), "cache_dir": str(folder / "cache")}
+        return {**sizes, **places, **folders, "dataset_dir": data[name]}
+    if workflow == "evaluate":
+        return {**places, "dataset_dir": data[name], "cache_dir": str(folder / "cache"), "split": "validation"}
+    return {**places, "request": REQUEST, "steps": 2} if name == LDM else {**places, "dataset_dir": data[name]}
+
+
+@pytest.mark.skipif(not SCHEMA.is_file(), reason=f"no copy of the schema at {SCHEMA}")
+@pytest.mark.parametrize("name", BUNDLES)
+def test_verify_metadata_accepts_it(enter, name, tmp_path):
+    schema = shutil.copy(SCHEMA, tmp_path / "schema.json")  # MONAI takes a file that is there, and downloads nothing
+    enter(name)
+    monai.bundle.verify_metadata(meta_file="configs/metadata.json", filepath=schema)
+    broken = json.loads(Path("configs/metadata.json").read_text())
+    del broken["network_data_format"]["outputs"]
+    (tmp_path / "broken.json").write_text(json.dumps(broken))
+    with pytest.raises(ValueError, match="'outputs' is a required property"):
+        monai.bundle.verify_metadata(meta_file=str(tmp_path / "broken.json"), filepath=schema)
+
+
+@pytest.mark.parametrize("name", BUNDLES)
+def test_verify_net_in_out_finds_the_shapes_of_the_metadata(enter, name):
+    enter(name)
+    monai.bundle.verify_net_in_out("network_def", **config("inference"), device="cpu")
+    wrong = {"_meta_#network_data_format#outputs#pred#num_channels": 2}
+    with pytest.raises(ValueError, match="output channel number"):
+        monai.bundle.verify_net_in_out("network_def", **config("inference"), device="cpu", **wrong)
+
+
+@pytest.mark.parametrize("name", BUNDLES)
+def test_load_gives_the_network_with_the_weights(enter, name):
+    copy = enter(name)
+    network = monai.bundle.load(name, bundle_dir=str(copy.parent), workflow_type="inference", source="github")
+    state = torch.load(copy / "models" / "model.pt", weights_only=True)
+    for key, value in network.state_dict().items():
+        if key.endswith("_extra_state"):
+            continue
+        assert torch.equal(value, state[key]), key
+
+
+@pytest.mark.filterwarnings("ignore:perceptual", "ignore:no VGG")
+@pytest.mark.parametrize("workflow", ["train", "inference", "evaluate"])
+@pytest.mark.parametrize("name", BUNDLES)
+def test_no_property_is_missing_or_misnamed(enter, data, name, workflow, tmp_path):
+    """Every property is also made, without weights where it trains."""
+    enter(name)
+    kind = "train" if workflow == "train" else "inference"
+    made = monai.bundle.create_workflow(
+        config_file=f"configs/{workflow}.json", workflow_type=kind, **settings(name, data, workflow, tmp_path)
+    )
+    assert made.check_properties() == []
+    assert Path(made.bundle_root) == Path.cwd() and made.device == torch.device("cpu")
+    if workflow == "train":
+        assert made.max_epochs == 1 and made.val_interval >= 1
+        assert len(made.train_dataset_data) and len(made.val_dataset_data)
+        assert made.train_handlers and made.val_handlers and "val_" in next(iter(made.val_key_metric))
+
+
+def infer(name: str, data: dict, folder: Path, **more) -> list[Path]:
+    """Run a bundle's inference from Python; the images that it made come back."""
+    workflow = monai.bundle.create_workflow(
+        config_file="configs/inference.json", workflow_type="inference", **settings(name, data, "inference", folder) | more
+    )
+    workflow.run()
+    workflow.finalize()
+    return sorted((folder / "out").glob("sub-*/anat/*_T1w.nii.gz"))
+
+
+def test_both_bundles_work_in_one_process_one_after_the_other(enter, data, tmp_path):
+    """Each has its own `scripts`, which whoever uses both unloads in between, as MONAI Label does."""
+    one_map = next(Path(data[SPADE]).rglob("sub-01_dseg.nii.gz"))
+    for number, name in enumerate((LDM, SPADE, LDM)):
+        enter(name)
+        more = {} if name == LDM else {"label_maps": str(one_map)}
+        images = infer(name, data, tmp_path / str(number), **more)
+        assert len(images) == 1, name
+        expected = (20, 28, 20) if name == LDM else nib.load(one_map).shape
+        assert nib.load(images[0]).shape == expected
+
+
+def test_a_cohort_can_be_made_again_from_the_table_in_its_folder(enter, data, tmp_path):
+    enter(LDM)
+    (first,) = infer(LDM, data, tmp_path / "first")
+    (again,) = infer(LDM, data, tmp_path / "again", request={}, dataset_dir=str(tmp_path / "first" / "out"))
+    assert again.name == first.name and np.array_equal(nib.load(again).dataobj, nib.load(first).dataobj)
+
+
+def blocks(*shape: int) -> torch.Tensor:
+    """Classes 0 to 5 in blocks, with empty slices at one end of each axis."""
+    torch.manual_seed(1)
+    coarse = torch.randint(0, 6, (1, 1, *(side // 8 for side in shape))).float()
+    labels = coarse.repeat_interleave(8, 2).repeat_interleave(8, 3).repeat_interleave(8, 4)
+    labels[:, :, :8], labels[:, :, :, -8:], labels[..., :16] = 0, 0, 0
+    return labels
+
+
+def spade_network(copy: Path) -> SpadeFusion:
+    state = torch.load(copy / "models" / "model.pt", weights_only=True)
+    network = SpadeFusion(**SPADE_SIZES, num_labels=json.loads(bytes(state["_extra_state"].tolist()))["network"]["num_labels"])
+    network.load_state_dict(state)
+    return network.eval()
+
+
+@torch.no_grad()
+def test_spade_is_exported_to_torchscript_by_scripting(enter, tmp_path):
+    copy = enter(SPADE)
+    file = tmp_path / "model.ts"
+    monai.bundle.ckpt_export("network_def", filepath=str(file), ckpt_file="models/model.pt", **config("inference"))
+    extra = {"metadata.json": "", "inference.json": ""}
+    exported = torch.jit.load(file, _extra_files=extra)
+    labels = blocks(32, 64, 96)
+    image = exported(labels)
+    torch.testing.assert_close(image, spade_network(copy)(labels), atol=1e-5, rtol=0)
+    assert image.std() > 0.05 and (image[labels == 0] == 0).all()
+    assert json.loads(extra["metadata.json"])["version"] == json.loads(Path("configs/metadata.json").read_text())["version"]
+    with pytest.raises(torch.jit.Error, match="this network knows 0 to"):
+        exported(labels + 100)
+    with pytest.raises(torch.jit.Error, match="both sides must be multiples of 32"):
+        exported(labels[:, :, :, :40])
+
+
+def ldm_inputs(batch: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Latents, time steps, covariates, and all three as the maps of `OneInputUNet`."""
+    torch.manual_seed(1)
+    latents, timesteps = torch.randn(batch, 3, 20, 28, 20), torch.tensor([7, 999, 512])[:batch]
+    context = torch.rand(batch, 1, 4)
+    values = torch.cat([timesteps[:, None].float(), context[:, 0]], dim=1)  # (B, 1 + 4)
+    packed = torch.cat([latents, values[..., None, None, None].expand(-1, -1, 20, 28, 20)], dim=1)
+    return latents, timesteps, context, packed
+
+
+def ldm_network(copy: Path) -> DiffusionUNet:
+    network = DiffusionUNet(**UNET)
+    network.load_state_dict(torch.load(copy / "models" / "model.pt", weights_only=True))
+    return network.eval()
+
+
+@torch.no_grad()
+def test_the_ldm_is_exported_to_torchscript_by_tracing(enter, tmp_path):
+    """With every input: time step and covariates are not constants of the trace."""
+    copy = enter(LDM)
+    file = tmp_path / "model.ts"
+    monai.bundle.ckpt_export(
+        "export_def", filepath=str(file), ckpt_file="models/model.pt", use_trace=True, input_shape=[1, 8, 20, 28, 20],
+        **config("inference"),
+    )  # fmt: skip
+    exported, network = torch.jit.load(file), ldm_network(copy)
+    for batch in (1, 3):
+        latents, timesteps, context, packed = ldm_inputs(batch)
+        torch.testing.assert_close(exported(packed), network(latents, timesteps, context), atol=1e-5, rtol=0)
+    assert (exported(packed)[0] - exported(packed.roll(1, 0))[1]).abs().max() < 1e-5
+    assert (network(latents, timesteps, context) - network(latents, timesteps.flip(0), context)).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("net_id", ["network_def", "autoencoder_def"])
+def test_the_ldm_cannot_be_scripted_as_its_docs_say(enter, net_id):
+    """When this fails, MONAI's networks can be scripted: then drop the tracing, and the note for the model zoo."""
+    enter(LDM)
+    parser = monai.bundle.ConfigParser(monai.bundle.ConfigParser.load_config_file("configs/inference.json"))
+    with pytest.raises((RuntimeError, torch.jit.frontend.NotSupportedError)):
+        torch.jit.script(parser.get_parsed_content(net_id))
+    assert "TorchScript" in Path("docs/README.md").read_text()
+
+
+@torch.no_grad()
+def test_without_step_and_covariates_the_network_takes_step_0_and_withholds_all(enter):
+    network = ldm_network(enter(LDM))
+    latents, *_ = ldm_inputs(2)
+    expected = network(latents, torch.zeros(2, dtype=torch.long), torch.full((2, 1, 4), NULL))
+    assert torch.equal(network(latents), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BUNDLES)
+@torch.no_grad()
+def test_onnx_export_gives_the_same_answers(enter, name, tmp_path):
+    """About a minute: the exporter is slow whatever the size of the network."""
+    pytest.importorskip("onnxscript")
+    evaluator = pytest.importorskip("onnx.reference").ReferenceEvaluator
+    copy = enter(name)
+    file = tmp_path / "model.onnx"
+    shape, net_id = ([1, 1, 32, 32, 32], "network_def") if name == SPADE else ([1, 8, 20, 28, 20], "export_def")
+    monai.bundle.onnx_export(net_id, filepath=str(file), ckpt_file="models/model.pt", input_shape=shape, **config("inference"))
+    if name == SPADE:
+        given = blocks(32, 32, 32)
+        expected = spade_network(copy)(given)
+    else:
+        latents, timesteps, context, given = ldm_inputs(1)
+        expected = ldm_network(copy)(latents, timesteps, context)
+    session = evaluator(str(file))
+    (answer,) = session.run(None, {session.input_names[0]: given.numpy()})
+    torch.testing.assert_close(torch.from_numpy(answer), expected, atol=1e-4, rtol=0)
+
+
+def test_the_one_input_network_takes_the_same_weights():
+    assert OneInputUNet(**UNET).state_dict().keys() == DiffusionUNet(**UNET).state_dict().keys()
+
+
+@pytest.mark.parametrize("name", BUNDLES)
+def test_a_bundle_leaves_no_file_where_it_is_used(enter, data, name, tmp_path, monkeypatch):
+    """From another folder, by absolute paths: nothing is written beside the caller."""
+    copy = enter(name)
+    here = tmp_path / "elsewhere"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    with forgotten_scripts():
+        overrides = settings(name, data, "inference", tmp_path)
+        parser = monai.bundle.ConfigParser(monai.bundle.ConfigParser.load_config_file(copy / "configs" / "inference.json"))
+        parser.update(overrides)
+        assert parser.get_parsed_content("model_file") == str(copy / "models" / "model.pt")
+        parser.get_parsed_content("network")
+    assert os.listdir(here) == []
