@@ -19,24 +19,29 @@ def metadata():
     return json.loads((CONFIGS / "metadata.json").read_text())
 
 
+@pytest.fixture(params=["brain_ldm_bundle", "spade_fusion_bundle"])
+def each_metadata(request):
+    return json.loads((ROOT / request.param / "configs" / "metadata.json").read_text())
+
+
 @pytest.mark.skipif(not SCHEMA.is_file(), reason=f"no copy of the schema at {SCHEMA}")
-def test_metadata_follows_its_schema(metadata):
+def test_metadata_follows_its_schema(each_metadata):
     jsonschema = pytest.importorskip("jsonschema")
-    assert metadata["schema"].endswith(SCHEMA.name)
-    jsonschema.validate(metadata, json.loads(SCHEMA.read_text()))
+    assert each_metadata["schema"].endswith(SCHEMA.name)
+    jsonschema.validate(each_metadata, json.loads(SCHEMA.read_text()))
 
 
-def test_this_version_is_in_the_changelog(metadata):
-    assert metadata["version"] in metadata["changelog"]
+def test_this_version_is_in_the_changelog(each_metadata):
+    assert each_metadata["version"] in each_metadata["changelog"]
 
 
-def test_versions_are_those_that_requirements_allow(metadata):
+def test_versions_are_those_that_requirements_allow(each_metadata):
     from packaging.requirements import Requirement
 
     lines = (line.split("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines())
     allowed = {r.name.lower(): r.specifier for r in map(Requirement, filter(None, lines))}
     named = {"monai": "monai_version", "torch": "pytorch_version", "numpy": "numpy_version"}
-    versions = {name: metadata[key] for name, key in named.items()} | metadata["required_packages_version"]
+    versions = {name: each_metadata[key] for name, key in named.items()} | each_metadata["required_packages_version"]
     for name, version in versions.items():
         assert version in allowed[name], name
 
