@@ -90,6 +90,10 @@ def check_bundle(words):
     if words[0] == "download_large_files":
         assert words[1] == "--bundle_path" and (Path(words[2]) / "large_files.yml").is_file()
         return
+    if words[0] in ("verify_net_in_out", "ckpt_export", "onnx_export"):
+        given = overrides.command_line(words)
+        assert Path(given["meta_file"]).is_file() and words[1] in json.loads(Path(given["config_file"]).read_text())
+        return
     assert words[0] == "run"
     run_id = "run" if words[1].startswith("--") else words[1]
     given = overrides.command_line(words)

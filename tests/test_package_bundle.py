@@ -1,0 +1,196 @@
+"""Releases: what goes into the zip, what is refused, and that MONAI downloads and runs it."""
+
+import functools
+import http.server
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import zipfile
+from pathlib import Path
+
+import package_bundle
+import publish_bundle
+import pytest
+import tiny
+import tiny_spade
+from test_bundle_format import BUNDLES, LDM, REQUEST, SPADE, copy_bundle
+
+OTHERS = ("models/resume/diffusion.pt", "models/other.pt", "eval/picture.png", "cache/latent.npy", "scripts/__pycache__/a.pyc")
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    """A copy of a bundle, ready for release, amid what trainings leave behind."""
+    copy = copy_bundle(LDM, tmp_path)
+    for name in OTHERS:
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        (copy / name).write_bytes(b"1")
+    return copy
+
+
+def release(bundle: Path, output: str = "dist") -> Path:
+    return package_bundle.release(bundle, bundle.parent / output, bundle / "models")
+
+
+def names(path: Path) -> list[str]:
+    with zipfile.ZipFile(path) as archive:
+        return archive.namelist()
+
+
+def edit(path: Path, **changes) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_a_release_holds_the_bundle_and_nothing_that_runs_leave(bundle):
+    path = release(bundle)
+    assert path.name == "brain_ldm_bundle_v0.1.0.zip"
+    inside = names(path)
+    assert inside == sorted(inside) and all(name.startswith("brain_ldm_bundle/") for name in inside)
+    inside = {name.removeprefix("brain_ldm_bundle/") for name in inside}
+    assert {"LICENSE", "large_files.yml", "configs/train.json", "scripts/__init__.py", "docs/README.md"} <= inside
+    assert {name for name in inside if name.startswith("models/")} == {"models/model.pt", "models/autoencoder.pt"}
+    assert inside.isdisjoint(OTHERS)
+    with zipfile.ZipFile(path) as archive:
+        assert archive.read("brain_ldm_bundle/LICENSE") == (bundle / "LICENSE").read_bytes()
+
+
+def test_the_same_content_gives_the_same_bytes(bundle):
+    first = release(bundle).read_bytes()
+    for file in bundle.rglob("*"):
+        os.utime(file, (1, 1))
+    (bundle / "LICENSE").chmod(0o600)
+    again = release(bundle, "again")
+    assert again.read_bytes() == first
+    told, name = again.with_name(f"{again.name}.sha256").read_text().split()
+    assert told == package_bundle.digest(again, "sha256") and name == again.name
+    (bundle / "LICENSE").write_text("another")
+    assert release(bundle).read_bytes() != first
+
+
+def test_without_weights_only_those_of_the_project_go(bundle):
+    (bundle / "models" / "demo_model.pt").write_bytes(b"1")
+    path = package_bundle.release(bundle, bundle.parent)
+    assert [name for name in names(path) if "/models/" in name] == ["brain_ldm_bundle/models/demo_model.pt"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda b: (b / "docs/data_license.txt").unlink(), "docs/data_license.txt is missing"),
+        (lambda b: edit(b / "configs/metadata.json", version="9.0.0"), "version 9.0.0 is not in the changelog"),
+        (lambda b: edit(b / "configs/metadata.json", numpy_version=">=2"), "numpy '>=2' is not one exact version"),
+        (lambda b: (b / "docs/README.md").write_text("## Data\n"), "lacks the headings Description, Model Overview"),
+        (lambda b: (b / "configs/demo.json").write_text("{"), "configs/demo.json: Expecting property name"),
+        (lambda b: (b / "configs/demo.json").write_text('{"a": 1, "a": 2}'), "configs/demo.json: given twice: a"),
+        (lambda b: edit(b / "configs/demo.json", a="/home/me/data"), "names a place on one computer: /home/me/data"),
+        (lambda b: edit(b / "configs/demo.json", a="$scripts.gone.f()"), "uses scripts/gone.py, which is missing"),
+        (lambda b: (b / "models/model.pt").write_bytes(bytes(25_000_001)), "models/model.pt has 25 MB, the zoo takes 25"),
+        (lambda b: (b / "configs/notes.doc").touch(), "notes.doc: does not belong in a bundle"),
+    ],
+)
+def test_what_the_zoo_would_refuse_is_refused_with_its_name(bundle, change, message):
+    change(bundle)
+    with pytest.raises(ValueError) as error:
+        release(bundle)
+    assert message in str(error.value)
+    assert not (bundle.parent / "dist").exists()
+
+
+def test_missing_bundles_and_weights_are_refused(bundle, tmp_path):
+    with pytest.raises(FileNotFoundError, match="not a bundle"):
+        package_bundle.release(tmp_path, tmp_path)
+    (bundle / "models" / "autoencoder.pt").unlink()
+    with pytest.raises(FileNotFoundError, match="autoencoder.pt: no such file, which configs/inference.json asks for"):
+        release(bundle)
+    (bundle / "large_files.yml").unlink()
+    with pytest.raises(ValueError, match="there are no weights"):
+        package_bundle.release(bundle, tmp_path)
+
+
+def test_a_large_file_that_is_named_is_left_out_if_it_is_the_one(bundle):
+    weights = bundle / "models" / "model.pt"
+    entry = "large_files:\n  - path: models/model.pt\n    url: https://example.org/m\n    hash_type: sha256\n    hash_val: {}\n"
+    (bundle / "large_files.yml").write_text(entry.format(package_bundle.digest(weights, "sha256")))
+    assert "brain_ldm_bundle/models/model.pt" not in names(release(bundle))
+    (bundle / "large_files.yml").write_text(entry.format("0" * 64))
+    with pytest.raises(ValueError, match="models/model.pt is not the file that large_files.yml names: another sha256"):
+        release(bundle)
+
+
+@pytest.mark.parametrize("name", BUNDLES)
+def test_this_projects_bundles_are_fit_for_release(tmp_path, name):
+    copy = copy_bundle(name, tmp_path)
+    assert package_bundle.checked_files(copy, copy / "models")["models/model.pt"].is_file()
+
+
+def test_a_dry_run_of_publishing_names_what_would_be_uploaded(bundle, capsys):
+    arguments = [str(bundle), "--repo", "someone/brain_ldm_bundle", "--weights", str(bundle / "models"), "--dry_run"]
+    publish_bundle.main(arguments)
+    told = capsys.readouterr().out
+    assert "Would create someone/brain_ldm_bundle (private)" in told and "tag them 0.1.0" in told
+    listed = {line.split()[1] for line in told.splitlines()[1:]}
+    assert listed == {name.removeprefix("brain_ldm_bundle/") for name in names(release(bundle))}
+    with pytest.raises(SystemExit, match="expected USER/NAME"):
+        publish_bundle.main([str(bundle), "--repo", "someone", "--dry_run"])
+    (bundle / "LICENSE").unlink()
+    with pytest.raises(SystemExit, match="LICENSE is missing"):
+        publish_bundle.main(arguments)
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args) -> None:
+        pass
+
+
+@pytest.fixture
+def serve():
+    """Serve a folder on 127.0.0.1; gives the address."""
+    servers = []
+
+    def start(folder: Path) -> str:
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder)))
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        servers.append(server)
+        return f"http://127.0.0.1:{server.server_port}"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BUNDLES)
+def test_a_downloaded_release_infers_and_trains_by_itself(tmp_path, serve, name):
+    """Each step is a process of its own, in a folder that holds nothing else of ours."""
+    copy = copy_bundle(name, tmp_path / "made")
+    path = package_bundle.release(copy, tmp_path / "dist", copy / "models")
+    shutil.rmtree(tmp_path / "made")
+    here = tmp_path / "here"
+    here.mkdir()
+
+    def run(*arguments: object) -> None:
+        command = [sys.executable, "-m", "monai.bundle", *map(str, arguments)]
+        environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+        process = subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True)
+        assert process.returncode == 0, process.stdout[-2000:] + process.stderr[-3000:]
+
+    def flags(**settings: object) -> list[str]:
+        return [text for key, value in settings.items() for text in (f"--{key}", str(value))]
+
+    run("download", "--name", name, "--url", f"{serve(tmp_path / 'dist')}/{path.name}", "--bundle_dir", here / "bundles")
+    bundle = here / "bundles" / name
+    data = {LDM: tiny, SPADE: tiny_spade}[name].write_dataset(tmp_path / "data")
+    asked = REQUEST | {"steps": 2} if name == LDM else {"label_maps": data}
+    infer = ["run", "--config_file", bundle / "configs" / "inference.json", "--use_device", "cpu", "--output_dir", here / "out"]
+    run(*infer, *flags(**asked))
+    assert len(list((here / "out").glob("sub-*/anat/*_T1w.nii.gz"))) == (1 if name == LDM else 6)
+
+    settings = (tiny if name == LDM else tiny_spade).SETTINGS | {"dataset_dir": data, "models_dir": here / "models"}
+    run("run", "training", "--config_file", bundle / "configs" / "train.json", *flags(**settings))
+    assert (here / "models" / "model.pt").is_file()
+    run(*infer, "--models_dir", here / "models", *flags(**asked))
+    assert sorted(os.listdir(here)) == ["bundles", "models", "out"]
