@@ -311,3 +311,25 @@ def test_a_bundle_leaves_no_file_where_it_is_used(enter, data, name, tmp_path, m
         assert parser.get_parsed_content("model_file") == str(copy / "models" / "model.pt")
         parser.get_parsed_content("network")
     assert os.listdir(here) == []
+
+
+@pytest.mark.slow
+@pytest.mark.xfail(strict=True, reason="MONAI's default settings expect a list of dicts from each step, ours give one dict")
+@pytest.mark.parametrize("name", BUNDLES)
+def test_mlflow_tracks_the_last_stage_in_a_local_database(enter, data, name, tmp_path):
+    """With `--tracking mlflow`, and nothing else; mlflow is no requirement of ours, because it brings fifty packages."""
+    mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed: pip install mlflow")
+    enter(name)
+    overrides = settings(name, data, "train", tmp_path)
+    workflow = monai.bundle.create_workflow(
+        config_file="configs/train.json", workflow_type="train", tracking="mlflow", **overrides
+    )
+    workflow.run()
+    workflow.finalize()
+    uri = f"sqlite:///{tmp_path / 'out' / 'mlruns.db'}"
+    runs = mlflow.tracking.MlflowClient(uri).search_runs(
+        [mlflow.tracking.MlflowClient(uri).get_experiment_by_name("monai_experiment").experiment_id]
+    )
+    metrics = {key for run in runs for key in run.data.metrics}
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    assert {"train_loss", "val_mse" if name == LDM else "val_psnr"} <= metrics
