@@ -18,7 +18,7 @@ from monai.transforms import Compose
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from spade_fusion_bundle.scripts.dataset import read_dataset
-from spade_fusion_bundle.scripts.fusion_data import FusionDataset
+from spade_fusion_bundle.scripts.fusion_data import FusionDataset, with_contrast_of
 from spade_fusion_bundle.scripts.labels import LabelTable
 from spade_fusion_bundle.scripts.networks import SpadeDiscriminator, SpadeFusion, SpadeGenerator, without_spectral_norm
 from spade_fusion_bundle.scripts.planes import PLANES, to_slices
@@ -499,6 +499,47 @@ def test_the_fusion_learns_from_what_generators_of_other_folds_make(dataset_dir,
     (models / "spade_coronal_fold1.pt").unlink()
     with pytest.raises(FileNotFoundError, match="spade_coronal_fold1.pt.*training_spade --plane coronal --fold 1 --folds K"):
         dataset.synthesise()
+
+
+def test_a_scan_is_given_the_contrast_of_the_synthetic_volumes_and_keeps_its_structure():
+    """By hand: class 1 is 0.2 too dark, class 2 is right on average, background stays."""
+    classes = torch.tensor([[[[0, 0, 1, 1, 2, 2]]]], dtype=torch.uint8)[0]
+    image = torch.tensor([[[0.0, 0.3, 0.1, 0.3, 0.5, 0.9]]])
+    reference = torch.tensor([[[0.0, 0.0, 0.4, 0.4, 0.7, 0.7]]])
+    found = with_contrast_of(reference, image, classes)
+    torch.testing.assert_close(found, torch.tensor([[[0.0, 0.3, 0.3, 0.5, 0.5, 0.9]]]))
+    assert found.shape == image.shape and found.dtype == image.dtype
+
+
+@pytest.mark.parametrize("match_contrast", [False, True])
+def test_the_fusion_is_shown_the_contrast_that_it_is_told_to(tmp_path, match_contrast):
+    labels = torch.zeros(1, 32, 64, 32, dtype=torch.uint8)
+    labels[:, 4:20, 8:40, 6:30] = 3
+    image = 0.5 + 0.2 * torch.rand(1, 32, 64, 32)
+    torch.manual_seed(0)
+    models, recipe = tmp_path / "models", {"labels": {}, "spacing_mm": 4.0}
+    models.mkdir()
+    for plane in PLANES:
+        generator = SpadeGenerator(12, ngf=2, hidden=4)
+        generator.recipe = recipe | {"plane": plane}
+        torch.save(generator.state_dict(), generator_file(models, plane))
+    for key in ("image", "label"):
+        (tmp_path / key).touch()
+    dataset = FusionDataset(
+        [{key: str(tmp_path / key) for key in ("image", "label")}],
+        preprocessing=Compose([lambda item: {"image": image, "label": labels}]),
+        network=lambda: SpadeFusion(12, ngf=2, hidden=4, fusion_channels=4, fusion_layers=2),
+        generator=lambda: SpadeGenerator(12, ngf=2, hidden=4),
+        models_dir=models,
+        recipe=recipe,
+        cache_dir=tmp_path / "cache",
+        match_contrast=match_contrast,
+    )
+    dataset.synthesise()
+    item, inside = dataset[0], labels == 3
+    contrast = item["volumes"].mean(0, keepdim=True)[inside].mean()
+    assert (abs(item["image"][inside].mean() - contrast) < 1e-3) == match_contrast
+    torch.testing.assert_close(item["image"][~inside], image[~inside], atol=1e-3, rtol=0)
 
 
 def test_each_rank_makes_its_share_whatever_others_have_made_meanwhile(tmp_path):

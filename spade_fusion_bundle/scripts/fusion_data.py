@@ -18,7 +18,7 @@ from .networks import SpadeFusion, SpadeGenerator
 from .planes import PLANES, from_the_right
 from .weights import generator_file, load_generators
 
-__all__ = ["FusionDataset", "fusion_items", "pictures", "prepare", "validation_step", "volumes_per_batch"]
+__all__ = ["FusionDataset", "fusion_items", "pictures", "prepare", "validation_step", "volumes_per_batch", "with_contrast_of"]
 
 
 def fusion_items(data: Mapping[str, Sequence[dict]], folds: int) -> list[dict]:
@@ -44,6 +44,7 @@ class FusionDataset(Dataset):
         cache_dir: where the volumes go, some 10 bytes a voxel.
         random_transform: of the item, such as a choice of patches; None for whole volumes.
         visits: how often an epoch comes to each subject.
+        match_contrast: give the scan the contrast of the synthetic volumes, see `with_contrast_of`.
         device, amp: for the synthesis.
     """
 
@@ -58,6 +59,7 @@ class FusionDataset(Dataset):
         cache_dir: str | Path,
         random_transform: Callable | None = None,
         visits: int = 1,
+        match_contrast: bool = False,
         device: torch.device | str = "cpu",
         amp: bool = False,
     ) -> None:
@@ -70,6 +72,7 @@ class FusionDataset(Dataset):
         self.cache_dir = Path(cache_dir)
         self.transform = random_transform
         self.visits = visits
+        self.match_contrast = match_contrast
         self.device = torch.device(device)
         self.amp = amp
 
@@ -87,7 +90,7 @@ class FusionDataset(Dataset):
         stats = [os.stat(item[key]) for key in ("image", "label")]
         parts = [sha256(generator_file(self.models_dir, plane, item.get("fold"))) for plane in PLANES]
         parts += [f"{Path(item[key]).resolve()} {s.st_mtime_ns} {s.st_size}" for key, s in zip(("image", "label"), stats)]
-        parts += [str(self.recipe["spacing_mm"]), str(self.amp)]
+        parts += [str(self.recipe["spacing_mm"]), str(self.amp), str(self.match_contrast)]
         return self.cache_dir / f"{hashlib.sha256(' '.join(parts).encode()).hexdigest()[:32]}.npy"
 
     @torch.inference_mode()
@@ -108,10 +111,26 @@ class FusionDataset(Dataset):
                 labels = torch.as_tensor(pair["label"])[None].to(self.device)
                 with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.amp):
                     volumes = network.slice_volumes(labels)[0].float().cpu()
-                stored = torch.cat([volumes, torch.as_tensor(pair["image"]), labels[0].cpu() > 0]).half()
+                image, classes = torch.as_tensor(pair["image"]), labels[0].cpu()
+                if self.match_contrast:
+                    image = with_contrast_of(volumes.mean(dim=0, keepdim=True), image, classes)
+                stored = torch.cat([volumes, image, classes > 0]).half()
                 self.cache_dir.mkdir(parents=True, exist_ok=True)
                 with atomic(self.file(item)) as file:
                     np.save(file, stored.numpy())
+
+
+def with_contrast_of(reference: torch.Tensor, image: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+    """`image` with each class but background moved to the mean intensity that it has in `reference`; all (1, X, Y, Z).
+
+    How bright a class is differs from scan to scan, and no label map tells it. From few subjects the fusion would learn
+    theirs, which is wrong for others; from this it learns structure alone. It changes nothing else within a class.
+    """
+    classes = classes.long().flatten()
+    sums = torch.bincount(classes, weights=(reference - image).flatten().double())
+    shift = sums / torch.bincount(classes).clamp(min=1)
+    shift[0] = 0
+    return image + shift[classes].to(image).reshape(image.shape)
 
 
 def volumes_per_batch(batch_size: int, patches_per_volume: int) -> int:
