@@ -331,9 +331,7 @@ def main(arguments: list[str] | None = None) -> int:
         "for instance _mask.nii.gz (default: the skull is kept)",
     )
     parser.add_argument("--pattern", default=PATTERN, help="which files of a BIDS folder are meant")
-    parser.add_argument(
-        "--workers", type=int, default=1, help="scans at a time; about 1 GB of memory each (default: 1)"
-    )
+    parser.add_argument("--workers", type=int, default=1, help="scans at a time; about 1 GB of memory each (default: 1)")
     options = vars(parser.parse_args(arguments))
     try:
         return 1 if prepare_all(**options) else 0

@@ -127,7 +127,7 @@ class OneInputUNet(DiffusionUNet):
     """The same network, the same weights, with all inputs in one tensor: MONAI's export commands know only such networks."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Predict the noise (or v) from (B, 3 + 1 + 4, d, h, w): latents, then time step and covariates, each a constant map."""
+        """Predict the noise (or v) from (B, 3 + 1 + 4, d, h, w): latents, then time step and covariates as constant maps."""
         latents, values = x[:, : self.out_channels], x[:, self.out_channels :, 0, 0, 0]  # (B, 3, d, h, w), (B, 1 + 4)
         return super().forward(latents, values[:, 0].round().long(), values[:, None, 1:])
 
