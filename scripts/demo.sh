@@ -171,7 +171,7 @@ step generation "Generate $REQUESTS volumes (about 1 minute)" generate
 step evaluation "Reconstruct the test scans, beside the mean scan (seconds)" evaluate
 step measurement "Measure the generated volumes and the test scans (about 1 minute)" measure
 step report "Write the page and the picture (seconds)" report
-step spade_training "Train three SPADE GANs and the fusion on the cohort's label maps (about 4 minutes)" train_spade
+step spade_training "Train three SPADE GANs and the fusion on the cohort's label maps (about 5 minutes)" train_spade
 step spade_synthesis "Make $VARIANTS anatomies of one label map, and their T1w (seconds)" synthesise
 step spade_evaluation "Compare synthetic T1w of the test maps with the scans (seconds)" evaluate_spade
 
