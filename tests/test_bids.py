@@ -406,3 +406,22 @@ def test_the_fingerprint_is_of_the_data_and_not_of_their_place():
 
     assert of() == of(folder="b")
     assert len({of(), of(age=0.6), of(split="validation")}) == 3
+
+
+def test_the_volumes_of_a_folder_need_no_table(dataset):
+    (dataset / "participants.tsv").unlink()
+    found = bids.find_volumes(dataset, SPACING_MM)
+    assert [item["participant_id"] for item in found] == [f"sub-{n:02}" for n in (1, 2, 2, 3, 3, *range(4, 13))]
+    assert all("derivatives" not in item["image"] and item["image"].endswith(("_T1w.nii", "_T1w.nii.gz")) for item in found)
+
+
+def test_a_folder_without_volumes_or_with_damaged_ones_is_refused(dataset, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        bids.find_volumes(tmp_path / "absent", SPACING_MM)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="no sub-"):
+        bids.find_volumes(tmp_path / "empty", SPACING_MM)
+    damaged = dataset / "sub-05" / "anat" / "sub-05_T1w.nii.gz"
+    damaged.write_bytes(damaged.read_bytes()[:-20])
+    with pytest.raises(ValueError, match=r"1 problems\):\n.*sub-05_T1w.nii.gz"):
+        bids.find_volumes(dataset, SPACING_MM)

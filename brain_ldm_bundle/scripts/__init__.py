@@ -16,6 +16,7 @@ from . import (
     reconstruction,
     sampler,
     scheduler,
+    sections,
     steps,
     weights,
 )

@@ -22,7 +22,7 @@ from . import grid
 from .covariates import CovariateSchema, participant_label, refuse
 from .files import atomic, read_whole
 
-__all__ = ["fingerprint", "read_dataset", "refuse_empty"]
+__all__ = ["find_volumes", "fingerprint", "read_dataset", "refuse_empty"]
 
 SPLITS = ("training", "validation", "test")
 SPLIT_COLUMN = {"train": "training", "validation": "validation", "test": "test"}
@@ -81,6 +81,27 @@ def read_dataset(
     problems += _image_problems([item["image"] for item in items], spacing_mm, workers, cache_file)
     refuse(problems, f"{dataset_dir} cannot be used for training yet ({len(problems)} problems):")
     return _share_out(items, validation_fraction, seed)
+
+
+def find_volumes(folder: str | Path, spacing_mm: float, cache_file: str | Path | None = None) -> list[dict]:
+    """All T1w volumes below a folder, such as a generated cohort, checked as those of `read_dataset`; no table is needed.
+
+    Returns:
+        {"image": path, "participant_id": "sub-X"}, by path.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        ValueError: it holds no volumes, or some that the model's grid does not fit.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder of volumes")
+    paths = sorted(path for path in folder.glob("sub-*/**/*_T1w.nii*") if path.name.endswith((".nii", ".nii.gz")))
+    if not paths:
+        raise ValueError(f"{folder}: no sub-*/anat/*_T1w.nii.gz below it")
+    problems = _image_problems([str(path) for path in paths], spacing_mm, None, cache_file)
+    refuse(problems, f"{folder} cannot be used ({len(problems)} problems):")
+    return [{"image": str(path), "participant_id": path.name.split("_")[0]} for path in paths]
 
 
 def refuse_empty(data: Mapping[str, Sequence[dict]], world_size: int = 1) -> None:

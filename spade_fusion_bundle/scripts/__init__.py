@@ -16,6 +16,7 @@ from . import (
     perceptual,
     planes,
     scores,
+    sections,
     spade_stage,
     steps,
     synthesis,

@@ -1,0 +1,31 @@
+import json
+
+import pytest
+
+from brain_ldm_bundle.scripts.sections import write_section
+
+
+def test_a_section_keeps_its_tables_and_figures(tmp_path):
+    (tmp_path / "plot.png").write_bytes(b"png")
+    tables = [{"header": ["", "FID"], "rows": [["real", "0.1"]]}]
+    write_section(tmp_path / "a.section.json", "Title", "One.\n\nTwo.", tables, [{"file": "plot.png", "caption": "A plot"}])
+    assert json.loads((tmp_path / "a.section.json").read_text()) == {
+        "title": "Title",
+        "text": "One.\n\nTwo.",
+        "tables": tables,
+        "figures": [{"file": "plot.png", "caption": "A plot"}],
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "tables", "figures", "message"),
+    [
+        ("a.json", [], [], "must end in .section.json"),
+        ("a.section.json", [{"header": ["", "FID"], "rows": [["real"]]}], [], "has 1 cells, its header 2"),
+        ("a.section.json", [], [{"file": "absent.png", "caption": ""}], "absent.png is not beside it"),
+    ],
+)
+def test_what_a_page_could_not_show_is_refused(tmp_path, name, tables, figures, message):
+    with pytest.raises(ValueError, match=message):
+        write_section(tmp_path / name, "Title", "Text", tables, figures)
+    assert not list(tmp_path.iterdir())
