@@ -14,6 +14,7 @@ from . import (
     perceptual,
     previews,
     reconstruction,
+    regression,
     sampler,
     scheduler,
     sections,

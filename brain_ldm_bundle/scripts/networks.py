@@ -1,16 +1,32 @@
-"""The three networks of the brain LDM. The defaults are the sizes of the published UK Biobank model (Pinaya et al. 2022)."""
+"""The networks: of the brain LDM, with the sizes of the published UK Biobank model (Pinaya et al. 2022), and beside it."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 
 import torch
+from monai.networks import nets
+from monai.networks.layers.factories import Act
 from monai.networks.nets import AutoencoderKL, DiffusionModelUNet, PatchDiscriminator
 
 from .covariates import NULL
 
-__all__ = ["Autoencoder", "DiffusionUNet", "Discriminator", "OneInputUNet", "check_sizes"]
+__all__ = ["Autoencoder", "DiffusionUNet", "Discriminator", "OneInputUNet", "Regressor", "WithRecipe", "check_sizes"]
+
+
+class WithRecipe(torch.nn.Module):
+    """A network whose `recipe`, a JSON-able dict of what it needs beyond its weights, travels in its state dict."""
+
+    recipe: dict
+
+    def get_extra_state(self) -> torch.Tensor:
+        # As a tensor, because every tool that reads a state dict expects tensors in it.
+        return torch.tensor(list(json.dumps(self.recipe).encode()), dtype=torch.uint8)
+
+    def set_extra_state(self, state: torch.Tensor) -> None:
+        self.recipe = json.loads(bytes(state.tolist()))
 
 
 class Autoencoder(AutoencoderKL):
@@ -55,7 +71,7 @@ class Autoencoder(AutoencoderKL):
         return (self.latent_channels, *(side // self.factor for side in image_size))
 
 
-class DiffusionUNet(DiffusionModelUNet):
+class DiffusionUNet(WithRecipe, DiffusionModelUNet):
     """Denoise a latent given covariates, by hybrid conditioning (Pinaya et al. 2022, Sec. 2.2).
 
     The covariates enter twice: as constant maps beside the latent and as the one token of the cross-attention.
@@ -115,13 +131,6 @@ class DiffusionUNet(DiffusionModelUNet):
         x = torch.cat([x, maps], dim=1)  # (B, 3 + 4, d, h, w)
         return super().forward(x, timesteps, context)
 
-    def get_extra_state(self) -> torch.Tensor:
-        # As a tensor, because every tool that reads a state dict expects tensors in it.
-        return torch.tensor(list(json.dumps(self.recipe).encode()), dtype=torch.uint8)
-
-    def set_extra_state(self, state: torch.Tensor) -> None:
-        self.recipe = json.loads(bytes(state.tolist()))
-
 
 class OneInputUNet(DiffusionUNet):
     """The same network, the same weights, with all inputs in one tensor: MONAI's export commands know only such networks."""
@@ -141,6 +150,61 @@ class Discriminator(PatchDiscriminator):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Logits of the patches of a volume (B, 1, D, H, W); MONAI returns the feature maps of every layer too."""
         return super().forward(x)[-1]
+
+
+class Regressor(WithRecipe, nets.Regressor):
+    """Read covariates from a volume: five levels of residual convolutions, one layer of features, one number per covariate.
+
+    After the age predictor of Cole et al. 2017 (NeuroImage 163:115), which Pinaya et al. 2022 used: blocks of two 3x3x3
+    convolutions, each of half the grid before it, then a fully connected layer. Ours has residual, strided blocks, group
+    instead of batch normalisation (an answer does not depend on who else is in the batch), and `num_features` features
+    before the answer, few enough for a Frechet distance of some hundred volumes.
+
+    `recipe`: {"covariates": schema, "spacing_mm", "regressor": the arguments below}.
+
+    Args:
+        image_size: voxels of a volume.
+        num_outputs: covariates.
+        channels: of the levels; each halves the grid, rounding up.
+        num_features: length of the penultimate layer.
+        norm_num_groups: of the normalisation; divides all channels.
+    """
+
+    def __init__(
+        self,
+        image_size: Sequence[int],
+        num_outputs: int,
+        channels: Sequence[int] = (16, 32, 64, 128, 128),
+        num_features: int = 64,
+        norm_num_groups: int = 8,
+    ) -> None:
+        self.num_features = num_features
+        super().__init__(
+            in_shape=(1, *image_size),
+            out_shape=(num_outputs,),
+            channels=channels,
+            strides=[2] * len(channels),
+            norm=("GROUP", {"num_groups": norm_num_groups}),
+        )
+        self.recipe: dict = {}
+
+    def _get_final_layer(self, in_shape: Sequence[int]) -> torch.nn.Sequential:
+        activation = Act[self.act]
+        return torch.nn.Sequential(
+            activation(),
+            torch.nn.Flatten(),
+            torch.nn.Linear(math.prod(map(int, in_shape)), self.num_features),
+            activation(),
+            torch.nn.Linear(self.num_features, *self.out_shape),
+        )
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        """What the answers are a linear function of, (B, num_features), for volumes (B, 1, D, H, W) in [0, 1]."""
+        return self.final[:-1](self.net(x))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Scaled covariates (B, C), in the schema's order, of volumes (B, 1, D, H, W) in [0, 1]."""
+        return self.final[-1](self.features(x))
 
 
 def check_sizes(image_size: Sequence[int], autoencoder_channels: Sequence[int], unet_channels: Sequence[int]) -> None:
