@@ -9,6 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import report
+import report_cohort
+import report_tables
 from three_planes import three_planes
 
 SHAPE = (20, 28, 24)  # RAS: three different side lengths
@@ -218,9 +220,9 @@ def test_the_tools_accuracy_is_shown_only_for_its_own_weights(tmp_path):
     weights, facts = tmp_path / "net.pt", tmp_path / "net.json"
     weights.write_bytes(b"weights")
     facts.write_text(json.dumps({"sha256": hashlib.sha256(b"weights").hexdigest(), "accuracy": [row]}))
-    assert report.tool_accuracy_rows(facts)[0][1:3] == ["40", "0.990 [0.980, 0.995]"]
+    assert report_tables.tool_accuracy_rows(facts)[0][1:3] == ["40", "0.990 [0.980, 0.995]"]
     weights.write_bytes(b"others")
-    assert "describes other weights" in report.tool_accuracy_rows(facts)
+    assert "describes other weights" in report_tables.tool_accuracy_rows(facts)
 
 
 @pytest.mark.parametrize("change", ["unknown", "twice", "no quantity", "no image", "no table"])
@@ -250,6 +252,6 @@ def test_mistakes_are_named_and_no_page_is_written(generated, change):
 
 def test_each_scan_of_the_cohort_is_shown_once(tmp_path):
     volumes_ml = [10.0, 20.0, 90.0]
-    cohort = report.read_cohort(*make_cohort(tmp_path / "real", ["sub-1", "sub-2", "sub-3"], volumes_ml, volumes_ml))
-    assert report.nearest(cohort, "ventricles_ml", [11.0, 16.0]) == ["sub-1", "sub-2"]
-    assert report.nearest(cohort, "ventricles_ml", [9.0, 21.0, 50.0, 80.0]) == ["sub-1", "sub-2", None, "sub-3"]
+    cohort = report_cohort.read_cohort(*make_cohort(tmp_path / "real", ["sub-1", "sub-2", "sub-3"], volumes_ml, volumes_ml))
+    assert report_cohort.nearest(cohort, "ventricles_ml", [11.0, 16.0]) == ["sub-1", "sub-2"]
+    assert report_cohort.nearest(cohort, "ventricles_ml", [9.0, 21.0, 50.0, 80.0]) == ["sub-1", "sub-2", None, "sub-3"]
