@@ -12,7 +12,7 @@ OVERLAYS = {
     "brain_ldm_bundle": {"demo.json": "train.json", "multi_gpu.json": "train.json", "published.json": "inference.json"},
     "spade_fusion_bundle": {"demo.json": "train.json", "multi_gpu.json": "train.json"},
 }
-DATA = {"brain_ldm_bundle": {"covariates.json"}, "spade_fusion_bundle": {"labels.json"}}
+DATA = {"brain_ldm_bundle": {"covariates.json", "tracking.json"}, "spade_fusion_bundle": {"labels.json", "tracking.json"}}
 BUNDLES = tuple(OVERLAYS)
 
 

@@ -29,7 +29,7 @@ def trainer(network, optimizer, handlers, batches=3, noise=True):
         loss = (network(torch.full((4, 2), float(batch))).squeeze() - target).square().mean()
         loss.backward()
         optimizer.step()
-        return {"loss": loss.item()}
+        return [{"loss": loss.item()}]
 
     engine = Engine(step)
     engine.data_loader = SimpleNamespace(dataset=[])

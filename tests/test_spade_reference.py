@@ -119,7 +119,7 @@ def test_one_iteration_of_the_training_step(reference, generator, discriminator)
     )
     # The reference's images are in -1 to 1, a batch's in 0 to 1.
     batch = {"image": 0.5 * (first["image"] + 1), "label": first["label"]}
-    losses = spade_step(
+    (losses,) = spade_step(
         SimpleNamespace(state=state), batch, feature_weight=10.0, vgg_weight=10.0, l1_weight=0.0, vgg_loss=None, amp=False
     )
     generated, discriminated = first["generator_losses"], first["discriminator_losses"]

@@ -190,7 +190,7 @@ def test_a_fresh_generator_learns_to_match_features():
     for step in range(20):
         rows = torch.arange(4 * step, 4 * step + 4) % 16
         batch = {"image": image[rows], "label": labels[rows]}
-        found = spade_step(SimpleNamespace(state=state), batch, 10.0, 10.0, 0.0, vgg_loss=None, amp=False)
+        (found,) = spade_step(SimpleNamespace(state=state), batch, 10.0, 10.0, 0.0, vgg_loss=None, amp=False)
         assert all(np.isfinite(value) for value in found.values())
         losses.append(found["features"])
     assert np.mean(losses[-4:]) < 0.8 * np.mean(losses[:4])

@@ -59,13 +59,13 @@ def weights(network):
 def test_the_discriminator_joins_at_its_epoch_and_rests_before(adversarial_engine):
     state, batch = adversarial_engine.state, {"image": torch.rand(1, 1, 32, 40, 36)}
     before = weights(state.g_network), weights(state.d_network)
-    losses = steps.autoencoder_step(adversarial_engine, batch, **SETTINGS)
+    (losses,) = steps.autoencoder_step(adversarial_engine, batch, **SETTINGS)
     assert "discriminator" not in losses and "adversarial" not in losses
     assert not torch.equal(weights(state.g_network), before[0])
     assert torch.equal(weights(state.d_network), before[1])
 
     state.epoch = 3
-    losses = steps.autoencoder_step(adversarial_engine, batch, **SETTINGS)
+    (losses,) = steps.autoencoder_step(adversarial_engine, batch, **SETTINGS)
     assert losses["discriminator"] > 0 and losses["adversarial"] > 0
     assert not torch.equal(weights(state.d_network), before[1])
 
@@ -75,7 +75,7 @@ def test_the_autoencoders_loss_is_the_weighted_sum_of_its_parts(adversarial_engi
     settings = SETTINGS | {"kl_weight": 0.001, "gradient_weight": 0.5, "perceptual_weight": 2.0}
     perceptual = torch.nn.MSELoss()
     batch = {"image": torch.rand(1, 1, 32, 40, 36)}
-    found = steps.autoencoder_step(adversarial_engine, batch, **settings, perceptual_loss=perceptual)
+    (found,) = steps.autoencoder_step(adversarial_engine, batch, **settings, perceptual_loss=perceptual)
     expected = found["l1"] + 0.001 * found["kl"] + 0.5 * found["gradient"] + 2.0 * found["perceptual"]
     assert found["loss"] == pytest.approx(expected + 0.1 * found["adversarial"], rel=1e-5)
 

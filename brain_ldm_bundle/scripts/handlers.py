@@ -233,7 +233,7 @@ class Progress:
         self.bar = tqdm(total=total, initial=done, desc=self.description, unit="step", mininterval=1, smoothing=0.05)
 
     def _advance(self, engine: Engine) -> None:
-        self.losses.append(engine.state.output["loss"])
+        self.losses.append(engine.state.output[0]["loss"])
         mean = sum(self.losses) / len(self.losses)
         self.bar.set_postfix(epoch=engine.state.epoch, loss=f"{mean:.4f}", refresh=False)
         self.bar.update()
@@ -249,10 +249,10 @@ class StopAtNonFinite:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
-        if not math.isfinite(engine.state.output["loss"]):
+        if not math.isfinite(engine.state.output[0]["loss"]):
             raise RuntimeError(
                 f"the loss of iteration {engine.state.iteration} (epoch {engine.state.epoch}) is not finite: "
-                f"{engine.state.output}. The last complete checkpoint is untouched; lower the learning rate and run again."
+                f"{engine.state.output[0]}. The last complete checkpoint is untouched; lower the learning rate and run again."
             )
 
 

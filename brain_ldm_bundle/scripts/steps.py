@@ -1,4 +1,7 @@
-"""One training step of each stage, and the loss that validates the second. The numbers are arguments, set in the config."""
+"""One training step of each stage, and the loss that validates the second. The numbers are arguments, set in the config.
+
+A training step gives floats for the logs, in the form that MONAI's handlers read: a list of one dict.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +57,7 @@ def autoencoder_step(
     grad_clip: float,
     amp: bool,
     perceptual_loss: torch.nn.Module | None = None,
-) -> dict[str, float]:
+) -> list[dict[str, float]]:
     """Stage one (Pinaya et al. 2022, Sec. 2.1): L1 + KL + perceptual + patch adversarial.
 
     The discriminator joins at `adversarial_from_epoch` (epochs count from 1), once there are images worth judging.
@@ -108,7 +111,7 @@ def autoencoder_step(
         losses["discriminator"].backward()
         torch.nn.utils.clip_grad_norm_(discriminator.parameters(), grad_clip)
         state.d_optimizer.step()
-    return {"loss": loss.item()} | {name: value.item() for name, value in losses.items()}
+    return [{"loss": loss.item()} | {name: value.item() for name, value in losses.items()}]
 
 
 def denoise(network, scheduler, latent, context, noise, timesteps, amp: bool) -> tuple[torch.Tensor, torch.Tensor]:
@@ -123,7 +126,7 @@ def denoise(network, scheduler, latent, context, noise, timesteps, amp: bool) ->
 
 def diffusion_step(
     engine: Engine, batch: dict, scheduler, condition_dropout: float, grad_clip: float, amp: bool
-) -> dict[str, float]:
+) -> list[dict[str, float]]:
     """Stage two (Sec. 2.2): mean squared error of the predicted noise (or v) at a random step of the chain.
 
     Args:
@@ -148,7 +151,7 @@ def diffusion_step(
     loss.backward()
     torch.nn.utils.clip_grad_norm_(network.parameters(), grad_clip)
     engine.optimizer.step()
-    return {"loss": loss.item()}
+    return [{"loss": loss.item()}]
 
 
 def diffusion_validation_step(engine: Engine, batch: dict, scheduler, amp: bool) -> dict[str, torch.Tensor]:

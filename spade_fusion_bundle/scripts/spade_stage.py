@@ -16,6 +16,7 @@ from monai.engines import AdversarialTrainer, SupervisedEvaluator
 from monai.handlers import (
     IgniteMetricHandler,
     LrScheduleHandler,
+    MLFlowHandler,
     TensorBoardStatsHandler,
     ValidationHandler,
     from_engine,
@@ -62,6 +63,7 @@ class SpadeStage:
         recipe: travels with the weights.
         settings: what a run must have in common with one that it goes on from.
         distributed: wrap the networks for several processes, with batch norm over all of them on GPUs.
+        tracking: called with run_name and more, it makes an MLFlowHandler; None without.
 
     Raises:
         ValueError: batch_size is no multiple of slices_per_volume, or 1; when run, too few volumes for more than one slice.
@@ -75,7 +77,7 @@ class SpadeStage:
     discriminator: Callable[[], SpadeDiscriminator]
     optimizer: Callable[[Iterable], Optimizer]
     discriminator_optimizer: Callable[[Iterable], Optimizer]
-    step: Callable[[Engine, dict], dict]
+    step: Callable[[Engine, dict], list[dict]]
     epochs: int
     decay_epochs: int
     batch_size: int
@@ -93,6 +95,7 @@ class SpadeStage:
     settings: Mapping
     seed: int = 0
     distributed: bool = False
+    tracking: Callable[..., MLFlowHandler] | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size == 1:
@@ -127,7 +130,6 @@ class SpadeStage:
     def trainer(self, plane: str, fold: int | None = None) -> AdversarialTrainer:
         """The engine that trains one plane, with validation, logs and checkpoints."""
         name = generator_file("", plane, fold).stem
-        log_dir = str(Path(self.output_dir) / "tensorboard" / name)
         generator, discriminator = self.generator(), self.discriminator()
         generator.recipe = dict(self.recipe, plane=plane)
         if self.distributed and self.device.type == "cuda":  # on CPUs there is no synchronised batch norm
@@ -139,7 +141,7 @@ class SpadeStage:
         loader = self._train_loader(plane, fold)
         best = BestWeights(generator_file(self.models_dir, plane, fold), generator, metric="val_psnr", writes=self.main)
         inferer = PlaneInferer(plane, self.batch_size)
-        evaluator = self._evaluator(generator, inferer, loader, best, log_dir)
+        evaluator = self._evaluator(generator, inferer, loader, best, name)
         parts = {
             "generator": generator,
             "discriminator": discriminator,
@@ -158,9 +160,11 @@ class SpadeStage:
         ]
         if self.main:
             handlers += [
-                TensorBoardStatsHandler(log_dir=log_dir, output_transform=dict, epoch_log=False),
-                Panels(log_dir, lambda: self._pictures(generator, inferer), self.panel_interval),
+                TensorBoardStatsHandler(log_dir=self._log_dir(name), epoch_log=False),
+                Panels(self._log_dir(name), lambda: self._pictures(generator, inferer), self.panel_interval),
             ]
+            if self.tracking:
+                handlers.append(self.tracking(run_name=name, close_on_complete=True))
         handlers.append(Resume(resume_file, parts, dict(self.settings), writes=self.main))
         if self.main:
             handlers.append(Progress(f"SPADE {plane}" + ("" if fold is None else f", without fold {fold}")))
@@ -203,13 +207,15 @@ class SpadeStage:
         )
 
     def _evaluator(
-        self, generator: SpadeGenerator, inferer: Inferer, loader: DataLoader, best: BestWeights, log_dir: str
+        self, generator: SpadeGenerator, inferer: Inferer, loader: DataLoader, best: BestWeights, name: str
     ) -> SupervisedEvaluator:
         sampler = DistributedSampler(self.val_volumes, even_divisible=False, shuffle=False) if self.distributed else None
         pred_and_label = from_engine(["pred", "label"])
         handlers = [ReestimateBatchNorm(generator, loader, self.batch_norm_batches, self.device), best]
         if self.main:
-            handlers.append(TensorBoardStatsHandler(log_dir=log_dir, iteration_log=False))
+            handlers.append(TensorBoardStatsHandler(log_dir=self._log_dir(name), iteration_log=False))
+            if self.tracking:
+                handlers.append(self.tracking(run_name=name, iteration_log=False))
         return SupervisedEvaluator(
             device=self.device,
             val_data_loader=DataLoader(self.val_volumes, batch_size=1, sampler=sampler, num_workers=self.num_workers),
@@ -227,6 +233,9 @@ class SpadeStage:
             },
             val_handlers=handlers,
         )
+
+    def _log_dir(self, name: str) -> str:
+        return str(Path(self.output_dir) / "tensorboard" / name)
 
     def _distribute(self, network: torch.nn.Module) -> torch.nn.Module:
         if not self.distributed:

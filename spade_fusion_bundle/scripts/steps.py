@@ -1,4 +1,5 @@
-"""One training step of each stage, for MONAI's trainers (`iteration_update`). Each gives a dict of floats for the logs."""
+"""One training step of each stage, for MONAI's trainers (`iteration_update`). Each gives floats for the logs, in MONAI's form:
+a list of one dict."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ def spade_step(
     l1_weight: float,
     vgg_loss: Callable | None,
     amp: bool,
-) -> dict[str, float]:
+) -> list[dict[str, float]]:
     """Stage one, one plane: the generator first, then the discriminator on fakes of the generator as it is then.
 
     Args:
@@ -72,14 +73,14 @@ def spade_step(
     losses["discriminator"] = discriminator_loss(_float(outputs), len(fake))
     losses["discriminator"].backward()
     state.d_optimizer.step()
-    return {"loss": loss.item()} | {name: value.item() for name, value in losses.items()}
+    return [{"loss": loss.item()} | {name: value.item() for name, value in losses.items()}]
 
 
 def _float(outputs: list[list[torch.Tensor]]) -> list[list[torch.Tensor]]:
     return [[feature.float() for feature in scale] for scale in outputs]
 
 
-def fusion_step(engine: Engine, batch: dict, amp: bool) -> dict[str, float]:
+def fusion_step(engine: Engine, batch: dict, amp: bool) -> list[dict[str, float]]:
     """Stage two: mean squared error of the fused patches.
 
     Args:
@@ -95,4 +96,4 @@ def fusion_step(engine: Engine, batch: dict, amp: bool) -> dict[str, float]:
     loss = F.mse_loss(fused.float(), image.float())
     loss.backward()
     engine.optimizer.step()
-    return {"loss": loss.item()}
+    return [{"loss": loss.item()}]
