@@ -193,40 +193,6 @@ def test_the_table_has_a_row_for_each_scan_and_method(evaluated):
     assert {name: float(found[name]) for name in SCORES} == pytest.approx(expected, rel=1e-4)
 
 
-def test_the_summary_gives_mean_spread_and_whom_fusion_beats(evaluated, capsys):
-    folder, _ = evaluated
-    summary = scores.summarise(folder)
-    assert summary == json.loads((folder / "summary.json").read_text()) and summary["n"] == 2
-    rows = read(folder / "scores.tsv")
-    ssim = {method: np.array([float(row["ssim"]) for row in rows if row["method"] == method]) for method in METHODS}
-    assert list(summary["methods"]) == list(METHODS)
-    for method, values in ssim.items():
-        assert summary["methods"][method]["ssim"] == pytest.approx({"mean": values.mean(), "std": values.std()})
-    gain = ssim["fusion"] - ssim["coronal"]
-    assert summary["fusion_minus"]["coronal"]["ssim"] == pytest.approx({"mean": gain.mean(), "wins": (gain > 0).sum()})
-    assert "fusion" not in summary["fusion_minus"]
-    # The baseline knows the tissues' intensities, the untrained network does not.
-    assert summary["fusion_minus"]["label_mean"]["psnr_db"]["wins"] == 0
-    table = {row["method"]: row for row in read(folder / "summary.tsv")}
-    assert float(table["median"]["ssim_mean"]) == pytest.approx(ssim["median"].mean(), rel=1e-4)
-    assert table["label_mean"]["fusion_minus_psnr_db_wins"] == "0" and table["fusion"]["fusion_minus_ssim"] == "n/a"
-    printed = capsys.readouterr().out
-    assert printed.count("Wang et al. 2004") == 1
-    lines = {line.split()[0]: line for line in printed.splitlines() if line.split()[:1] and line.split()[0] in METHODS}
-    assert list(lines) == list(METHODS) and f"{ssim['fusion'].mean():.4f}" in lines["fusion"]
-
-
-def test_an_infinite_psnr_leaves_the_summary_valid_json(tmp_path, capsys):
-    header = ["participant_id", "file", "method", *SCORES]
-    rows = [["sub-1", "a.nii", method, "1", "0", "inf" if method == "mean" else "30", "1", "1", "1"] for method in METHODS]
-    (tmp_path / "scores.tsv").write_text("".join("\t".join(row) + "\n" for row in [header, *rows]))
-    summary = scores.summarise(tmp_path)
-    assert summary["methods"]["mean"]["psnr_db"] == {"mean": None, "std": None}
-    assert summary["fusion_minus"]["mean"]["psnr_db"] == {"mean": None, "wins": 0}
-    assert not {"NaN", "Infinity"} & set((tmp_path / "summary.json").read_text().replace(",", " ").split())
-    assert {row["method"]: row for row in read(tmp_path / "summary.tsv")}["mean"]["psnr_db_mean"] == "n/a"
-
-
 def test_a_scan_that_cannot_be_scored_is_named_with_its_method(tmp_path):
     handler = scores.Scores(tmp_path, [{"participant_id": "sub-7", "image": "seven.nii.gz"}], brain=[2])
     engine = Engine(lambda engine, batch: batch)
@@ -237,11 +203,6 @@ def test_a_scan_that_cannot_be_scored_is_named_with_its_method(tmp_path):
     with pytest.raises(ValueError, match=r"sub-7 \(seven.nii.gz\), coronal: synthetic volume: the intensity is 0.5"):
         engine.run([output])
     assert not (tmp_path / "scores.tsv").exists()
-
-
-def test_a_summary_without_scores_says_how_to_make_them(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"scores.tsv: no scores yet. Make them: python -m monai.bundle run"):
-        scores.summarise(tmp_path)
 
 
 def test_an_empty_split_is_refused_with_what_there_is():
@@ -319,7 +280,10 @@ def test_the_config_scores_the_held_out_scans(evaluate, tmp_path):
     assert summary["n"] == 2
     # The intensities come from the training scans, so the baseline is close; the noise on the scans keeps it from more.
     assert summary["methods"]["label_mean"]["psnr_db"]["mean"] > 25 > summary["methods"]["fusion"]["psnr_db"]["mean"]
-    assert {"planes.png", "profiles.png"} <= {path.name for path in (tmp_path / "output").iterdir()}
+    section = json.loads((tmp_path / "output" / "synthesis.section.json").read_text())
+    assert [figure["file"] for figure in section["figures"]] == ["planes.png", "profiles.png"]
+    assert all((tmp_path / "output" / figure["file"]).is_file() for figure in section["figures"])
+    assert "2 scans: split test of bids" in section["text"]
 
 
 def test_the_config_refuses_an_empty_split_before_anything_is_made(evaluate, tmp_path):

@@ -12,6 +12,7 @@ from . import (
     losses,
     networks,
     overrides,
+    paired,
     panels,
     perceptual,
     planes,
@@ -19,6 +20,8 @@ from . import (
     sections,
     spade_stage,
     steps,
+    summary,
     synthesis,
+    tables,
     weights,
 )

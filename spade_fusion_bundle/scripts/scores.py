@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,9 +15,9 @@ from monai.utils import convert_to_tensor
 
 from .baseline import paint
 from .dataset import identities
-from .files import atomic, write_json
 from .planes import AXES, PLANES
 from .synthesis import Synthesiser
+from .tables import write_table
 
 __all__ = [
     "DEFINITION",
@@ -31,7 +30,6 @@ __all__ = [
     "held_out",
     "labels_to_image",
     "ssim_map",
-    "summarise",
 ]
 
 METHODS = (*PLANES, "mean", "median", "fusion", "label_mean")
@@ -42,7 +40,8 @@ ssim: mean over the brain of the SSIM map of the whole volumes (Wang et al. 2004
   1.5, data range 1; background, 0, beyond the volume's border). mse, psnr_db: over the brain's voxels, peak 1.
 flicker: mean absolute difference of neighbouring slices across a plane, of the synthetic volume divided by that of the real
   scan; 1 is real, above 1 the slices jump, below 1 they are too smooth.
-label_mean: each class painted with its mean training intensity, no network. Mean +- standard deviation over the scans."""
+label_mean: each class painted with its mean training intensity, no network.
+Mean ± standard deviation (n - 1) over the scans."""
 WINDOW, SIGMA = 11, 1.5  # voxels; Wang et al. 2004
 
 
@@ -212,100 +211,4 @@ class Scores:
             self.rows.append([item["participant_id"], Path(item["image"]).name, method, *values])
 
     def _write(self, engine: Engine) -> None:
-        _write_table(self.path, [["participant_id", "file", "method", *SCORES], *self.rows])
-
-
-def _write_table(path: Path, lines: Sequence[Sequence[str]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic(path) as file:
-        file.write("".join("\t".join(line) + "\n" for line in lines).encode())
-
-
-def summarise(output_dir: str | Path) -> dict:
-    """Mean and standard deviation of `scores.tsv` over the scans, and fusion against each other method scan by scan.
-
-    Printed, and kept as `summary.tsv` and `summary.json`. What is not finite, as the mean where one PSNR is infinite, is
-    "n/a" in the table and null in JSON.
-
-    Raises:
-        FileNotFoundError: nothing has been scored yet.
-    """
-    output_dir = Path(output_dir)
-    path = output_dir / "scores.tsv"
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path}: no scores yet. Make them: python -m monai.bundle run --config_file configs/evaluate.json"
-        )
-    with open(path, newline="") as file:
-        rows = list(csv.DictReader(file, delimiter="\t"))
-    values = {
-        method: {name: _column([row for row in rows if row["method"] == method], name) for name in SCORES} for method in METHODS
-    }
-    summary = {
-        "n": len(values["fusion"]["ssim"]),
-        "definition": DEFINITION,
-        "methods": {
-            method: {name: {"mean": _number(x.mean()), "std": _number(x.std(correction=0))} for name, x in scores.items()}
-            for method, scores in values.items()
-        },
-        "fusion_minus": {
-            method: {name: _paired(values["fusion"][name], values[method][name]) for name in ("ssim", "psnr_db")}
-            for method in METHODS
-            if method != "fusion"
-        },
-    }
-    write_json(output_dir / "summary.json", summary)
-    _write_table(output_dir / "summary.tsv", _summary_lines(summary))
-    _print(summary)
-    return summary
-
-
-def _column(rows: Sequence[Mapping[str, str]], name: str) -> torch.Tensor:
-    return torch.tensor([float(row[name]) for row in rows], dtype=torch.float64)
-
-
-def _number(value: torch.Tensor) -> float | None:
-    return float(value) if torch.isfinite(value) else None
-
-
-def _paired(fusion: torch.Tensor, other: torch.Tensor) -> dict:
-    """Of scores that are better when larger: mean difference, and on how many scans fusion is better."""
-    return {"mean": _number((fusion - other).mean()), "wins": int((fusion > other).sum())}
-
-
-def _cell(value: float | None) -> str:
-    return "n/a" if value is None else f"{value:.6g}"
-
-
-def _summary_lines(summary: Mapping) -> list[list[str]]:
-    """Rows of summary.tsv: per method mean and spread of each score, then fusion minus that method."""
-    versus = [f"fusion_minus_{name}{suffix}" for name in ("ssim", "psnr_db") for suffix in ("", "_wins")]
-    lines = [["method", "n", *(f"{name}_{part}" for name in SCORES for part in ("mean", "std")), *versus]]
-    for method, scores in summary["methods"].items():
-        paired = summary["fusion_minus"].get(method, {})
-        cells = [_cell(scores[name][part]) for name in SCORES for part in ("mean", "std")]
-        for name in ("ssim", "psnr_db"):
-            cells += [_cell(paired[name]["mean"]), str(paired[name]["wins"])] if paired else ["n/a", "n/a"]
-        lines.append([method, str(summary["n"]), *cells])
-    return lines
-
-
-def _print(summary: Mapping) -> None:
-    n = summary["n"]
-    print(f"{summary['definition']}\n\n{'':11s}{'SSIM':>17s}{'MSE':>19s}{'PSNR, dB':>15s}  flicker ax   cor   sag", end="")
-    print("   fusion is better by (on scans)")
-    for method, scores in summary["methods"].items():
-        line = f"{method:11s}" + "".join(
-            f"{_spread(scores[name], digits):>{width}s}"
-            for name, digits, width in (("ssim", 4, 17), ("mse", 5, 19), ("psnr_db", 2, 15))
-        )
-        line += "      " + "".join(f"{scores[f'flicker_{plane}']['mean']:6.2f}" for plane in PLANES)
-        if method in summary["fusion_minus"]:
-            ssim, psnr_db = (summary["fusion_minus"][method][name] for name in ("ssim", "psnr_db"))
-            gain = "n/a" if psnr_db["mean"] is None else f"{psnr_db['mean']:+.2f}"
-            line += f"   SSIM {ssim['mean']:+.4f} ({ssim['wins']}/{n}), PSNR {gain} dB ({psnr_db['wins']}/{n})"
-        print(line)
-
-
-def _spread(value: Mapping[str, float | None], digits: int) -> str:
-    return "n/a" if value["mean"] is None else f"{value['mean']:.{digits}f} +- {value['std']:.{digits}f}"
+        write_table(self.path, [["participant_id", "file", "method", *SCORES], *self.rows])
