@@ -5,6 +5,7 @@ from . import (
     derivative,
     device,
     files,
+    gradient_ssim,
     grid,
     handlers,
     latents,
