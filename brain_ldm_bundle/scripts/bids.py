@@ -22,7 +22,7 @@ from . import grid
 from .covariates import CovariateSchema, participant_label, refuse
 from .files import atomic, read_whole
 
-__all__ = ["find_volumes", "fingerprint", "read_dataset", "refuse_empty"]
+__all__ = ["find_volumes", "fingerprint", "read_dataset", "refuse_elsewhere", "refuse_empty"]
 
 SPLITS = ("training", "validation", "test")
 SPLIT_COLUMN = {"train": "training", "validation": "validation", "test": "test"}
@@ -289,6 +289,16 @@ def _check_header(path: str, spacing_mm: float) -> nib.Nifti1Header:
     if np.abs(np.sort(cosines, axis=0) - [[0], [0], [1]]).max() > 1e-3:
         degrees = np.degrees(np.arccos(np.clip(cosines.max(axis=0), 0, 1))).max()
         raise ValueError(f"has axes oblique by {degrees:.1f} degrees: not in MNI space. {PREPARE}")
+    refuse_elsewhere(shape, affine)
+    return header
+
+
+def refuse_elsewhere(shape: Sequence[int], affine: np.ndarray) -> None:
+    """Refuse an image whose box does not hold a brain in MNI space; its axes must lie along those of the space.
+
+    Raises:
+        ValueError: says from where to where it reaches.
+    """
     corners = nib.affines.apply_affine(affine, [[-0.5] * 3, np.subtract(shape, 0.5)])
     lower, upper = np.add(grid.BRAIN_MM[0], BRAIN_MARGIN_MM), np.subtract(grid.BRAIN_MM[1], BRAIN_MARGIN_MM)
     if (corners.min(axis=0) > lower).any() or (corners.max(axis=0) < upper).any():
@@ -296,7 +306,6 @@ def _check_header(path: str, spacing_mm: float) -> nib.Nifti1Header:
             f"reaches from {_mm(corners.min(axis=0))} to {_mm(corners.max(axis=0))} (right, anterior, superior), too "
             f"little for a brain in MNI space, {_mm(lower)} to {_mm(upper)}. {PREPARE}"
         )
-    return header
 
 
 def _check_content(path: str) -> None:

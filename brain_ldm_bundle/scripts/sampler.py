@@ -51,8 +51,24 @@ class LatentSampler(Inferer):
         self.amp = amp
 
     @torch.inference_mode()
-    def __call__(self, inputs: torch.Tensor, network: DiffusionUNet, seeds: Sequence[int]) -> torch.Tensor:
-        """Volumes (B, 1, D, H, W), about 0 to 1, for scaled covariates (B, 1, C) and one seed per row."""
+    def __call__(
+        self,
+        inputs: torch.Tensor,
+        network: DiffusionUNet,
+        seeds: Sequence[int],
+        start: torch.Tensor | None = None,
+        strength: float = 1.0,
+    ) -> torch.Tensor:
+        """Volumes (B, 1, D, H, W), about 0 to 1, for scaled covariates (B, 1, C) and one seed per row.
+
+        Args:
+            inputs: the covariates.
+            network: denoises.
+            seeds: of the noise.
+            start: latents (B, 3, d, h, w) of images, times the scale factor. They are noised to the step from which
+                `strength` of the walk is left (SDEdit, Meng et al. 2022, Sec. 3.2), and the rest of the walk is taken.
+            strength: 1, or without `start`: from noise alone. 0: no step at all, `start` is decoded as it is.
+        """
         recipe = network.recipe
         if self.guidance_scale != 1 and not recipe.get("condition_dropout"):
             raise ValueError(
@@ -63,7 +79,12 @@ class LatentSampler(Inferer):
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]  # on the CPU: the same noise on any device
         noise = [torch.randn((1, *self.latent_shape), generator=generator) for generator in generators]
         latent = torch.cat(noise).to(inputs.device)  # (B, 3, d, h, w)
-        for t in self.scheduler.timesteps.tolist():
+        timesteps = self.scheduler.timesteps.tolist()
+        if start is not None and strength < 1:
+            timesteps = timesteps[len(timesteps) - round(strength * len(timesteps)) :]
+            first = torch.tensor(timesteps[:1] * len(latent), device=latent.device)  # (B,)
+            latent = self.scheduler.add_noise(start, latent, first) if timesteps else start
+        for t in timesteps:
             output = self._predict(network, latent, t, inputs)
             latent, _ = self.scheduler.step(output.float(), t, latent, generator=generators)
         return self.decode(latent / network.scale_factor)
