@@ -10,8 +10,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
-import re
 import sys
 import zlib
 from collections.abc import Iterable, Iterator
@@ -27,6 +25,7 @@ from monai.networks.nets import UNet
 from monai.transforms import SpatialResample
 from scipy import ndimage
 from tqdm import tqdm
+from volume_table import NORMALISED, VOLUMES, normalised_ml, participant_of, quality_flags, write_table
 
 WEIGHTS = Path(__file__).with_name("volume_net.pt")
 
@@ -36,9 +35,7 @@ SPACING_MM = 2
 SHAPE = (80, 112, 80)
 
 CLASSES = ("other", "csf", "grey", "white", "ventricles")  # CSF without the lateral ventricles
-TEMPLATE_ICV_ML = 1902.0  # intracranial volume of ICBM152 2009a, as in make_demo_data.py
 BRAIN_EXTENT_MM = ((-65, 65), (-98, 66), (-45, 74))  # MNI space; a volume must hold nearly all of it
-VOLUMES = ("ventricles_ml", "brain_ml", "icv_ml")
 
 
 def build_network() -> UNet:
@@ -133,12 +130,6 @@ def _near_largest(mask: np.ndarray, parts: int) -> torch.Tensor:
     return torch.from_numpy(ndimage.binary_dilation(np.isin(labels, largest), iterations=2))
 
 
-def quality_flags(volumes: dict[str, float]) -> str:
-    """Name what makes a row doubtful, comma separated; empty when nothing does."""
-    limits = {"ventricles_ml": (3, 200), "brain_ml": (700, 1900), "icv_ml": (900, 2200)}  # adults, with room
-    return ",".join(f"{name}_unusual" for name, (low, high) in limits.items() if not low <= volumes[name] <= high)
-
-
 def load_network(weights: Path = WEIGHTS) -> UNet:
     """Return the trained network, ready to measure."""
     if not weights.exists():
@@ -160,9 +151,8 @@ def measure(images: Iterable[Path], weights: Path = WEIGHTS, batch_size: int = 4
     rows, tensors = [], []
     for path in images:
         path = Path(path)
-        subject = re.search(r"sub-[a-zA-Z0-9]+", path.name)
-        row = {"participant_id": subject[0] if subject else path.name.split(".")[0], "file": str(path)}
-        row |= dict.fromkeys((*VOLUMES, "brain_normalised_ml"), float("nan")) | {"flags": "", "error": ""}
+        row = {"participant_id": participant_of(path.name), "file": str(path)}
+        row |= dict.fromkeys((*VOLUMES, NORMALISED), float("nan")) | {"flags": "", "error": ""}
         rows.append(row)
         try:
             tensors.append(read_on_grid(path))
@@ -186,7 +176,7 @@ def _measure_batch(network: UNet, rows: list[dict], tensors: list[torch.Tensor])
             row["error"] = f"{row['file']}: only {volumes['brain_ml']:.0f} mL of brain found; is it a T1w in MNI space?"
             continue
         row |= volumes
-        row["brain_normalised_ml"] = volumes["brain_ml"] * TEMPLATE_ICV_ML / volumes["icv_ml"]
+        row[NORMALISED] = normalised_ml(volumes["brain_ml"], volumes["icv_ml"])
         row["flags"] = quality_flags(volumes)
     return rows
 
@@ -255,14 +245,6 @@ def describe_accuracy(weights: Path) -> str:
 
 def format_table(rows: list[dict]) -> str:
     return pandas.DataFrame(rows).to_string(index=False)
-
-
-def write_table(rows: list[dict], path: Path) -> None:
-    """Write measured rows as TSV (volumes in mL); an interrupted write leaves nothing behind."""
-    table = pandas.DataFrame(rows, columns=["participant_id", "file", *VOLUMES, "brain_normalised_ml", "flags"])
-    beside = path.with_name(path.name + ".part")
-    table.to_csv(beside, sep="\t", index=False, float_format="%.2f", na_rep="n/a")
-    os.replace(beside, path)
 
 
 def main() -> int:

@@ -8,6 +8,7 @@ import numpy as np
 import pandas
 import pytest
 import torch
+from volume_table import TEMPLATE_ICV_ML
 
 FIELD_MM = (168, 232, 176)  # three different sides, a little larger than the project's box
 LOW_MM = np.array([-83.0, -130.0, -66.0])
@@ -162,7 +163,7 @@ def test_shipped_weights_find_larger_ventricles_larger(save):
     volumes = [row["ventricles_ml"] for row in rows]
     assert volumes[0] + 5 < volumes[1] < volumes[2] - 5
     for row in rows:
-        expected = row["brain_ml"] * measure_volumes.TEMPLATE_ICV_ML / row["icv_ml"]
+        expected = row["brain_ml"] * TEMPLATE_ICV_ML / row["icv_ml"]
         assert row["brain_normalised_ml"] == pytest.approx(expected)
 
 
@@ -240,4 +241,4 @@ def test_accuracy_of_other_weights_is_called_unknown(tmp_path):
 
 
 def test_head_size_is_normalised_to_the_same_template_as_the_demo_cohort():
-    assert make_demo_data.TEMPLATE_ICV_ML == measure_volumes.TEMPLATE_ICV_ML
+    assert make_demo_data.TEMPLATE_ICV_ML == TEMPLATE_ICV_ML
