@@ -4,6 +4,7 @@ from . import (
     covariates,
     derivative,
     device,
+    editing,
     files,
     gradient_ssim,
     grid,
