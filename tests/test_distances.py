@@ -1,0 +1,136 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from monai.metrics import FIDMetric
+from scipy.linalg import sqrtm
+
+from brain_ldm_bundle.scripts.distances import (
+    check_features,
+    density_coverage,
+    frechet_distance,
+    jackknife,
+    median_distance,
+    principal_components,
+    squared_mmd,
+)
+
+
+def normal(n, features=4, shift=0.0, scale=1.0, seed=0):
+    rows = np.random.default_rng(seed).standard_normal((n, features)) * np.linspace(1, 2, features) * scale
+    rows[:, 0] += shift
+    return rows
+
+
+def test_the_frechet_distance_agrees_with_its_formula_and_with_monai():
+    a, b = normal(30), normal(40, shift=0.7, scale=1.5, seed=1)
+    covariances = np.cov(a.T), np.cov(b.T)
+    expected = (
+        np.square(a.mean(0) - b.mean(0)).sum() + np.trace(sum(covariances)) - 2 * np.trace(sqrtm(np.dot(*covariances)).real)
+    )
+    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-9)
+    try:
+        with pytest.warns(DeprecationWarning, match="disp"):  # gone in SciPy 1.18, and with it MONAI 1.6's FIDMetric
+            monai = FIDMetric()(torch.from_numpy(a), torch.from_numpy(b))
+    except TypeError:
+        return
+    assert frechet_distance(a, b) == pytest.approx(float(monai), rel=1e-9)
+
+
+def test_the_frechet_distance_of_two_lines_is_known_by_hand():
+    # Means 1 and 4, variances 1 and 9: (4 - 1)^2 + (3 - 1)^2.
+    assert frechet_distance(np.array([[0], [1], [2]]), np.array([[1], [4], [7]])) == pytest.approx(9 + 4)
+
+
+def test_the_frechet_distance_holds_where_the_covariance_is_singular():
+    a, b = normal(6, features=20), normal(5, features=20, seed=1)
+    rotation = np.linalg.qr(np.random.default_rng(2).standard_normal((20, 20)))[0]
+    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
+    assert frechet_distance(a @ rotation, b @ rotation) == pytest.approx(frechet_distance(a, b))
+    # One volume repeated has no spread: what is left is the distance of means and the other set's variance.
+    repeated = np.repeat(a[:1], 7, axis=0)
+    assert frechet_distance(repeated, b) == pytest.approx(np.square(a[0] - b.mean(0)).sum() + b.var(axis=0, ddof=1).sum())
+
+
+def test_the_jackknife_takes_away_most_of_the_bias_of_few_samples():
+    pairs = [(normal(30, seed=seed), normal(40, shift=1, seed=seed + 100)) for seed in range(20)]  # the truth is 1
+    plain = np.mean([frechet_distance(*pair) for pair in pairs])
+    corrected, errors = np.mean([jackknife(frechet_distance, *pair) for pair in pairs], axis=0)
+    spread = np.std([jackknife(frechet_distance, *pair)[0] for pair in pairs])
+    assert plain > 1.4
+    assert abs(corrected - 1) < 0.2
+    assert 0.5 * spread < errors < 2 * spread
+
+
+def test_the_jackknife_of_a_mean_is_unbiased_with_the_known_error():
+    a, b = normal(12, features=1), normal(9, features=1, seed=1)
+    corrected, error = jackknife(lambda x, y: x.mean() - y.mean(), a, b)
+    assert corrected == pytest.approx(a.mean() - b.mean())
+    assert error == pytest.approx(math.sqrt(a.var(ddof=1) / 12 + b.var(ddof=1) / 9))
+
+
+def test_fewer_groups_give_much_the_same_as_leaving_out_one_by_one():
+    a, b = normal(60), normal(60, shift=1, seed=1)
+    one_by_one, grouped = jackknife(frechet_distance, a, b, groups=60), jackknife(frechet_distance, a, b, groups=15)
+    assert grouped == pytest.approx(one_by_one, rel=0.3)
+
+
+def test_mmd_agrees_with_its_double_sum():
+    a, b, width = normal(7), normal(5, shift=1, seed=1), 1.7
+
+    def kernel(x, y):
+        return math.exp(-np.square(x - y).sum() / (2 * width**2))
+
+    aa = np.mean([kernel(x, y) for i, x in enumerate(a) for j, y in enumerate(a) if i != j])
+    bb = np.mean([kernel(x, y) for i, x in enumerate(b) for j, y in enumerate(b) if i != j])
+    ab = np.mean([kernel(x, y) for x in a for y in b])
+    assert squared_mmd(a, b, width) == pytest.approx(aa + bb - 2 * ab)
+
+
+def test_mmd_sees_a_spread_that_the_means_do_not_show():
+    a, same, wider = normal(60), normal(50, seed=1), normal(50, scale=3, seed=1)
+    width = median_distance(a)
+    assert abs(squared_mmd(a, same, width)) < 0.03 < squared_mmd(a, wider, width)
+
+
+def test_density_and_coverage_are_counted_by_hand():
+    # Real 0, 1, 3, 7. The second nearest lie at 3, 2, 3, 6: balls (-3, 3), (-1, 3), (0, 6), (1, 13).
+    real, generated = np.array([[0.0], [1], [3], [7]]), np.array([[0.5], [-2], [20]])
+    # 0.5 lies in three balls, -2 in one, 20 in none. The last ball is empty.
+    assert density_coverage(real, generated, neighbours=2) == pytest.approx((4 / (2 * 3), 3 / 4))
+
+
+def test_equal_distributions_have_density_1_and_coverage_near_1_and_a_collapsed_one_has_not():
+    real, same = normal(300), normal(300, seed=1)
+    density, coverage = density_coverage(real, same)
+    assert density == pytest.approx(1, abs=0.1) and coverage > 0.9
+    assert density_coverage(real, np.repeat(real[:1] * 0.1, 300, axis=0))[1] < 0.3
+    assert density_coverage(real, normal(300, shift=30)) == (0, 0)
+
+
+def test_components_are_those_of_the_reference_and_keep_its_distances():
+    reference = normal(50, features=6) * [10, 5, 1, 0.1, 0.1, 0.1]
+    project, share = principal_components(reference, 3)
+    assert project(reference).shape == (50, 3) and share > 0.99
+    other = normal(40, features=6, shift=3, seed=1) * [10, 5, 1, 0.1, 0.1, 0.1]
+    assert frechet_distance(project(reference), project(other)) == pytest.approx(frechet_distance(reference, other), rel=0.01)
+    with pytest.raises(ValueError, match="7 components of 50 volumes with 6 features: use 1 to 6"):
+        principal_components(reference, 7)
+
+
+def test_what_has_no_distance_is_refused_by_name():
+    broken = normal(5)
+    broken[3, 1] = np.nan
+    with pytest.raises(ValueError, match="'LDM': those of 1 volumes are NaN or infinite, first: row 3"):
+        check_features(broken, "LDM")
+    with pytest.raises(ValueError, match="'LDM': 1 volumes, at least 2 needed"):
+        check_features(normal(1), "LDM")
+    with pytest.raises(ValueError, match=r"'LDM': expected an array \(n, 4\), got \(5, 3\)"):
+        check_features(normal(5, features=3), "LDM", length=4)
+    with pytest.raises(ValueError, match="second set.*1 volumes"):
+        frechet_distance(normal(5), normal(1))
+    with pytest.raises(ValueError, match="5 volumes, at least 6 needed"):
+        density_coverage(normal(5), normal(5))
+    with pytest.raises(ValueError, match="one volume many times"):
+        median_distance(np.ones((5, 3)))
