@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from scipy.spatial.distance import pdist
-from sklearn.decomposition import PCA
-from sklearn.metrics import pairwise_distances
-from sklearn.metrics.pairwise import rbf_kernel
+from scipy.spatial.distance import cdist, pdist
 
 __all__ = [
     "check_features",
@@ -58,8 +55,10 @@ def principal_components(reference: np.ndarray, number: int) -> tuple[Callable[[
         raise ValueError(
             f"{number} components of {len(reference)} volumes with {reference.shape[1]} features: use 1 to {largest}"
         )
-    pca = PCA(number, svd_solver="full").fit(reference)
-    return pca.transform, float(pca.explained_variance_ratio_.sum())
+    mean = reference.mean(axis=0)
+    _, lengths, axes = np.linalg.svd(reference - mean, full_matrices=False)
+    share = np.square(lengths[:number]).sum() / np.square(lengths).sum()
+    return lambda features: (features - mean) @ axes[:number].T, float(share)
 
 
 def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
@@ -123,12 +122,8 @@ def squared_mmd(a: np.ndarray, b: np.ndarray, width: float) -> float:
     alone, and takes sets of equal size only.
     """
     a, b = check_features(a, "first set"), check_features(b, "second set", length=np.shape(a)[1])
-    gamma = 1 / (2 * width**2)
-    within = 0.0
-    for x in (a, b):
-        kernel = rbf_kernel(x, gamma=gamma)
-        within += (kernel.sum() - np.trace(kernel)) / (len(x) * (len(x) - 1))
-    return float(within - 2 * rbf_kernel(a, b, gamma=gamma).mean())
+    within = [np.exp(pdist(x, "sqeuclidean") / (-2 * width**2)).mean() for x in (a, b)]
+    return float(sum(within) - 2 * np.exp(cdist(a, b, "sqeuclidean") / (-2 * width**2)).mean())
 
 
 def density_coverage(real: np.ndarray, generated: np.ndarray, neighbours: int = 5) -> tuple[float, float]:
@@ -143,6 +138,6 @@ def density_coverage(real: np.ndarray, generated: np.ndarray, neighbours: int = 
     """
     real = check_features(real, "real", at_least=neighbours + 1)
     generated = check_features(generated, "generated", at_least=1, length=real.shape[1])
-    radii = np.partition(pairwise_distances(real), neighbours, axis=1)[:, neighbours]  # its own distance 0 comes first
-    inside = pairwise_distances(real, generated) < radii[:, None]
+    radii = np.partition(cdist(real, real), neighbours, axis=1)[:, neighbours]  # its own distance 0 comes first
+    inside = cdist(real, generated) < radii[:, None]
     return float(inside.sum() / (neighbours * len(generated))), float(inside.any(axis=1).mean())
