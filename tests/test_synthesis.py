@@ -4,6 +4,7 @@ import importlib
 import json
 import shutil
 import sys
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -213,6 +214,42 @@ def test_a_small_head_in_a_large_field_of_view_keeps_the_field_of_view(config, t
     assert seen == [(1, 1, 32, 32, 32)]  # the network sees the head alone
     assert image.shape == labels.shape
     np.testing.assert_array_equal(image.get_fdata() > 0, labels > 0)
+
+
+def test_a_trailing_axis_of_one_is_ignored(config, tmp_path):
+    """As some tools write it, and training takes it."""
+    affine, shape = grid("LIA", (2, 2, 2))
+    labels = phantom(shape)
+    path = save_map(tmp_path / "map.nii.gz", labels[..., None], affine)
+    image = painted(config, path, spacing_mm=2.0)
+    np.testing.assert_allclose(image.get_fdata(), TABLE.classes(labels, "") / 16, atol=1e-6)
+    made = image.get_filename()
+    before = Path(made).stat().st_mtime_ns
+    painted(config, path, spacing_mm=2.0)
+    assert Path(made).stat().st_mtime_ns == before  # it counts as made
+
+
+def write_cohort(folder):
+    """Three participants with a map each, in two splits."""
+    affine, shape = grid("LIA", (2, 2, 2))
+    for name in ("sub-1", "sub-2", "sub-3"):
+        save_map(folder / "derivatives" / "fs" / name / "anat" / f"{name}_dseg.nii.gz", phantom(shape), affine)
+    (folder / "participants.tsv").write_text("participant_id\tsplit\nsub-1\ttrain\nsub-2\ttest\nsub-3\ttrain\n")
+    return folder
+
+
+def test_only_maps_of_a_split_are_taken(tmp_path):
+    maps = synthesis.find_maps(write_cohort(tmp_path), split="train")
+    assert [item["participant_id"] for item in maps] == ["sub-1", "sub-3"]
+    assert len(synthesis.find_maps(tmp_path)) == 3
+
+
+def test_a_split_that_nobody_is_in_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="is in the split 'training'. There are: test, train"):
+        synthesis.find_maps(write_cohort(tmp_path), split="training")
+    (tmp_path / "participants.tsv").unlink()
+    with pytest.raises(ValueError, match=r"split 'train': there is no column split in .*participants.tsv"):
+        synthesis.find_maps(tmp_path, split="train")
 
 
 # The path that MONAI Label and the zoo take

@@ -23,7 +23,7 @@ from .derivative import made_here
 from .files import atomic, read_whole
 from .labels import LabelTable
 
-__all__ = ["fingerprint", "identities", "pair_key", "read_dataset", "refuse_too_few"]
+__all__ = ["fingerprint", "identities", "pair_key", "read_dataset", "read_splits", "refuse_too_few"]
 
 SPLITS = ("training", "fusion", "validation", "test")
 SPLIT_COLUMN = {"train": "training", "fusion": "fusion", "validation": "validation", "test": "test"}
@@ -189,7 +189,7 @@ def _bids_items(dataset_dir: Path) -> tuple[list[dict], list[str]]:
             stacklevel=3,
         )
     table = dataset_dir / "participants.tsv"
-    split_of = _read_splits(table) if table.is_file() else None
+    split_of = read_splits(table) if table.is_file() else None
     if split_of is not None:
         for participant in sorted({item["participant_id"] for item in items}):
             if split_of.get(participant) not in SPLIT_COLUMN:
@@ -216,7 +216,7 @@ def _belongs(label: Path, scan: Path) -> bool:
     return same_run and all(of_label[entity] == of_scan[entity] for entity in of_label.keys() & of_scan.keys())
 
 
-def _read_splits(table: Path) -> dict[str, str] | None:
+def read_splits(table: Path) -> dict[str, str] | None:
     """Participant to cell of the column split; None where there is no such column.
 
     Raises:

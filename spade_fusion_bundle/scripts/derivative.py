@@ -110,7 +110,7 @@ class Derivative:
             images = [read_whole(path) for path in (image_file, _beside(image_file, "_dseg.nii.gz"))]
         except ValueError:
             return False
-        return all(image.shape == source.shape and np.allclose(image.affine, source.affine) for image in images)
+        return all(image.shape == source.shape[:3] and np.allclose(image.affine, source.affine) for image in images)
 
     def write(self, row: Mapping, volume: ArrayLike, labels: ArrayLike) -> Path:
         """Write one image, its label map and its sidecar, over those of the same name.
@@ -131,10 +131,10 @@ class Derivative:
         sidecar = self._sidecar(row)
         source = nib.load(row["image"])
         volume, labels = np.asarray(volume, dtype=np.float32), np.asarray(labels)
-        if not volume.shape == labels.shape == source.shape:
+        if not volume.shape == labels.shape == source.shape[:3]:
             raise ValueError(
                 f"{image_file.name}: image {volume.shape} and labels {labels.shape} are not on the grid of {row['image']}, "
-                f"{source.shape}"
+                f"{source.shape[:3]}"
             )
         bad = volume.size - np.count_nonzero(np.isfinite(volume))
         if bad:

@@ -26,6 +26,7 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from tqdm import tqdm
 
+from .dataset import read_splits
 from .deformation import refuse_folding
 from .derivative import Derivative, made_here, name_of
 from .files import read_whole, sha256
@@ -89,7 +90,7 @@ def refuse_missing_weights(model_file: str | Path, models_dir: str | Path) -> No
     raise FileNotFoundError(f"{model_file}: no such weights file. {state}. Make it with: {', then '.join(commands)}")
 
 
-def find_maps(label_maps: str | Path | None, output_dir: str | Path | None = None) -> list[dict]:
+def find_maps(label_maps: str | Path | None, output_dir: str | Path | None = None, split: str | None = None) -> list[dict]:
     """Find label maps and check all their headers.
 
     Args:
@@ -97,14 +98,16 @@ def find_maps(label_maps: str | Path | None, output_dir: str | Path | None = Non
             here and in `derivatives/*`, but for what this bundle wrote; or a pattern such as "DIR/**/*_desc-aseg_dseg.nii.gz".
 
         output_dir: where images will go; must be another folder.
+        split: train, fusion, validation or test: only those whose row in the BIDS data set's participants.tsv says so.
 
     Returns:
         items {"image": path, "participant_id": "sub-X", "session_id": "ses-Y" or None}, sorted by path. Names come from the
         files' BIDS entities, elsewhere from their letters and digits: training_seg_01.nii.gz is sub-trainingseg01.
 
     Raises:
-        FileNotFoundError: no label map there.
-        ValueError: all headers that are wrong, all names that clash: up to 20 lines, and how many more.
+        FileNotFoundError: no label map there, or none of the split.
+        ValueError: a split without participants.tsv; all headers that are wrong, all names that clash: up to 20 lines, and how
+            many more.
     """
     if label_maps is None:
         raise ValueError("no label maps were given. Add --label_maps with a NIfTI file, a folder, or a BIDS data set")
@@ -124,6 +127,8 @@ def find_maps(label_maps: str | Path | None, output_dir: str | Path | None = Non
             f"label_maps {label_maps}: no label maps there. Give a NIfTI file, a folder of them, or a BIDS data set with "
             f"sub-X/[ses-Y/]anat/*_dseg.nii.gz"
         )
+    if split is not None:
+        paths = _of_split(paths, split, root / "participants.tsv")
     problems = _in_threads(_header_problem, paths, "Checking headers")
     maps = []
     for path in paths:
@@ -350,6 +355,18 @@ def _clashes(items: Sequence[Mapping]) -> list[str]:
     return problems
 
 
+def _of_split(paths: Sequence[Path], split: str, table: Path) -> list[Path]:
+    """The maps of participants of one split."""
+    split_of = read_splits(table) if table.is_file() else None
+    if split_of is None:
+        raise ValueError(f"split {split!r}: there is no column split in {table} that says whose maps those are")
+    chosen = [path for path in paths if split_of.get(_entities(path)[0]) == split]
+    if not chosen:
+        found = ", ".join(sorted(set(split_of.values())))
+        raise FileNotFoundError(f"{table}: no participant with a label map is in the split {split!r}. There are: {found}")
+    return chosen
+
+
 def _header_problem(path: Path) -> str | None:
     try:
         image = nib.load(path)
@@ -357,7 +374,7 @@ def _header_problem(path: Path) -> str | None:
         codes = max(int(header["sform_code"]), int(header["qform_code"]))
     except (OSError, EOFError, ValueError, KeyError, zlib.error, ImageFileError, HeaderDataError) as error:
         return f"{path}: is not a NIfTI image that can be read ({error})"
-    if len(shape) != 3:
+    if len(shape) != 3 and shape[3:] != (1,):  # some tools write a trailing axis of one
         return f"{path}: has {len(shape)} dimensions {shape}; a label map has three. Extract one volume, e.g. by fslroi"
     if header.get_data_dtype().kind not in "iuf":
         return f"{path}: has voxels of type {header.get_data_dtype()}; label values are needed"
