@@ -9,7 +9,7 @@ import os
 import re
 import warnings
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from .derivative import made_here
 from .files import atomic, read_whole
 from .labels import LabelTable
 
-__all__ = ["fingerprint", "identities", "pair_key", "read_dataset", "read_splits", "refuse_too_few"]
+__all__ = ["fingerprint", "from_lists", "identities", "listed", "pair_key", "read_dataset", "read_splits", "refuse_too_few"]
 
 SPLITS = ("training", "fusion", "validation", "test")
 SPLIT_COLUMN = {"train": "training", "fusion": "fusion", "validation": "validation", "test": "test"}
@@ -37,7 +37,7 @@ AFFINE_TOLERANCE = 1e-3
 def read_dataset(
     dataset_dir: str | Path,
     table: LabelTable,
-    datalist: str | Path | None = None,
+    datalist: str | Path | Mapping | None = None,
     validation_fraction: float = 0.1,
     fusion_fraction: float = 0.2,
     folds: int = 0,
@@ -55,7 +55,8 @@ def read_dataset(
             `derivatives/*/sub-X/[ses-Y/]anat/*_dseg.nii[.gz]`, or beside the scan.
         table: which values the maps may hold.
         datalist: JSON instead of BIDS, {"training": [{"image": path, "label": path, "participant_id": "sub-X"}, ...],
-            "fusion": [...], "validation": [...], "test": [...]}; paths relative to `dataset_dir`; ids are optional.
+            "fusion": [...], "validation": [...], "test": [...]}; paths relative to `dataset_dir`; ids are optional. The file,
+            or its content.
         validation_fraction: of the participants, where neither a column `split` (train, fusion, validation, test) in
             participants.tsv nor the datalist says which. The choice depends on the ids and `seed`, not on any order.
         fusion_fraction: of the training participants that the fusion network is trained on and the GANs do not see, where
@@ -85,7 +86,7 @@ def read_dataset(
     if datalist is None:
         items, problems = _bids_items(dataset_dir)
     else:
-        items, problems = _datalist_items(Path(datalist), dataset_dir)
+        items, problems = _datalist_items(datalist, dataset_dir)
     problems += _pair_problems(items, table, workers, cache_file)
     if problems:
         hidden = len(problems) - MOST_LISTED
@@ -93,6 +94,30 @@ def read_dataset(
         heading = f"{dataset_dir} cannot be used for training yet ({len(problems)} problems):"
         raise ValueError("\n".join([heading, *problems[:MOST_LISTED], *more]))
     return _share_out(items, validation_fraction, fusion_fraction, folds, seed)
+
+
+def listed(data: Mapping[str, Sequence[dict]] | None, *splits: str) -> list[dict]:
+    """The items of these splits, one after the other; none where there is no data set."""
+    return [item for split in splits for item in data[split]] if data else []
+
+
+def from_lists(
+    read: Callable[..., dict[str, list[dict]]], training: Sequence[Mapping], validation: Sequence[Mapping]
+) -> dict[str, list[dict]]:
+    """The data where they come as lists, as MONAI Label gives them, instead of as a folder; checked and shared out as there.
+
+    Args:
+        read: `read_dataset` with its settings.
+        training: {"image": path, "label": path}; a share of them is kept for the fusion.
+        validation: the same; without any, a share of `training`.
+
+    Raises:
+        ValueError: neither folder nor lists; as `read_dataset`.
+    """
+    if not training:
+        raise ValueError("there is nothing to train on. Give --dataset_dir, a BIDS data set of T1w scans and label maps")
+    folder = Path(training[0]["image"]).parent
+    return read(folder, datalist={"training": list(training), "validation": list(validation)})
 
 
 def refuse_too_few(data: Mapping[str, Sequence[dict]], folds: int = 0, world_size: int = 1) -> None:
@@ -240,13 +265,9 @@ def read_splits(table: Path) -> dict[str, str] | None:
     return splits
 
 
-def _datalist_items(datalist: Path, dataset_dir: Path) -> tuple[list[dict], list[str]]:
-    if not datalist.is_file():
-        raise FileNotFoundError(f"{datalist}: no such datalist")
-    try:
-        content = json.loads(datalist.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{datalist}: this is not JSON ({error})") from error
+def _datalist_items(datalist: str | Path | Mapping, dataset_dir: Path) -> tuple[list[dict], list[str]]:
+    content = datalist if isinstance(datalist, Mapping) else _read_datalist(Path(datalist))
+    datalist = "datalist" if isinstance(datalist, Mapping) else datalist
     if not isinstance(content, Mapping) or not any(content.get(split) for split in SPLITS):
         raise ValueError(f'{datalist}: expected {{"training": [{{"image": path, "label": path}}], "validation": [...]}}')
     for key, value in content.items():
@@ -271,6 +292,15 @@ def _datalist_items(datalist: Path, dataset_dir: Path) -> tuple[list[dict], list
                 problems.append(f"{where}: {participant} is also in {split_of[participant]}. Keep a participant in one split")
             items.append(_item(path, label, participant, split if said or split != "training" else None))
     return items, problems
+
+
+def _read_datalist(path: Path) -> object:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such datalist")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: this is not JSON ({error})") from error
 
 
 def _item(image: Path, label: Path, participant: str, split: str | None) -> dict:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from ignite.engine import Engine
+from ignite.engine import Engine, Events
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
@@ -18,7 +19,16 @@ from .networks import SpadeFusion, SpadeGenerator
 from .planes import PLANES, from_the_right
 from .weights import generator_file, load_generators
 
-__all__ = ["FusionDataset", "fusion_items", "pictures", "prepare", "validation_step", "volumes_per_batch", "with_contrast_of"]
+__all__ = [
+    "FinalGenerators",
+    "FusionDataset",
+    "fusion_items",
+    "pictures",
+    "prepare",
+    "validation_step",
+    "volumes_per_batch",
+    "with_contrast_of",
+]
 
 
 def fusion_items(data: Mapping[str, Sequence[dict]], folds: int) -> list[dict]:
@@ -35,7 +45,8 @@ class FusionDataset(Dataset):
     Nothing is read before `synthesise` is called, so a data set may be built before its generators have been trained.
 
     Args:
-        data: {"image", "label"} paths, "fold" where there is cross-validation.
+        data: {"image", "label"} paths of all subjects that training may use. MONAI Label puts its own list here.
+        items: those of them whose volumes are made, "fold" where there is cross-validation; None for all.
         preprocessing: an item to its volumes.
         network: called, it makes a SpadeFusion; only its generators are used.
         generator: called, it makes one to load weights into.
@@ -57,13 +68,14 @@ class FusionDataset(Dataset):
         models_dir: str | Path,
         recipe: Mapping,
         cache_dir: str | Path,
+        items: Sequence[dict] | None = None,
         random_transform: Callable | None = None,
         visits: int = 1,
         match_contrast: bool = False,
         device: torch.device | str = "cpu",
         amp: bool = False,
     ) -> None:
-        self.items = list(data)
+        self.items = list(data if items is None else items)
         self.preprocessing = preprocessing
         self.network = network
         self.generator = generator
@@ -157,6 +169,18 @@ def prepare(
         "generators_sha256": {plane: sha256(generator_file(models_dir, plane)) for plane in PLANES}
     }
     return network
+
+
+class FinalGenerators:
+    """`prepare` when an engine starts: of what a handler before it loaded into the network, only the fusion CNN stays."""
+
+    def __init__(
+        self, network: SpadeFusion, generator: Callable[[], SpadeGenerator], models_dir: str | Path, recipe: Mapping
+    ) -> None:
+        self.prepare = partial(prepare, network, generator, models_dir, recipe)
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, self.prepare)
 
 
 def validation_step(engine: Engine, batch: dict) -> dict[str, torch.Tensor]:
