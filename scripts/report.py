@@ -1,11 +1,12 @@
-"""One HTML page and one picture about a generated cohort: does it look right, does it have the volumes it was asked for?
+"""One HTML page and one picture about a folder of generated volumes: how they look, and whether they are what was asked for.
 
-    python scripts/report.py GENERATED_DIR --measured generated_volumes.tsv --output report.html
-        [--real COHORT_DIR --real_measured real_volumes.tsv] [--reconstruction reconstruction.json]
-        [--training TRAINING_DIR] [--facts weights.json]
+    python scripts/report.py GENERATED_DIR [--measured volumes.tsv [ages.tsv ...]] [--evaluation DIR ...] [--output report.html]
+        [--real COHORT_DIR --real_measured real_volumes.tsv ...] [--reconstruction reconstruction.json]
+        [--training TRAINING_DIR] [--facts weights.json] [--gallery 64] [--viewer 24]
 
-Measure first, with scripts/measure_volumes.py. The page holds its pictures and opens without a network; the picture lies
-beside it as .png. Research tool, not for clinical use.
+GENERATED_DIR is what inference of either bundle wrote. Measure first with scripts/measure_volumes.py to see requested against
+measured values. The page holds all that it shows, pictures and volumes, and opens without a network; the picture lies beside it
+as .png. Research tool, not for clinical use.
 """
 
 from __future__ import annotations
@@ -13,61 +14,116 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from report_cohort import describe, evenly, read_cohort
-from report_page import make_page
+from report_cohort import describe, read_cohort
+from report_labels import read_label_names
+from report_page import Content, page
 from report_pictures import overview
+from report_sections import find_sections
 from report_tables import provenance_rows, training_rows
 from training_curves import draw as draw_curves
 
+LARGE_MB = 50  # a page that some browsers take seconds to open
 
-def write_whole(path: Path, content: bytes) -> None:
+
+def read_content(options: argparse.Namespace) -> Content:
+    """All that the page shows, read and checked, except the volumes themselves."""
+    sections = find_sections(options.evaluation)
+    cohorts = {"generated": read_cohort(options.generated, options.measured)}
+    if options.real:
+        cohorts["cohort"] = read_cohort(options.real, options.real_measured, everyone=not options.real_measured)
+    for cohort in cohorts.values():
+        if cohort.expected.empty:
+            raise ValueError(f"{cohort.folder / 'participants.tsv'}: lists no volume")
+    provenance = [["Cohort", describe(cohorts["cohort"])]] if options.real else []
+    if options.training:
+        provenance += training_rows(options.training)
+    for file in options.facts:
+        provenance += [[f"{file.stem}, {name}", str(value)] for name, value in _read_json(file).items()]
+    content = Content(
+        cohorts=cohorts,
+        picture=overview(cohorts),
+        names=read_label_names(options.generated),
+        shown=options.gallery,
+        in_viewer=options.viewer,
+        facts_file=Path(__file__).with_name("volume_net.json"),
+        scans_in_viewer=options.viewer_scans,
+        viewer_spacing_mm=options.viewer_spacing_mm,
+        reconstruction=_read_json(options.reconstruction) if options.reconstruction else None,
+        sections=sections,
+        curves=draw_curves(options.training) if options.training else None,
+    )
+    content.provenance = provenance + provenance_rows(cohorts["generated"], content.drawn["generated"])
+    return content
+
+
+def _read_json(path: Path) -> dict:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_whole(path: Path, parts: Iterable[bytes]) -> None:
+    """Write a file in parts; where that fails, nothing is left and an older one stays."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".partial-{path.name}")
-    partial.write_bytes(content)
-    os.replace(partial, path)
+    try:
+        with open(partial, "wb") as file:
+            file.writelines(parts)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("generated", type=Path, metavar="GENERATED_DIR", help="what inference wrote, with participants.tsv")
+    add("--measured", type=Path, nargs="+", default=[], metavar="TSV", help="tables of measurement for it, by participant_id: "
+        "of measure_volumes.py, of a regressor (column age, in years)")  # fmt: skip
+    add("--evaluation", type=Path, nargs="+", default=[], metavar="DIR", help="folders of evaluations: all their sections")
+    add("--real", type=Path, metavar="COHORT_DIR", help="BIDS cohort to compare with; its participants.tsv has true values")
+    add("--real_measured", type=Path, nargs="+", default=[], metavar="TSV", help="tables of measurement for (a part of) it")
+    add("--reconstruction", type=Path, help="reconstruction.json of the LDM bundle's evaluation")
+    add("--training", type=Path, help="training's output_dir: steps, time and curves are read from it")
+    add("--facts", type=Path, nargs="*", default=[], help="flat JSON files to list, such as of weights")
+    add("--gallery", type=int, default=64, metavar="N", help="generated volumes to show (default 64)")
+    add("--viewer", type=int, default=24, metavar="N", help="of these, volumes inside the page for its viewer (default 24)")
+    add("--viewer_scans", type=int, default=0, metavar="N", help="scans inside the page for its viewer (default 0: whole heads "
+        "of persons go into no page unless told)")  # fmt: skip
+    add("--viewer_spacing_mm", type=float, help="resample the viewer's volumes to this (default: all their voxels)")
+    add("--output", type=Path, help="the page, .html (default GENERATED_DIR_report.html, beside the folder); its picture: .png")
+    options = parser.parse_args(arguments)
+    if options.real_measured and options.real is None:
+        parser.error("--real_measured needs --real")
+    if options.viewer_scans and options.real is None:
+        parser.error("--viewer_scans needs --real")
+    if options.gallery < 1 or options.viewer < 0 or options.viewer_scans < 0:
+        parser.error("--gallery must be 1 or more, --viewer and --viewer_scans 0 or more")
+    if options.viewer_spacing_mm is not None and not options.viewer_spacing_mm > 0:
+        parser.error(f"--viewer_spacing_mm must be positive, got {options.viewer_spacing_mm:g}")
+    if options.output is None:
+        folder = options.generated.resolve()
+        options.output = folder.with_name(f"{folder.name}_report.html")
+    if options.output.suffix != ".html":
+        parser.error(f"--output must end in .html, got {options.output}")
+    return options
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("generated", type=Path, metavar="GENERATED_DIR", help="what inference wrote, with participants.tsv")
-    parser.add_argument("--measured", type=Path, required=True, help="table of measure_volumes.py for it")
-    parser.add_argument("--real", type=Path, metavar="COHORT_DIR", help="BIDS cohort whose participants.tsv has true volumes")
-    parser.add_argument("--real_measured", type=Path, help="table of measure_volumes.py for (a part of) it")
-    parser.add_argument("--reconstruction", type=Path, help="reconstruction.json of the bundle's evaluation")
-    parser.add_argument("--training", type=Path, help="training's output_dir: steps and time are read from it")
-    parser.add_argument("--facts", type=Path, nargs="*", default=[], help="flat JSON files to list, such as of weights")
-    parser.add_argument("--gallery", type=int, default=64, help="generated volumes to show (default 64)")
-    parser.add_argument("--output", type=Path, required=True, help="the page, .html; the picture lies beside it as .png")
-    options = parser.parse_args(arguments)
-    if (options.real is None) != (options.real_measured is None):
-        parser.error("--real and --real_measured go together")
-    if options.output.suffix != ".html":
-        parser.error(f"--output must end in .html, got {options.output}")
+    options = parse(arguments)
     try:
-        cohorts = {"generated": read_cohort(options.generated, options.measured, everyone=True)}
-        if options.real:
-            cohorts["cohort"] = read_cohort(options.real, options.real_measured)
-        quantity = cohorts["generated"].quantities()[0]
-        curves = draw_curves(options.training) if options.training else None
-        provenance = [["Cohort", describe(cohorts["cohort"])]] if options.real else []
-        if options.training:
-            provenance += training_rows(options.training)
-        for file in options.facts:
-            provenance += [[f"{file.stem}, {name}", str(value)] for name, value in json.loads(file.read_text()).items()]
-        drawn = evenly(cohorts["generated"].sorted_by(quantity), options.gallery)
-        provenance += provenance_rows(cohorts["generated"], drawn)
-        reconstruction = json.loads(options.reconstruction.read_text()) if options.reconstruction else None
-        picture = overview(cohorts, quantity)
-        accuracy_file = Path(__file__).with_name("volume_net.json")
-        page = make_page(cohorts, picture, quantity, options.gallery, accuracy_file, reconstruction, provenance, curves)
+        content = read_content(options)
+        write_whole(options.output, (part.encode() for part in page(content)))
     except (ValueError, FileNotFoundError) as error:
         raise SystemExit(f"error: {error}") from None
-    write_whole(options.output.with_suffix(".png"), picture)
-    write_whole(options.output, page.encode())
-    print(f"{options.output} and {options.output.with_suffix('.png')}")
+    write_whole(options.output.with_suffix(".png"), [content.picture])
+    size_mb = options.output.stat().st_size / 1e6
+    print(f"{options.output} ({size_mb:.1f} MB) and {options.output.with_suffix('.png')}")
+    if size_mb > LARGE_MB:
+        print("The page is large. --viewer 8, --viewer_spacing_mm 2 or --gallery 64 make it smaller")
 
 
 if __name__ == "__main__":

@@ -2,100 +2,211 @@
 
 from __future__ import annotations
 
+import glob
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pandas as pd
 from scipy.optimize import linear_sum_assignment
+from three_planes import POINT_MM
 
-QUANTITIES = {
-    "ventricles_ml": "lateral ventricles",
-    "brain_normalised_ml": "brain, normalised for head size",
-    "brain_ml": "brain",
-    "icv_ml": "intracranial volume",
+QUANTITIES = {  # title and unit
+    "ventricles_ml": ("lateral ventricles", "mL"),
+    "brain_normalised_ml": ("brain, normalised for head size", "mL"),
+    "brain_ml": ("brain", "mL"),
+    "icv_ml": ("intracranial volume", "mL"),
+    "age": ("age", "years"),
 }
+BOOKKEEPING = ("variant",)  # numbers that say nothing about a volume
+MNI_CODES = (3, 4)  # sform_code of Talairach and MNI space
 
 
 @dataclass
 class Cohort:
     """Volumes of a BIDS folder with what they should be (`expected`) and what was measured in them (`measured`).
 
-    Both tables have the same rows, by participant_id; `expected` has the columns of participants.tsv. Volumes that could
-    not be measured are NaN.
+    Both tables have the same rows, in the order of participants.tsv: a row is a volume, named after its participant, or
+    sub-X_ses-Y for a participant with several. `expected` has the columns of participants.tsv, `measured` those of the tables
+    of measurement; what was not measured is NaN.
     """
 
     folder: Path
     name: str  # of dataset_description.json
     expected: pd.DataFrame
     measured: pd.DataFrame
+    listed: pd.DataFrame  # participants.tsv, everyone
+    images: dict[str, Path]  # volume -> its T1w
+    sources: dict[str, Path] = field(default_factory=dict)  # measured column -> table it is from
+    units: dict[str, str] = field(default_factory=dict)  # of participants.json
 
-    def image(self, participant: str) -> Path:
-        """The participant's T1w volume; FileNotFoundError where there is none."""
-        found = sorted(self.folder.glob(f"{participant}/**/{participant}*_T1w.nii*"))
-        if not found:
-            raise FileNotFoundError(f"{self.folder}: no {participant}_T1w.nii.gz below it, though participants.tsv lists it")
-        return found[0]
+    def label_map(self, volume: str) -> Path | None:
+        """The label map beside the image, such as those that SPADE fusion writes; None where there is none."""
+        image = self.images[volume]
+        beside = [image.with_name(image.name.split("_T1w.nii")[0] + ending) for ending in ("_dseg.nii.gz", "_dseg.nii")]
+        return next((path for path in beside if path.is_file()), None)
+
+    def point_mm(self, volume: str) -> tuple[float, float, float]:
+        """Where its planes are cut: `POINT_MM`; for a label map that is not in MNI space the middle of its labels."""
+        path = self.label_map(volume)
+        if path is None:
+            return POINT_MM
+        labels = nib.load(path)
+        if int(labels.header["sform_code"]) in MNI_CODES:
+            return POINT_MM
+        inside = np.argwhere(np.asarray(labels.dataobj) > 0)
+        middle = (inside.min(axis=0) + inside.max(axis=0)) / 2 if len(inside) else (np.array(labels.shape[:3]) - 1) / 2
+        return tuple(float(mm) for mm in nib.affines.apply_affine(labels.affine, middle[:3]))
 
     def quantities(self) -> list[str]:
-        """Volumes that are both expected and measured."""
-        return [name for name in QUANTITIES if name in self.expected and name in self.measured]
+        """Columns of numbers that are both expected and measured; those of `QUANTITIES` first."""
+        both = [name for name in self.expected if name in self.measured and _is_number(self.measured[name])]
+        known = [name for name in QUANTITIES if name in both]
+        return known + [name for name in both if name not in QUANTITIES and _is_number(self.expected[name])]
 
-    def sorted_by(self, quantity: str) -> list[str]:
+    def main_quantity(self) -> str | None:
+        """What volumes are sorted by at first: measured rather than not, known rather than not, else a column of numbers."""
+        numbers = [name for name in self.expected if _is_number(self.expected[name]) and name not in BOOKKEEPING]
+        return next(iter([*self.quantities(), *(name for name in QUANTITIES if name in numbers), *numbers]), None)
+
+    def title(self, name: str) -> str:
+        return QUANTITIES[name][0] if name in QUANTITIES else name
+
+    def unit(self, name: str) -> str:
+        """Such as "mL"; "" where it is not known."""
+        return QUANTITIES[name][1] if name in QUANTITIES else self.units.get(name, "")
+
+    def value(self, name: str, number: float, decimals: int | None = None) -> str:
+        """A number with its unit, which no line break parts; 4 digits, or all of a whole number, unless told."""
+        digits = 4 if abs(number) < 1e4 and number != round(number) else 12
+        text = f"{number:.{digits}g}" if decimals is None else f"{number:.{decimals}f}"
+        return f"{text}\N{NO-BREAK SPACE}{self.unit(name)}".strip()
+
+    def sorted_by(self, quantity: str | None) -> list[str]:
+        """All volumes, by rising expected value, unknown ones last; in the order of the table for None."""
+        if quantity is None:
+            return list(self.expected.index)
         return list(self.expected[quantity].sort_values(kind="stable").index)
 
 
-def read_cohort(folder: Path, measured_file: Path, everyone: bool = False) -> Cohort:
-    """Join a folder's participants.tsv with a table of measure_volumes.py.
+def read_cohort(folder: Path, measured_files: Sequence[Path] = (), everyone: bool = True) -> Cohort:
+    """Join a folder's participants.tsv with tables of measurement, by participant_id.
 
     Args:
         folder: with participants.tsv and sub-*/**/sub-*_T1w.nii.gz.
-        measured_file: rows of all or some of its participants.
+        measured_files: of scripts/measure_volumes.py, of a regressor: rows of all or some of its participants. Where two
+            have a column, that of the first counts.
         everyone: keep those that were not measured.
 
     Raises:
-        FileNotFoundError: a table is missing.
-        ValueError: measured volumes that participants.tsv lacks; no volume both expected and measured.
+        FileNotFoundError: a table or an image is missing.
+        ValueError: measured volumes that participants.tsv lacks; nothing both expected and measured; text for a number.
     """
-    expected, measured = _read_table(folder / "participants.tsv"), _read_table(measured_file)
-    if unknown := [name for name in measured.index if name not in expected.index]:
-        raise ValueError(f"{measured_file}: {unknown[0]} is not in {folder / 'participants.tsv'}. Measure {folder} itself")
-    description = folder / "dataset_description.json"
-    name = json.loads(description.read_text(encoding="utf-8")).get("Name", "") if description.is_file() else ""
-    rows = expected.index if everyone else measured.index
-    cohort = Cohort(folder, name or folder.name, expected.loc[rows], measured.reindex(rows))
-    if not cohort.quantities():
-        wanted = ", ".join(QUANTITIES)
-        raise ValueError(f"{folder / 'participants.tsv'}: nothing to compare, it has none of {wanted}")
-    for quantity in cohort.quantities():
-        values = cohort.expected[quantity]
-        if not pd.api.types.is_numeric_dtype(values) or values.isna().any():
-            row = pd.to_numeric(values, errors="coerce").isna().idxmax()
-            raise ValueError(f"{folder / 'participants.tsv'}, {row}: {quantity} is {values[row]!r}, a number is needed")
+    listed = read_table(folder / "participants.tsv")
+    measured, sources = _join(measured_files, listed, folder)
+    images = {}
+    for participant in listed.index:
+        found = _images(folder, participant)
+        if everyone or not measured_files or participant in measured.index:
+            images |= found
+        else:
+            images |= {volume: path for volume, path in found.items() if volume in measured.index}
+    expected = listed.loc[[volume if volume in listed.index else volume.split("_")[0] for volume in images]]
+    cohort = Cohort(
+        folder=folder,
+        name=_name(folder),
+        expected=expected.set_axis(list(images), axis=0),
+        measured=measured.reindex(list(images)),
+        listed=listed,
+        images=images,
+        sources=sources,
+        units=_units(folder / "participants.json"),
+    )
+    for quantity in [name for name in QUANTITIES if name in cohort.expected and name in sources]:
+        for table, path in ((cohort.expected, folder / "participants.tsv"), (cohort.measured, sources[quantity])):
+            if not _is_number(table[quantity]):
+                row = pd.to_numeric(table[quantity], errors="coerce").isna().idxmax()
+                raise ValueError(f"{path}, {row}: {quantity} is {table.loc[row, quantity]!r}, a number is needed")
+    if measured_files and not cohort.quantities():
+        raise ValueError(
+            f"{folder / 'participants.tsv'}: nothing to compare, it has none of the columns of numbers of "
+            f"{', '.join(map(str, measured_files))}: {', '.join(measured.select_dtypes('number'))}"
+        )
     return cohort
 
 
-def _read_table(path: Path) -> pd.DataFrame:
+def read_table(path: Path) -> pd.DataFrame:
+    """A tab-separated table by participant_id; "n/a" is NaN.
+
+    Raises:
+        FileNotFoundError: no such table.
+        ValueError: no column participant_id, one twice, or one that is no name of a folder.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such table")
     table = pd.read_csv(path, sep="\t", dtype={"participant_id": str}, encoding="utf-8-sig")
     if "participant_id" not in table:
         raise ValueError(f"{path}: expected a column participant_id")
-    if table["participant_id"].duplicated().any():
-        raise ValueError(f"{path}: {table['participant_id'][table['participant_id'].duplicated()].iloc[0]} is there twice")
-    return table.set_index("participant_id")
+    names = table["participant_id"]
+    if names.duplicated().any():
+        raise ValueError(f"{path}: {names[names.duplicated()].iloc[0]} is there twice")
+    if (bad := ~names.fillna("").str.fullmatch(r"[\w.+-]*\w[\w.+-]*")).any():
+        raise ValueError(f"{path}: a participant_id such as sub-0001 is needed, got {names[bad].iloc[0]!r}")
+    table = table.set_index("participant_id")
+    empty = [name for name in table if table[name].isna().all()]
+    return table.astype(dict.fromkeys(empty, float))
+
+
+def _join(files: Sequence[Path], listed: pd.DataFrame, folder: Path) -> tuple[pd.DataFrame, dict[str, Path]]:
+    joined, sources = pd.DataFrame(), {}
+    for path in files:
+        table = read_table(path)
+        if unknown := [name for name in table.index if name.split("_")[0] not in listed.index]:
+            raise ValueError(f"{path}: {unknown[0]} is not in {folder / 'participants.tsv'}. Measure {folder} itself")
+        new = [name for name in table if name not in sources]
+        sources |= dict.fromkeys(new, path)
+        joined = table[new] if joined.empty else joined.join(table[new], how="outer")
+    return joined, sources
+
+
+def _images(folder: Path, participant: str) -> dict[str, Path]:
+    """A participant's volumes, by name."""
+    name = glob.escape(participant)
+    paths = [path for ending in ("nii", "nii.gz") for path in sorted(folder.glob(f"{name}/**/{name}*_T1w.{ending}"))]
+    if not paths:
+        raise FileNotFoundError(f"{folder}: no {participant}_T1w.nii.gz below it, though participants.tsv lists it")
+    if len(paths) == 1:
+        return {participant: paths[0]}
+    return {path.name.split("_T1w.nii")[0]: path for path in paths}
+
+
+def _is_number(values: pd.Series) -> bool:
+    """Whether a column holds numbers, or nothing."""
+    return pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
+
+
+def _name(folder: Path) -> str:
+    description = folder / "dataset_description.json"
+    name = json.loads(description.read_text(encoding="utf-8")).get("Name", "") if description.is_file() else ""
+    return name or folder.resolve().name
+
+
+def _units(path: Path) -> dict[str, str]:
+    columns = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return {name: str(entry["Units"]) for name, entry in columns.items() if isinstance(entry, dict) and "Units" in entry}
 
 
 def describe(cohort: Cohort) -> str:
     """Name and counts of a cohort, and of the part that was measured."""
-    everyone = _read_table(cohort.folder / "participants.tsv")
-    listed, measured = f"{len(everyone)} subjects", f"{len(cohort.measured)}"
-    if "split" in everyone:
-        listed += f" ({_counts(everyone['split'])})"
+    text = f"{cohort.name}, {len(cohort.listed)} subjects"
+    measured = f", of which {len(cohort.measured)}"
+    if "split" in cohort.listed:
+        text += f" ({_counts(cohort.listed['split'])})"
         measured += f" ({_counts(cohort.expected['split'])})"
-    return f"{cohort.name}, {listed}, of which {measured} were measured"
+    return f"{text}{measured} were measured" if cohort.sources else text
 
 
 def _counts(splits: pd.Series) -> str:
@@ -106,13 +217,14 @@ def evenly(items: Sequence[str], count: int) -> list[str]:
     """`count` of the items from the first to the last, or all if there are fewer."""
     if len(items) <= count:
         return list(items)
-    return [items[i] for i in np.linspace(0, len(items) - 1, count).round().astype(int)]
+    return [items[i] for i in np.linspace(0, len(items) - 1, count).round().astype(int)] if count else []
 
 
 def nearest(cohort: Cohort, quantity: str, wanted: Sequence[float]) -> list[str | None]:
-    """For each wanted value a participant near it, none twice, None where the cohort is too small: least total distance."""
-    distance = np.abs(np.subtract.outer(np.asarray(wanted, float), cohort.expected[quantity].to_numpy(float)))
+    """For each wanted value a volume near it, none twice, None where the cohort is too small: least total distance."""
+    known = cohort.expected[quantity].dropna()
+    distance = np.nan_to_num(np.abs(np.subtract.outer(np.asarray(wanted, float), known.to_numpy(float))))
     chosen: list[str | None] = [None] * len(wanted)
     for row, column in zip(*linear_sum_assignment(distance)):
-        chosen[row] = cohort.expected.index[column]
+        chosen[row] = known.index[column]
     return chosen

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from agreement import agreement
 from report_cohort import QUANTITIES, Cohort
 
 METRICS = {"ssim": "SSIM", "psnr_db": "PSNR (dB)", "l1": "mean absolute error"}
-AGREEMENT_HEADER = ["", "n", "Pearson r [95 %]", "slope [95 %]", "bias (mL)", "mean absolute error (mL)"]
+AGREEMENT_HEADER = ["", "n", "Pearson r [95 %]", "slope [95 %]", "bias", "mean absolute error"]
 
 
 def agreement_rows(cohort: Cohort, title: str) -> list[list[str]]:
@@ -22,17 +23,17 @@ def agreement_rows(cohort: Cohort, title: str) -> list[list[str]]:
         pairs = pd.concat([cohort.expected[quantity], cohort.measured[quantity]], axis=1, keys=["expected", "measured"])
         pairs = pairs.astype(float).dropna()
         expected = pairs["expected"]
-        name = f"{title}: {QUANTITIES[quantity]}"
+        name = f"{title}: {cohort.title(quantity)}"
         try:
             a = agreement(expected, pairs["measured"])
         except ValueError as error:
             rows.append([name, str(len(expected)), str(error), *[""] * 3])
             continue
-        r = f"{a['r']:.3f} [{a['r_low']:.3f}, {a['r_high']:.3f}]"
-        slope = f"{a['slope']:.2f} [{a['slope_low']:.2f}, {a['slope_high']:.2f}]"
-        rows.append([name, str(a["n"]), r, slope, f"{a['bias']:+.1f}", f"{a['mae']:.1f}"])
-        trivial_ml = (expected - expected.mean()).abs().mean()
-        rows.append(["— always answering the mean", str(a["n"]), "undefined", "0", "0", f"{trivial_ml:.1f}"])
+        decimals, unit = _decimals(expected), cohort.unit(quantity)
+        rows.append([name, str(a["n"]), *_agreement_cells(a, decimals, unit)])
+        trivial = (expected - expected.mean()).abs().mean()
+        error = f"{trivial:.{decimals}f} {unit}".strip()
+        rows.append(["— always answering the mean", str(a["n"]), "undefined", "0", "0", error])
     return rows
 
 
@@ -44,17 +45,26 @@ def tool_accuracy_rows(facts_file: Path) -> list[list[str]] | str:
     facts = json.loads(facts_file.read_text(encoding="utf-8"))
     if facts["sha256"] != hashlib.sha256(weights.read_bytes()).hexdigest():
         return f"Unknown: {facts_file.name} describes other weights than {weights.name}."
+    rows = []
+    for row in facts["accuracy"]:
+        title, unit = QUANTITIES[row["volume"]]
+        rows.append([f"{row['images']}, {row['spacing_mm']:g} mm: {title}", str(row["n"]), *_agreement_cells(row, 1, unit)])
+    return rows
+
+
+def _agreement_cells(a: dict, decimals: int, unit: str) -> list[str]:
     return [
-        [
-            f"{row['images']}, {row['spacing_mm']:g} mm: {QUANTITIES[row['volume']]}",
-            str(row["n"]),
-            f"{row['r']:.3f} [{row['r_low']:.3f}, {row['r_high']:.3f}]",
-            f"{row['slope']:.2f} [{row['slope_low']:.2f}, {row['slope_high']:.2f}]",
-            f"{row['bias']:+.1f}",
-            f"{row['mae']:.1f}",
-        ]
-        for row in facts["accuracy"]
+        f"{a['r']:.3f} [{a['r_low']:.3f}, {a['r_high']:.3f}]",
+        f"{a['slope']:.2f} [{a['slope_low']:.2f}, {a['slope_high']:.2f}]",
+        f"{a['bias']:+.{decimals}f} {unit}".strip(),
+        f"{a['mae']:.{decimals}f} {unit}".strip(),
     ]
+
+
+def _decimals(values: pd.Series) -> int:
+    """One, and more for values that spread over less than 1."""
+    spread = float(values.std())
+    return max(1, 1 - math.floor(math.log10(spread))) if spread > 0 else 1
 
 
 def reconstruction_rows(summary: dict) -> list[list[str]]:
@@ -94,17 +104,24 @@ def _covered(spans: list[tuple[float, float]]) -> float:
     return total
 
 
-def provenance_rows(generated: Cohort, participants: Sequence[str]) -> list[list[str]]:
-    """How the drawn volumes were sampled, from their sidecars."""
-    names = ("Sampler", "Steps", "GuidanceScale", "PredictionType", "Precision", "WeightsSHA256", "SoftwareVersions")
-    values = {name: [] for name in names}
-    for participant in participants:
-        image = generated.image(participant)
+SAMPLING = ("Sampler", "Steps", "GuidanceScale", "PredictionType", "Precision", "WeightsSHA256", "SoftwareVersions")
+SYNTHESIS = ("LabelTable", "DeformationMm", "WeightsSHA256", "SoftwareVersions")  # from label maps
+
+
+def provenance_rows(generated: Cohort, volumes: Sequence[str]) -> list[list[str]]:
+    """How the drawn volumes were made, from their sidecars."""
+    contents = []
+    for volume in volumes:
+        image = generated.images[volume]
         sidecar = image.with_name(image.name.split(".")[0] + ".json")
-        content = json.loads(sidecar.read_text(encoding="utf-8")) if sidecar.is_file() else {}
-        for name in names:
-            value = content.get(name, "unknown")
-            text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
-            if text not in values[name]:
-                values[name].append(text)
-    return [[f"Sampling, {name}", " / ".join(texts)] for name, texts in values.items()]
+        contents.append(json.loads(sidecar.read_text(encoding="utf-8")) if sidecar.is_file() else {})
+    title, names = ("Synthesis", SYNTHESIS) if any("LabelMap" in content for content in contents) else ("Sampling", SAMPLING)
+    rows = []
+    for name in names:
+        texts = list(dict.fromkeys(_text(content.get(name, "unknown")) for content in contents))
+        rows.append([f"{title}, {name}", " / ".join(texts)])
+    return rows
+
+
+def _text(value: object) -> str:
+    return ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)

@@ -21,14 +21,44 @@ def three_planes(path: Path, point_mm: tuple[float, float, float] = POINT_MM) ->
     Raises:
         ValueError: not one 3-D volume.
     """
+    volume, affine = read_canonical(path)
+    return (cut(volume, affine, point_mm) / white_level(volume)).clip(0, 1)
+
+
+def three_planes_of_labels(path: Path, point_mm: tuple[float, float, float] = POINT_MM) -> np.ndarray:
+    """The same planes of a label map, as int32 label values; the frame is 0."""
+    volume, affine = read_canonical(path)
+    return cut(np.rint(volume).astype(np.int32), affine, point_mm)
+
+
+def read_canonical(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """A volume as float32, its axes to the subject's right, front and top, NaN as 0; and its affine.
+
+    Raises:
+        ValueError: not one 3-D volume.
+    """
     image = nib.squeeze_image(nib.load(path))
     if image.ndim != 3:
         raise ValueError(f"{path}: expected one 3-D volume, got shape {image.shape}")
-    image = nib.as_closest_canonical(image)  # voxel axes run to the subject's right, front and top
-    volume = np.nan_to_num(np.asarray(image.dataobj, dtype=np.float32))
-    spacing_mm = nib.affines.voxel_sizes(image.affine)
-    volume = volume / max(float(np.percentile(volume, WHITE_PERCENTILE)), 1e-6)
-    voxel = np.rint(nib.affines.apply_affine(np.linalg.inv(image.affine), point_mm)).astype(int)
+    image = nib.as_closest_canonical(image)
+    return np.nan_to_num(np.asarray(image.dataobj, dtype=np.float32)), image.affine
+
+
+def white_level(volume: np.ndarray) -> float:
+    """The intensity that is drawn white."""
+    return max(float(np.percentile(volume, WHITE_PERCENTILE)), 1e-6)
+
+
+def cut(volume: np.ndarray, affine: np.ndarray, point_mm: tuple[float, float, float]) -> np.ndarray:
+    """The picture of `three_planes` in the volume's own values.
+
+    Args:
+        volume: (D, H, W) whose axes run to the subject's right, front and top.
+        affine: 4x4, voxel indices to RAS mm.
+        point_mm: RAS, on all three planes.
+    """
+    spacing_mm = nib.affines.voxel_sizes(affine)
+    voxel = np.rint(nib.affines.apply_affine(np.linalg.inv(affine), point_mm)).astype(int)
     x, y, z = np.clip(voxel, 0, np.array(volume.shape) - 1)
 
     planes = [
@@ -41,7 +71,7 @@ def three_planes(path: Path, point_mm: tuple[float, float, float] = POINT_MM) ->
         for plane, (columns, rows) in planes
     ]
     height = max(len(picture) for picture in pictures)
-    return np.concatenate([_framed(picture, height) for picture in pictures], axis=1).clip(0, 1)
+    return np.concatenate([_framed(picture, height) for picture in pictures], axis=1)
 
 
 def _square(picture: np.ndarray, rows: float, columns: float) -> np.ndarray:

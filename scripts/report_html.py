@@ -1,0 +1,50 @@
+"""Pieces of HTML for the report page. Whatever comes from a file is escaped here."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import re
+from collections.abc import Sequence
+
+NUMBER = re.compile(r"\s*([-+−<>=~±]*\s*[\d.]|—|n/a\b|undefined\b|nan\b|$)")  # how a cell of numbers begins
+
+
+def escape(text: object) -> str:
+    return html.escape(str(text))
+
+
+def img(png: bytes, alt: str, css_class: str = "", lazy: bool = False) -> str:
+    data = base64.b64encode(png).decode()
+    # The size is written at byte 16 of a PNG; with it the page does not jump while pictures are decoded.
+    width, height = (int.from_bytes(png[at : at + 4], "big") for at in (16, 20))
+    size = f'width="{width}" height="{height}"' + (' loading="lazy" decoding="async"' if lazy else "")
+    return f'<img class="{css_class}" {size} alt="{escape(alt)}" src="data:image/png;base64,{data}">'
+
+
+def table(header: Sequence[object], rows: Sequence[Sequence[object]], css_class: str = "") -> str:
+    """A table that scrolls sideways where it is too wide; columns of numbers stand at the right."""
+    columns = list(zip(*rows)) or [()] * len(header)
+    classes = [' class="number"' if k and all(NUMBER.match(str(cell)) for cell in c) else "" for k, c in enumerate(columns)]
+    head = "".join(f'<th scope="col"{css}>{escape(cell)}</th>' for css, cell in zip(classes, header))
+    body = "".join(
+        "<tr>" + "".join(f"<td{css}>{escape(cell)}</td>" for css, cell in zip(classes, row)) + "</tr>\n" for row in rows
+    )
+    head = f"<thead><tr>{head}</tr></thead>" if any(header) else ""
+    return (
+        f'<div class="wide" tabindex="0" role="region" aria-label="table"><table class="{css_class}">{head}\n'
+        f"<tbody>{body}</tbody></table></div>"
+    )
+
+
+def paragraphs(text: str, css_class: str = "") -> str:
+    """Plain text; a blank line starts a paragraph."""
+    css = f' class="{css_class}"' if css_class else ""
+    return "".join(f"<p{css}>{escape(part.strip())}</p>" for part in re.split(r"\n\s*\n", text) if part.strip())
+
+
+def json_block(element_id: str, content: object) -> str:
+    """JSON for the page's scripts, which no value in it can end."""
+    text = json.dumps(content, allow_nan=False).replace("<", "\\u003c").replace("&", "\\u0026")
+    return f'<script type="application/json" id="{element_id}">{text}</script>'
