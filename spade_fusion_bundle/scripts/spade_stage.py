@@ -90,7 +90,7 @@ class SpadeStage:
     num_workers: int
     models_dir: str | Path
     output_dir: str | Path
-    device: torch.device
+    device: torch.device | str
     recipe: Mapping
     settings: Mapping
     seed: int = 0
@@ -105,6 +105,7 @@ class SpadeStage:
                 f"spade_batch_size {self.batch_size} is no multiple of slices_per_volume {self.slices_per_volume}: each "
                 f"volume of a batch gives so many slices"
             )
+        self.device = torch.device(self.device)
         self.main = idist.get_rank() == 0
 
     def run_all(self) -> None:
