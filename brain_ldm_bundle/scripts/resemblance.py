@@ -99,7 +99,7 @@ class Neighbours:
         """The match of one volume, of which `queries` (V, F) holds the views called `names`."""
         correlations = F.normalize(queries - self.mean, dim=1) @ self.residuals.T  # (V, n)
         best, view = correlations.max(0)  # of each scan, (n,)
-        per_participant = torch.full((self.count,), -1.0).scatter_reduce(0, self.participant, best, "amax")
+        per_participant = best.new_full((self.count,), -1.0).scatter_reduce(0, self.participant, best, "amax")
         highest = per_participant.topk(1 + self.neighbours).values
         nearest = int(best.argmax())
         relative = (1 - highest[0]) / (1 - highest[1:].mean()).clamp_min(1e-6)
