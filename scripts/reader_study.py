@@ -1,0 +1,65 @@
+"""Reader study: do people take synthetic slices for real ones, and how do they rate them?
+
+    python scripts/reader_study.py make --real DIR --synthetic DIR --output STUDY_DIR [--slices 60] [--repeats 0.1] [--seed 0]
+    python scripts/reader_study.py score STUDY_DIR/key/key.tsv results1.tsv [results2.tsv ...] --output DIR [--partial]
+
+`make` writes STUDY_DIR/page/reader_study.html, one file that opens in any browser, without a network: random slices of real and
+synthetic volumes in three directions, blinded, shuffled and balanced. Send it to the readers. They rate each slice from 1 (very
+good) to 5 (very poor) and guess whether it is real, by keys or mouse; answers stay in their browser until they save them as a
+file. STUDY_DIR/key/key.tsv says which item is what: keep it to yourself.
+
+All volumes must lie on one grid, prepared in the same way, such as by prepare_data.py: otherwise resolution and field of view
+would give the answer away. Give real scans that the model was not trained on.
+
+`score` unblinds the files of the readers: frequency chart of the ratings, means with intervals, agreement between and within
+readers (weighted kappa), guesses with an exact interval; after Figure 4C of Ayaz et al. 2022. reader_study.section.json is for
+scripts/report.py --evaluation. Research tool, not for clinical use.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from reader_study_make import make_study
+from reader_study_score import read_key, read_results, score, unblind, write_scores
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    make = commands.add_parser("make", help="write the page for the readers, and its key")
+    make.add_argument("--real", type=Path, nargs="+", required=True, metavar="DIR", help="folders or files of real volumes")
+    make.add_argument("--synthetic", type=Path, nargs="+", required=True, metavar="DIR", help="of synthetic ones, same grid")
+    make.add_argument("--output", type=Path, required=True, metavar="STUDY_DIR", help="folder of this study")
+    make.add_argument("--slices", type=int, default=60, help="different slices, a multiple of 6 (default 60)")
+    make.add_argument("--repeats", type=float, default=0.1, help="share of them that is shown twice (default 0.1)")
+    make.add_argument("--seed", type=int, default=0, help="of the choice")
+    scoring = commands.add_parser("score", help="unblind the readers' files")
+    scoring.add_argument("key", type=Path, metavar="STUDY_DIR/key/key.tsv")
+    scoring.add_argument("results", type=Path, nargs="+", metavar="RESULTS.tsv", help="one file per reader")
+    scoring.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to write into")
+    scoring.add_argument("--partial", action="store_true", help="accept readers who did not finish")
+    scoring.add_argument("--seed", type=int, default=0, help="of the bootstrap")
+    arguments = parser.parse_args()
+
+    if arguments.command == "make":
+        settings = (arguments.slices, arguments.repeats, arguments.seed)
+        page, key = make_study(arguments.real, arguments.synthetic, arguments.output, *settings)
+        print(
+            f"{page}: for the readers, opens in a browser ({page.stat().st_size / 1e6:.1f} MB)\n{key}: the answers, keep them"
+        )
+        return 0
+    key = read_key(arguments.key)
+    answers = unblind(key, [read_results(path, key, arguments.partial) for path in arguments.results])
+    write_scores(score(key, answers, arguments.seed), answers, arguments.output, arguments.partial)
+    print(f"{arguments.output}: ratings.tsv, reader_study.json, reader_study.png and reader_study.section.json")
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")
