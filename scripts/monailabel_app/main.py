@@ -1,0 +1,79 @@
+"""MONAI Label app for this project's bundles: it says what is wrong with weights when it starts, and with a request."""
+
+import os
+import shutil
+
+import nibabel as nib
+from fastapi import HTTPException
+from monailabel.interfaces.app import MONAILabelApp
+from monailabel.tasks.infer.bundle import BundleInferTask
+from monailabel.tasks.train.bundle import BundleTrainTask
+
+
+def refuse_expressions(settings):
+    """MONAI evaluates a text that begins with one of these, and builds what a dict names: no client may run code here."""
+    for name, value in settings.items():
+        if not isinstance(value, (int, float, str, type(None))) or str(value).startswith(("$", "@", "%")):
+            raise ValueError(f"{name} must be a number or a plain word, got {value!r}")
+
+
+class Infer(BundleInferTask):
+    def __init__(self, path, conf):
+        os.stat(os.path.join(path, "models", "model.pt"))  # or Label would leave the bundle out without a word
+        super().__init__(path, conf, type="others", load_strict=True)
+        self._config["model_filename"], self.labels = ["model.pt"], {"synthetic t1w": 0}
+        self.inferer({"device": "cpu"})
+        self.network = self.bundle_config.get_parsed_content("network")  # by the bundle's own strict loader
+
+    def pre_transforms(self, data=None):
+        refuse_expressions({name: data[name] for name in ("device", *getattr(self, "displayable_configs", ()))})
+        return super().pre_transforms(data)
+
+    def writer(self, data, extension=None, dtype=None):
+        path, result = super().writer(data, extension, dtype)
+        if str(path).endswith((".nii", ".nii.gz")):
+            image = nib.load(path)
+            image.header["descrip"] = "Synthetic, not for clinical use"
+            nib.save(nib.Nifti1Image(image.dataobj[...], image.affine, image.header), path)
+        return path, {**result, "notice": "Synthetic image. For research, not for clinical use."}
+
+
+class Train(BundleTrainTask):
+    def _load_checkpoint(self, *served): ...  # the GANs begin anew, and a fusion CNN belongs to its own
+
+    def run_single_gpu(self, request, overrides):
+        settings = {name: request[name] for name in request if name in self.bundle_config.config and name not in overrides}
+        refuse_expressions({**settings, "device": overrides["device"]})
+        shutil.rmtree(os.path.join(self.bundle_path, "models", "resume"), ignore_errors=True)  # of other labels
+        super().run_single_gpu({**request, "run_id": request.get("run_id") or "run"}, {**settings, **overrides})
+
+
+class App(MONAILabelApp):
+    def __init__(self, app_dir, studies, conf):
+        self.bundles = {name: os.path.join(app_dir, "model", name) for name in conf["models"].split(",")}
+        super().__init__(app_dir, studies, conf, "Synthetic T1w", "Synthetic images. For research, not for clinical use")
+
+    def init_infers(self):
+        try:
+            return {name: Infer(last := path, self.conf) for name, path in self.bundles.items()}
+        except Exception as error:
+            raise RuntimeError(f"{last} cannot be served: {error.__cause__ or error}") from error
+
+    def init_trainers(self):  # of the bundle that learns from images and label maps alone
+        trainers = {name: Train(path, self.conf) for name, path in self.bundles.items()}
+        return {name: task for name, task in trainers.items() if "label_table" in task.bundle_config.config}
+
+    def bundle_path(self, model):  # asked for when a training is requested, before it starts
+        if model not in self._trainers:
+            raise HTTPException(404, f"no model {model!r} can be trained here. There are: {', '.join(self._trainers)}")
+        return super().bundle_path(model)
+
+    def infer(self, request, datastore=None):
+        try:
+            image = request.get("image")
+            if isinstance(image, str) and not os.path.exists(image) and not self.datastore().get_image_uri(image):
+                raise ValueError(f"there is no image {image!r} in the datastore")
+            return super().infer(request, datastore)
+        except Exception as error:
+            reason = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error  # MONAI wraps ours
+            raise HTTPException(400, getattr(reason, "msg", None) or str(reason)[:500]) from error
