@@ -79,22 +79,23 @@ def write_whole(path: Path, parts: Iterable[bytes]) -> None:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("generated", type=Path, metavar="GENERATED_DIR", help="what inference wrote, with participants.tsv")
-    add("--measured", type=Path, nargs="+", default=[], metavar="TSV", help="tables of measurement for it, by participant_id: "
-        "of measure_volumes.py, of a regressor (column age, in years)")  # fmt: skip
-    add("--evaluation", type=Path, nargs="+", default=[], metavar="DIR", help="folders of evaluations: all their sections")
-    add("--real", type=Path, metavar="COHORT_DIR", help="BIDS cohort to compare with; its participants.tsv has true values")
-    add("--real_measured", type=Path, nargs="+", default=[], metavar="TSV", help="tables of measurement for (a part of) it")
-    add("--reconstruction", type=Path, help="reconstruction.json of the LDM bundle's evaluation")
-    add("--training", type=Path, help="training's output_dir: steps, time and curves are read from it")
-    add("--facts", type=Path, nargs="*", default=[], help="flat JSON files to list, such as of weights")
-    add("--gallery", type=int, default=64, metavar="N", help="generated volumes to show (default 64)")
-    add("--viewer", type=int, default=24, metavar="N", help="of these, volumes inside the page for its viewer (default 24)")
-    add("--viewer_scans", type=int, default=0, metavar="N", help="scans inside the page for its viewer (default 0: whole heads "
-        "of persons go into no page unless told)")  # fmt: skip
-    add("--viewer_spacing_mm", type=float, help="resample the viewer's volumes to this (default: all their voxels)")
-    add("--output", type=Path, help="the page, .html (default GENERATED_DIR_report.html, beside the folder); its picture: .png")
+    paths = {"type": Path, "nargs": "+", "default": []}
+    parser.add_argument("generated", type=Path, metavar="GENERATED_DIR", help="what inference wrote, with participants.tsv")
+    parser.add_argument("--measured", **paths, metavar="TSV", help="tables of measure_volumes.py, of a regressor (column age)")
+    parser.add_argument("--evaluation", **paths, metavar="DIR", help="folders that evaluations wrote: all their sections")
+    parser.add_argument("--real", type=Path, metavar="COHORT_DIR", help="BIDS cohort with true values, to compare with")
+    parser.add_argument("--real_measured", **paths, metavar="TSV", help="tables of measurement for it or a part of it")
+    parser.add_argument("--reconstruction", type=Path, help="reconstruction.json of the LDM bundle's evaluation")
+    parser.add_argument("--training", type=Path, help="training's output_dir: steps, time and curves are read from it")
+    parser.add_argument("--facts", type=Path, nargs="*", default=[], help="flat JSON files to list, such as of weights")
+    parser.add_argument("--gallery", type=int, default=64, metavar="N", help="generated volumes to show (default 64)")
+    parser.add_argument(
+        "--viewer", type=int, default=24, metavar="N", help="volumes inside the page for its viewer (default 24)"
+    )
+    scans = "the same for scans (default 0: whole heads of persons go into a page only when told)"
+    parser.add_argument("--viewer_scans", type=int, default=0, metavar="N", help=scans)
+    parser.add_argument("--viewer_spacing_mm", type=float, help="resample the viewer's volumes (default: all their voxels)")
+    parser.add_argument("--output", type=Path, help="the page (default: GENERATED_DIR_report.html, beside it), picture: .png")
     options = parser.parse_args(arguments)
     if options.real_measured and options.real is None:
         parser.error("--real_measured needs --real")

@@ -63,7 +63,11 @@ def slider(values: pd.Series) -> tuple[float, float, float]:
     if (values.dropna() % 1 == 0).all():
         step = max(step, 1.0)
     digits = max(0, -math.floor(math.log10(step)))
-    return round(math.floor(low / step) * step, digits), round(math.ceil(high / step) * step, digits), round(step, digits)
+    return (
+        round(math.floor(low / step + 1e-9) * step, digits),
+        round(math.ceil(high / step - 1e-9) * step, digits),
+        round(step, digits),
+    )
 
 
 def controls(cohort: Cohort, found: Sequence[Column], shown: int) -> str:

@@ -92,7 +92,8 @@ def page(content: Content) -> Iterator[str]:
     sections = list(_sections(content, labelled))
     links = "".join(f'<li><a href="#{element_id}">{escape(title)}</a></li>' for element_id, title, _ in sections)
     size = 0
-    alt = "Generated volumes in rows; where there are any, scans beside them, and requested against measured values"
+    alt = "Generated volumes in rows" + (", scans beside them" if "cohort" in content.cohorts else "")
+    alt += ", measured values against requested ones" if generated.quantities() else ""
     for part in (
         _head(with_viewer=bool(content.viewed)),
         "<header>",

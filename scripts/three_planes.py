@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 
 import nibabel as nib
@@ -35,13 +36,16 @@ def read_canonical(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """A volume as float32, its axes to the subject's right, front and top, NaN as 0; and its affine.
 
     Raises:
-        ValueError: not one 3-D volume.
+        ValueError: not one 3-D volume; a damaged file.
     """
-    image = nib.squeeze_image(nib.load(path))
-    if image.ndim != 3:
-        raise ValueError(f"{path}: expected one 3-D volume, got shape {image.shape}")
-    image = nib.as_closest_canonical(image)
-    return np.nan_to_num(np.asarray(image.dataobj, dtype=np.float32)), image.affine
+    try:
+        image = nib.squeeze_image(nib.load(path))
+        if image.ndim != 3:
+            raise ValueError(f"{path}: expected one 3-D volume, got shape {image.shape}")
+        image = nib.as_closest_canonical(image)
+        return np.nan_to_num(np.asarray(image.dataobj, dtype=np.float32)), image.affine
+    except (nib.filebasedimages.ImageFileError, EOFError, OSError, zlib.error) as error:
+        raise ValueError(f"{path}: cannot be read ({error})") from error
 
 
 def white_level(volume: np.ndarray) -> float:

@@ -54,7 +54,7 @@ def test_command_of_a_bundles_readme_is_valid(readme, command, monkeypatch):
     [
         "python scripts/make_request.py a b",
         "python scripts/make_requests.py a b --row 5",
-        "python scripts/report.py a --measured b",
+        "python scripts/report.py a --measure b",
         "python -m monai.bundle run trainin --config_file brain_ldm_bundle/configs/train.json",
         "python -m monai.bundle run training --config_file brain_ldm_bundle/configs/train.json --dataset DIR",
         "python -m monai.bundle run --config_file brain_ldm_bundle/configs/infer.json",

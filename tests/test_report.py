@@ -1,8 +1,10 @@
 """report.py and three_planes.py: sides are drawn from the affine, numbers are those of agreement.py, nothing is hidden."""
 
+import base64
 import hashlib
 import json
 import re
+from html.parser import HTMLParser
 
 import nibabel as nib
 import numpy as np
@@ -12,25 +14,7 @@ import report
 import report_cohort
 import report_tables
 from three_planes import three_planes
-
-SHAPE = (20, 28, 24)  # RAS: three different side lengths
-AFFINE = np.diag([2.0, 2.0, 2.0, 1.0])
-AFFINE[:3, 3] = (-19.0, -27.0, -23.0)
-CENTRE_MM = (1.0, 1.0, 1.0)
-
-
-def phantom():
-    """Grey head; in all planes through its middle a bright block at the subject's left, less bright at the front and top."""
-    volume = np.full(SHAPE, 0.2, np.float32)
-    volume[2:4, 12:17, 10:15] = 1.0  # left
-    volume[8:13, 24:26, 10:15] = 0.8  # front
-    volume[8:13, 12:17, 20:22] = 0.6  # top
-    return nib.Nifti1Image(volume, AFFINE)
-
-
-def stored_as(image, axes):
-    orientation = nib.orientations.axcodes2ornt(axes)
-    return image.as_reoriented(nib.orientations.ornt_transform(nib.io_orientation(image.affine), orientation))
+from tiny_report import AFFINE, CENTRE_MM, SHAPE, make_cohort, make_labelled, phantom, stored_as, write_section
 
 
 @pytest.fixture(params=["RAS", "LAS", "PIR"])
@@ -79,23 +63,6 @@ def test_a_series_is_no_volume(tmp_path):
 # --- The page ------------------------------------------------------------------------------------------------------
 
 
-def make_cohort(folder, participants, ventricles_ml, measured_ml, name="A <cohort>", split=None):
-    for participant in participants:
-        anat = folder / participant / "anat"
-        anat.mkdir(parents=True)
-        nib.save(phantom(), anat / f"{participant}_T1w.nii.gz")
-        sidecar = {"Sampler": "ddim", "Steps": 7, "SoftwareVersions": {"monai": "1.6.1"}}
-        (anat / f"{participant}_T1w.json").write_text(json.dumps(sidecar))
-    (folder / "dataset_description.json").write_text(json.dumps({"Name": name}))
-    table = pd.DataFrame({"participant_id": participants, "age": 60.5, "sex": "F", "ventricles_ml": ventricles_ml})
-    if split:
-        table["split"] = split
-    table.to_csv(folder / "participants.tsv", sep="\t", index=False)
-    measured = pd.DataFrame({"participant_id": participants, "ventricles_ml": measured_ml, "flags": "n/a"}).dropna()
-    measured.to_csv(folder.with_suffix(".tsv"), sep="\t", index=False)
-    return folder, folder.with_suffix(".tsv")
-
-
 REQUESTED_ML = [40.0, 10.0, 30.0, 20.0, 60.0, 50.0]
 MEASURED_ML = [42.0, 13.0, 30.0, 20.0, 61.0, 50.0]
 
@@ -103,6 +70,13 @@ MEASURED_ML = [42.0, 13.0, 30.0, 20.0, 61.0, 50.0]
 @pytest.fixture
 def generated(tmp_path):
     return make_cohort(tmp_path / "generated", [f"sub-syn{i}" for i in range(6)], REQUESTED_ML, MEASURED_ML)
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    """The page of `generated` without options, for the tests that only read it."""
+    folder = tmp_path_factory.mktemp("page") / "generated"
+    return page_of(make_cohort(folder, [f"sub-syn{i}" for i in range(6)], REQUESTED_ML, MEASURED_ML))
 
 
 def page_of(generated, *arguments):
@@ -121,8 +95,7 @@ def without_scripts(page):
     return re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL)
 
 
-def test_the_table_holds_agreement_and_the_trivial_baseline(generated):
-    page = page_of(generated)
+def test_the_table_holds_agreement_and_the_trivial_baseline(page):
     n, r, slope, bias, mae = cells(page, "Generated, requested against measured: lateral ventricles")
     assert (n, bias, mae) == ("6", "+1.0 mL", "1.0 mL")
     assert float(r.split()[0]) == pytest.approx(np.corrcoef(REQUESTED_ML, MEASURED_ML)[0, 1], abs=6e-4)
@@ -130,8 +103,8 @@ def test_the_table_holds_agreement_and_the_trivial_baseline(generated):
     assert cells(page, "— always answering the mean") == ["6", "undefined", "0", "0", "15.0 mL"]
 
 
-def test_the_gallery_is_sorted_by_requested_volume(generated):
-    captions = re.findall(r"requested ([\d.]+)\smL, measured ([\d.]+)\smL", page_of(generated))
+def test_the_gallery_is_sorted_by_requested_volume(page):
+    captions = re.findall(r"requested ([\d.]+)\smL, measured ([\d.]+)\smL", page)
     assert captions == [(f"{asked}", f"{measured}") for asked, measured in sorted(zip(REQUESTED_ML, MEASURED_ML))]
 
 
@@ -169,8 +142,7 @@ def test_too_few_volumes_say_so_instead_of_a_number(tmp_path):
     assert "at least 4 pairs" in cells(page_of(generated), "Generated, requested against measured: lateral ventricles")[1]
 
 
-def test_notices_are_there(generated):
-    page = page_of(generated)
+def test_notices_are_there(page):
     assert "not for clinical use" in page and "Synthetic images" in page and "subject's left is at the picture's right" in page
 
 
@@ -260,3 +232,180 @@ def test_each_scan_of_the_cohort_is_shown_once(tmp_path):
     cohort = report_cohort.read_cohort(make_cohort(tmp_path / "real", ["sub-1", "sub-2", "sub-3"], volumes_ml, volumes_ml)[0])
     assert report_cohort.nearest(cohort, "ventricles_ml", [11.0, 16.0]) == ["sub-1", "sub-2"]
     assert report_cohort.nearest(cohort, "ventricles_ml", [9.0, 21.0, 50.0, 80.0]) == ["sub-1", "sub-2", None, "sub-3"]
+
+
+# --- What is on the page, whatever the folder ----------------------------------------------------------------------
+
+
+class Elements(HTMLParser):
+    """Names and attributes of a page's elements, as a browser would see them."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.found = []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+
+    def named(self, tag):
+        return [attributes for name, attributes in self.found if name == tag]
+
+
+def test_a_folder_alone_makes_a_page_beside_it_and_nothing_within(generated):
+    folder = generated[0]
+    before = sorted(folder.rglob("*"))
+    report.main([str(folder)])
+    page = (folder.parent / "generated_report.html").read_text()
+    assert sorted(folder.rglob("*")) == before and (folder.parent / "generated_report.png").is_file()
+    assert "6 generated volumes" in page and "measured" not in without_scripts(page).replace("NiiVue", "")
+    captions = re.findall(r"<b>requested ([\d.]+)\smL</b>", page)
+    assert [float(text) for text in captions] == sorted(REQUESTED_ML)
+
+
+def test_ages_of_another_table_are_joined_and_are_in_years(tmp_path):
+    ages = [61.0, 52.0, 73.0, 44.0, 65.0, 56.0]
+    names = [f"sub-{i}" for i in range(6)]
+    generated = make_cohort(tmp_path / "generated", names, REQUESTED_ML, MEASURED_ML, age=ages)
+    predicted = pd.DataFrame({"participant_id": names[::-1], "age": [age + 2 for age in ages[::-1]], "ventricles_ml": 0.0})
+    predicted.to_csv(tmp_path / "ages.tsv", sep="\t", index=False)
+    output = tmp_path / "report.html"
+    report.main([str(generated[0]), "--measured", str(generated[1]), str(tmp_path / "ages.tsv"), "--output", str(output)])
+    page = output.read_text()
+    n, r, slope, bias, mae = cells(page, "Generated, requested against measured: age")
+    assert (n, bias, mae) == ("6", "+2.0 years", "2.0 years") and r.startswith("1.000") and slope.startswith("1.00")
+    assert cells(page, "Generated, requested against measured: lateral ventricles")[3] == "+1.0 mL"  # the first table's
+    assert "lateral ventricles from generated.tsv; age from ages.tsv" in page
+    assert re.search(r"age 61\syears \(measured 63\syears\)", page)
+
+
+def test_a_request_that_leaves_a_covariate_open_is_no_pair(tmp_path):
+    open_request = [40.0, np.nan, 30.0, 20.0, 60.0, 50.0]
+    page = page_of(make_cohort(tmp_path / "generated", [f"sub-{i}" for i in range(6)], open_request, MEASURED_ML))
+    assert cells(page, "Generated, requested against measured: lateral ventricles")[0] == "5"
+
+
+def test_small_spreads_keep_their_decimals(tmp_path):
+    ratios = [0.71, 0.72, 0.74, 0.75, 0.78, 0.79]
+    folder, _ = make_cohort(tmp_path / "generated", [f"sub-{i}" for i in range(6)], REQUESTED_ML, MEASURED_ML, bpf=ratios)
+    table = pd.DataFrame({"participant_id": [f"sub-{i}" for i in range(6)], "bpf": [ratio + 0.004 for ratio in ratios]})
+    table.to_csv(tmp_path / "bpf.tsv", sep="\t", index=False)
+    assert cells(page_of((folder, tmp_path / "bpf.tsv")), "Generated, requested against measured: bpf")[3] == "+0.004"
+
+
+def test_label_maps_are_drawn_below_their_volumes(tmp_path):
+    folder = make_labelled(tmp_path / "synthetic", ["sub-01", "sub-01v01"])
+    report.main([str(folder)])
+    page = (tmp_path / "synthetic_report.html").read_text()
+    assert "has the anatomy of its map" in page and "the label map below" in page
+    sizes = {(image["width"], image["height"]) for image in Elements(page).named("img") if "label map" in image["alt"]}
+    assert sizes == {(str(22 + 22 + 30), str(2 * 28))}
+    volumes = json.loads(re.search(r'id="volumes">(.*?)</script>', page)[1])
+    assert volumes[0]["labels"]["names"] == ["background", "left hippocampus", "right hippocampus", "label 2035"]
+    colours = np.transpose(volumes[0]["labels"]["colours"]).tolist()
+    assert colours[1] == colours[2] != colours[3] and colours[0] == [0, 0, 0]
+    assert cells(page, "Synthesis, LabelTable") == ["freesurfer"]
+
+
+def test_all_sessions_of_a_participant_are_shown(generated):
+    folder = generated[0]
+    (folder / "sub-syn0" / "anat").rename(folder / "sub-syn0" / "old")
+    for session in ("1", "2"):
+        (folder / "sub-syn0" / f"ses-{session}").mkdir()
+        nib.save(phantom(), folder / "sub-syn0" / f"ses-{session}" / f"sub-syn0_ses-{session}_T1w.nii.gz")
+    (folder / "sub-syn0" / "old" / "sub-syn0_T1w.nii.gz").unlink()
+    report.main([str(folder)])
+    page = (folder.parent / "generated_report.html").read_text()
+    assert "7 generated volumes" in page and "sub-syn0_ses-1: axial" in page and "sub-syn0_ses-2: axial" in page
+
+
+HOSTILE = "</script><img src=x onerror=alert(1)>'\"&$x$"
+
+
+def test_no_text_of_a_table_or_section_becomes_html(tmp_path, page):
+    harmless = page
+    sites = [HOSTILE, "b", "c", "d", "e", "f"]
+    generated = make_cohort(
+        tmp_path / "generated", [f"sub-{i}" for i in range(6)], REQUESTED_ML, MEASURED_ML, name=HOSTILE, **{HOSTILE: sites}
+    )
+    table = {"header": [HOSTILE, "b"], "rows": [[HOSTILE, HOSTILE]]}
+    evaluation = write_section(
+        tmp_path / "evaluation",
+        title=HOSTILE,
+        text=HOSTILE,
+        tables=[table],
+        figures=[{"file": "plot.png", "caption": HOSTILE}],
+    )
+    facts = tmp_path / "facts.json"
+    facts.write_text(json.dumps({HOSTILE: HOSTILE}))
+    page = page_of(
+        generated, "--evaluation", evaluation, "--facts", facts, "--real", generated[0], "--real_measured", generated[1]
+    )
+    elements = Elements(page)
+    assert all(image["src"].startswith("data:image/png;base64,") for image in elements.named("img"))
+    assert not [attributes for _, attributes in elements.found if any(name.startswith("on") for name in attributes)]
+    assert len(elements.named("script")) == len(Elements(harmless).named("script"))
+    assert {"value": HOSTILE, "type": "checkbox", "checked": None} in elements.named("input")
+
+
+def test_the_policy_lets_the_pages_own_scripts_run_and_no_others(page):
+    policy = re.search(r'Content-Security-Policy" content="(.*?)"', page)[1]
+    run = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
+    hashes = {base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in run}
+    assert set(re.findall(r"sha256-([^']+)'", re.search("script-src(.*?);", policy)[1])) == hashes and len(hashes) == 3
+    assert "unsafe" not in policy and "http" not in policy
+
+
+def test_sections_stand_in_the_order_of_their_paths_with_their_tables_and_figures(generated, tmp_path):
+    write_section(tmp_path / "evaluation" / "b", "second", title="B")
+    write_section(tmp_path / "evaluation" / "a", "first")
+    page = page_of(generated, "--evaluation", tmp_path / "evaluation", tmp_path / "evaluation" / "b")
+    assert page.index("<h2>Table &lt;1&gt;</h2>") < page.index("<h2>B</h2>") and page.count("<h2>B</h2>") == 1
+    assert "<p>One.</p><p>Two &lt;b&gt;.</p>" in page and cells(page, "real &amp; real") == ["0.1"]
+    assert "<figcaption>A &lt;plot&gt;</figcaption>" in page
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tables": [{"header": ["a", "b"], "rows": [["1"]]}]}, r"a.section.json: the row \['1'\] has 1 cells, its header 2"),
+        ({"figures": [{"file": "absent.png"}]}, "a.section.json: its figure absent.png is not beside it"),
+        ({"figures": [{"file": "../secret.png"}]}, "a figure must lie beside the section"),
+        ({"figures": [{"file": "a.section.json"}]}, "its figure a.section.json is no PNG"),
+        ({"title": None}, "a section needs a title and a text"),
+    ],
+)
+def test_a_section_that_cannot_be_shown_is_named_and_no_page_is_written(generated, tmp_path, changes, message):
+    evaluation = write_section(tmp_path / "evaluation", **changes)
+    with pytest.raises(SystemExit, match=message):
+        page_of(generated, "--evaluation", evaluation)
+    assert not list(tmp_path.glob("*report*"))
+
+
+def test_a_folder_without_an_evaluation_is_named(generated, tmp_path):
+    with pytest.raises(SystemExit, match="absent: no such folder"):
+        page_of(generated, "--evaluation", tmp_path / "absent")
+    with pytest.raises(SystemExit, match=r"generated: no \*.section.json below it"):
+        page_of(generated, "--evaluation", generated[0])
+
+
+def test_a_damaged_volume_is_named_and_an_older_page_stays(generated):
+    page = page_of(generated)
+    damaged = generated[0] / "sub-syn3" / "anat" / "sub-syn3_T1w.nii.gz"
+    damaged.write_bytes(damaged.read_bytes()[:-200])
+    with pytest.raises(SystemExit, match="sub-syn3_T1w.nii.gz: cannot be read"):
+        page_of(generated)
+    assert (generated[0].parent / "report.html").read_text() == page and not list(generated[0].parent.glob(".partial*"))
+
+
+def test_scans_go_into_the_viewer_only_when_told(generated, tmp_path):
+    real = make_cohort(tmp_path / "real", [f"sub-{i}" for i in range(6)], REQUESTED_ML, MEASURED_ML)
+    page = page_of(generated, "--real", real[0], "--viewer", 3)
+    assert "3 of 6 generated volumes are inside this page" in page and page.count('type="application/gzip"') == 3
+    page = page_of(generated, "--real", real[0], "--viewer", 3, "--viewer_scans", 1)
+    assert "3 of 6 generated volumes and 1 of 6 scans are inside" in page and page.count('type="application/gzip"') == 4
+
+
+def test_without_a_viewer_the_page_is_small_and_keeps_its_filters(generated):
+    page = page_of(generated, "--viewer", 0)
+    assert len(page) < 1e6 and "niivue" not in page.lower() and 'id="filters"' in page and page.count("<script>") == 1
