@@ -271,16 +271,16 @@ def make_study(
 
     content = sorted((volume.kind, volume.digest) for volume in volumes)
     secret = hashlib.sha256(json.dumps([seed, slices, repeats, content]).encode()).digest()
-    study = hashlib.sha256(b"study" + secret).hexdigest()[:10]
-    page, key = output / "page" / "reader_study.html", output / "key" / "key.tsv"
-    _refuse_another(key, study)
-
     rng = np.random.default_rng(int.from_bytes(secret, "big"))
     by_content = sorted(volumes, key=lambda volume: (volume.kind, volume.digest))
     shown = order(choose(by_content, slices, rng), round(repeats * slices), rng)
     cut(shown, view, rng)
     for position, item in enumerate(shown):  # a name says nothing about the kind, it comes from the position
         item.name = hashlib.sha256(f"item {position}".encode() + secret).hexdigest()[:8]
+    # Also of the pictures: what is shown otherwise is another study.
+    study = hashlib.sha256(secret + b"".join(item.png for item in shown)).hexdigest()[:10]
+    page, key = output / "page" / "reader_study.html", output / "key" / "key.tsv"
+    _refuse_another(key, study)
     _write_key(key, study, shown)
     _write_page(page, study, shown, view, volumes[0].spacing_mm)
     return page, key

@@ -14,7 +14,6 @@ from matplotlib.figure import Figure
 from reader_study_make import DIRECTIONS, KEY_COLUMNS, KINDS
 from scipy import stats
 from section import write_json, write_section, write_whole
-from sklearn.metrics import cohen_kappa_score
 
 RATINGS = {1: "very good", 2: "good", 3: "fair", 4: "poor", 5: "very poor"}  # after Ayaz et al. 2022, Figure 4C
 COLUMNS = ["study", "reader", "item", "rating", "guess", "seconds"]
@@ -110,12 +109,17 @@ def unblind(key: pd.DataFrame, results: Sequence[pd.DataFrame]) -> pd.DataFrame:
 def kappa(first: np.ndarray, second: np.ndarray) -> float:
     """Quadratically weighted kappa of two lists of ratings (Cohen 1968), of the places where both are known.
 
+    1 - mean squared difference / that of ratings paired at random, which is a sum of variances: the same number as
+    scikit-learn's, in a hundredth of the time, and the bootstrap needs it thousands of times.
+
     NaN where it is undefined: no common items, or both always gave the same rating.
     """
     both = ~(np.isnan(first) | np.isnan(second))
-    if len(np.unique(np.concatenate([first[both], second[both]]))) < 2:
+    if not both.any():
         return math.nan
-    return float(cohen_kappa_score(first[both], second[both], labels=list(RATINGS), weights="quadratic"))
+    first, second = first[both], second[both]
+    at_random = first.var() + second.var() + (first.mean() - second.mean()) ** 2
+    return float(1 - ((first - second) ** 2).mean() / at_random) if at_random > 0 else math.nan
 
 
 def interval(statistic: Callable, items: pd.DataFrame, rng: np.random.Generator) -> tuple[float, float]:

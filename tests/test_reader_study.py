@@ -5,7 +5,6 @@ import math
 import re
 import struct
 
-import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
@@ -16,40 +15,13 @@ from PIL import Image
 from reader_study_make import make_study, picture, read_windowed
 from reader_study_score import kappa, read_key, read_results, score, unblind, write_scores
 from scipy import stats
-
-SHAPE = (20, 28, 24)  # right, anterior, superior
-SPACING_MM = 8.0
-
-
-def head(seed, shape=SHAPE, corner=(2, 2, 0)):
-    """A block of tissue with noise, brighter to the front, with a mark at the subject's left; background 0."""
-    rng = np.random.default_rng(seed)
-    values = np.zeros(shape)
-    inside = tuple(slice(low, low + size) for low, size in zip(corner, (16, 24, 21)))
-    values[inside] = 0.5 + 0.05 * rng.random((16, 24, 21)) + np.linspace(0, 0.2, 24)[None, :, None]
-    values[corner[0] : corner[0] + 3, corner[1] + 6 : corner[1] + 10, 8:12] = 0.9
-    return values
-
-
-def save(path, values, spacing_mm=SPACING_MM, codes="RAS", dtype=np.float32):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image = nib.Nifti1Image(values.astype(dtype), np.diag([spacing_mm] * 3 + [1.0]))
-    if codes != "RAS":
-        ornt = nib.orientations.ornt_transform(nib.orientations.axcodes2ornt("RAS"), nib.orientations.axcodes2ornt(codes))
-        image = image.as_reoriented(ornt)
-    nib.save(image, path)
-    return path
+from sklearn.metrics import cohen_kappa_score
+from tiny_study import SHAPE, head, save, save_cohorts
 
 
 @pytest.fixture
 def cohorts(tmp_path):
-    """Folders of four real and three synthetic volumes, the synthetic ones smoother and stored with 8 bits."""
-    for i in range(4):
-        save(tmp_path / "scans" / f"sub-{i}" / "anat" / f"sub-{i}_T1w.nii.gz", head(i))
-    for i in range(3):
-        values = np.round(255 * (head(100 + i) * 0.8 + 0.05))
-        save(tmp_path / "made" / f"sub-syn{i}" / "anat" / f"sub-syn{i}_T1w.nii.gz", values, dtype=np.uint8)
-    return [tmp_path / "scans"], [tmp_path / "made"]
+    return save_cohorts(tmp_path)
 
 
 def read_page(page):
@@ -315,6 +287,13 @@ def test_kappa_by_hand():
     # squared differences 0 1 1 16, 0 1 1 16, 1 0 0 9, 4 1 1 4 = 56, divided by 4 = 14. kappa = 1 - 5 / 14.
     assert kappa(np.array([1, 1, 2, 3.0]), np.array([1, 2, 2, 5.0])) == pytest.approx(1 - 5 / 14)
     assert kappa(np.array([1, np.nan, 1, 2, 3]), np.array([1, 4, 2, 2, 5])) == pytest.approx(1 - 5 / 14)
+
+
+def test_kappa_is_that_of_scikit_learn():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        first, second = rng.integers(1, 6, (2, 12))
+        assert kappa(first, second) == pytest.approx(cohen_kappa_score(first, second, weights="quadratic"))
 
 
 def test_kappa_is_undefined_when_both_always_rate_the_same():
