@@ -1,0 +1,344 @@
+"""Both bundles in the real MONAI Label server, driven by the real client: the sample app `monaibundle`, and our own.
+
+Slow, and only where MONAI Label is installed, best in an environment of its own: see requirements-monailabel.txt.
+"""
+
+import importlib.util
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from contextlib import contextmanager
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import tiny
+import tiny_spade
+from conftest import ROOT
+from monai.bundle import run
+from test_bundle_format import LDM, SPADE, copy_bundle
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        importlib.util.find_spec("monailabel") is None,
+        reason="MONAI Label is not installed: pip install --no-deps -r requirements-monailabel.txt, in another environment",
+    ),
+]
+
+OWN_APP = ROOT / "scripts" / "monailabel_app"
+SAMPLE_APP = Path(sys.prefix) / "monailabel" / "sample-apps" / "monaibundle"
+COVARIATES = {"age": 70, "sex": "M", "ventricles_ml": 90, "brain_normalised_ml": 1500}
+
+
+def reoriented(nifti, axcodes):
+    wanted = nib.orientations.axcodes2ornt(axcodes)
+    image = nifti.as_reoriented(nib.orientations.ornt_transform(nib.io_orientation(nifti.affine), wanted))
+    image.set_sform(image.affine, code="mni")
+    return image
+
+
+def write_studies(folder):
+    """As MONAI Label wants them, in one folder: T1w with final labels to train from, label maps and a head to infer from."""
+    (folder / "labels" / "final").mkdir(parents=True)
+    cohort = tiny_spade.write_dataset(folder.parent / "cohort")
+    for image in sorted(cohort.glob("sub-*/anat/*_T1w.nii.gz")):
+        shutil.copy(image, folder)
+        label = next(cohort.glob(f"derivatives/*/*/anat/{image.name.replace('T1w', 'dseg')}"))
+        shutil.copy(label, folder / "labels" / "final" / image.name)
+    label = next(cohort.glob("derivatives/*/sub-02/anat/sub-02_dseg.nii.gz"))
+    for axcodes in ("LAS", "PIR"):
+        nib.save(reoriented(nib.load(label), axcodes), folder / f"map{axcodes}.nii.gz")
+    unknown = np.asarray(nib.load(label).dataobj).copy()
+    unknown[20:23, 20:24, 20:25] = 77
+    nib.save(nib.Nifti1Image(unknown, nib.load(label).affine), folder / "unknown.nii.gz")
+    head = next(tiny.write_dataset(folder.parent / "heads", 1, 0).rglob("*_T1w.nii.gz"))
+    nib.save(reoriented(nib.load(head), "PIR"), folder / "head.nii.gz")
+    return folder
+
+
+def write_app(folder, own):
+    """The sample app or our own, with copies of both bundles that hold tiny weights, and train at that size."""
+    folder.mkdir()
+    if own:
+        shutil.copy(OWN_APP / "main.py", folder)
+    else:
+        shutil.copytree(SAMPLE_APP, folder, dirs_exist_ok=True)
+    (folder / "model").mkdir()
+    for name in (LDM, SPADE):
+        copy_bundle(name, folder / "model")
+    config = folder / "model" / SPADE / "configs" / "train.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | tiny_spade.SETTINGS))
+    config = folder / "model" / LDM / "configs" / "inference.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"steps": 4}))
+    return folder
+
+
+def start(app, studies, log):
+    """The server on a free port of 127.0.0.1; its address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    conf = [
+        word
+        for pair in (("models", f"{SPADE},{LDM}"), ("zoo_source", "local"), ("sam2", "false"))
+        for word in ("--conf", *pair)
+    ]
+    path = [str(OWN_APP / "stub")] if importlib.util.find_spec("torchvision") is None else []
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path), "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-m", "monailabel.main", "start_server", "--app", app, "--studies", studies]
+    command += ["--host", "127.0.0.1", "--port", str(port), *conf]
+    process = subprocess.Popen(list(map(str, command)), cwd=app, env=environment, stdout=log, stderr=subprocess.STDOUT)
+    return process, f"http://127.0.0.1:{port}"
+
+
+@contextmanager
+def serving(app, studies):
+    from monailabel.client import MONAILabelClient
+
+    log = app.parent / f"{app.name}.log"
+    with open(log, "w") as file:
+        process, address = start(app, studies, file)
+        try:
+            deadline = time.monotonic() + 180
+            while True:
+                assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
+                try:
+                    urllib.request.urlopen(f"{address}/info/", timeout=60).read()
+                    break
+                except (urllib.error.URLError, ConnectionError):
+                    time.sleep(0.5)
+            client = MONAILabelClient(address, tmpdir=str(app.parent))
+            client.log, client.bundles, client.studies = log, app / "model", studies
+            yield client
+            assert process.poll() is None, "a request stopped the server"
+        finally:
+            process.terminate()
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+@pytest.fixture(scope="module", params=["sample app", "own app"])
+def client(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("label")
+    own = request.param == "own app"
+    with serving(write_app(folder / "app", own), write_studies(folder / "studies")) as client:
+        client.own = own
+        yield client
+
+
+def infer(client, model, image, **params):
+    """The answer of the server as NIfTI, in memory, and its JSON."""
+    path, result = client.infer(model, image, params)
+    nifti = nib.load(path)
+    nifti = nib.Nifti1Image(np.asarray(nifti.dataobj), nifti.affine, nifti.header)
+    os.remove(path)
+    return nifti, result
+
+
+def refusal(client, model, image, **params):
+    """Status and text of a request that fails."""
+    data = f"params={urllib.request.quote(json.dumps(params))}".encode()
+    request = urllib.request.Request(f"{client.get_server_url()}/infer/{model}?image={image}&output=image", data)
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(request)
+    return caught.value.code, caught.value.read().decode()
+
+
+def test_both_bundles_are_served(client):
+    info = client.info()
+    assert info["models"].keys() == {SPADE, LDM}
+    assert info["models"][LDM]["config"].items() >= {"age": 65, "sex": "F", "strength": 0.6, "seed": 0}.items()
+    assert info["datastore"] == {"total": 10, "completed": 6, "label_tags": {"final": 6}}
+    if client.own:
+        assert {model["type"] for model in info["models"].values()} == {"others"}
+        assert list(info["trainers"]) == [SPADE]
+    else:
+        assert SPADE in info["trainers"]
+
+
+@pytest.mark.parametrize("axcodes", ["LAS", "PIR"])
+def test_a_label_map_becomes_a_t1w_on_its_own_grid(client, axcodes, spade_bundle, tmp_path):
+    """The values are those of the bundle on the command line."""
+    given = client.studies / f"map{axcodes}.nii.gz"
+    made, result = infer(client, SPADE, f"map{axcodes}")
+    assert made.shape == nib.load(given).shape and made.get_data_dtype() == np.float32
+    assert "".join(nib.aff2axcodes(made.affine)) == axcodes
+    np.testing.assert_allclose(made.affine, nib.load(given).affine, atol=1e-4)
+    models = str(client.bundles / SPADE / "models")
+    settings = {"models_dir": models, "output_dir": str(tmp_path / "out"), "use_device": "cpu", "output_dtype": "float32"}
+    run(config_file="configs/inference.json", label_maps=str(given), **settings)
+    expected = nib.load(next((tmp_path / "out").rglob("*_T1w.nii.gz"))).get_fdata()
+    np.testing.assert_allclose(made.get_fdata(), expected, atol=1e-4)
+    assert expected.std() > 0.01 and len(np.unique(made.get_fdata())) > 300
+    if client.own:
+        assert result["notice"].startswith("Synthetic image")
+        assert made.header["descrip"].item().decode() == "Synthetic, not for clinical use"
+
+
+def test_the_order_of_the_axes_does_not_change_the_image(client):
+    images = [nib.as_closest_canonical(infer(client, SPADE, f"map{axcodes}")[0]) for axcodes in ("LAS", "PIR")]
+    np.testing.assert_allclose(images[0].get_fdata(), images[1].get_fdata(), atol=1e-5)
+
+
+def test_a_file_may_come_with_the_request(client):
+    path, _ = client.infer(SPADE, "", {}, file=str(client.studies / "mapLAS.nii.gz"))
+    np.testing.assert_array_equal(nib.load(path).get_fdata(), infer(client, SPADE, "mapLAS")[0].get_fdata())
+    os.remove(path)
+
+
+def test_a_head_is_edited_toward_the_requested_covariates(client, bundle, tmp_path):
+    """The volume is that of the run id `editing`, on the head's own grid, and the same again."""
+    request = COVARIATES | {"strength": 0.5, "seed": 3}
+    made, _ = infer(client, LDM, "head", **request)
+    given = client.studies / "head.nii.gz"
+    assert made.shape == nib.load(given).shape and "".join(nib.aff2axcodes(made.affine)) == "PIR"
+    np.testing.assert_allclose(made.affine, nib.load(given).affine, atol=1e-4)
+    models = str(client.bundles / LDM / "models")
+    settings = {"models_dir": models, "output_dir": str(tmp_path / "out"), "use_device": "cpu", "output_dtype": "float32"}
+    run(
+        "editing",
+        config_file="configs/inference.json",
+        image=str(given),
+        request=COVARIATES,
+        strength=0.5,
+        seed=3,
+        steps=4,
+        **settings,
+    )
+    expected = nib.load(next((tmp_path / "out").rglob("*_T1w.nii.gz"))).get_fdata()
+    np.testing.assert_allclose(made.get_fdata(), expected, atol=1e-4)
+    assert expected.std() > 0.01
+
+    def values(**changes):
+        return infer(client, LDM, "head", **{**request, **changes})[0].get_fdata()
+
+    np.testing.assert_array_equal(values(), made.get_fdata())
+    np.testing.assert_array_equal(values(ventricles_ml="90"), made.get_fdata())  # as a form sends it
+    for changes in ({"seed": 4}, {"sex": "F"}, {"strength": 1}):
+        assert np.abs(values(**changes) - made.get_fdata()).max() > 1e-4, changes
+    np.testing.assert_array_equal(values(strength=0), values(strength=0, seed=4, sex="F"))
+
+
+@pytest.mark.parametrize(
+    ("model", "image", "params", "sentence"),
+    [
+        ("spade_bundle", "mapLAS", {}, "There is no model 'spade_bundle' available"),
+        (LDM, "nobody", COVARIATES, "there is no image 'nobody' in the datastore"),
+        (LDM, "", COVARIATES, "Neither Image nor File"),
+        (LDM, "head", COVARIATES | {"age": "old"}, "age must be a number in years.*got 'old'"),
+        (LDM, "head", COVARIATES | {"sex": "W"}, "sex must be 'F' or 'M', got 'W'"),
+        (LDM, "head", COVARIATES | {"strength": 2}, "strength must be a number from 0 .* got 2"),
+        (LDM, "head", COVARIATES | {"age": None}, "age is missing"),
+        (LDM, "head", COVARIATES | {"model_filename": "autoencoder.pt"}, "Missing key|does not hold the weights of model.pt"),
+        (SPADE, "unknown", {}, r"label values 77 \(60 voxels\) are not in the label table 'demo'"),
+    ],
+)
+def test_a_bad_request_is_an_error_and_the_server_goes_on(client, model, image, params, sentence):
+    """With our app as a sentence; the sample app says "Internal Server Error" for most, and the sentence in its log."""
+    before = client.log.stat().st_size
+    status, text = refusal(client, model, image, **params)
+    assert 400 <= status <= 500
+    if client.own:
+        assert re.search(sentence, json.loads(text)["detail"]), text
+    elif image == "nobody":
+        assert status == 500
+    else:
+        deadline = time.monotonic() + 30  # the log comes after the answer
+        while not re.search(sentence, text + client.log.read_text()[before:]):
+            assert time.monotonic() < deadline, text
+            time.sleep(0.2)
+    assert infer(client, LDM, "head", **COVARIATES, strength=0)[0].shape
+
+
+def test_no_request_can_run_code_in_our_app(client, tmp_path):
+    """MONAI evaluates what begins with a dollar, wherever it comes from."""
+    if not client.own:
+        pytest.skip("the sample app evaluates it: serve it to nobody else")
+    code = f"$open('{tmp_path / 'written'}', 'w').close()"
+    for name in ("age", "device"):
+        status, text = refusal(client, LDM, "head", **COVARIATES | {name: code})
+        assert status == 400 and f"{name} must be a number or a plain word" in text
+    for params in (
+        {"age": {"_target_": "os.getcwd"}},
+        {"age": ["$1"]},
+        {"sex": "@bundle_root"},
+        {"sex": "%configs/train.json"},
+    ):
+        assert refusal(client, LDM, "head", **COVARIATES | params)[0] == 400
+    assert train(client, max_epochs=1, seed=code)[0] == "ERROR"
+    assert not (tmp_path / "written").exists()
+
+
+def train(client, **params):
+    """Status of a training of the SPADE bundle, and its last lines, when it has ended."""
+    client.train_start(SPADE, {"val_split": 0.2, **params})
+    while (task := client.train_status())["status"] in ("SUBMITTED", "RUNNING"):
+        time.sleep(0.5)
+    return task["status"], "\n".join(task["details"])
+
+
+def test_the_spade_bundle_trains_from_the_datastore(client):
+    """Afterwards the new weights are served, without a restart."""
+    before, _ = infer(client, SPADE, "mapLAS")
+    models = client.bundles / SPADE / "models"
+    status, details = train(client, max_epochs=1)
+    assert status == "DONE", details
+    assert {"spade_axial.pt", "spade_coronal.pt", "spade_sagittal.pt", "model.pt"} <= {path.name for path in models.iterdir()}
+    after, _ = infer(client, SPADE, "mapLAS")
+    assert np.abs(after.get_fdata() - before.get_fdata()).max() > 0.01
+    assert after.get_fdata().std() > 0.01
+
+
+def test_our_app_takes_settings_and_another_choice_of_data_for_a_second_training(client):
+    """The sample app's second training would be refused: it goes on from the first, which has other data."""
+    if not client.own:
+        pytest.skip("the sample app takes no settings")
+    assert train(client, max_epochs=1, run_id="")[0] == "DONE"
+    status, details = train(client, max_epochs=1, val_split=0.4, fusion_channels=3, pretrained=False)
+    assert status == "DONE", details
+    urllib.request.urlopen(urllib.request.Request(f"{client.get_server_url()}/reload", method="POST"))
+    assert infer(client, SPADE, "mapLAS")[0].get_fdata().std() > 0.01
+    status, details = train(client, max_epochs=1, label_table="frisurfer")
+    assert status == "ERROR" and "no label table 'frisurfer'" in details
+
+
+def test_training_what_cannot_be_trained_is_refused_by_our_app(client):
+    if not client.own:
+        pytest.skip("the sample app begins, and ends in ERROR")
+    from monailabel.client.client import MONAILabelClientException
+
+    with pytest.raises(MONAILabelClientException) as caught:
+        client.train_start(LDM, {})
+    assert f"no model '{LDM}' can be trained here. There are: {SPADE}" in caught.value.msg
+
+
+@pytest.mark.parametrize("fault", ["missing", "wrong", "no model.pt"])
+def test_our_app_does_not_start_with_weights_that_are_missing_or_wrong(tmp_path, fault):
+    """The sample app starts, and leaves the bundle out or answers with random weights."""
+    app, studies = write_app(tmp_path / "app", own=True), tmp_path / "studies"
+    models = app / "model" / LDM / "models"
+    if fault == "missing":
+        (models / "autoencoder.pt").unlink()
+        message = rf"{LDM} cannot be served: .*autoencoder\.pt: no such weights file. Make it with: python -m monai.bundle run"
+    elif fault == "wrong":
+        shutil.copy(models / "autoencoder.pt", models / "model.pt")
+        message = rf"{LDM} cannot be served: .*model\.pt: weights of another architecture"
+    else:
+        (models / "model.pt").unlink()
+        message = rf"{LDM} cannot be served: .*No such file or directory: '.*model\.pt'"
+    with open(tmp_path / "log", "w") as log:
+        process, _ = start(app, studies, log)
+        assert process.wait(120) != 0
+    assert re.search(message, (tmp_path / "log").read_text())
