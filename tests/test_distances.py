@@ -7,6 +7,7 @@ from monai.metrics import FIDMetric
 from scipy.linalg import sqrtm
 
 from brain_ldm_bundle.scripts.distances import (
+    FeatureSpace,
     check_features,
     density_coverage,
     frechet_distance,
@@ -117,6 +118,28 @@ def test_components_are_those_of_the_reference_and_keep_its_distances():
     assert frechet_distance(project(reference), project(other)) == pytest.approx(frechet_distance(reference, other), rel=0.01)
     with pytest.raises(ValueError, match="7 components of 50 volumes with 6 features: use 1 to 6"):
         principal_components(reference, 7)
+
+
+def test_distances_are_taken_along_the_first_components_of_standardised_features():
+    reference = np.column_stack([normal(60, features=3) * [1e-3, 1, 1e3], np.full(60, 7.0)])
+    space = FeatureSpace(reference, 2, standardise=True)
+    assert (space.length, space.dimensions) == (3, 2)  # a feature that never varies has no scale
+    assert np.isfinite(space.project(reference)).all()
+    everything = FeatureSpace(reference, 50, standardise=True)
+    shifted = reference + [1e-3, 0, 0, 0]
+    assert everything.compare(shifted, reference)["fid"] == pytest.approx(1 / normal(60, features=3)[:, 0].var())
+    assert "all 3" in everything.text("E") and "along the 2 first principal components" in space.text("E")
+    with pytest.raises(ValueError, match="none of 2 features varies between 60 volumes"):
+        FeatureSpace(np.ones((60, 2)), 1, standardise=True)
+
+
+def test_all_distances_order_sets_by_how_wrong_they_are():
+    reference, space = normal(80), FeatureSpace(normal(80), 4)
+    compared = [space.compare(normal(60, shift=shift, seed=1), reference) for shift in (0, 1.5, 4)]
+    assert [numbers["fid_corrected"] for numbers in compared] == pytest.approx([0, 1.5**2, 16], abs=1.5)
+    for key, order in (("fid", 1), ("squared_mmd", 1), ("density", -1), ("coverage", -1)):
+        values = [order * numbers[key] for numbers in compared]
+        assert values == sorted(values) and values[0] != values[2], key
 
 
 def test_what_has_no_distance_is_refused_by_name():

@@ -8,6 +8,7 @@ import numpy as np
 from scipy.spatial.distance import cdist, pdist
 
 __all__ = [
+    "FeatureSpace",
     "check_features",
     "density_coverage",
     "frechet_distance",
@@ -16,6 +17,9 @@ __all__ = [
     "principal_components",
     "squared_mmd",
 ]
+
+
+NEIGHBOURS = 5
 
 
 def check_features(features: np.ndarray, name: str, at_least: int = 2, length: int | None = None) -> np.ndarray:
@@ -77,7 +81,7 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def jackknife(
-    statistic: Callable[[np.ndarray, np.ndarray], float], a: np.ndarray, b: np.ndarray, groups: int = 50
+    statistic: Callable[[np.ndarray, np.ndarray], float], a: np.ndarray, b: np.ndarray, groups: int = 20
 ) -> tuple[float, float]:
     """A distance of two sets, corrected for its bias, and the standard error.
 
@@ -126,7 +130,7 @@ def squared_mmd(a: np.ndarray, b: np.ndarray, width: float) -> float:
     return float(sum(within) - 2 * np.exp(cdist(a, b, "sqeuclidean") / (-2 * width**2)).mean())
 
 
-def density_coverage(real: np.ndarray, generated: np.ndarray, neighbours: int = 5) -> tuple[float, float]:
+def density_coverage(real: np.ndarray, generated: np.ndarray, neighbours: int = NEIGHBOURS) -> tuple[float, float]:
     """Density and coverage (Naeem et al. 2020, ICML, Eq. 4 and 5) of generated features among real ones.
 
     Around each real row lies a ball that reaches to its `neighbours`-th nearest real row. Density: in how many balls a
@@ -141,3 +145,59 @@ def density_coverage(real: np.ndarray, generated: np.ndarray, neighbours: int = 
     radii = np.partition(cdist(real, real), neighbours, axis=1)[:, neighbours]  # its own distance 0 comes first
     inside = cdist(real, generated) < radii[:, None]
     return float(inside.sum() / (neighbours * len(generated))), float(inside.any(axis=1).mean())
+
+
+class FeatureSpace:
+    """Distances within the first principal components of a reference's features.
+
+    Args:
+        reference: features (n, F) of real scans.
+        dimensions: components; with as many as features nothing is left out.
+        standardise: divide features by the reference's standard deviations first; those that are constant there are left out.
+
+    Raises:
+        ValueError: as `principal_components` and `median_distance`; no feature that varies.
+    """
+
+    def __init__(self, reference: np.ndarray, dimensions: int, standardise: bool = False) -> None:
+        deviations = reference.std(axis=0)
+        self.kept = deviations > 1e-9 * np.abs(reference).max() if standardise else np.ones(len(deviations), dtype=bool)
+        self.scale = deviations[self.kept] if standardise else 1.0
+        self.length = int(self.kept.sum())
+        if not self.length:
+            raise ValueError(
+                f"none of {len(deviations)} features varies between {len(reference)} volumes: the extractor is blind"
+            )
+        self.dimensions = min(dimensions, self.length)
+        self.components, self.share = principal_components(reference[:, self.kept] / self.scale, self.dimensions)
+        self.width = median_distance(self.project(reference))
+
+    def project(self, features: np.ndarray) -> np.ndarray:
+        """(n, F) to (n, dimensions)."""
+        return self.components(features[:, self.kept] / self.scale)
+
+    def compare(self, features: np.ndarray, reference: np.ndarray) -> dict[str, float]:
+        """FID, MMD, density and coverage of a set among real scans."""
+        a, b = self.project(features), self.project(reference)
+        corrected, error = jackknife(frechet_distance, a, b)
+        _, mmd_error = jackknife(lambda x, y: squared_mmd(x, y, self.width), a, b)
+        density, coverage = density_coverage(b, a)
+        return {
+            "fid": frechet_distance(a, b),
+            "fid_corrected": corrected,
+            "fid_standard_error": error,
+            "squared_mmd": squared_mmd(a, b, self.width),
+            "squared_mmd_standard_error": mmd_error,
+            "density": density,
+            "coverage": coverage,
+        }
+
+    def text(self, extractor: str) -> str:
+        """Where distances are taken, for a reader."""
+        if self.dimensions == self.length:
+            return f"Features: {extractor}, all {self.length}."
+        return (
+            f"Features: {extractor}, {self.length}; a covariance of so many needs more volumes than there are, so distances "
+            f"are taken along the {self.dimensions} first principal components of the real scans' features "
+            f"({100 * self.share:.0f} % of their variance)."
+        )

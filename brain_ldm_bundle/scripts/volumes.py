@@ -1,0 +1,128 @@
+"""Sets of volumes as they are compared: real scans and generated ones, read one at a time, and what is made of real scans."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Container, Mapping, Sequence
+from pathlib import Path
+
+import nibabel as nib
+import torch
+from monai.transforms import GaussianSmooth
+from torch.utils.data import Dataset
+
+from . import grid
+from .bids import find_volumes
+from .intensities import LEVELS, as_stored
+
+__all__ = ["Blurred", "Repeated", "Volumes", "find_samples", "refuse_few"]
+
+BLUR_MM = 8.0  # full width at half maximum
+
+
+class Volumes(Dataset):
+    """Volumes (1, D, H, W), 0 to 1 in steps of 1/255, read one at a time.
+
+    Generated volumes are stored in 8 bits. Real scans are rounded to the same steps: otherwise the faint noise of their
+    background would have a structure that no generated volume can have.
+
+    Args:
+        items: {"image": path, "participant_id": "sub-X"}.
+        transform: from an item to {"image": (1, D, H, W)}.
+
+    Raises (on reading):
+        ValueError: NaN, values outside of 0 to 1, a constant volume; with its path.
+    """
+
+    def __init__(self, items: Sequence[dict], transform: Callable[[dict], dict]) -> None:
+        self.items = list(items)
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        item = self.items[index]
+        volume = torch.as_tensor(self.transform(item)["image"]).float()
+        if not torch.isfinite(volume).all():
+            raise ValueError(f"{item['image']}: has voxels that are NaN or infinite. Generate or prepare it again")
+        lowest, highest = float(volume.min()), float(volume.max())
+        if lowest < -1e-3 or highest > 1 + 1e-3:
+            raise ValueError(
+                f"{item['image']}: has intensities of {lowest:g} to {highest:g}; generated volumes are taken as they are and "
+                f"must lie in 0 to 1"
+            )
+        if lowest == highest:
+            raise ValueError(f"{item['image']}: is constant ({lowest:g}): there is nothing to compare. Leave it out")
+        return torch.from_numpy(as_stored(volume.clamp(0, 1).numpy())).float() / (LEVELS - 1)
+
+
+class Blurred(Dataset):
+    """The same volumes through a Gaussian: what a set looks like that has no details."""
+
+    def __init__(self, volumes: Volumes, spacing_mm: float) -> None:
+        self.volumes, self.items = volumes, volumes.items
+        self.smooth = GaussianSmooth(BLUR_MM / (2 * math.sqrt(2 * math.log(2))) / spacing_mm)
+
+    def __len__(self) -> int:
+        return len(self.volumes)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return torch.as_tensor(self.smooth(self.volumes[index])).clamp(0, 1)
+
+
+class Repeated(Dataset):
+    """One volume three times: what a set looks like that has no diversity. More copies would not change a number."""
+
+    def __init__(self, volume: torch.Tensor) -> None:
+        self.volume, self.items = volume, [{"image": "", "participant_id": "mean"}] * 3
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return self.volume
+
+
+def find_samples(
+    samples: Mapping[str, str] | None,
+    spacing_mm: float,
+    fewest: int,
+    taken: Container[str] = (),
+    cache_file: str | Path | None = None,
+) -> dict[str, list[dict]]:
+    """The volumes of each generated set, by its name.
+
+    Args:
+        samples: name to folder.
+        spacing_mm: of the grid that they must lie on.
+        fewest: volumes of a set.
+        taken: names that no set may have.
+        cache_file: of checked images, as `find_volumes`.
+
+    Raises:
+        ValueError: no sets, a name that is one of ours, volumes of another grid or too few of them.
+        FileNotFoundError: a folder that is not there.
+    """
+    if not isinstance(samples, Mapping) or not samples:
+        raise ValueError(f"samples: expected names and folders of generated volumes, {{'LDM': DIR}}, got {samples!r}")
+    for name in samples:
+        if name in taken:
+            raise ValueError(f"samples: {name!r} is the name of a row that is always there. Choose another")
+    found = {}
+    for name, folder in samples.items():
+        found[name] = find_volumes(folder, spacing_mm, cache_file)
+        refuse_few(found[name], name, fewest)
+        for item in found[name]:
+            shape = nib.load(item["image"]).shape
+            if sorted(shape) != sorted(grid.size(spacing_mm)):
+                raise ValueError(
+                    f"{item['image']}: has {' x '.join(map(str, shape))} voxels, the model's grid "
+                    f"{' x '.join(map(str, grid.size(spacing_mm)))}. Generate it on the grid; nothing is cropped or padded here"
+                )
+    return found
+
+
+def refuse_few(items: Sequence[dict], name: str, fewest: int) -> None:
+    if len(items) < fewest:
+        raise ValueError(f"{name}: {len(items)} volumes; at least {fewest} are needed for a distance of distributions")
