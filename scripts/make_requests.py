@@ -1,10 +1,13 @@
 """Make a table of volumes to generate, one row each, from the participants.tsv of a real or simulated cohort.
 
     python scripts/make_requests.py participants.tsv requests.tsv --rows 100000 --seed 0
-    python scripts/make_requests.py participants.tsv requests.tsv --rows 12 --sweep ventricles_ml 10 120 --base "age=65,sex=F"
+    python scripts/make_requests.py participants.tsv sweep.tsv --rows 8 --sweep ventricles_ml 10 150 --sweep age 45 80
+        --base "sex=F" --noises 3 --extrapolate
 
 Rows are drawn from the cohort's training rows with replacement, so that covariates go together as they do there, and each
-quantity is moved by a small random share of its standard deviation. A sweep changes one quantity and holds the others.
+quantity is moved by a small random share of its standard deviation. A sweep changes one quantity and holds the others, and the
+noise too: the column `noise` names it, and rows with the same entry begin from the same noise. --extrapolate adds what Pinaya
+et al. 2022 asked beyond the range of their training data (Figure 4). scripts/sweep_figure.py draws the result.
 """
 
 from __future__ import annotations
@@ -12,13 +15,17 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 COLUMNS = ("sex", "age", "ventricles_ml", "brain_normalised_ml")
+COVARIATES_FILE = Path(__file__).resolve().parents[1] / "brain_ldm_bundle" / "configs" / "covariates.json"
+
+# Scaled values beyond 0 to 1 that Pinaya et al. 2022 show.
+EXTRAPOLATED = {"ventricles_ml": (-0.5, -0.3, -0.1, 1.5, 1.9), "brain_normalised_ml": (-0.5,)}
 
 
 def read_cohort(path: Path, columns: Sequence[str] = COLUMNS) -> pd.DataFrame:
@@ -62,17 +69,14 @@ def draw(cohort: pd.DataFrame, rows: int, seed: int, spread: float = 0.1) -> pd.
     return drawn
 
 
-def sweep(cohort: pd.DataFrame, name: str, low: float, high: float, rows: int, base: Mapping[str, str]) -> pd.DataFrame:
-    """`rows` rows with `name` evenly from `low` to `high`; the rest as in `base`, or the cohort's median or commonest level.
+def base_row(cohort: pd.DataFrame, base: Mapping[str, str]) -> dict[str, float | str]:
+    """The covariates that a sweep holds: as in `base`, or the cohort's median or commonest level.
 
     Raises:
-        ValueError: a name that the cohort lacks, a category to sweep, a base value that is none of the cohort's kind.
+        ValueError: a name that the cohort lacks, a value that is none of the cohort's kind.
     """
-    if unknown := [key for key in (name, *base) if key not in cohort]:
-        raise ValueError(f"no covariate is called {unknown[0]!r}; there are {', '.join(cohort)}")
+    _refuse_unknown(cohort, base)
     quantities = set(cohort.select_dtypes("number"))
-    if name not in quantities:
-        raise ValueError(f"{name} is a category, only a quantity can be swept: {', '.join(sorted(quantities))}")
     fixed = {}
     for column, values in cohort.items():
         if column not in base:
@@ -86,7 +90,48 @@ def sweep(cohort: pd.DataFrame, name: str, low: float, high: float, rows: int, b
             fixed[column] = base[column]
         else:
             raise ValueError(f"--base: {column} must be one of {', '.join(sorted(set(values)))}, got {base[column]!r}")
-    return pd.DataFrame({**fixed, name: np.linspace(low, high, rows)}, columns=cohort.columns)
+    return fixed
+
+
+def sweep(cohort: pd.DataFrame, name: str, values: Sequence[float], base: Mapping[str, str]) -> pd.DataFrame:
+    """One row for each of `values` of the quantity `name`, the others as in `base_row`.
+
+    Raises:
+        ValueError: a name that the cohort lacks, a category to sweep, or as `base_row`.
+    """
+    _refuse_unknown(cohort, [name])
+    quantities = set(cohort.select_dtypes("number"))
+    if name not in quantities:
+        raise ValueError(f"{name} is a category, only a quantity can be swept: {', '.join(sorted(quantities))}")
+    return pd.DataFrame({**base_row(cohort, base), name: np.asarray(values, float)}, columns=cohort.columns)
+
+
+def _refuse_unknown(cohort: pd.DataFrame, names: Iterable[str]) -> None:
+    if unknown := [name for name in names if name not in cohort]:
+        raise ValueError(f"no covariate is called {unknown[0]!r}; there are {', '.join(cohort)}")
+
+
+def physical(covariates_file: Path, name: str, scaled: Sequence[float]) -> np.ndarray:
+    """Values in the covariate's unit of scaled ones; 0 and 1 are the ends of its range in a model's covariates.json.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it has no range for this covariate.
+    """
+    if not covariates_file.is_file():
+        raise FileNotFoundError(f"{covariates_file}: no such file. Name the model's covariates.json with --covariates_file")
+    entries = {entry["name"]: entry for entry in json.loads(covariates_file.read_text(encoding="utf-8"))["covariates"]}
+    if "range" not in entries.get(name, {}):
+        raise ValueError(f"{covariates_file}: no range of {name}, beyond which to extrapolate")
+    log = entries[name].get("scale") == "log"
+    low, high = np.log(entries[name]["range"]) if log else entries[name]["range"]
+    values = low + np.asarray(scaled) * (high - low)
+    return np.exp(values) if log else values
+
+
+def with_noises(table: pd.DataFrame, noises: int) -> pd.DataFrame:
+    """The rows once for each noise, named 1, 2, ...; rows that would be equal are there once."""
+    return pd.concat([table.drop_duplicates().assign(noise=str(number)) for number in range(1, noises + 1)], ignore_index=True)
 
 
 def write_requests(table: pd.DataFrame, path: Path) -> None:
@@ -97,6 +142,25 @@ def write_requests(table: pd.DataFrame, path: Path) -> None:
     partial = path.with_name(f".partial-{path.name}")
     table.assign(participant_id=ids)[["participant_id", *table]].to_csv(partial, sep="\t", index=False, float_format="%.6g")
     os.replace(partial, path)
+
+
+def extrapolation(cohort: pd.DataFrame, covariates_file: Path, base: Mapping[str, str]) -> list[pd.DataFrame]:
+    """A sweep of each covariate of `EXTRAPOLATED` that the cohort has.
+
+    Raises:
+        ValueError: it has none of them.
+    """
+    names = [name for name in EXTRAPOLATED if name in cohort]
+    if not names:
+        raise ValueError(f"--extrapolate knows values of {', '.join(EXTRAPOLATED)} alone, and the columns have none of them")
+    return [sweep(cohort, name, physical(covariates_file, name, EXTRAPOLATED[name]), base) for name in names]
+
+
+def _number(name: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"--sweep {name}: its ends must be numbers, got {text!r}") from None
 
 
 def parse_base(text: str) -> dict[str, str]:
@@ -115,20 +179,38 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="same seed, same rows (default 0)")
     parser.add_argument("--columns", nargs="+", default=COLUMNS, help=f"the model's covariates (default: {' '.join(COLUMNS)})")
     parser.add_argument("--spread", type=float, default=0.1, help="standard deviations by which quantities move (default 0.1)")
-    parser.add_argument("--sweep", nargs=3, metavar=("NAME", "LOW", "HIGH"), help="vary this quantity alone, evenly")
-    parser.add_argument("--base", type=parse_base, default={}, help="with --sweep, what the others are: age=65,sex=F")
+    parser.add_argument(
+        "--sweep",
+        nargs=3,
+        action="append",
+        default=[],
+        metavar=("NAME", "LOW", "HIGH"),
+        help="vary this quantity alone, evenly, in --rows steps; may be given several times",
+    )
+    parser.add_argument("--extrapolate", action="store_true", help="add the paper's values beyond the training range")
+    parser.add_argument("--noises", type=int, default=1, help="repeat sweeps and extrapolation with so many noises (default 1)")
+    parser.add_argument("--base", type=parse_base, default={}, help="what the covariates not swept are: age=65,sex=F")
+    parser.add_argument(
+        "--covariates_file", type=Path, default=COVARIATES_FILE, help="with --extrapolate, the model's ranges (the bundle's)"
+    )
     options = parser.parse_args(arguments)
     if options.rows < 1:
         parser.error(f"--rows must be at least 1, got {options.rows}")
     if not 0 <= options.spread <= 1:
         parser.error(f"--spread must be 0 to 1 standard deviations, got {options.spread}")
-    if options.base and not options.sweep:
-        parser.error("--base goes with --sweep")
+    if options.noises < 1:
+        parser.error(f"--noises must be at least 1, got {options.noises}")
+    sweeps = bool(options.sweep or options.extrapolate)
+    if (options.base or options.noises > 1) and not sweeps:
+        parser.error("--base and --noises go with --sweep or --extrapolate")
     try:
+        ranges = [(name, _number(name, low), _number(name, high)) for name, low, high in options.sweep]
         cohort = read_cohort(options.participants, options.columns)
-        if options.sweep:
-            name, low, high = options.sweep[0], *map(float, options.sweep[1:])
-            table = sweep(cohort, name, low, high, options.rows, options.base)
+        if sweeps:
+            parts = [sweep(cohort, name, np.linspace(low, high, options.rows), options.base) for name, low, high in ranges]
+            if options.extrapolate:
+                parts += extrapolation(cohort, options.covariates_file, options.base)
+            table = with_noises(pd.concat(parts, ignore_index=True), options.noises)
         else:
             table = draw(cohort, options.rows, options.seed, options.spread)
         write_requests(table, options.output)

@@ -52,6 +52,23 @@ def test_every_row_belongs_to_one_rank_and_keeps_its_seed(schema, derivative):
     assert len(set(seeds.values())) == 7
 
 
+def test_rows_with_the_same_noise_share_a_seed_whichever_others_there_are(schema, derivative, tmp_path):
+    table = tmp_path / "requests.tsv"
+    table.write_text("participant_id\tage\tnoise\nsub-a\t50\t1\nsub-b\t60\t1\nsub-c\t60\t2\nsub-d\t60\tn/a\nsub-1\t60\t\n")
+    rows = cohort.read_requests(schema, table, {})
+    seeds = {
+        item["request"]["participant_id"]: item["provenance"]["Seed"]
+        for rank in range(2)
+        for item in cohort.pending(rows, schema, derivative, PROVENANCE, 5, rank, 2)
+    }
+    assert seeds["sub-a"] == seeds["sub-b"]
+    assert len(set(seeds.values())) == 4  # that of sub-1 is not that of the noise 1
+    unnamed = cohort.pending([{"participant_id": "sub-d", "age": 60}], schema, derivative, PROVENANCE, base_seed=5)
+    assert seeds["sub-d"] == unnamed[0]["provenance"]["Seed"]
+    other = cohort.pending(rows[:1], schema, derivative, PROVENANCE, base_seed=6)
+    assert other[0]["provenance"]["Seed"] != seeds["sub-a"]
+
+
 def test_made_rows_are_left_out_until_something_about_them_changes(schema, derivative):
     items = cohort.pending(requests(3), schema, derivative, PROVENANCE, base_seed=5)
     derivative.write(items[1]["request"], np.full(SHAPE, 0.5), items[1]["provenance"])

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from brain_ldm_bundle.scripts.cohort import read_requests
 from brain_ldm_bundle.scripts.covariates import CovariateSchema
 
 
@@ -86,6 +87,53 @@ def test_a_sweep_changes_one_quantity_and_holds_the_rest(participants, tmp_path)
     assert requests["brain_normalised_ml"].unique() == pytest.approx(training["brain_normalised_ml"].median(), rel=1e-5)
 
 
+def test_several_sweeps_share_base_and_noise_and_are_repeated_for_each_noise(participants, tmp_path):
+    sweeps = ["--sweep", "ventricles_ml", 20, 100, "--sweep", "age", 50, 80, "--rows", 5, "--noises", 3]
+    requests = make(participants, tmp_path / "out.tsv", *sweeps)
+    assert list(requests["noise"]) == [1] * 10 + [2] * 10 + [3] * 10
+    first, second = requests[:10], requests[10:20]
+    columns = ["age", "sex", "ventricles_ml", "brain_normalised_ml"]
+    assert first[columns].to_numpy().tolist() == second[columns].to_numpy().tolist()
+    assert list(first["ventricles_ml"][:5]) == [20, 40, 60, 80, 100] and first["age"][:5].nunique() == 1
+    assert list(first["age"][5:]) == [50, 57.5, 65, 72.5, 80] and first["ventricles_ml"][5:].nunique() == 1
+
+
+def test_equal_rows_of_two_sweeps_are_requested_once(participants, tmp_path):
+    twice = ["--sweep", "age", 50, 80, "--sweep", "age", 50, 80, "--rows", 4]
+    assert len(make(participants, tmp_path / "out.tsv", *twice)) == 4
+
+
+def test_drawn_rows_have_noise_of_their_own(participants, tmp_path):
+    assert "noise" not in make(participants, tmp_path / "out.tsv")
+
+
+def test_extrapolation_asks_for_the_papers_scaled_values(participants, tmp_path):
+    requests = make(participants, tmp_path / "out.tsv", "--extrapolate", "--base", "age=60,ventricles_ml=40")
+    low, high = 6.99568, 171.375  # UK Biobank's, of the bundle's covariates.json
+    asked = [low + scaled * (high - low) for scaled in (-0.5, -0.3, -0.1, 1.5, 1.9)]
+    assert list(requests["ventricles_ml"]) == pytest.approx([*asked, 40], rel=1e-5)
+    assert requests["brain_normalised_ml"].iloc[-1] == pytest.approx(1144.24 - 0.5 * (1793.91 - 1144.24), rel=1e-5)
+    assert set(requests["noise"]) == {1} and set(requests["age"]) == {60}
+
+
+def test_extrapolation_follows_the_models_own_ranges(participants, tmp_path):
+    schema = {"covariates": [{"name": "ventricles_ml", "range": [10, 1000], "scale": "log"}]}
+    (tmp_path / "covariates.json").write_text(json.dumps(schema))
+    of_model = ["--covariates_file", tmp_path / "covariates.json"]
+    requests = make(participants, tmp_path / "out.tsv", "--columns", "sex", "ventricles_ml", "--extrapolate", *of_model)
+    assert list(requests["ventricles_ml"]) == pytest.approx(
+        [10 * 100**scaled for scaled in (-0.5, -0.3, -0.1, 1.5, 1.9)], rel=1e-5
+    )
+
+
+def test_the_bundle_accepts_sweeps_and_extrapolation_and_reads_the_noise(participants, tmp_path):
+    make(participants, tmp_path / "out.tsv", "--sweep", "age", 45, 80, "--rows", 3, "--noises", 2, "--extrapolate")
+    schema = CovariateSchema.from_file(Path(__file__).parents[1] / "brain_ldm_bundle" / "configs" / "covariates.json")
+    with pytest.warns(UserWarning, match="ventricles_ml lies outside of 6.99568 to 171.375 mL in 10 of 18 rows"):
+        rows = read_requests(schema, tmp_path / "out.tsv", {})
+    assert [row["noise"] for row in rows] == ["1"] * 9 + ["2"] * 9
+
+
 def test_coded_categories_are_not_moved(participants, tmp_path):
     table = pd.read_csv(participants, sep="\t")
     table["sex"] = table["sex"].map({"F": 0, "M": 1})
@@ -108,6 +156,12 @@ def test_incomplete_rows_are_not_drawn(participants, tmp_path):
         (["--columns", "age", "weight"], "no column weight.*--columns.*ventricles_ml"),
         (["--sweep", "height", "1", "2"], "no covariate is called 'height'"),
         (["--sweep", "sex", "0", "1"], "sex is a category"),
+        (["--sweep", "age", "young", "80"], "--sweep age: its ends must be numbers, got 'young'"),
+        (
+            ["--columns", "age", "sex", "--extrapolate"],
+            "--extrapolate knows values of ventricles_ml, brain_normalised_ml alone",
+        ),
+        (["--extrapolate", "--covariates_file", "none.json"], "none.json: no such file. Name the model's covariates.json"),
         (["--sweep", "age", "50", "60", "--base", "sex=X"], "sex must be one of F, M, got 'X'"),
         (["--sweep", "age", "50", "60", "--base", "ventricles_ml=big"], "ventricles_ml must be a number, got 'big'"),
     ],
@@ -117,6 +171,13 @@ def test_mistakes_are_named_and_nothing_is_written(participants, tmp_path, argum
     with pytest.raises(SystemExit, match=message):
         make_requests.main([str(participants), str(output), *arguments])
     assert not output.parent.exists()
+
+
+@pytest.mark.parametrize("arguments", [["--noises", "2"], ["--base", "age=65"]])
+def test_what_belongs_to_sweeps_is_refused_without_one(participants, tmp_path, capsys, arguments):
+    with pytest.raises(SystemExit):
+        make_requests.main([str(participants), str(tmp_path / "out.tsv"), *arguments])
+    assert "--base and --noises go with --sweep or --extrapolate" in capsys.readouterr().err
 
 
 def test_a_missing_table_is_named(tmp_path):

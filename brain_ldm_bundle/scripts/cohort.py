@@ -20,6 +20,8 @@ __all__ = ["WriteVolumes", "covariate_flags", "pending", "read_requests", "reque
 
 logger = logging.getLogger(__name__)
 
+NOISE_COLUMN = "noise"  # of a table of requests: names the noise that its rows share
+
 
 def schema_of(recipe: Mapping, covariates_file: str | Path) -> CovariateSchema:
     """The covariates that a model was trained with; of the file for weights that carry none (the published ones)."""
@@ -31,13 +33,16 @@ def schema_of(recipe: Mapping, covariates_file: str | Path) -> CovariateSchema:
 def read_requests(schema: CovariateSchema, table: str | Path | None, single: Mapping, seed: int = 0) -> list[dict]:
     """The rows to make, in physical values: of a table, or the one row given by name (`--age 70 --sex F ...`).
 
+    A table may have a column "noise": rows with the same entry begin from the same noise, so that nothing but their
+    covariates tells them apart. Where it is empty, a row has its own noise.
+
     Raises:
         ValueError: neither or both; a row that the schema refuses.
     """
     if table is not None and single:
         raise ValueError(f"both a table ({table}) and single covariates ({', '.join(single)}) were given. Use one of them")
     if table is not None:
-        return schema.read_table(table)
+        return schema.read_table(table, optional=[NOISE_COLUMN])
     if not single:
         flags = " ".join(f"--{name} ..." for name in schema.names)
         raise ValueError(f"nothing was requested. Give --requests TABLE.tsv, or one volume's covariates: {flags}")
@@ -64,12 +69,16 @@ def pending(
 ) -> list[dict]:
     """The items that this rank has yet to make: each row belongs to one rank, rows already whole on disk are left out.
 
+    The seed of a row depends on `base_seed` and its participant_id, or on `base_seed` and its "noise" where it has one.
+
     Returns:
         items {"request": the row, "provenance": with its seed, "context": scaled covariates (1, C)}.
     """
     items = []
     for request in requests[rank::world_size]:
-        seed = row_seed(base_seed, participant_label(request["participant_id"]))
+        noise = request.get(NOISE_COLUMN)
+        # An id holds no colon, so that a noise called "0001" is not that of sub-0001.
+        seed = row_seed(base_seed, participant_label(request["participant_id"]) if noise is None else f"noise:{noise}")
         own = {**provenance, "Seed": seed, "BaseSeed": base_seed}
         if not derivative.is_complete(request, own):
             context = torch.tensor([schema.scale(request)])

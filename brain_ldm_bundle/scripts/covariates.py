@@ -128,7 +128,8 @@ class Covariate:
         if not math.isfinite(value):
             raise ValueError(f"{self.name} must be a number{self._in_unit()}, decimals after a point, got {raw!r}")
         low, high = self._bounds(request)
-        if not low <= value <= high:
+        rounding = 1e-5 * (high - low) if request else 0.0  # tables are written with six digits
+        if not low - rounding <= value <= high + rounding:
             raise ValueError(f"{self.name} is {value:g}, {self._slip(value)}")
         return value
 
