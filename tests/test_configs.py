@@ -8,12 +8,18 @@ from conftest import ROOT
 from monai.bundle import ConfigParser
 
 WORKFLOWS = ("train.json", "inference.json", "evaluate.json")
+FURTHER = {"brain_ldm_bundle": (), "spade_fusion_bundle": ("segmentation.json",)}  # workflows of one bundle alone
 OVERLAYS = {
     "brain_ldm_bundle": {"demo.json": "train.json", "multi_gpu.json": "train.json", "published.json": "inference.json"},
-    "spade_fusion_bundle": {"demo.json": "train.json", "multi_gpu.json": "train.json"},
+    "spade_fusion_bundle": {
+        "demo.json": "train.json",
+        "multi_gpu.json": "train.json",
+        "demo_segmentation.json": "segmentation.json",
+    },
 }
 DATA = {"brain_ldm_bundle": {"covariates.json", "tracking.json"}, "spade_fusion_bundle": {"labels.json", "tracking.json"}}
 BUNDLES = tuple(OVERLAYS)
+WORKFLOWS_OF = [(bundle, name) for bundle in BUNDLES for name in (*WORKFLOWS, *FURTHER[bundle])]
 
 
 def path(bundle, name):
@@ -26,7 +32,7 @@ def load(bundle, name):
 
 @pytest.mark.parametrize("bundle", BUNDLES)
 def test_every_config_is_a_workflow_an_overlay_or_data(bundle):
-    known = {*WORKFLOWS, *OVERLAYS[bundle], *DATA[bundle], "metadata.json"}
+    known = {*WORKFLOWS, *FURTHER[bundle], *OVERLAYS[bundle], *DATA[bundle], "metadata.json"}
     assert {file.name for file in (ROOT / bundle / "configs").glob("*.json")} == known
 
 
@@ -42,19 +48,20 @@ def test_every_key_of_an_overlay_exists_in_its_base(bundle, overlay, base):
             here = here[part]
 
 
-@pytest.mark.parametrize("bundle", BUNDLES)
-@pytest.mark.parametrize("name", WORKFLOWS)
+@pytest.mark.parametrize(("bundle", "name"), WORKFLOWS_OF)
 def test_every_knob_is_used(bundle, name):
     text = path(bundle, name).read_text()
     used = {reference for reference in re.findall(r"@(\w+)", text)}
     # MONAI reads these itself, or they are what a user runs.
     entry = {"_desc_", "imports", "run", "finalize", "export_def"}
-    entry |= {"training", "training_spade", "generating", "editing", "synthesising", "evaluating", "auditing"}
+    entry |= {"training", "training_spade", "generating", "editing", "synthesising", "evaluating", "auditing", "segmenting"}
     knobs = [key for key in load(bundle, name) if key not in entry]
     assert [key for key in knobs if key not in used] == []
 
 
-@pytest.mark.parametrize(("bundle", "name"), [(bundle, name) for bundle in BUNDLES for name in (*WORKFLOWS, *OVERLAYS[bundle])])
+@pytest.mark.parametrize(
+    ("bundle", "name"), [*WORKFLOWS_OF, *((bundle, name) for bundle in BUNDLES for name in OVERLAYS[bundle])]
+)
 def test_no_config_includes_another_file(bundle, name):
     assert '"%' not in path(bundle, name).read_text()  # they resolve against the current folder
 

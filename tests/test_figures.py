@@ -103,3 +103,18 @@ def test_the_first_scan_alone_is_drawn(tmp_path, drawn):
     assert drawn[0].get_suptitle() == "sub-7"
     for path in tmp_path.iterdir():
         assert Image.open(path).text["Comment"] == "Synthetic, not for clinical use"
+
+
+def test_segmentations_are_drawn_beside_the_scan_in_the_same_place_and_colours(tmp_path, drawn):
+    scan = np.random.default_rng(0).random(SHAPE)
+    truth, made = brain() * 2, brain() * 3
+    maps = {"own label map": truth, "trained on: real": made}
+    figures.draw_segmentations(tmp_path / "s.png", scan, maps, brain(), 5, (2.0, 1.0, 3.0), "sub-1")
+    grid = np.array(drawn[0].axes).reshape(2, 3)
+    assert [axes.get_title() for axes in grid[0]] == ["scan", "own label map", "trained on:\nreal"]
+    assert [tuple(axes.images[0].get_extent()) for axes in grid[:, 1]] == [(0, 40, 0, 24), (0, 40, 0, 54)]  # mm
+    for row, (plane, index) in zip(grid, {"axial": 7, "coronal": 12}.items()):  # the brain's centre is 9, 12, 7
+        for axes, volume in zip(row, (scan, truth, made)):
+            np.testing.assert_array_equal(axes.images[0].get_array(), figures.radiological(volume, plane, index))
+        assert row[1].images[0].get_clim() == row[2].images[0].get_clim() == (-0.5, 4.5)
+    assert "not for clinical use" in drawn[0].get_supxlabel() and drawn[0].get_suptitle() == "sub-1"

@@ -18,6 +18,8 @@ from . import (
     planes,
     scores,
     sections,
+    segmentation,
+    segmentation_summary,
     spade_stage,
     steps,
     summary,

@@ -1,17 +1,23 @@
-"""The trivial synthesis: every class painted with its mean intensity in the training scans. A network has to beat it."""
+"""The trivial answers that a network has to beat: to synthesis, each class's mean intensity; to segmentation, the most frequent
+class at each place."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
+import nibabel as nib
+import numpy as np
 import torch
 from monai.utils import convert_to_tensor
 from tqdm import tqdm
 
-__all__ = ["mean_intensity", "paint"]
+__all__ = ["ByIntensity", "ByPosition", "mean_intensity", "most_frequent", "paint"]
 
 logger = logging.getLogger(__name__)
+
+INTENSITY_BINS = 64
+AFFINE_TOLERANCE = 1e-3  # mm; rounding of a quaternion, not another position
 
 
 def mean_intensity(items: Sequence[dict], preprocessing: Callable, num_classes: int) -> torch.Tensor:
@@ -60,3 +66,81 @@ def mean_intensity(items: Sequence[dict], preprocessing: Callable, num_classes: 
 def paint(classes: torch.Tensor, intensities: torch.Tensor) -> torch.Tensor:
     """The volume in which each voxel has its class's intensity, in the shape of `classes`."""
     return intensities.to(classes.device)[classes.long()]
+
+
+def most_frequent(
+    training: Sequence[Mapping], test: Sequence[Mapping], preprocessing: Callable, num_classes: int
+) -> tuple[str, torch.nn.Module]:
+    """The trivial segmentation: the most frequent class of the training maps at each voxel, without a look at the scan.
+
+    Where the scans do not share one grid, and places mean nothing: the most frequent class of each intensity. One map is in
+    memory at a time.
+
+    Args:
+        training: items {"image", "label"} to count.
+        test: items that it will be tried on.
+        preprocessing: gives "image" (1, D, H, W) from 0 to 1 and "label" (1, D, H, W), without cropping.
+        num_classes: with background.
+
+    Returns:
+        what it is, and a "network" that gives classes (1, 1, D, H, W) for an image (1, 1, D, H, W).
+
+    Raises:
+        ValueError: no training maps.
+    """
+    if not training:
+        raise ValueError("no training maps to count the labels of. Is the training split empty?")
+    grids = [_grid(item["label"]) for item in (*training, *test)]
+    same = all(shape == grids[0][0] and np.allclose(affine, grids[0][1], atol=AFFINE_TOLERANCE) for shape, affine in grids)
+    name, kind = ("trivial: by position", ByPosition) if same else ("trivial: by intensity", ByIntensity)
+    return name, kind(training, preprocessing, num_classes)
+
+
+def _grid(path: str) -> tuple[tuple[int, ...], np.ndarray]:
+    """Shape and affine of a file once it is in RAS order."""
+    image = nib.load(path)
+    orientation = nib.io_orientation(image.affine)
+    shape = np.empty(3, dtype=int)
+    shape[orientation[:, 0].astype(int)] = image.shape[:3]
+    return tuple(shape.tolist()), image.affine @ nib.orientations.inv_ornt_aff(orientation, image.shape[:3])
+
+
+def _pairs(items: Sequence[Mapping], preprocessing: Callable, description: str):
+    for item in tqdm(items, desc=description, leave=False):
+        volumes = preprocessing(dict(item))
+        yield tuple(convert_to_tensor(volumes[key], track_meta=False) for key in ("image", "label"))
+
+
+class ByPosition(torch.nn.Module):
+    """The most frequent class of each voxel; of equally frequent ones the first."""
+
+    def __init__(self, items: Sequence[Mapping], preprocessing: Callable, num_classes: int) -> None:
+        super().__init__()
+        votes = None
+        for _, classes in _pairs(items, preprocessing, "most frequent class per voxel"):
+            if votes is None:
+                votes = torch.zeros((num_classes, *classes.shape[1:]), dtype=torch.int16)
+            votes.scatter_add_(0, classes.long(), torch.ones_like(classes, dtype=torch.int16))
+        self.register_buffer("classes", votes.argmax(dim=0)[None, None])  # (1, 1, D, H, W)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.classes.expand(len(image), -1, -1, -1, -1)
+
+
+class ByIntensity(torch.nn.Module):
+    """The most frequent class of each of 64 intensities; it cannot tell left from right."""
+
+    def __init__(self, items: Sequence[Mapping], preprocessing: Callable, num_classes: int) -> None:
+        super().__init__()
+        votes = torch.zeros(INTENSITY_BINS * num_classes, dtype=torch.int64)
+        for image, classes in _pairs(items, preprocessing, "most frequent class per intensity"):
+            both = self._bins(image) * num_classes + classes.long()
+            votes += torch.bincount(both.flatten(), minlength=len(votes))
+        self.register_buffer("classes", votes.view(INTENSITY_BINS, num_classes).argmax(dim=1))
+
+    @staticmethod
+    def _bins(image: torch.Tensor) -> torch.Tensor:
+        return (image * INTENSITY_BINS).long().clamp(0, INTENSITY_BINS - 1)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.classes[self._bins(image)]

@@ -1,4 +1,4 @@
-"""Figures of one held-out scan: the volumes side by side, and their intensity along three lines through the brain."""
+"""Figures of one held-out scan: the volumes side by side, their intensity along three lines, and segmentations of it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .files import atomic
 from .planes import AXES, PLANES
 from .scores import METHODS
 
-__all__ = ["Figures", "brain_centre", "draw_planes", "draw_profiles", "radiological"]
+__all__ = ["Figures", "brain_centre", "draw_planes", "draw_profiles", "draw_segmentations", "radiological"]
 
 NOTICE = "Synthetic, not for clinical use"
 # Okabe and Ito's colours, told apart with any colour vision; the dashes tell them apart in grey, too.
@@ -149,6 +149,61 @@ def draw_planes(
     figure.supxlabel(
         f"{NOTICE} (all but labels and scan). Radiological convention: the subject's right (R) is at the left; "
         f"sagittal: front (A) at the left",
+        fontsize=9,
+    )
+    _save(figure, path)
+
+
+def draw_segmentations(
+    path: str | Path,
+    scan: np.ndarray,
+    segmentations: Mapping[str, np.ndarray],
+    mask: np.ndarray,
+    num_classes: int,
+    spacing_mm: Sequence[float],
+    title: str = "",
+) -> None:
+    """PNG of the axial and the coronal plane (rows) through the brain's centre, of a scan and segmentations of it (columns).
+
+    Args:
+        path: of the picture.
+        scan: (D, H, W), RAS, 0 is black and 1 white.
+        segmentations: classes (D, H, W) by heading.
+        mask: the brain, (D, H, W).
+        num_classes: of the colours, background included.
+        spacing_mm: of the voxels, per axis.
+        title: such as the participant.
+
+    Raises:
+        ValueError: empty mask.
+    """
+    from matplotlib.colors import ListedColormap
+    from matplotlib.figure import Figure
+
+    centre = brain_centre(mask)
+    columns = {"scan": scan} | dict(segmentations)
+    extent_mm = [voxels * side_mm for voxels, side_mm in zip(scan.shape, spacing_mm)]
+    rows = {plane: [side for axis, side in enumerate(extent_mm) if axis != AXES[plane]] for plane in ("axial", "coronal")}
+    heights_mm = [height for _, height in rows.values()]
+    inches_per_mm = (WIDTH_INCHES - 0.4) / (len(columns) * extent_mm[0])
+    figure = Figure(figsize=(WIDTH_INCHES, sum(heights_mm) * inches_per_mm + 0.85), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0, hspace=0)
+    grid = figure.subplots(len(rows), len(columns), squeeze=False, gridspec_kw={"height_ratios": heights_mm})
+    classes_style = {"cmap": ListedColormap(_class_colours(num_classes)), "vmin": -0.5, "vmax": num_classes - 0.5}
+    for (plane, sides), row in zip(rows.items(), grid):
+        for (name, volume), axes in zip(columns.items(), row):
+            style = {"cmap": "gray", "vmin": 0, "vmax": 1} if name == "scan" else classes_style
+            picture = radiological(volume, plane, centre[AXES[plane]])
+            axes.imshow(picture, extent=(0, sides[0], 0, sides[1]), interpolation="nearest", **style)
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set_visible(False)
+            if plane == "axial":
+                axes.set_title(name.replace(": ", ":\n"), fontsize=9)
+        row[0].set_ylabel(plane, fontsize=10)
+    if title:
+        figure.suptitle(title, fontsize=11)
+    figure.supxlabel(
+        "A scan of the data set and segmentations of it; research, not for clinical use. The subject's right is at the left",
         fontsize=9,
     )
     _save(figure, path)
