@@ -28,7 +28,6 @@
       clipPlaneHotKey: "",
       cycleClipPlaneHotKey: "",
       crosshairColor: [0.95, 0.55, 0.25, 0.8],
-      crosshairWidth: 1.2, // thinner lines fall between the pixels of a small screen
       crosshairWidthUnit: "mm",
       showAllOrientationMarkers: true,
       isNearestInterpolation: false,
@@ -72,6 +71,8 @@
     if (asked !== pane.asked) return; // another one was chosen while this was read
     while (pane.nv.volumes.length) pane.nv.removeVolume(pane.nv.volumes[pane.nv.volumes.length - 1]);
     for (const image of images) pane.nv.addVolume(image);
+    const [low, high] = volumes[number].bounds_mm[1];
+    pane.nv.opts.crosshairWidth = (high - low) * 0.006; // a thinner line falls between the pixels of a small screen
     pane.images = images;
     limits();
     move(point);
