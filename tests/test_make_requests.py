@@ -129,7 +129,7 @@ def test_extrapolation_follows_the_models_own_ranges(participants, tmp_path):
 def test_the_bundle_accepts_sweeps_and_extrapolation_and_reads_the_noise(participants, tmp_path):
     make(participants, tmp_path / "out.tsv", "--sweep", "age", 45, 80, "--rows", 3, "--noises", 2, "--extrapolate")
     schema = CovariateSchema.from_file(Path(__file__).parents[1] / "brain_ldm_bundle" / "configs" / "covariates.json")
-    with pytest.warns(UserWarning, match="ventricles_ml lies outside of 6.99568 to 171.375 mL in 10 of 18 rows"):
+    with pytest.warns(UserWarning, match="lies outside of"):
         rows = read_requests(schema, tmp_path / "out.tsv", {})
     assert [row["noise"] for row in rows] == ["1"] * 9 + ["2"] * 9
 
