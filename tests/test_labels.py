@@ -61,6 +61,14 @@ def test_the_table_knows_all_values_of_aseg_and_of_synthseg():
     assert set(FREESURFER.classes(np.array(aseg), "map")) == set(range(21))
 
 
+def test_substantia_nigra_is_ventral_diencephalon_and_undetermined_tissue_is_refused():
+    assert {FREESURFER.names[number] for number in FREESURFER.classes(np.array([27, 28, 59, 60]), "map")} == {
+        "ventral diencephalon"
+    }
+    with pytest.raises(ValueError, match=r"label values 29 \(1 voxels\), 61 \(2 voxels\) are not in the label table"):
+        FREESURFER.classes(np.array([29, 61, 61, 2]), "map")
+
+
 def test_structures_of_equal_sides_share_a_class_in_every_map_of_real_anatomy():
     path = ANATOMY / "generation_labels.npy"
     if not path.is_file():
