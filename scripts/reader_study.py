@@ -9,7 +9,8 @@ good) to 5 (very poor) and guess whether it is real, by keys or mouse; answers s
 file. STUDY_DIR/key/key.tsv says which item is what: keep it to yourself.
 
 All volumes must lie on one grid, prepared in the same way, such as by prepare_data.py: otherwise resolution and field of view
-would give the answer away. Give real scans that the model was not trained on.
+would give the answer away. The background counts, too: where it is empty in one kind and noisy in the other, people will see
+it; give both without it, or the brain alone, if the brain is to be judged. Give real scans that the model was not trained on.
 
 `score` unblinds the files of the readers: frequency chart of the ratings, means with intervals, agreement between and within
 readers (weighted kappa), guesses with an exact interval; after Figure 4C of Ayaz et al. 2022. reader_study.section.json is for

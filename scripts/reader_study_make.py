@@ -56,7 +56,7 @@ class Item:
 
 
 def find_volumes(sources: Iterable[Path], kind: str) -> list[Volume]:
-    """The T1w volumes of files and folders: of a folder its sub-*/**/*_T1w.nii[.gz], or else its own *.nii[.gz].
+    """The T1w volumes of files and folders: of a data set, of one subject, or else all *.nii[.gz] that lie in a folder.
 
     Raises:
         FileNotFoundError: nothing there.
@@ -65,9 +65,10 @@ def find_volumes(sources: Iterable[Path], kind: str) -> list[Volume]:
     paths = []
     for source in map(Path, sources):
         if source.is_dir():
-            inside = sorted(source.glob("sub-*/**/*_T1w.nii*")) or sorted(source.glob("*.nii*"))
+            patterns = ("sub-*/**/*_T1w.nii*", "**/*_T1w.nii*", "*.nii*")
+            inside = next(filter(None, (sorted(source.glob(pattern)) for pattern in patterns)), [])
             if not inside:
-                raise FileNotFoundError(f"{source}: no sub-*/**/*_T1w.nii.gz below it and no *.nii.gz in it")
+                raise FileNotFoundError(f"{source}: no *_T1w.nii.gz below it and no *.nii.gz in it")
             paths += inside
         elif source.is_file():
             paths.append(source)

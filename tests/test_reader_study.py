@@ -243,7 +243,7 @@ def test_impossible_settings_are_refused(tmp_path, cohorts, settings, message):
 
 def test_absent_volumes_are_refused(tmp_path, cohorts):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match="empty: no sub-"):
+    with pytest.raises(FileNotFoundError, match="empty: no .*T1w"):
         make_study(cohorts[0], [tmp_path / "empty"], tmp_path / "study")
     with pytest.raises(FileNotFoundError, match="no such file or folder of real volumes"):
         make_study([tmp_path / "absent"], cohorts[1], tmp_path / "study")
