@@ -7,7 +7,7 @@ import os
 import ignite.distributed as idist
 import torch
 
-__all__ = ["choose", "start_ranks", "supports_bfloat16"]
+__all__ = ["choose", "refuse_ranks", "start_ranks", "supports_bfloat16"]
 
 
 def choose(name: str = "auto") -> torch.device:
@@ -51,3 +51,14 @@ def start_ranks(device: torch.device | str, distributed: bool) -> None:
         raise ValueError("configs/multi_gpu.json is for several processes: start it with torchrun --nproc_per_node N")
     if distributed and not torch.distributed.is_initialized():
         idist.initialize("nccl" if torch.device(device).type == "cuda" else "gloo")
+
+
+def refuse_ranks() -> None:
+    """Refuse to train in several processes what only one can train.
+
+    Raises:
+        ValueError: torchrun started more than one; each would train alone, and write the same files.
+    """
+    world_size = int(os.environ.get("WORLD_SIZE", 1))
+    if world_size > 1:
+        raise ValueError(f"{world_size} processes, but this trains in one: start it without torchrun")
