@@ -17,7 +17,8 @@ from monai.optimizers import WarmupCosineSchedule
 from PIL import Image
 from tiny_spade import SHAPE, SPACING_MM, label_map, write_dataset
 
-from spade_fusion_bundle.scripts import baseline, segmentation, segmentation_summary
+from spade_fusion_bundle.scripts import baseline, segmentation, segmentation_summary, synthesis
+from spade_fusion_bundle.scripts.derivative import Derivative
 from spade_fusion_bundle.scripts.files import sha256
 from spade_fusion_bundle.scripts.labels import LabelTable
 from spade_fusion_bundle.scripts.segmentation import ArmTrainer, DiceScores, sided
@@ -88,6 +89,27 @@ def test_synthetic_volumes_come_with_their_own_maps(cohort):
     items = segmentation.synthetic_pairs(cohort / "synthetic", [item(cohort / "bids", "sub-04")])
     assert [one["source"] for one in items] == ["sub-01", "sub-02"]
     assert items[1]["label"].endswith("synthetic/sub-02/anat/sub-02_dseg.nii.gz")
+
+
+def test_what_inference_writes_of_the_training_maps_is_taken_and_of_all_maps_refused(cohort):
+    """Deformed variants of a test map are of the test map, too. By its own parts, without the network."""
+    table = LabelTable.from_file(ROOT / "spade_fusion_bundle" / "configs" / "labels.json", "demo")
+
+    def infer(folder, split):
+        derivative = Derivative(folder, table)
+        rows = synthesis.rows(synthesis.find_maps(cohort / "bids", folder, split), variants=2)
+        for row in synthesis.pending(rows, derivative, table, {"WeightsSHA256": "ab"}):
+            values = np.asarray(nib.load(row["image"]).dataobj)
+            derivative.write(row, values / 17, values)
+        return folder
+
+    test = [item(cohort / "bids", "sub-04")]
+    items = segmentation.synthetic_pairs(infer(cohort / "training", "train"), test)
+    assert [one["participant_id"] for one in items] == ["sub-01", "sub-01v01", "sub-02", "sub-02v01"]
+    assert [one["source"] for one in items] == ["sub-01", "sub-01", "sub-02", "sub-02"]
+    with pytest.raises(ValueError, match="2 of 8 synthetic volumes") as caught:
+        segmentation.synthetic_pairs(infer(cohort / "all", None), test)
+    assert "sub-04v01_T1w.nii.gz: made from the label map of sub-04" in str(caught.value)
 
 
 def test_synthetic_volumes_of_test_maps_are_refused(cohort):
