@@ -10,7 +10,15 @@ from conftest import ROOT
 
 TOP_LEVEL = {
     *("brain_ldm_bundle", "spade_fusion_bundle", "scripts", "tests"),
-    *("README.md", "CHANGELOG.md", "LICENSE", "requirements.txt", "requirements-dev.txt", "pyproject.toml"),
+    *(
+        "README.md",
+        "CHANGELOG.md",
+        "LICENSE",
+        "requirements.txt",
+        "requirements-dev.txt",
+        "requirements-monailabel.txt",
+        "pyproject.toml",
+    ),
     *(".ci", ".github", ".gitignore"),
 }
 BUNDLES = sorted(ROOT.glob("*_bundle"))

@@ -1,0 +1,105 @@
+#!/usr/bin/env bash
+# MONAI Label with both bundles, on the cohort and the weights that scripts/demo.sh made. scripts/monailabel_app/README.md
+set -euo pipefail
+
+usage() {
+    cat <<'TEXT'
+bash scripts/start_monailabel.sh [--demo DIR] [--port N] [--host ADDRESS]
+
+  --demo DIR      what scripts/demo.sh made (default: demo); the server's files go to DIR/label
+  --port N        default: 8000
+  --host ADDRESS  default: 127.0.0.1, this computer alone. The server asks for no password
+
+Runs until Ctrl+C. Uses the active virtual environment if it has MONAI Label, else .venv-label, which it makes.
+TEXT
+}
+
+root=$(cd "$(dirname "$0")/.." && pwd)
+demo="$root/demo"
+port=8000
+host=127.0.0.1
+while [ $# -gt 0 ]; do
+    case "$1" in
+        --demo | --port | --host)
+            [ $# -gt 1 ] || { echo "$1 needs a value" >&2; exit 2; }
+            declare "${1#--}=$2"
+            shift
+            ;;
+        -h | --help) usage; exit 0 ;;
+        *) echo "unknown option: $1" >&2; usage >&2; exit 2 ;;
+    esac
+    shift
+done
+
+for made in data/participants.tsv models/model.pt models/autoencoder.pt spade/models/model.pt; do
+    if ! [ -f "$demo/$made" ]; then
+        echo "$demo/$made: no such file. Run first: bash scripts/demo.sh, or say with --demo where its output is" >&2
+        exit 1
+    fi
+done
+demo=$(cd "$demo" && pwd)
+
+has_label() { "$1" -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("monailabel") is None)' 2>/dev/null; }
+python=python
+if ! has_label python; then
+    python="$root/.venv-label/bin/python"
+    if ! has_label "$python"; then
+        found=$(command -v python3.11 || command -v python3.10) ||
+            { echo "MONAI Label needs Python 3.11 or 3.10, and neither was found" >&2; exit 1; }
+        echo "Installing MONAI Label into $root/.venv-label (some minutes, about 2 GB)"
+        "$found" -m venv --clear "$root/.venv-label"
+        "$python" -m pip install --quiet --requirement "$root/requirements.txt"
+        "$python" -m pip install --quiet --no-deps --requirement "$root/requirements-monailabel.txt"
+    fi
+fi
+
+# Copies of all that a client can change: a stored label, a deleted image or a training must not change the demo.
+label="$demo/label"
+if ! [ -f "$label/.complete" ]; then
+    echo "Copying the cohort to $label/studies: MONAI Label wants all images in one folder"
+    rm -rf "$label"
+    mkdir -p "$label/studies/labels/final" "$label/app/model"
+    for image in "$demo"/data/sub-*/anat/sub-*_T1w.nii.gz; do
+        name=$(basename "$image" _T1w.nii.gz)
+        cp "$image" "$label/studies"
+        cp "$demo"/data/derivatives/*/"$name/anat/${name}_dseg.nii.gz" "$label/studies"
+        cp "$label/studies/${name}_dseg.nii.gz" "$label/studies/labels/final/${name}_T1w.nii.gz"
+    done
+    for bundle in brain_ldm_bundle spade_fusion_bundle; do
+        mkdir -p "$label/app/model/$bundle/models"
+    done
+    cp "$demo/models/model.pt" "$demo/models/autoencoder.pt" "$label/app/model/brain_ldm_bundle/models"
+    cp "$demo/spade/models/model.pt" "$label/app/model/spade_fusion_bundle/models"
+    touch "$label/.complete"
+fi
+
+cp "$root/scripts/monailabel_app/main.py" "$label/app"
+for bundle in brain_ldm_bundle spade_fusion_bundle; do
+    rm -rf "$label/app/model/$bundle"/{configs,scripts}
+    cp -r "$root/$bundle/configs" "$root/$bundle/scripts" "$label/app/model/$bundle"
+done
+# Training at the demo's size: MONAI Label reads one file.
+"$python" - "$label/app/model/spade_fusion_bundle/configs" <<'PYTHON'
+import json, pathlib, sys
+configs = pathlib.Path(sys.argv[1])
+train, demo = (json.loads((configs / name).read_text()) for name in ("train.json", "demo.json"))
+(configs / "train.json").write_text(json.dumps(train | demo, indent=4))
+PYTHON
+
+if ! "$python" -W ignore -c 'import torchvision.utils' 2>/dev/null; then
+    export PYTHONPATH="$root/scripts/monailabel_app/stub${PYTHONPATH:+:$PYTHONPATH}"
+fi
+cat <<TEXT
+
+MONAI Label starts at http://$host:$port (its API: that page; logs below and in $label/app/logs). For example, from another window:
+
+  curl -X POST "http://$host:$port/infer/spade_fusion_bundle?image=sub-0009_dseg&output=image" -F 'params={}' -o t1w.nii.gz
+  curl -X POST "http://$host:$port/infer/brain_ldm_bundle?image=sub-0009_T1w&output=image" \\
+      -F 'params={"age":70,"sex":"F","ventricles_ml":120,"brain_normalised_ml":1450,"strength":0.6}' -o edited.nii.gz
+
+All images it makes are synthetic. For research, not for clinical use. Ctrl+C ends the server.
+
+TEXT
+cd "$label"
+exec "$python" -W ignore -m monailabel.main start_server --app "$label/app" --studies "$label/studies" --host "$host" --port "$port" \
+    --conf models spade_fusion_bundle,brain_ldm_bundle
