@@ -183,11 +183,11 @@ HEADER = [
     "volume",
     "n real, generated",
     "real, mean ± SD (mL)",
-    "generated, mean ± SD (mL)",
-    "Wasserstein-1 distance [95 %] (mL)",
-    "floor: half of the real against the other half [95 % of the halves] (mL)",
-    "trivial: everyone has the real mean (mL)",
-    "p, both from one population",
+    "generated",
+    "distance [95 %] (mL)",
+    "floor [95 % of halves]",
+    "trivial",
+    "p",
 ]
 
 
@@ -202,7 +202,7 @@ The Wasserstein-1 distance is the mean distance in mL that volumes would have to
 other. Interval: percentile bootstrap of both samples, {RESAMPLES} times; it does not reach 0, since two small samples of one \
 population are never at distance 0. Compare with the floor, the mean over {SPLITS} splits of the real volumes into halves, \
 which have fewer volumes and are therefore rather further apart, and with the trivial answer, a generator that gives everyone \
-the mean of the real volumes. p: permutation test with the sizes of these samples, one-sided.
+the mean of the real volumes. p: permutation test of both being of one population, with the sizes of these samples, one-sided.
 
 A small distance says that sizes are distributed alike, not that each head has the volumes it was asked for; and it means \
 something only if the requests were distributed as the real heads are. Seed {seed}. For research, not for clinical use."""

@@ -46,8 +46,8 @@ MOST_LISTED = 10
 # FreeSurferColorLUT.txt. What counts as brain besides the lateral ventricles, and what is known and does not count.
 LATERAL_VENTRICLES = (4, 5, 43, 44)
 BRAIN = (
-    *(2, 3, 7, 8, 9, 10, 11, 12, 13, 16, 17, 18, 25, 26, 28),  # left, brain stem
-    *(41, 42, 46, 47, 48, 49, 50, 51, 52, 53, 54, 57, 58, 60),  # right
+    *(2, 3, 7, 8, 9, 10, 11, 12, 13, 16, 17, 18, 25, 26, 27, 28),  # left, brain stem
+    *(41, 42, 46, 47, 48, 49, 50, 51, 52, 53, 54, 57, 58, 59, 60),  # right
     *(77, 78, 79, 80, 81, 82, 85, 251, 252, 253, 254, 255),  # lesions, optic chiasm, corpus callosum
     *(*range(1000, 1036), *range(2000, 2036), *range(11100, 11176), *range(12100, 12176)),  # parcels of the cortex
     *(*range(3000, 3036), *range(4000, 4036), 5001, 5002),  # parcels of the white matter

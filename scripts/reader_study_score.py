@@ -267,7 +267,7 @@ def draw(numbers: dict) -> bytes:
 def _with_interval(estimate: dict, digits: int = 2, scale: float = 1) -> str:
     if math.isnan(estimate["value"]):
         return "undefined"
-    value, low, high = (f"{scale * estimate[name]:.{digits}f}" for name in ("value", "low", "high"))
+    value, low, high = (f"{round(scale * estimate[name], digits) + 0.0:.{digits}f}" for name in ("value", "low", "high"))
     return f"{value} [{low}, {high}]" if not math.isnan(estimate["low"]) else f"{value} [too few for an interval]"
 
 
@@ -308,9 +308,10 @@ def tables(numbers: dict) -> list[dict]:
 
 def explain(numbers: dict, partial: bool) -> str:
     volumes = numbers["n_volumes"]
+    plural = "" if numbers["n_readers"] == 1 else "s"
     unfinished = "Some did not finish; their answers so far are counted. " if partial else ""
     return f"""\
-{numbers["n_readers"]} reader(s) rated {numbers["n_items"]} slices of {volumes["real"]} real and {volumes["synthetic"]} \
+{numbers["n_readers"]} reader{plural} rated {numbers["n_items"]} slices of {volumes["real"]} real and {volumes["synthetic"]} \
 synthetic volumes, shuffled, in sagittal, coronal and axial direction, and guessed whether each is real, without knowing \
 which is which (study {numbers["study"]}). {unfinished}Some slices came twice; the second time counts for the agreement of \
 readers with themselves alone.

@@ -27,6 +27,9 @@ RUN_ELSEWHERE = {
     "bash scripts/test.sh": "runs these tests",
     "python -m monai.bundle download_large_files --bundle_path brain_ldm_bundle": "needs a network; test_published.py",
     "published.json": "needs 2.3 GB of weights; test_published.py",
+    "python scripts/read_volumes.py /data/synthseg_volumes.csv --output /data/volumes.tsv": "needs SynthSeg",
+    "python scripts/reader_study.py score /data/reader_study/key/key.tsv /data/results_anna.tsv /data/results_ben.tsv "
+    "--output /data/reader_scores": "needs people; test_reader_study_browser.py",
 }
 
 
@@ -54,6 +57,8 @@ def test_command_of_a_bundles_readme_is_valid(readme, command, monkeypatch):
     [
         "python scripts/make_request.py a b",
         "python scripts/make_requests.py a b --row 5",
+        "python scripts/reader_study.py make --real a --synthetic b",
+        "python scripts/reader_study.py score key.tsv anna.tsv --output a --slices 6",
         "python scripts/report.py a --measure b",
         "python -m monai.bundle run trainin --config_file brain_ldm_bundle/configs/train.json",
         "python -m monai.bundle run training --config_file brain_ldm_bundle/configs/train.json --dataset DIR",
@@ -110,6 +115,9 @@ def check_bundle(words):
 def check_tool(script, words):
     assert script.is_file(), f"no {script}"
     source = script.read_text()
+    command = re.search(rf'(\w+) = \w+\.add_parser\("{re.escape(words[0])}"', source) if words else None
+    if command:  # options of this subcommand alone
+        source = "\n".join(re.findall(rf"^\s*{command[1]}\.add_argument.*", source, re.MULTILINE))
     options = set(re.findall(r'add_argument\(\s*"(--\w+)"', source))
     unknown = [word for word in words if word.startswith("--") and word not in options]
     assert not unknown, f"{script} has no option {unknown}"
