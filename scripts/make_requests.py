@@ -6,8 +6,9 @@
 
 Rows are drawn from the cohort's training rows with replacement, so that covariates go together as they do there, and each
 quantity is moved by a small random share of its standard deviation. A sweep changes one quantity and holds the others, and the
-noise too: the column `noise` names it, and rows with the same entry begin from the same noise. --extrapolate adds what Pinaya
-et al. 2022 asked beyond the range of their training data (Figure 4). scripts/sweep_figure.py draws the result.
+noise too: the column `noise` names it, and rows with the same entry begin from the same noise. --extrapolate adds the values
+that Pinaya et al. 2022 asked for beyond the range of their training data (Figure 4), and the range's ends and middle.
+scripts/sweep_figure.py draws the result.
 """
 
 from __future__ import annotations
@@ -24,8 +25,11 @@ import pandas as pd
 COLUMNS = ("sex", "age", "ventricles_ml", "brain_normalised_ml")
 COVARIATES_FILE = Path(__file__).resolve().parents[1] / "brain_ldm_bundle" / "configs" / "covariates.json"
 
-# Scaled values beyond 0 to 1 that Pinaya et al. 2022 show.
-EXTRAPOLATED = {"ventricles_ml": (-0.5, -0.3, -0.1, 1.5, 1.9), "brain_normalised_ml": (-0.5,)}
+# Scaled values beyond 0 to 1 that Pinaya et al. 2022 show, and the ends and the middle of the range to compare them with.
+EXTRAPOLATED = {
+    "ventricles_ml": (-0.5, -0.3, -0.1, 0.0, 0.5, 1.0, 1.5, 1.9),
+    "brain_normalised_ml": (-0.5, 0.0, 0.5, 1.0),
+}
 
 
 def read_cohort(path: Path, columns: Sequence[str] = COLUMNS) -> pd.DataFrame:

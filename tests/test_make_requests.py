@@ -110,9 +110,10 @@ def test_drawn_rows_have_noise_of_their_own(participants, tmp_path):
 def test_extrapolation_asks_for_the_papers_scaled_values(participants, tmp_path):
     requests = make(participants, tmp_path / "out.tsv", "--extrapolate", "--base", "age=60,ventricles_ml=40")
     low, high = 6.99568, 171.375  # UK Biobank's, of the bundle's covariates.json
-    asked = [low + scaled * (high - low) for scaled in (-0.5, -0.3, -0.1, 1.5, 1.9)]
-    assert list(requests["ventricles_ml"]) == pytest.approx([*asked, 40], rel=1e-5)
-    assert requests["brain_normalised_ml"].iloc[-1] == pytest.approx(1144.24 - 0.5 * (1793.91 - 1144.24), rel=1e-5)
+    asked = [low + scaled * (high - low) for scaled in (-0.5, -0.3, -0.1, 0, 0.5, 1, 1.5, 1.9)]
+    assert list(requests["ventricles_ml"]) == pytest.approx([*asked, 40, 40, 40, 40], rel=1e-5)
+    brains = [1144.24 + scaled * (1793.91 - 1144.24) for scaled in (-0.5, 0, 0.5, 1)]
+    assert list(requests["brain_normalised_ml"][8:]) == pytest.approx(brains, rel=1e-5)
     assert set(requests["noise"]) == {1} and set(requests["age"]) == {60}
 
 
@@ -131,7 +132,7 @@ def test_the_bundle_accepts_sweeps_and_extrapolation_and_reads_the_noise(partici
     schema = CovariateSchema.from_file(Path(__file__).parents[1] / "brain_ldm_bundle" / "configs" / "covariates.json")
     with pytest.warns(UserWarning, match="lies outside of"):
         rows = read_requests(schema, tmp_path / "out.tsv", {})
-    assert [row["noise"] for row in rows] == ["1"] * 9 + ["2"] * 9
+    assert [row["noise"] for row in rows] == ["1"] * 15 + ["2"] * 15
 
 
 def test_coded_categories_are_not_moved(participants, tmp_path):
