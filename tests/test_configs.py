@@ -8,9 +8,18 @@ from conftest import ROOT
 from monai.bundle import ConfigParser
 
 WORKFLOWS = ("train.json", "inference.json", "evaluate.json")
-FURTHER = {"brain_ldm_bundle": (), "spade_fusion_bundle": ("segmentation.json",)}  # workflows of one bundle alone
+FURTHER = {
+    "brain_ldm_bundle": ("baselines.json", "train_regressor.json"),
+    "spade_fusion_bundle": ("segmentation.json",),
+}  # workflows of one bundle alone
 OVERLAYS = {
-    "brain_ldm_bundle": {"demo.json": "train.json", "multi_gpu.json": "train.json", "published.json": "inference.json"},
+    "brain_ldm_bundle": {
+        "demo.json": "train.json",
+        "multi_gpu.json": "train.json",
+        "published.json": "inference.json",
+        "demo_baselines.json": "baselines.json",
+        "demo_regressor.json": "train_regressor.json",
+    },
     "spade_fusion_bundle": {
         "demo.json": "train.json",
         "multi_gpu.json": "train.json",
@@ -54,7 +63,8 @@ def test_every_knob_is_used(bundle, name):
     used = {reference for reference in re.findall(r"@(\w+)", text)}
     # MONAI reads these itself, or they are what a user runs.
     entry = {"_desc_", "imports", "run", "finalize", "export_def"}
-    entry |= {"training", "training_spade", "generating", "editing", "synthesising", "evaluating", "auditing", "segmenting"}
+    entry |= {"training", "training_spade", "generating", "editing", "synthesising", "segmenting"}
+    entry |= {"evaluating", "evaluating_samples", "auditing"}
     knobs = [key for key in load(bundle, name) if key not in entry]
     assert [key for key in knobs if key not in used] == []
 

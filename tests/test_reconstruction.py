@@ -42,6 +42,10 @@ def test_the_summary_gives_mean_and_spread_of_both(tmp_path):
     assert summary["reconstruction"]["n"] == 2 and summary["mean_image"]["n"] == 1
     assert summary["reconstruction"]["l1"]["mean"] == pytest.approx(0.2, abs=1e-5)
     assert summary["reconstruction"]["l1"]["std"] == pytest.approx(0.1, abs=1e-5)
+    (table,) = json.loads((tmp_path / "reconstruction.section.json").read_text())["tables"]
+    l1 = {row[0]: row[-1] for row in table["rows"]}
+    assert l1["autoencoder"] == "0.2 ± 0.1 [0.004, 0.396]"
+    assert l1["trivial answer: the mean training scan"] == "0.4"  # one scan has no spread
 
 
 def test_the_trivial_answer_is_the_mean_training_scan_for_everyone():

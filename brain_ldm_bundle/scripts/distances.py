@@ -46,35 +46,37 @@ def check_features(features: np.ndarray, name: str, at_least: int = 2, length: i
     return features
 
 
-def principal_components(reference: np.ndarray, number: int) -> tuple[Callable[[np.ndarray], np.ndarray], float]:
-    """A projection of features (n, F) on the first components of a reference, unscaled, and the share of variance they hold.
-
-    A covariance of F features needs more than F volumes; with fewer, distances are taken along these components.
+def principal_components(features: np.ndarray, number: int) -> tuple[np.ndarray, float]:
+    """Directions (number, F) of the largest variance of features (n, F), and the share of variance that they hold.
 
     Raises:
         ValueError: more components than features, or than a covariance of these volumes has.
     """
-    largest = min(reference.shape[1], len(reference) - 1)
+    largest = min(features.shape[1], len(features) - 1)
     if not 1 <= number <= largest:
         raise ValueError(
-            f"{number} components of {len(reference)} volumes with {reference.shape[1]} features: use 1 to {largest}"
+            f"{number} components of {len(features)} volumes with {features.shape[1]} features: use 1 to {largest}"
         )
-    mean = reference.mean(axis=0)
-    _, lengths, axes = np.linalg.svd(reference - mean, full_matrices=False)
-    share = np.square(lengths[:number]).sum() / np.square(lengths).sum()
-    return lambda features: (features - mean) @ axes[:number].T, float(share)
+    _, lengths, axes = np.linalg.svd(features - features.mean(axis=0), full_matrices=False)
+    return axes[:number], float(np.square(lengths[:number]).sum() / np.square(lengths).sum())
 
 
-def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
+def frechet_distance(a: np.ndarray, b: np.ndarray, components: np.ndarray | None = None) -> float:
     """Frechet distance of two normal distributions with the mean and covariance of features (n, F) and (m, F): FID.
 
     |mean difference|^2 + tr(A + B - 2 (AB)^(1/2)) (Heusel et al. 2017). The last trace is the sum of the singular values of
     the product of the two covariances' roots, so that no root of a matrix is taken: it stays real and exact for singular
     covariances, and is fast enough to be computed a hundred times. MONAI's `FIDMetric`, with which it agrees, takes
     scipy.linalg.sqrtm in a form that SciPy 1.18 no longer has.
+
+    Args:
+        a, b: one row per volume.
+        components: orthonormal (k, F); covariances are compared along these alone and taken as equal elsewhere. Means are
+            compared in all features.
     """
     a, b = check_features(a, "first set"), check_features(b, "second set", length=np.shape(a)[1])
-    roots = [np.linalg.qr((x - x.mean(axis=0)) / np.sqrt(len(x) - 1), mode="r") for x in (a, b)]  # (min(n, F), F)
+    along = [x if components is None else x @ components.T for x in (a, b)]
+    roots = [np.linalg.qr((x - x.mean(axis=0)) / np.sqrt(len(x) - 1), mode="r") for x in along]  # (min(n, k), k)
     shared = np.linalg.svd(roots[0] @ roots[1].T, compute_uv=False).sum()
     spread = sum(np.square(root).sum() for root in roots)
     return float(np.square(a.mean(axis=0) - b.mean(axis=0)).sum() + spread - 2 * shared)
@@ -148,12 +150,16 @@ def density_coverage(real: np.ndarray, generated: np.ndarray, neighbours: int = 
 
 
 class FeatureSpace:
-    """Distances within the first principal components of a reference's features.
+    """Distances of features from those of real scans.
+
+    A covariance of F features needs more than F volumes. With fewer, the covariances of the Frechet distance are compared
+    along the first principal components of the real scans alone; means are compared in all features, and so is everything
+    else: a shift in a direction in which real scans hardly differ must not go unseen.
 
     Args:
         reference: features (n, F) of real scans.
         dimensions: components; with as many as features nothing is left out.
-        standardise: divide features by the reference's standard deviations first; those that are constant there are left out.
+        standardise: divide features by the reference's standard deviations; those that are constant there are left out.
 
     Raises:
         ValueError: as `principal_components` and `median_distance`; no feature that varies.
@@ -169,25 +175,31 @@ class FeatureSpace:
                 f"none of {len(deviations)} features varies between {len(reference)} volumes: the extractor is blind"
             )
         self.dimensions = min(dimensions, self.length)
-        self.components, self.share = principal_components(reference[:, self.kept] / self.scale, self.dimensions)
-        self.width = median_distance(self.project(reference))
+        self.components, self.share = principal_components(self.scaled(reference), self.dimensions)
+        self.width = median_distance(self.scaled(reference))
 
-    def project(self, features: np.ndarray) -> np.ndarray:
-        """(n, F) to (n, dimensions)."""
-        return self.components(features[:, self.kept] / self.scale)
+    def scaled(self, features: np.ndarray) -> np.ndarray:
+        """The features that distances are taken of."""
+        return features[:, self.kept] / self.scale
 
     def compare(self, features: np.ndarray, reference: np.ndarray) -> dict[str, float]:
         """FID, MMD, density and coverage of a set among real scans."""
-        a, b = self.project(features), self.project(reference)
-        corrected, error = jackknife(frechet_distance, a, b)
-        _, mmd_error = jackknife(lambda x, y: squared_mmd(x, y, self.width), a, b)
+
+        def frechet(x: np.ndarray, y: np.ndarray) -> float:
+            return frechet_distance(x, y, self.components)
+
+        def mmd(x: np.ndarray, y: np.ndarray) -> float:
+            return squared_mmd(x, y, self.width)
+
+        a, b = self.scaled(features), self.scaled(reference)
+        corrected, error = jackknife(frechet, a, b)
         density, coverage = density_coverage(b, a)
         return {
-            "fid": frechet_distance(a, b),
+            "fid": frechet(a, b),
             "fid_corrected": corrected,
             "fid_standard_error": error,
-            "squared_mmd": squared_mmd(a, b, self.width),
-            "squared_mmd_standard_error": mmd_error,
+            "squared_mmd": mmd(a, b),
+            "squared_mmd_standard_error": jackknife(mmd, a, b)[1],
             "density": density,
             "coverage": coverage,
         }
@@ -197,7 +209,7 @@ class FeatureSpace:
         if self.dimensions == self.length:
             return f"Features: {extractor}, all {self.length}."
         return (
-            f"Features: {extractor}, {self.length}; a covariance of so many needs more volumes than there are, so distances "
-            f"are taken along the {self.dimensions} first principal components of the real scans' features "
-            f"({100 * self.share:.0f} % of their variance)."
+            f"Features: {extractor}, {self.length}. A covariance of so many needs more volumes than there are: FID compares "
+            f"covariances along the {self.dimensions} first principal components of the real scans alone "
+            f"({100 * self.share:.0f} % of their variance), means in all features."
         )

@@ -60,8 +60,8 @@ class SampleEvaluation:
         extractor: makes the `Extractor`.
         spacing_mm: of the grid.
         pairs: per set, drawn at random.
-        feature_dimensions: principal components of the reference's features; None: all features, or as many as the smallest
-            set has volumes for (a quarter of them).
+        feature_dimensions: principal components along which FID compares covariances; None: as many as the smallest set
+            has volumes for (a quarter of them), at most all.
         seed: of the pairs and halves.
         device: that computes.
         output_dir: samples.json, samples.section.json, samples_pairs.tsv, samples_volumes.tsv.
@@ -141,7 +141,7 @@ class SampleEvaluation:
         return real, [item for item in everyone if item["participant_id"] not in chosen]
 
     def _dimensions(self, real: int, generated: Sequence[int]) -> int:
-        """Of the features: as many as the smallest set allows, where half of the real scans is a set, too."""
+        """Of covariances: as many as the smallest set allows, where half of the real scans is a set, too."""
         smallest = min(real // 2, *generated)
         if self.feature_dimensions is not None and not 1 <= self.feature_dimensions < smallest:
             raise ValueError(

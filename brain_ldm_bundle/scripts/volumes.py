@@ -52,9 +52,10 @@ class Volumes(Dataset):
                 f"{item['image']}: has intensities of {lowest:g} to {highest:g}; generated volumes are taken as they are and "
                 f"must lie in 0 to 1"
             )
-        if lowest == highest:
+        levels = as_stored(volume.clamp(0, 1).numpy())
+        if levels.min() == levels.max():
             raise ValueError(f"{item['image']}: is constant ({lowest:g}): there is nothing to compare. Leave it out")
-        return torch.from_numpy(as_stored(volume.clamp(0, 1).numpy())).float() / (LEVELS - 1)
+        return torch.from_numpy(levels).float() / (LEVELS - 1)
 
 
 class Blurred(Dataset):

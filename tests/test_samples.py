@@ -1,0 +1,200 @@
+import csv
+import json
+import shutil
+import weakref
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.bundle import run
+from scipy import ndimage
+from test_features import write_regressor
+from tiny import SPACING_MM, write_dataset
+
+from brain_ldm_bundle.scripts.bids import find_volumes
+from brain_ldm_bundle.scripts.features import Extractor
+from brain_ldm_bundle.scripts.files import save_weights
+from brain_ldm_bundle.scripts.networks import DiffusionUNet
+from brain_ldm_bundle.scripts.sample_tables import FLOOR
+from brain_ldm_bundle.scripts.samples import BLUR, HELD_OUT, MEAN, SampleEvaluation
+
+
+def changed(dataset, folder, change):
+    """A copy of a data set of which each image went through `change`, an array of 0 to 1."""
+    shutil.copytree(dataset, folder)
+    for path in folder.glob("sub-*/anat/*.nii.gz"):
+        image = nib.load(path)
+        array = np.clip(change(image.get_fdata() / 230, np.random.default_rng(int(path.name[4:8]))), 0, 1)
+        new = nib.Nifti1Image(np.round(array * 255).astype(np.uint8), image.affine)
+        new.set_sform(image.affine, code="mni")
+        new.header.set_slope_inter(np.nextafter(np.float32(1 / 255), np.float32(0)), 0)
+        nib.save(new, path)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory):
+    """Blobs, and sets made of other blobs, that are like them or wrong in one way."""
+    folder = tmp_path_factory.mktemp("sets")
+    real = write_dataset(folder / "real", training=24, validation=0)
+    return real, {
+        "alike": changed(real, folder / "alike", lambda x, rng: x * (1 + 0.02 * rng.standard_normal())),
+        "blurred": changed(real, folder / "blurred", lambda x, rng: ndimage.gaussian_filter(x, 1)),
+        "brighter": changed(real, folder / "brighter", lambda x, rng: 0.1 + x),
+        "shifted": changed(real, folder / "shifted", lambda x, rng: np.roll(x, 3, axis=1)),
+    }
+
+
+def load(item):
+    array = nib.load(item["image"]).get_fdata(dtype=np.float32)
+    return {"image": torch.from_numpy(array / max(1, array.max()))[None]}
+
+
+def low_resolution(volume):
+    """A stand-in for a network's features: sharpness, and a coarse picture."""
+    sharpness = volume.diff(dim=3).abs().mean() * 20
+    return torch.cat([sharpness[None], torch.nn.functional.adaptive_avg_pool3d(volume[0], (2, 3, 2)).flatten() * 3])[None]
+
+
+def evaluation(real, samples, folder, **given):
+    settings = {
+        "samples": samples,
+        "data": {"training": find_volumes(real, SPACING_MM)[:18], "validation": find_volumes(real, SPACING_MM)[18:]},
+        "reference_split": "training",
+        "preprocessing": load,
+        "sample_preprocessing": load,
+        "extractor": lambda: Extractor(low_resolution, "stand-in", standardise=True),
+        "spacing_mm": SPACING_MM,
+        "pairs": 12,
+        "feature_dimensions": None,
+        "seed": 0,
+        "device": torch.device("cpu"),
+        "output_dir": folder,
+    }
+    return SampleEvaluation(**settings | given)
+
+
+@pytest.fixture(scope="module")
+def result(sets, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("out")
+    return evaluation(*sets, folder).run(), folder
+
+
+def test_wrong_sets_are_farther_than_the_floor_and_the_like(result):
+    rows = result[0]["sets"]
+    assert list(rows) == [FLOOR, HELD_OUT, "alike", "blurred", "brighter", "shifted", BLUR, MEAN]
+    close = max(rows[name]["fid_corrected"] for name in (FLOOR, HELD_OUT, "alike"))
+    for name in ("blurred", "brighter", "shifted", BLUR, MEAN):
+        assert rows[name]["fid_corrected"] > close + rows[name]["fid_standard_error"], name
+        assert rows[name]["squared_mmd"] > max(rows[FLOOR]["squared_mmd"], rows["alike"]["squared_mmd"]), name
+        assert rows[name]["coverage"] < rows["alike"]["coverage"], name
+
+
+def test_diversity_is_that_of_the_real_scans_or_none(result):
+    rows = result[0]["sets"]
+    assert rows[MEAN]["ms_ssim"]["mean"] == pytest.approx(1) and rows[MEAN]["gradient_ssim"]["mean"] == pytest.approx(1)
+    for key in ("ms_ssim", "gradient_ssim"):
+        assert rows["alike"][key]["mean"] == pytest.approx(rows[FLOOR][key]["mean"], abs=0.1)
+        assert rows[BLUR][key]["mean"] > rows[FLOOR][key]["mean"]
+
+
+def test_intensities_tell_what_is_wrong_with_them(result):
+    rows = result[0]["sets"]
+    assert rows["brighter"]["background"] == pytest.approx(rows["alike"]["background"] + 0.1, abs=0.01)
+    assert rows["brighter"]["clipped"] > rows["alike"]["clipped"]
+    assert rows["brighter"]["histogram_distance"] > 2 * rows["alike"]["histogram_distance"]
+
+
+def test_everything_is_written_for_programs_and_readers(result):
+    found, folder = result
+    assert json.loads((folder / "samples.json").read_text()) == found
+    assert found["extractor"] == "stand-in" and found["reference"] == {"split": "training", "n": 18}
+    pairs, volumes = (list(csv.DictReader(open(folder / f"samples_{x}.tsv"), delimiter="\t")) for x in ("pairs", "volumes"))
+    of_alike = [float(row["ms_ssim"]) for row in pairs if row["set"] == "alike"]
+    assert len(of_alike) == 12 and np.mean(of_alike) == pytest.approx(found["sets"]["alike"]["ms_ssim"]["mean"], abs=1e-5)
+    assert {row["participant_id"] for row in volumes if row["set"] == HELD_OUT} == {f"sub-00{n}" for n in range(19, 25)}
+    section = json.loads((folder / "samples.section.json").read_text())
+    assert [table["header"][0] for table in section["tables"]] == ["", ""]
+    assert section["tables"][0]["rows"][0][:2] == [FLOOR, "9 + 9"]
+    for needed in ("stand-in", "18 real scans", "at 8 mm", "along the 2 first principal components", "2 scales"):
+        assert needed in section["text"], needed
+
+
+def test_numbers_can_be_had_again_and_do_not_depend_on_what_else_is_compared(sets, result, tmp_path):
+    alone = evaluation(sets[0], {"alike": sets[1]["alike"]}, tmp_path).run()
+    assert alone["sets"]["alike"] == result[0]["sets"]["alike"]
+
+
+def test_volumes_are_let_go_once_they_are_described(sets, tmp_path):
+    passed, alive = [], []
+
+    def watching(volume):
+        passed.append(weakref.ref(volume))
+        alive.append(sum(reference() is not None for reference in passed))
+        return low_resolution(volume)
+
+    samples = {"alike": sets[1]["alike"]}
+    evaluation(sets[0], samples, tmp_path, extractor=lambda: Extractor(watching, "watching"), pairs=2).run()
+    assert len(alive) > 60 and max(alive) <= 3
+
+
+def test_what_cannot_be_compared_is_refused_before_anything_is_read(sets, tmp_path):
+    real, samples = sets
+    few = find_volumes(real, SPACING_MM)[:11]
+
+    def unread(item):
+        raise AssertionError("read")
+
+    lazy = {"samples": {"alike": samples["alike"]}, "preprocessing": unread, "sample_preprocessing": unread}
+    for wrong, message in (
+        ({"samples": None}, "samples: expected names and folders"),
+        ({"samples": {FLOOR: samples["alike"]}}, "is the name of a row that is always there"),
+        ({"reference_split": "trainig"}, "reference_split must be all, training, validation, got 'trainig'"),
+        ({"data": {"training": few}}, "real scans of the split 'training': 11 volumes; at least 12"),
+        ({"feature_dimensions": 9}, "feature_dimensions 9: the smallest set .* has 9 volumes"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            evaluation(**{"real": real, "folder": tmp_path} | lazy | wrong).run()
+    assert not list(tmp_path.iterdir())
+
+
+def test_features_that_are_not_finite_are_refused_by_set(sets, tmp_path):
+    broken = Extractor(lambda volume: low_resolution(volume) * float("nan"), "broken")
+    with pytest.raises(ValueError, match=f"features of '{FLOOR}': those of 18 volumes are NaN"):
+        evaluation(*sets, tmp_path, extractor=lambda: broken, pairs=1).run()
+
+
+@pytest.fixture
+def settings(sets, tmp_path):
+    """For the config: weights that say the spacing, a regressor, sets."""
+    torch.manual_seed(0)
+    network = DiffusionUNet(num_covariates=4, channels=[8], num_head_channels=[8], num_res_blocks=1, norm_num_groups=4)
+    network.recipe = {"spacing_mm": SPACING_MM}
+    (tmp_path / "models").mkdir()
+    save_weights(network.state_dict(), tmp_path / "models" / "model.pt")
+    write_regressor(tmp_path / "models" / "regressor.pt")
+    folders = {f"{name}_dir": str(tmp_path / name) for name in ("models", "output", "cache")}
+    samples = {"LDM, DDIM 50": str(sets[1]["alike"])}
+    return {"dataset_dir": str(sets[0]), "samples": samples, "use_device": "cpu", "pairs": 5, **folders}
+
+
+def test_the_config_compares_sets_whatever_their_names(bundle, settings, tmp_path):
+    run("evaluating_samples", config_file="configs/evaluate.json", **settings)
+    found = json.loads((tmp_path / "output" / "samples.json").read_text())
+    assert list(found["sets"])[1:-2] == ["LDM, DDIM 50"] and "regressor" in found["extractor"]
+    assert found["sets"]["LDM, DDIM 50"]["n"] == 24
+    assert not (tmp_path / "output" / "reconstruction.json").exists()
+
+
+def test_the_config_refuses_sets_before_it_reconstructs(bundle, settings, tmp_path):
+    settings["samples"] = {"LDM": str(tmp_path / "nowhere")}
+    with pytest.raises(RuntimeError) as error:  # of MONAI, around ours
+        run("evaluating", config_file="configs/evaluate.json", **settings)
+    assert "no such folder of volumes" in str(error.value.__cause__)
+    (tmp_path / "models" / "regressor.pt").unlink()
+    settings["samples"] = {"LDM": settings["dataset_dir"]}
+    with pytest.raises(RuntimeError) as error:
+        run("evaluating", config_file="configs/evaluate.json", **settings)
+    assert "Train it first" in str(error.value.__cause__)
+    assert not (tmp_path / "output").exists()

@@ -1,0 +1,73 @@
+import nibabel as nib
+import pytest
+import torch
+from tiny import SPACING_MM, write_dataset
+
+from brain_ldm_bundle.scripts.volumes import Blurred, Repeated, Volumes, find_samples, refuse_few
+
+SHAPE = (6, 9, 7)
+
+
+def volumes(**images):
+    items = [{"image": name, "participant_id": f"sub-{name}"} for name in images]
+    return Volumes(items, lambda item: {"image": images[item["image"]]})
+
+
+def test_volumes_come_in_steps_of_one_in_255():
+    image = torch.linspace(0, 1, 6 * 9 * 7).reshape(1, *SHAPE)
+    found = volumes(a=image)[0]
+    assert found.shape == (1, *SHAPE) and found.dtype == torch.float32
+    assert torch.allclose(found * 255, (found * 255).round()) and (found - image).abs().max() <= 0.5 / 255 + 1e-6
+    with pytest.raises(ValueError, match="faint: is constant"):  # what 8 bits cannot hold is not there
+        volumes(faint=0.001 * image)[0]
+
+
+def test_values_that_no_generated_volume_has_are_refused_by_file():
+    image = torch.rand(1, *SHAPE)
+    broken = image.clone()
+    broken[0, 1, 2, 3] = float("nan")
+    sets = volumes(sound=image, bright=200 * image, broken=broken, constant=torch.full_like(image, 0.25))
+    sets[0]
+    with pytest.raises(ValueError, match=r"bright: has intensities of .* must lie in 0 to 1"):
+        sets[1]
+    with pytest.raises(ValueError, match="broken: has voxels that are NaN or infinite"):
+        sets[2]
+    with pytest.raises(ValueError, match=r"constant: is constant \(0.25\)"):
+        sets[3]
+
+
+def test_a_blur_of_8_mm_has_that_width():
+    point = torch.zeros(1, 33, 35, 37)
+    point[0, 16, 17, 18] = 1
+    blurred = Blurred(volumes(a=point), spacing_mm=1.0)[0][0]
+    profile = blurred[16, 17] / blurred.max()
+    assert profile[18 + 4] == pytest.approx(0.5, abs=0.03) and profile[18 - 4] == pytest.approx(0.5, abs=0.03)
+    assert len(Repeated(point)) == 3 and Repeated(point)[2] is point
+
+
+def test_sets_are_found_by_name_and_lie_on_the_grid(tmp_path):
+    write_dataset(tmp_path / "a", training=3, validation=1)
+    found = find_samples({"LDM": tmp_path / "a"}, SPACING_MM, fewest=4)
+    assert [item["participant_id"] for item in found["LDM"]] == [f"sub-000{n}" for n in range(1, 5)]
+    with pytest.raises(ValueError, match="LDM: 4 volumes; at least 5 are needed"):
+        find_samples({"LDM": tmp_path / "a"}, SPACING_MM, fewest=5)
+    with pytest.raises(ValueError, match="'real' is the name of a row that is always there"):
+        find_samples({"real": tmp_path / "a"}, SPACING_MM, fewest=4, taken=("real",))
+    with pytest.raises(FileNotFoundError, match="no such folder of volumes"):
+        find_samples({"LDM": tmp_path / "b"}, SPACING_MM, fewest=4)
+    for nothing in (None, {}, str(tmp_path)):
+        with pytest.raises(ValueError, match="expected names and folders of generated volumes"):
+            find_samples(nothing, SPACING_MM, fewest=4)
+
+
+def test_a_cropped_volume_is_refused_and_not_padded(tmp_path):
+    path = write_dataset(tmp_path / "a", training=4, validation=0) / "sub-0002" / "anat" / "sub-0002_T1w.nii.gz"
+    image = nib.load(path)
+    nib.save(image.slicer[:, 1:, :], path)
+    with pytest.raises(ValueError, match="sub-0002_T1w.nii.gz: has 20 x 27 x 20 voxels, the model's grid 20 x 28 x 20"):
+        find_samples({"LDM": tmp_path / "a"}, SPACING_MM, fewest=4)
+
+
+def test_few_volumes_are_refused_with_their_number():
+    with pytest.raises(ValueError, match="LDM: 2 volumes; at least 3 are needed"):
+        refuse_few([{}, {}], "LDM", 3)
