@@ -8,10 +8,11 @@ from conftest import ROOT
 from monai.bundle import ConfigParser
 
 WORKFLOWS = ("train.json", "inference.json", "evaluate.json")
+# Workflows of one bundle alone.
 FURTHER = {
     "brain_ldm_bundle": ("baselines.json", "train_regressor.json"),
     "spade_fusion_bundle": ("segmentation.json",),
-}  # workflows of one bundle alone
+}
 OVERLAYS = {
     "brain_ldm_bundle": {
         "demo.json": "train.json",

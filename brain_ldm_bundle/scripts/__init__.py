@@ -1,4 +1,5 @@
 from . import (
+    baselines,
     bids,
     cohort,
     covariates,
