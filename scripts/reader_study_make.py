@@ -167,14 +167,17 @@ def head_areas(values: np.ndarray, axis: int) -> np.ndarray:
 def choose(volumes: Sequence[Volume], slices: int, rng: np.random.Generator) -> list[Item]:
     """Draw slices, equally many of each kind in each direction, at the same heights in both kinds.
 
-    Every volume of a kind is used before one is used again.
+    As many volumes of one kind as of the other: heads that come again and again would tell the smaller cohort. Each of them
+    is used before one is used again.
     """
     per_cell = slices // (len(KINDS) * len(DIRECTIONS))
     heights = {name: (np.arange(per_cell) + rng.random(per_cell)) / per_cell for name in DIRECTIONS}
+    of_kind = [[volume for volume in volumes if volume.kind == kind] for kind in KINDS]
+    number = min(slices // 2, *map(len, of_kind))
     items = []
-    for kind in KINDS:
-        own = [volume for volume in volumes if volume.kind == kind]
-        drawn = [own[i] for _ in range(-(-slices // len(own))) for i in rng.permutation(len(own))]
+    for everyone in of_kind:
+        own = [everyone[i] for i in rng.permutation(len(everyone))[:number]]
+        drawn = [own[i] for _ in range(-(-slices // number)) for i in rng.permutation(number)]
         cells = [(name, at) for name in DIRECTIONS for at in heights[name]]
         for volume, cell in zip(drawn, rng.permutation(len(cells))):
             items.append(Item(volume, *cells[cell]))

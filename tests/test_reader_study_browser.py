@@ -65,8 +65,11 @@ class Reader:
 
 
 @contextmanager
-def browser(page, profile, size="1366,768"):
-    """A Chromium with a profile of its own; what it saves comes into the folder profile/downloads."""
+def browser(page, profile, size="1366,768", before=""):
+    """A Chromium with a profile of its own; what it saves comes into the folder profile/downloads.
+
+    `before` is a script that runs before the page's own.
+    """
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
     for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
@@ -78,6 +81,7 @@ def browser(page, profile, size="1366,768"):
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
     try:
+        driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": before})
         driver.get(page.as_uri())
         yield Reader(driver)
         assert driver.get_log("browser") == []  # no error, no warning
@@ -190,3 +194,14 @@ def test_answers_move_to_another_computer_and_readers_stay_apart(tmp_path, study
         assert reader.pressed == ["fair", "real"]
         wide = reader.driver.execute_script("return document.documentElement.scrollWidth > window.innerWidth")
         assert not wide  # a telephone needs no scrolling sideways
+
+
+def test_a_browser_that_keeps_nothing_says_so_and_still_saves(tmp_path, study):
+    refuse = "Storage.prototype.setItem = () => { throw new DOMException('no room', 'QuotaExceededError'); };"
+    with browser(study[0], tmp_path, before=refuse) as reader:
+        assert "keeps no answers for this page. Save them as a file" in reader.find("#message").text
+        reader.begin("constructor")  # a name like another
+        reader.press("3", "s")
+        assert reader.count == "Image 1 of 18, 1 answered"
+        [row] = pd.read_csv(saved_file(reader, tmp_path / "downloads"), sep="\t").to_dict("records")
+    assert (row["reader"], row["rating"], row["guess"]) == ("constructor", 3, "synthetic")

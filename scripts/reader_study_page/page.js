@@ -80,10 +80,12 @@ function showItem() {
   showAnswers();
 }
 
+const mark = (button, chosen) => button.setAttribute("aria-pressed", chosen);
+
 function showAnswers() {
   const answer = answerTo(items[mine().position]);
-  for (const button of all("[data-rating]")) button.ariaPressed = String(Number(button.dataset.rating) === answer.rating);
-  for (const button of all("[data-guess]")) button.ariaPressed = String(button.dataset.guess === answer.guess);
+  for (const button of all("[data-rating]")) mark(button, Number(button.dataset.rating) === answer.rating);
+  for (const button of all("[data-guess]")) mark(button, button.dataset.guess === answer.guess);
   const done = items.filter(isDone).length;
   element("count").textContent = `Image ${mine().position + 1} of ${items.length}, ${done} answered`;
   element("progress").max = items.length;
