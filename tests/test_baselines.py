@@ -44,22 +44,22 @@ MODELS = {
 
 
 class Fixed(torch.nn.Module):
-    """Stands where a part of the network does, and answers what it was given."""
+    """Stands where a part of the network does, and answers what it was given, one answer per call."""
 
     latent_size = 2
 
-    def __init__(self, answer):
+    def __init__(self, *answers):
         super().__init__()
-        self.answer = answer
+        self.answers = iter(answers)
 
     def forward(self, x):
-        return self.answer
+        return next(self.answers)
 
     def hidden(self, x, level):
         return x.flatten(1)
 
     def judge(self, hidden, level):
-        return self.answer
+        return next(self.answers)
 
 
 def test_the_shapes_fit_a_grid_of_three_different_sides():
@@ -93,8 +93,8 @@ def test_the_vaegan_losses_are_those_of_a_hand_calculation():
     mu, sigma = torch.tensor([[1.0, 0.0], [0.5, -2.0]]), torch.tensor([[1.0, 0.5], [2.0, 1.0]])
     logits = torch.tensor([[2.0], [0.0], [1.0], [-1.0], [0.5], [-3.0]])
     image = torch.full((2, 1, *SIZE), 0.75)
-    fake = torch.cat([torch.full((2, 1, *SIZE), 0.25), torch.zeros(2, 1, *SIZE)])
-    network = SimpleNamespace(encoder=Fixed((mu, sigma)), generator=Fixed(fake), discriminator=Fixed(logits))
+    generator = Fixed(torch.full((2, 1, *SIZE), 0.25), torch.zeros(2, 1, *SIZE))
+    network = SimpleNamespace(encoder=Fixed((mu, sigma)), generator=generator, discriminator=Fixed(logits))
     found = baselines.vaegan_losses(network, image, **VAEGAN_WEIGHTS)
     kl = kl_divergence(Normal(mu, sigma), Normal(0.0, 1.0)).sum(dim=1).mean().item()
     reconstruction = 0.5 * 0.5**2

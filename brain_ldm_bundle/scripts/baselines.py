@@ -85,9 +85,9 @@ def vaegan_losses(
         The loss of each part of the network.
     """
     mu, sigma = network.encoder(image)
-    vectors = torch.cat([mu + sigma * torch.randn_like(mu), torch.randn_like(mu)])
-    fake = network.generator(vectors).to(image)  # (2 B, 1, D, H, W): reconstructions, then samples of the prior
-    hidden = network.discriminator.hidden(torch.cat([image, fake]), feature_level)
+    reconstructions = network.generator(mu + sigma * torch.randn_like(mu)).to(image)  # (B, 1, D, H, W)
+    samples = network.generator(torch.randn_like(mu)).to(image)
+    hidden = network.discriminator.hidden(torch.cat([image, reconstructions, samples]), feature_level)
     wanted, found, _ = hidden.float().chunk(3)
     reconstruction = 0.5 * ((found - wanted) ** 2).mean()
     real, reconstructed, sampled = network.discriminator.judge(hidden, feature_level).float().chunk(3)  # (B, 1) each
