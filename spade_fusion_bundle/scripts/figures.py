@@ -189,7 +189,7 @@ def draw_segmentations(
     figure = Figure(figsize=(WIDTH_INCHES, sum(heights_mm) * inches_per_mm + 0.85), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0, hspace=0)
     grid = figure.subplots(len(rows), len(columns), squeeze=False, gridspec_kw={"height_ratios": heights_mm})
-    classes_style = {"cmap": ListedColormap(_class_colours(num_classes)), "vmin": -0.5, "vmax": num_classes - 0.5}
+    classes_style = {"cmap": ListedColormap(_class_colours(num_classes, "turbo")), "vmin": -0.5, "vmax": num_classes - 0.5}
     for (plane, sides), row in zip(rows.items(), grid):
         for (name, volume), axes in zip(columns.items(), row):
             style = {"cmap": "gray", "vmin": 0, "vmax": 1} if name == "scan" else classes_style
@@ -209,12 +209,12 @@ def draw_segmentations(
     _save(figure, path)
 
 
-def _class_colours(num_classes: int) -> np.ndarray:
-    """Black for background, then viridis in an order that sets neighbouring classes far apart, (num_classes, 4)."""
+def _class_colours(num_classes: int, colours: str = "viridis") -> np.ndarray:
+    """Black for background, then a map of colours in an order that sets neighbouring classes far apart, (num_classes, 4)."""
     from matplotlib import colormaps
 
     golden = np.arange(1, num_classes) * 0.618034 % 1
-    return np.vstack([[0, 0, 0, 1], colormaps["viridis"](0.1 + 0.9 * golden)])
+    return np.vstack([[0, 0, 0, 1], colormaps[colours](0.1 + 0.9 * golden)])
 
 
 def _save(figure, path: str | Path) -> None:
