@@ -15,6 +15,7 @@ import time
 import urllib.error
 import urllib.request
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import nibabel as nib
@@ -82,11 +83,14 @@ def write_app(folder, own):
     return folder
 
 
-def start(app, studies, log):
-    """The server on a free port of 127.0.0.1; its address."""
+def free_port():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        return free.getsockname()[1]
+
+
+def start(app, studies, port, log):
+    """The server on 127.0.0.1."""
     conf = [
         word
         for pair in (("models", f"{SPADE},{LDM}"), ("zoo_source", "local"), ("sam2", "false"))
@@ -95,29 +99,29 @@ def start(app, studies, log):
     path = [str(OWN_APP / "stub")] if importlib.util.find_spec("torchvision") is None else []
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path), "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-m", "monailabel.main", "start_server", "--app", app, "--studies", studies]
-    command += ["--host", "127.0.0.1", "--port", str(port), *conf]
-    process = subprocess.Popen(list(map(str, command)), cwd=app, env=environment, stdout=log, stderr=subprocess.STDOUT)
-    return process, f"http://127.0.0.1:{port}"
+    command += ["--host", "127.0.0.1", "--port", port, *conf]
+    return subprocess.Popen(list(map(str, command)), cwd=app, env=environment, stdout=log, stderr=subprocess.STDOUT)
 
 
 @contextmanager
-def serving(app, studies):
+def serving(begin, log):
+    """A client of the server that `begin(port, log)` starts."""
     from monailabel.client import MONAILabelClient
 
-    log = app.parent / f"{app.name}.log"
+    port = free_port()
     with open(log, "w") as file:
-        process, address = start(app, studies, file)
+        process = begin(port, file)
         try:
-            deadline = time.monotonic() + 180
+            deadline = time.monotonic() + 300
             while True:
                 assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
                 try:
-                    urllib.request.urlopen(f"{address}/info/", timeout=60).read()
+                    urllib.request.urlopen(f"http://127.0.0.1:{port}/info/", timeout=60).read()
                     break
                 except (urllib.error.URLError, ConnectionError):
                     time.sleep(0.5)
-            client = MONAILabelClient(address, tmpdir=str(app.parent))
-            client.log, client.bundles, client.studies = log, app / "model", studies
+            client = MONAILabelClient(f"http://127.0.0.1:{port}", tmpdir=str(log.parent))
+            client.log = log
             yield client
             assert process.poll() is None, "a request stopped the server"
         finally:
@@ -133,8 +137,9 @@ def serving(app, studies):
 def client(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("label")
     own = request.param == "own app"
-    with serving(write_app(folder / "app", own), write_studies(folder / "studies")) as client:
-        client.own = own
+    app, studies = write_app(folder / "app", own), write_studies(folder / "studies")
+    with serving(partial(start, app, studies), folder / "log") as client:
+        client.own, client.bundles, client.studies = own, app / "model", studies
         yield client
 
 
@@ -342,6 +347,36 @@ def test_our_app_does_not_start_with_weights_that_are_missing_or_wrong(tmp_path,
         (models / "model.pt").unlink()
         message = rf"{LDM} cannot be served: .*No such file or directory: '.*model\.pt'"
     with open(tmp_path / "log", "w") as log:
-        process, _ = start(app, studies, log)
-        assert process.wait(120) != 0
+        assert start(app, studies, free_port(), log).wait(300) != 0
     assert re.search(message, (tmp_path / "log").read_text())
+
+
+def test_one_command_serves_what_the_demo_made(tmp_path):
+    """From copies: what a client stores or trains does not reach the demo's own files."""
+    demo = tmp_path / "demo"
+    tiny_spade.write_dataset(demo / "data")
+    (demo / "spade").mkdir()
+    for name, folder in ((LDM, demo), (SPADE, demo / "spade")):
+        shutil.move(copy_bundle(name, tmp_path / name) / "models", folder / "models")
+    before = {path: path.stat().st_mtime_ns for path in demo.rglob("*") if path.is_file()}
+
+    def begin(port, log):
+        command = ["bash", str(ROOT / "scripts" / "start_monailabel.sh"), "--demo", str(demo), "--port", str(port)]
+        environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+        return subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=log, stderr=subprocess.STDOUT)
+
+    with serving(begin, tmp_path / "log") as client:
+        assert client.info()["datastore"] == {"total": 12, "completed": 6, "label_tags": {"final": 6}}
+        made, _ = infer(client, SPADE, "sub-03_dseg")
+        client.save_label("sub-03_T1w", str(demo / "data" / "participants.tsv"), "final")
+        assert f"127.0.0.1:{client.get_server_url().rpartition(':')[2]}/infer/{SPADE}?image=" in (tmp_path / "log").read_text()
+    assert made.shape == nib.load(next(demo.glob("data/derivatives/*/sub-03/anat/*_dseg.nii.gz"))).shape
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    config = json.loads((demo / "label" / "app" / "model" / SPADE / "configs" / "train.json").read_text())
+    assert config["label_table"] == "demo" and config["spacing_mm"] == 4
+
+
+def test_the_command_says_that_the_demo_comes_first(tmp_path):
+    command = ["bash", str(ROOT / "scripts" / "start_monailabel.sh"), "--demo", str(tmp_path)]
+    process = subprocess.run(command, capture_output=True, text=True)
+    assert process.returncode == 1 and "participants.tsv: no such file. Run first: bash scripts/demo.sh" in process.stderr
