@@ -22,6 +22,15 @@ def test_the_head_is_found_with_its_dark_inside_and_without_specks():
     assert np.array_equal(head_mask(as_stored(volume)), distance < 1)
 
 
+def test_the_inside_of_a_skull_counts_though_the_neck_is_open_and_a_plane_has_a_gap():
+    x, y, z = np.indices(SHAPE)
+    distance = ((x - 10) / 8) ** 2 + ((y - 13) / 11) ** 2
+    head = (distance < 1) & (z < 20)
+    shell = head & ((distance > 0.6) | (z > 17))
+    shell[10:, 13, 9] = False  # a gap in one plane
+    assert np.array_equal(head_mask(as_stored(0.8 * shell)), head)
+
+
 def test_background_corners_and_clipping_are_counted():
     volume, distance = head(background=0.04)
     volume[:2, :3, :2] = 0  # one corner of eight

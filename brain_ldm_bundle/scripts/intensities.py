@@ -19,14 +19,22 @@ def as_stored(volume: np.ndarray) -> np.ndarray:
 
 
 def head_mask(volume: np.ndarray) -> np.ndarray:
-    """The largest part above Otsu's threshold (Otsu 1979), its holes filled; of a volume in 0 to 255, (D, H, W)."""
+    """The largest part above Otsu's threshold (Otsu 1979), its holes filled in axial planes: skull and ventricles count.
+
+    In three dimensions they would be no holes: the neck, where the volume ends, opens them.
+
+    Args:
+        volume: (D, H, W) in 0 to 255, the last axis from inferior to superior.
+    """
     share = np.bincount(volume.ravel(), minlength=LEVELS) / volume.size
     below, mean = np.cumsum(share), np.cumsum(share * np.arange(LEVELS))
     with np.errstate(divide="ignore", invalid="ignore"):  # levels with all or no voxels below them
         between = np.nan_to_num((mean[-1] * below - mean) ** 2 / (below * (1 - below)), posinf=0)
     parts, count = ndimage.label(volume > between.argmax())
     sizes = np.bincount(parts.ravel(), minlength=2)[1:]
-    return ndimage.binary_fill_holes(parts == 1 + sizes.argmax())
+    plane = ndimage.generate_binary_structure(3, 1) & (np.arange(3) == 1)  # neighbours within a plane
+    head = ndimage.binary_fill_holes(parts == 1 + sizes.argmax(), plane)
+    return head | ndimage.binary_closing(head, np.ones((1, 1, 3)))  # single planes whose scalp has a gap
 
 
 def intensity_checks(volume: np.ndarray, spacing_mm: float) -> tuple[dict[str, float], np.ndarray]:
@@ -45,7 +53,10 @@ def intensity_checks(volume: np.ndarray, spacing_mm: float) -> tuple[dict[str, f
     head = head_mask(levels)
     outside = ndimage.distance_transform_edt(~head, sampling=spacing_mm) > AROUND_HEAD_MM
     edges = [max(1, round(CORNER * size)) for size in levels.shape]
-    ends = [np.isin(np.arange(size), [*range(edge), *range(size - edge, size)]) for size, edge in zip(levels.shape, edges, strict=True)]
+    ends = [
+        np.isin(np.arange(size), [*range(edge), *range(size - edge, size)])
+        for size, edge in zip(levels.shape, edges, strict=True)
+    ]
     numbers = {
         "background": float(levels[outside].mean() / (LEVELS - 1)) if outside.any() else 0.0,
         "corners": float((levels[np.ix_(*ends)] > 0).mean()),
