@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything once, small, with both bundles: a simulated cohort, training, generation, evaluation, pictures and a page.
+# Everything once, small, with both bundles: a simulated cohort, training, generation, all of the evaluation, and a page.
 set -euo pipefail
 
 SUBJECTS=120
@@ -8,8 +8,16 @@ REQUESTS=64
 # Some steps more on this cohort, from the shipped weights: gently, or they would forget what they know.
 TRAINING="--autoencoder_epochs 1 --autoencoder_lr 2e-4 --diffusion_epochs 3 --diffusion_lr 1e-4 --val_interval 1"
 SAMPLING="--steps 50 --guidance_scale 1.0 --batch_size 16"
-SPADE_TRAINING=""                                # as in configs/demo.json, from scratch
+CHAIN="--sampler_name ddpm --steps 1000 --batch_size 16"     # the whole chain, as the paper's first row
+CHAIN_VOLUMES=16
+SWEEPS="--sweep ventricles_ml 10 150 --sweep age 46 80 --rows 6 --noises 1 --extrapolate"
+REGRESSOR_TRAINING=""                            # these three as in configs/demo_*.json, from scratch
+BASELINE_TRAINING=""
+SPADE_TRAINING=""
 VARIANTS=4
+SEGMENTATION=""
+SLICES=60
+PAIRS=200
 
 usage() {
     cat <<'TEXT'
@@ -35,7 +43,15 @@ while [ $# -gt 0 ]; do
             REQUESTS=8
             TRAINING="--autoencoder_epochs 1 --diffusion_epochs 1"
             SAMPLING="--steps 4"
+            CHAIN="--sampler_name ddpm --steps 1000 --batch_size 4"
+            CHAIN_VOLUMES=4
+            SWEEPS="--sweep ventricles_ml 10 150 --rows 2 --noises 1 --extrapolate"
+            REGRESSOR_TRAINING="--regressor_epochs 3"
+            BASELINE_TRAINING="--epochs 1"
             SPADE_TRAINING="--spade_epochs 1 --fusion_epochs 1 --batch_norm_batches 2"
+            SEGMENTATION="--steps 4"
+            SLICES=12
+            PAIRS=10
             ;;
         -h | --help) usage; exit 0 ;;
         *) echo "unknown option: $1" >&2; usage >&2; exit 2 ;;
@@ -44,7 +60,8 @@ while [ $# -gt 0 ]; do
 done
 
 # The folder is ours alone: the mark says who made it, and with which settings.
-settings="subjects $SUBJECTS of seed $SEED, requests $REQUESTS, training '$TRAINING', sampling '$SAMPLING', spade '$SPADE_TRAINING'"
+settings="subjects $SUBJECTS of seed $SEED, requests $REQUESTS, training '$TRAINING', sampling '$SAMPLING', chain '$CHAIN' \
+$CHAIN_VOLUMES, sweeps '$SWEEPS', regressor '$REGRESSOR_TRAINING', baselines '$BASELINE_TRAINING', spade '$SPADE_TRAINING'"
 mark="$output/.made_by_demo"
 if [ -n "$fresh" ] && [ -f "$mark" ]; then
     rm -rf "$output"
@@ -65,7 +82,7 @@ cd "$root"
 
 # --- Steps ----------------------------------------------------------------------------------------------------------
 
-STEPS=11
+STEPS=14
 number=0
 doing="starting"
 
@@ -106,15 +123,45 @@ train() {
         ${start:+--init_autoencoder "$models/demo_autoencoder.pt" --init_diffusion "$models/demo_model.pt"} $TRAINING
 }
 
-generate() {
-    # shellcheck disable=SC2086  # SAMPLING is several words
-    bundle brain_ldm_bundle --config_file configs/inference.json --requests "$output/requests.tsv" \
-        --models_dir "$output/models" --output_dir "$output/generated" $SAMPLING
+train_regressor() {
+    # shellcheck disable=SC2086
+    bundle brain_ldm_bundle training --config_file "['configs/train_regressor.json','configs/demo_regressor.json']" \
+        --dataset_dir "$output/data" --models_dir "$output/models" --output_dir "$output/training/regressor" \
+        --cache_dir "$output/cache" $REGRESSOR_TRAINING
 }
 
-evaluate() {
-    bundle brain_ldm_bundle --config_file configs/evaluate.json --dataset_dir "$output/data" \
-        --models_dir "$output/models" --output_dir "$output/reconstruction" --cache_dir "$output/cache"
+baseline() {  # MODEL RUN_ID SETTINGS...
+    bundle brain_ldm_bundle "$2" --config_file "['configs/baselines.json','configs/demo_baselines.json']" --model "$1" \
+        --models_dir "$output/models" --cache_dir "$output/cache" "${@:3}"
+}
+
+train_baselines() {
+    for model in vaegan lsgan; do
+        # shellcheck disable=SC2086
+        baseline $model training --dataset_dir "$output/data" --output_dir "$output/training/$model" $BASELINE_TRAINING
+        baseline $model generating --volumes "$REQUESTS" --output_dir "$output/baselines/$model"
+    done
+}
+
+request() {
+    python scripts/make_requests.py "$output/data/participants.tsv" "$output/requests.tsv" --rows "$REQUESTS"
+    head -n $((CHAIN_VOLUMES + 1)) "$output/requests.tsv" > "$output/requests_1000.tsv"
+    # shellcheck disable=SC2086
+    python scripts/make_requests.py "$output/data/participants.tsv" "$output/sweeps.tsv" $SWEEPS
+}
+
+sample() {  # TABLE FOLDER SETTINGS...
+    bundle brain_ldm_bundle --config_file configs/inference.json --requests "$1" --models_dir "$output/models" \
+        --output_dir "$2" "${@:3}"
+}
+
+generate() {
+    # shellcheck disable=SC2086
+    sample "$output/requests.tsv" "$output/generated" $SAMPLING
+    # shellcheck disable=SC2086
+    sample "$output/sweeps.tsv" "$output/sweeps" $SAMPLING
+    # shellcheck disable=SC2086
+    sample "$output/requests_1000.tsv" "$output/generated_1000" $CHAIN
 }
 
 test_scans() {  # one path per line
@@ -123,23 +170,47 @@ test_scans() {  # one path per line
         $column["split"] == "test" { print data "/" $1 "/anat/" $1 "_T1w.nii.gz" }' "$output/data/participants.tsv"
 }
 
-measure() {
+measure_volumes() {  # TABLE, then what to measure
     # Volumes that cannot be measured are no reason to stop: the page counts them.
-    rm -f "$output/generated_volumes.tsv" "$output/cohort_volumes.tsv"
-    python scripts/measure_volumes.py "$output/generated" --output "$output/generated_volumes.tsv" ||
-        [ -f "$output/generated_volumes.tsv" ]
-    test_scans | tr '\n' '\0' | xargs -0 python scripts/measure_volumes.py --output "$output/cohort_volumes.tsv"
+    rm -f "$1"
+    python scripts/measure_volumes.py "${@:2}" --output "$1" || [ -f "$1" ]
 }
 
-report() {
-    python scripts/report.py "$output/generated" --measured "$output/generated_volumes.tsv" \
-        --real "$output/data" --real_measured "$output/cohort_volumes.tsv" \
-        --reconstruction "$output/reconstruction/reconstruction.json" --training "$output/training" \
-        --output "$output/report.html"
+read_covariates() {  # TABLE FOLDER
+    bundle brain_ldm_bundle predicting --config_file "['configs/train_regressor.json','configs/demo_regressor.json']" \
+        --dataset_dir "$output/data" --models_dir "$output/models" --cache_dir "$output/cache" \
+        --output_dir "$output/evaluation/brain_ldm" --predict_dir "$2" --predictions "$1"
+}
+
+measure() {
+    measure_volumes "$output/generated_volumes.tsv" "$output/generated"
+    measure_volumes "$output/sweeps_volumes.tsv" "$output/sweeps"
+    mapfile -t scans < <(test_scans)
+    measure_volumes "$output/cohort_volumes.tsv" "${scans[@]}"
+    read_covariates "$output/sweeps_ages.tsv" "$output/sweeps"
+    read_covariates "$output/generated_ages.tsv" "$output/generated"
+}
+
+evaluate() {
+    local folder="$output/evaluation/brain_ldm" sweeps=() argument
+    bundle brain_ldm_bundle --config_file configs/evaluate.json --dataset_dir "$output/data" --models_dir "$output/models" \
+        --output_dir "$folder" --cache_dir "$output/cache" --pairs "$PAIRS" \
+        --samples "{'LDM, 1000 steps':'$output/generated_1000','LDM, 50 DDIM steps':'$output/generated','VAE-GAN':'$output/baselines/vaegan','LSGAN':'$output/baselines/lsgan'}"
+    # An audit that finds copies ends with an error; here the page tells.
+    rm -f "$folder/memorisation.section.json"
+    bundle brain_ldm_bundle auditing --config_file configs/evaluate.json --dataset_dir "$output/data" \
+        --models_dir "$output/models" --output_dir "$folder" --cache_dir "$output/cache" --audited_dir "$output/generated" ||
+        [ -f "$folder/memorisation.section.json" ]
+    python scripts/conditioning.py "$output/generated" --measured "$output"/generated_{volumes,ages}.tsv --output "$folder"
+    for argument in $SWEEPS; do
+        case "$argument" in ventricles_ml | age) sweeps+=(--sweep "$argument") ;; esac
+    done
+    python scripts/sweep_figure.py "$output/sweeps" "${sweeps[@]}" --measured "$output"/sweeps_{volumes,ages}.tsv --output "$folder"
+    python scripts/compare_volumes.py "$output/cohort_volumes.tsv" "$output/generated_volumes.tsv" --output "$folder"
 }
 
 train_spade() {
-    # shellcheck disable=SC2086  # SPADE_TRAINING is several words
+    # shellcheck disable=SC2086
     bundle spade_fusion_bundle training --config_file "['configs/train.json','configs/demo.json']" \
         --dataset_dir "$output/data" --models_dir "$output/spade/models" --output_dir "$output/spade/training" \
         --cache_dir "$output/spade/cache" $SPADE_TRAINING
@@ -150,11 +221,30 @@ synthesise() {
     bundle spade_fusion_bundle --config_file configs/inference.json --models_dir "$output/spade/models" \
         --label_maps "$output/data/derivatives/labels/$name/anat/${name}_dseg.nii.gz" --variants "$VARIANTS" \
         --output_dir "$output/spade/synthetic"
+    bundle spade_fusion_bundle --config_file configs/inference.json --models_dir "$output/spade/models" \
+        --label_maps "$output/data" --split train --output_dir "$output/spade/training_data"
 }
 
 evaluate_spade() {
+    local folder="$output/evaluation/spade_fusion"
     bundle spade_fusion_bundle --config_file configs/evaluate.json --dataset_dir "$output/data" \
-        --models_dir "$output/spade/models" --output_dir "$output/spade/evaluation" --cache_dir "$output/spade/cache"
+        --models_dir "$output/spade/models" --output_dir "$folder" --cache_dir "$output/spade/cache"
+    # shellcheck disable=SC2086
+    bundle spade_fusion_bundle --config_file "['configs/segmentation.json','configs/demo_segmentation.json']" \
+        --dataset_dir "$output/data" --synthetic_dir "$output/spade/training_data" --output_dir "$folder" \
+        --cache_dir "$output/spade/cache" $SEGMENTATION
+}
+
+make_study() {
+    mapfile -t scans < <(test_scans)
+    python scripts/reader_study.py make --real "${scans[@]}" --synthetic "$output/generated" --slices "$SLICES" \
+        --output "$output/reader_study"
+}
+
+report() {
+    python scripts/report.py "$output/generated" --measured "$output"/generated_{volumes,ages}.tsv \
+        --real "$output/data" --real_measured "$output/cohort_volumes.tsv" \
+        --evaluation "$output/evaluation" --training "$output/training" --output "$output/report.html"
 }
 
 number=1
@@ -164,16 +254,18 @@ printf '%s\n' "$doing"
 
 step data "Simulate a cohort: $SUBJECTS heads at 4 mm, volumes known (about 1 minute)" \
     python scripts/make_demo_data.py "$output/data" --subjects "$SUBJECTS" --spacing_mm 4 --seed "$SEED"
-step training "Train the autoencoder, then the diffusion model (about 5 minutes)" train
-step requests "Draw $REQUESTS plausible requests from the cohort (seconds)" \
-    python scripts/make_requests.py "$output/data/participants.tsv" "$output/requests.tsv" --rows "$REQUESTS"
-step generation "Generate $REQUESTS volumes (about 1 minute)" generate
-step evaluation "Reconstruct the test scans, beside the mean scan (seconds)" evaluate
+step training "Train the autoencoder, then the diffusion model (about 2 minutes)" train
+step regressor "Train a network that reads age and volumes from a scan (about 1 minute)" train_regressor
+step baselines "Train the paper's baselines, VAE-GAN and LSGAN, and sample them (about 3 minutes)" train_baselines
+step requests "Draw $REQUESTS plausible requests from the cohort, and sweeps (seconds)" request
+step generation "Generate $REQUESTS volumes, sweeps, and $CHAIN_VOLUMES volumes by 1000 steps (about 2 minutes)" generate
 step measurement "Measure the generated volumes and the test scans (about 1 minute)" measure
-step report "Write the page and the picture (seconds)" report
+step evaluation "Compare with real scans: Table 1, conditioning, copies (about 1 minute)" evaluate
 step spade_training "Train three SPADE GANs and the fusion on the cohort's label maps (about 5 minutes)" train_spade
-step spade_synthesis "Make $VARIANTS anatomies of one label map, and their T1w (seconds)" synthesise
-step spade_evaluation "Compare synthetic T1w of the test maps with the scans (seconds)" evaluate_spade
+step spade_synthesis "Make $VARIANTS anatomies of one label map, and T1w of the training maps (about 1 minute)" synthesise
+step spade_evaluation "Compare synthetic T1w with the scans, and train segmenters on both (about 2 minutes)" evaluate_spade
+step study "Write the page of a reader study (seconds)" make_study
+step report "Write the page and the picture (seconds)" report
 
-printf '\nDone. Look at\n  %s\n  %s\n  %s\nAll images are synthetic. For research, not for clinical use.\n' \
-    "$output/report.html" "$output/report.png" "$output/spade/evaluation"
+printf '\nDone. Look at\n  %s\n  %s\nand, to rate slices yourself, %s\nAll images are synthetic. For research, not for clinical use.\n' \
+    "$output/report.html" "$output/report.png" "$output/reader_study/page/reader_study.html"

@@ -11,17 +11,32 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-STEPS = ["make_demo_data.py", "training", "make_requests.py", "inference.json", "evaluate.json"]
-STEPS += ["measure_volumes.py", "measure_volumes.py", "report.py"]
-STEPS += ["spade/training", "--variants", "spade/evaluation"]
+STEPS = {  # what each command of a step must name, the set-up left out
+    "data": ["make_demo_data.py"],
+    "training": ["configs/demo.json"],
+    "regressor": ["train_regressor.json"],
+    "baselines": ["vaegan training", "vaegan generating", "lsgan training", "lsgan generating"],
+    "requests": ["--rows 64", "--sweep"],
+    "generation": ["requests.tsv", "sweeps.tsv", "--steps 1000"],
+    "measurement": ["generated --output", "sweeps --output", "cohort_volumes.tsv", "sweeps_ages.tsv", "generated_ages.tsv"],
+    "evaluation": ["--samples", "auditing", "conditioning.py", "sweep_figure.py", "compare_volumes.py"],
+    "spade_training": ["spade/training"],
+    "spade_synthesis": ["--variants", "--split train"],
+    "spade_evaluation": ["evaluate.json", "segmentation.json"],
+    "study": ["reader_study.py make"],
+    "report": ["report.py"],
+}
+COMMANDS = [command for commands in STEPS.values() for command in commands]
 PYTHON = """#!/bin/bash
 if [ "$1" = -c ] || [ "$2" = pip ]; then exit 0; fi
 echo "$@" >> "{log}"
+[ -z "$FINDINGS" ] || {{ case "$*" in *auditing*) touch "$FINDINGS" ;; esac; }}
 case "$*" in *"$FAIL_AT"*) [ -z "$FAIL_AT" ] || exit 3 ;; esac
 case "$*" in
     *make_demo_data.py*)
         mkdir -p "$2"
         printf 'participant_id\\tage\\tsplit\\nsub-0001\\t60\\ttrain\\nsub-0002\\t61\\ttest\\n' > "$2/participants.tsv" ;;
+    *make_requests.py*) echo participant_id > "$3" ;;
 esac
 """
 
@@ -36,10 +51,10 @@ def demo(tmp_path):
     (environment / "bin" / "python").chmod(0o755)
     shutil.copy(ROOT / "requirements.txt", environment / "installed-requirements.txt")
 
-    def run(*arguments, fail_at=""):
+    def run(*arguments, fail_at="", findings=""):
         log.unlink(missing_ok=True)
         path = f"{environment / 'bin'}{os.pathsep}{os.environ['PATH']}"
-        variables = os.environ | {"VIRTUAL_ENV": str(environment), "PATH": path, "FAIL_AT": fail_at}
+        variables = os.environ | {"VIRTUAL_ENV": str(environment), "PATH": path, "FAIL_AT": fail_at, "FINDINGS": str(findings)}
         command = ["bash", str(ROOT / "scripts" / "demo.sh"), *map(str, arguments)]
         process = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True)
         return process, log.read_text().splitlines() if log.exists() else []
@@ -50,32 +65,45 @@ def demo(tmp_path):
 def test_the_steps_run_in_order_and_the_end_says_where_the_results_are(demo, tmp_path):
     process, commands = demo("--output", tmp_path / "my demo")
     assert process.returncode == 0, process.stderr
-    assert len(commands) == len(STEPS)
-    for command, step in zip(commands, STEPS):
-        assert step in command
-    for k in range(1, 12):
-        assert f"[{k}/11]" in process.stdout
+    assert len(commands) == len(COMMANDS)
+    for command, named in zip(commands, COMMANDS):
+        assert all(part in command for part in named.split())
+    for k in range(1, 15):
+        assert f"[{k}/14]" in process.stdout
     assert f"{tmp_path}/my demo/report.html\n  {tmp_path}/my demo/report.png\n" in process.stdout
     assert "not for clinical use" in process.stdout
 
 
 def test_only_test_scans_are_measured(demo, tmp_path):
     _, commands = demo("--output", tmp_path / "my demo")
-    assert "sub-0002_T1w.nii.gz" in commands[6] and "sub-0001" not in commands[6]
+    for number in (COMMANDS.index("cohort_volumes.tsv"), COMMANDS.index("reader_study.py make")):
+        assert "sub-0002_T1w.nii.gz" in commands[number] and "sub-0001_T1w" not in commands[number]
 
 
 def test_a_second_run_does_nothing_again(demo, tmp_path):
     demo("--output", tmp_path / "out")
     process, commands = demo("--output", tmp_path / "out")
-    assert process.returncode == 0 and commands == [] and process.stdout.count("done before") == 10
+    assert process.returncode == 0 and commands == [] and process.stdout.count("done before") == len(STEPS)
 
 
 def test_a_failure_names_its_step_and_the_next_run_goes_on_there(demo, tmp_path):
     process, _ = demo("--output", tmp_path / "out", fail_at="inference.json")
     assert process.returncode != 0
-    assert "Stopped in step [5/11] Generate" in process.stderr and "--fresh" in process.stderr
+    assert "Stopped in step [7/14] Generate" in process.stderr and "--fresh" in process.stderr
     process, commands = demo("--output", tmp_path / "out")
-    assert process.returncode == 0 and "inference.json" in commands[0] and len(commands) == len(STEPS) - 3
+    assert process.returncode == 0 and "inference.json" in commands[0]
+    assert len(commands) == len(COMMANDS) - COMMANDS.index("requests.tsv")
+
+
+def test_an_audit_that_finds_copies_does_not_end_the_demo_but_one_that_breaks_does(demo, tmp_path):
+    folder = tmp_path / "out" / "evaluation" / "brain_ldm"
+    process, _ = demo("--output", tmp_path / "out", fail_at="auditing")
+    assert process.returncode != 0
+    folder.mkdir(parents=True)
+    process, _ = demo("--output", tmp_path / "out", fail_at="auditing", findings=folder / "memorisation.section.json")
+    assert process.returncode == 0
+    process, _ = demo("--output", tmp_path / "out", "--fresh")
+    assert process.returncode == 0
 
 
 def test_fresh_starts_over_in_its_own_folder_only(demo, tmp_path):
@@ -83,7 +111,7 @@ def test_fresh_starts_over_in_its_own_folder_only(demo, tmp_path):
     (tmp_path / "out" / "old").touch()
     (tmp_path / "beside").touch()
     process, commands = demo("--output", tmp_path / "out", "--fresh")
-    assert process.returncode == 0 and len(commands) == len(STEPS)
+    assert process.returncode == 0 and len(commands) == len(COMMANDS)
     assert not (tmp_path / "out" / "old").exists() and (tmp_path / "beside").exists()
 
 
