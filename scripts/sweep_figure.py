@@ -7,10 +7,11 @@
 
 writes into DIR
 
-    figure2.png  figure2.section.json  a row of volumes for each covariate and noise, within the range of the training data
+    figure2.png  figure2.section.json  a row of volumes for each covariate and noise, within the range of the model
     figure4.png  figure4.section.json  the same beyond that range, and what was measured there
 
-The sections are for scripts/report.py --evaluation DIR. For research, not for clinical use.
+The range is the one that the model's covariates.json scales to 0 to 1: that of its training data, or what was declared for
+them. The sections are for scripts/report.py --evaluation DIR. For research, not for clinical use.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class Sweep:
 
     Attributes:
         name: the covariate.
-        rows: by volume, in the order of `requested`: requested, scaled (0 to 1 is the range of the training data), measured
+        rows: by volume, in the order of `requested`: requested, scaled (0 to 1 is the range), measured
             (NaN where it was not), white (the intensity drawn white).
     """
 
@@ -136,7 +137,7 @@ def draw_row(axes: Sequence, cohort: Cohort, sweep: Sweep, volumes: Sequence[str
 
 
 def figure2(cohort: Cohort, sweeps: Sequence[Sweep]) -> bytes:
-    """One row for each covariate and noise, values within the range of the training data from left to right."""
+    """One row for each covariate and noise, values within the range from left to right."""
     shown = [evenly(list(sweep.inside.index), COLUMNS) for sweep in sweeps]
     columns = max(map(len, shown))
     figure = Figure(figsize=(2.0 * columns + 0.6, 1.65 * len(sweeps) + 0.4), layout="constrained", facecolor="white")
@@ -163,17 +164,15 @@ def figure4(cohort: Cohort, sweeps: Sequence[Sweep]) -> bytes:
         row[0].text(-0.06, 0.5, cohort.title(sweep.name), transform=row[0].transAxes, rotation=90, ha="right", va="center")
     for axes, name in zip(plots.subplots(len(names), 1, squeeze=False)[:, 0], names):
         draw_plot(axes, cohort, [sweep for sweep in sweeps if sweep.name == name])
-    figure.supxlabel(
-        f"{ORIENTATION} Blue: within the range of the training data, orange: beyond it. One noise a row. {NOTICE}", fontsize=8
-    )
+    figure.supxlabel(f"{ORIENTATION} Blue: within the range, orange: beyond it. One noise a row. {NOTICE}", fontsize=8)
     return png(figure)
 
 
 def draw_plot(axes, cohort: Cohort, sweeps: Sequence[Sweep]) -> None:
     """Measured against requested values of one covariate, a line for each noise; the range is shaded."""
     name = sweeps[0].name
-    low, high = training_range(sweeps)
-    axes.axvspan(low, high, color=INSIDE, alpha=0.1, linewidth=0, label="range of the training data")
+    low, high = model_range(sweeps)
+    axes.axvspan(low, high, color=INSIDE, alpha=0.1, linewidth=0, label="range, scaled to 0 to 1")
     ends = [min(s.rows["requested"].min() for s in sweeps), max(s.rows["requested"].max() for s in sweeps)]
     axes.plot(ends, ends, color="#333333", linewidth=0.8, label="equal")
     for sweep in sweeps:
@@ -197,7 +196,7 @@ def png(figure: Figure) -> bytes:
 # --- Tables --------------------------------------------------------------------------------------------------------
 
 
-def training_range(sweeps: Sequence[Sweep]) -> tuple[float, float]:
+def model_range(sweeps: Sequence[Sweep]) -> tuple[float, float]:
     """Values of the covariate that are scaled to 0 and 1; exact for a linear scale, by interpolation for a logarithmic one."""
     rows = pd.concat([sweep.rows for sweep in sweeps]).drop_duplicates("requested").sort_values("scaled")
     positive = (rows["requested"] > 0).all()
@@ -255,7 +254,7 @@ def value_rows(cohort: Cohort, sweeps: Sequence[Sweep]) -> list[list[str]]:
     rows = []
     for name in dict.fromkeys(sweep.name for sweep in sweeps):
         own = [sweep for sweep in sweeps if sweep.name == name]
-        low, high = training_range(own)
+        low, high = model_range(own)
         for requested, group in pd.concat([sweep.outside for sweep in own]).groupby("requested"):
             measured, scaled = group["measured"].dropna(), group["scaled"].iloc[0]
             spread = (
@@ -300,7 +299,7 @@ def write_figures(cohort: Cohort, sweeps: Sequence[Sweep], output: Path) -> list
     if beyond:
         pictures["figure4"] = figure4(cohort, beyond)
     if not pictures:
-        raise ValueError(f"{cohort.folder}: no sweep has two values within the range of the training data")
+        raise ValueError(f"{cohort.folder}: no sweep has two values within the range of the model")
     output.mkdir(parents=True, exist_ok=True)
     for name, picture in pictures.items():
         write_whole(output / f"{name}.png", picture)
@@ -310,7 +309,7 @@ def write_figures(cohort: Cohort, sweeps: Sequence[Sweep], output: Path) -> list
             "One covariate changes, the noise stays (Figure 2)",
             f"Volumes of {cohort.name}. Within a row the noise and all other covariates stay; whatever differs is what the "
             f"model makes of the one covariate. Each row is drawn in one brightness. Measured values are from {tables}.\n\n"
-            "The table compares requested and measured values over all noises, within the range of the training data. A model "
+            "The table compares requested and measured values over all noises, within the range of the model. A model "
             "that ignored the covariate would have slope 0 and the error of the last column.",
             [{"header": SWEEP_HEADER, "rows": sweep_rows(cohort, within)}],
             [{"file": "figure2.png", "caption": f"{ORIENTATION} {NOTICE}"}],
@@ -318,10 +317,11 @@ def write_figures(cohort: Cohort, sweeps: Sequence[Sweep], output: Path) -> list
     if beyond:
         write_section(
             output / "figure4.section.json",
-            "Beyond the range of the training data (Figure 4)",
-            f"Volumes of {cohort.name}, of one noise a row. Scaled values below 0 and above 1 were never seen in training; "
-            f"Pinaya et al. 2022 asked for -0.5 to 1.9. Values below zero are none that a head can have: they show where the "
-            f"model leads. Measured values are from {tables}, whose tool knows no such heads either.\n\n"
+            "Beyond the range (Figure 4)",
+            f"Volumes of {cohort.name}, of one noise a row. The range is what the model's covariates scale to 0 to 1, declared "
+            f"for its training data, which need not fill it; Pinaya et al. 2022 asked for -0.5 to 1.9. Values below zero are "
+            f"none that a head can have: they show where the model leads. Measured values are from {tables}, whose tool knows "
+            f"no such heads either.\n\n"
             "A slope of 1 beyond the range: the model goes on as within; 0: it stays. The lines beyond start at the value "
             "within that is nearest to the end.",
             [
