@@ -12,12 +12,11 @@ as .png. Research tool, not for clinical use.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from report_cohort import describe, read_cohort
+from report_cohort import describe, read_cohort, read_json
 from report_labels import read_label_names
 from report_page import Content, page
 from report_pictures import overview
@@ -41,7 +40,7 @@ def read_content(options: argparse.Namespace) -> Content:
     if options.training:
         provenance += training_rows(options.training)
     for file in options.facts:
-        provenance += [[f"{file.stem}, {name}", str(value)] for name, value in _read_json(file).items()]
+        provenance += [[f"{file.stem}, {name}", str(value)] for name, value in read_json(file).items()]
     content = Content(
         cohorts=cohorts,
         picture=overview(cohorts),
@@ -51,18 +50,12 @@ def read_content(options: argparse.Namespace) -> Content:
         facts_file=Path(__file__).with_name("volume_net.json"),
         scans_in_viewer=options.viewer_scans,
         viewer_spacing_mm=options.viewer_spacing_mm,
-        reconstruction=_read_json(options.reconstruction) if options.reconstruction else None,
+        reconstruction=read_json(options.reconstruction) if options.reconstruction else None,
         sections=sections,
         curves=draw_curves(options.training) if options.training else None,
     )
     content.provenance = provenance + provenance_rows(cohorts["generated"], content.drawn["generated"])
     return content
-
-
-def _read_json(path: Path) -> dict:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def write_whole(path: Path, parts: Iterable[bytes]) -> None:

@@ -188,14 +188,32 @@ def _is_number(values: pd.Series) -> bool:
     return pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
 
 
+def read_json(path: Path) -> dict:
+    """A JSON file with an object.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: something else than an object.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected a JSON object, got {type(content).__name__}")
+    return content
+
+
 def _name(folder: Path) -> str:
     description = folder / "dataset_description.json"
-    name = json.loads(description.read_text(encoding="utf-8")).get("Name", "") if description.is_file() else ""
-    return name or folder.resolve().name
+    name = read_json(description).get("Name", "") if description.is_file() else ""
+    return str(name) or folder.resolve().name
 
 
 def _units(path: Path) -> dict[str, str]:
-    columns = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    columns = read_json(path) if path.is_file() else {}
     return {name: str(entry["Units"]) for name, entry in columns.items() if isinstance(entry, dict) and "Units" in entry}
 
 

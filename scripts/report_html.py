@@ -8,7 +8,9 @@ import json
 import re
 from collections.abc import Sequence
 
-NUMBER = re.compile(r"\s*([-+−<>=~±]*\s*[\d.]|—|n/a\b|undefined\b|nan\b|$)")  # how a cell of numbers begins
+BROAD = 700  # pixels; broader pictures keep a readable width on narrow screens and scroll sideways
+WORDS = "of|n/a|nan|undefined|mL|years|dB|mm|min|MB|GB|h|s|e"  # that a cell of numbers may hold
+NUMBERS = re.compile(rf"(?:\b(?:{WORDS})\b|(?<=\d)e(?=[-+\d])|[^A-Za-z])*")
 
 
 def escape(text: object) -> str:
@@ -20,20 +22,23 @@ def img(png: bytes, alt: str, css_class: str = "", lazy: bool = False) -> str:
     # The size is written at byte 16 of a PNG; with it the page does not jump while pictures are decoded.
     width, height = (int.from_bytes(png[at : at + 4], "big") for at in (16, 20))
     size = f'width="{width}" height="{height}"' + (' loading="lazy" decoding="async"' if lazy else "")
-    return f'<img class="{css_class}" {size} alt="{escape(alt)}" src="data:image/png;base64,{data}">'
+    image = f'<img class="{css_class}" {size} alt="{escape(alt)}" src="data:image/png;base64,{data}">'
+    return image if lazy or width < BROAD else f'<div class="wide" tabindex="0" role="group" aria-label="picture">{image}</div>'
 
 
 def table(header: Sequence[object], rows: Sequence[Sequence[object]], css_class: str = "") -> str:
     """A table that scrolls sideways where it is too wide; columns of numbers stand at the right."""
     columns = list(zip(*rows)) or [()] * len(header)
-    classes = [' class="number"' if k and all(NUMBER.match(str(cell)) for cell in c) else "" for k, c in enumerate(columns)]
+    classes = [
+        ' class="number"' if k and all(NUMBERS.fullmatch(str(cell)) for cell in c) else "" for k, c in enumerate(columns)
+    ]
     head = "".join(f'<th scope="col"{css}>{escape(cell)}</th>' for css, cell in zip(classes, header))
     body = "".join(
         "<tr>" + "".join(f"<td{css}>{escape(cell)}</td>" for css, cell in zip(classes, row)) + "</tr>\n" for row in rows
     )
     head = f"<thead><tr>{head}</tr></thead>" if any(header) else ""
     return (
-        f'<div class="wide" tabindex="0" role="region" aria-label="table"><table class="{css_class}">{head}\n'
+        f'<div class="wide" tabindex="0" role="group" aria-label="table"><table class="{css_class}">{head}\n'
         f"<tbody>{body}</tbody></table></div>"
     )
 

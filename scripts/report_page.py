@@ -197,15 +197,19 @@ def _sections(content: Content, labelled: bool) -> Iterator[tuple[str, str, Iter
 
 def _agreement(content: Content) -> Iterator[str]:
     generated, scans = content.cohorts["generated"], content.cohorts.get("cohort")
-    tables = "; ".join(f"{generated.title(name)} from {generated.sources[name].name}" for name in generated.quantities())
+    tables: dict[str, list[str]] = {}
+    for name in generated.quantities():
+        tables.setdefault(generated.sources[name].name, []).append(generated.title(name))
+    measured = "; ".join(f"{', '.join(titles)} from {table}" for table, titles in tables.items())
     yield (
-        "<p>The measuring tool knows nothing of what was requested. The same tool on the cohort's scans shows how much of "
-        "the scatter is its own. A model that ignored the request would do as the lines <i>always answering the mean</i>. "
-        f"Measured: {escape(tables)}.</p>"
+        "<p>Generated volumes: requested against measured values. Scans of the cohort: true against measured ones. The "
+        "measuring tool knows nothing of what was requested; on the scans it shows how much of the scatter is its own. A model "
+        "that ignored the request would do as the lines <i>always answering the mean</i>. "
+        f"Measured values: {escape(measured)}.</p>"
     )
-    rows = agreement_rows(generated, "Generated, requested against measured")
+    rows = agreement_rows(generated, "Generated")
     if scans:
-        rows += agreement_rows(scans, "Scans of the cohort, true against measured")
+        rows += agreement_rows(scans, "Scans")
     yield table(AGREEMENT_HEADER, rows)
     yield '<div class="plots">'
     for name in generated.quantities():

@@ -6,15 +6,16 @@ A section is {"title", "text" (a blank line starts a paragraph), "tables": [{"he
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
+
+from report_cohort import read_json
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def find_sections(folders: Sequence[Path]) -> list[dict]:
-    """All sections below the folders, in order of path, none twice; "folder" is added: where it lies.
+    """All sections below the folders, in order of path, none twice; each figure's "path" is added.
 
     Raises:
         FileNotFoundError: no such folder; a figure that is not there.
@@ -32,23 +33,26 @@ def find_sections(folders: Sequence[Path]) -> list[dict]:
 
 
 def _read(path: Path) -> dict:
-    try:
-        section = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON ({error})") from None
-    if not isinstance(section, dict) or not isinstance(section.get("title"), str) or not isinstance(section.get("text"), str):
+    section = {"tables": [], "figures": []} | read_json(path)
+    if not isinstance(section.get("title"), str) or not isinstance(section.get("text"), str):
         raise ValueError(f"{path}: a section needs a title and a text")
-    section = {"tables": [], "figures": []} | section | {"folder": path.parent}
-    for table in section["tables"]:
-        if bad := [row for row in table["rows"] if len(row) != len(table["header"])]:
-            raise ValueError(f"{path}: the row {bad[0]} has {len(bad[0])} cells, its header {len(table['header'])}")
-    for figure in section["figures"]:
-        figure["path"] = path.parent / figure["file"]
-        if figure["path"].parent != path.parent:
-            raise ValueError(f"{path}: a figure must lie beside the section, got {figure['file']!r}")
-        if not figure["path"].is_file():
-            raise FileNotFoundError(f"{path}: its figure {figure['file']} is not beside it")
-        with open(figure["path"], "rb") as file:
-            if file.read(len(PNG)) != PNG:
-                raise ValueError(f"{path}: its figure {figure['file']} is no PNG")
+    try:
+        for table in section["tables"]:
+            if bad := [row for row in table["rows"] if len(row) != len(table["header"])]:
+                raise ValueError(f"{path}: the row {bad[0]} has {len(bad[0])} cells, its header {len(table['header'])}")
+        section["figures"] = [figure | {"path": _figure(path, figure["file"])} for figure in section["figures"]]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path}: a table needs header and rows, a figure its file ({error!r})") from None
     return section
+
+
+def _figure(path: Path, name: str) -> Path:
+    figure = path.parent / name
+    if figure.parent != path.parent:
+        raise ValueError(f"{path}: a figure must lie beside the section, got {name!r}")
+    if not figure.is_file():
+        raise FileNotFoundError(f"{path}: its figure {name} is not beside it")
+    with open(figure, "rb") as file:
+        if file.read(len(PNG)) != PNG:
+            raise ValueError(f"{path}: its figure {name} is no PNG")
+    return figure

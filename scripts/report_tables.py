@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 from agreement import agreement
-from report_cohort import QUANTITIES, Cohort
+from report_cohort import QUANTITIES, Cohort, read_json
 
 METRICS = {"ssim": "SSIM", "psnr_db": "PSNR (dB)", "l1": "mean absolute error"}
 AGREEMENT_HEADER = ["", "n", "Pearson r [95 %]", "slope [95 %]", "bias", "mean absolute error"]
@@ -42,7 +41,7 @@ def tool_accuracy_rows(facts_file: Path) -> list[list[str]] | str:
     weights = facts_file.with_suffix(".pt")
     if not facts_file.is_file() or not weights.is_file():
         return f"Unknown: {facts_file.name} is missing."
-    facts = json.loads(facts_file.read_text(encoding="utf-8"))
+    facts = read_json(facts_file)
     if facts["sha256"] != hashlib.sha256(weights.read_bytes()).hexdigest():
         return f"Unknown: {facts_file.name} describes other weights than {weights.name}."
     rows = []
@@ -114,7 +113,7 @@ def provenance_rows(generated: Cohort, volumes: Sequence[str]) -> list[list[str]
     for volume in volumes:
         image = generated.images[volume]
         sidecar = image.with_name(image.name.split(".")[0] + ".json")
-        contents.append(json.loads(sidecar.read_text(encoding="utf-8")) if sidecar.is_file() else {})
+        contents.append(read_json(sidecar) if sidecar.is_file() else {})
     title, names = ("Synthesis", SYNTHESIS) if any("LabelMap" in content for content in contents) else ("Sampling", SAMPLING)
     rows = []
     for name in names:
