@@ -173,7 +173,7 @@ class Regressor(WithRecipe, nets.Regressor):
     After the age predictor of Cole et al. 2017 (NeuroImage 163:115), which Pinaya et al. 2022 used: blocks of two 3x3x3
     convolutions, each of half the grid before it, then a fully connected layer. Ours has residual, strided blocks, group
     instead of batch normalisation (an answer does not depend on who else is in the batch), and `num_features` features
-    before the answer, few enough for a Frechet distance of some hundred volumes.
+    before the answer.
 
     `recipe`: {"covariates": schema, "spacing_mm", "regressor": the arguments below}.
 

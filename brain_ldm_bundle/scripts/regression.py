@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
-from matplotlib.figure import Figure
 from scipy import stats
 
 from .covariates import NULL, Covariate, CovariateSchema
@@ -235,6 +234,8 @@ def summarise(
 
 
 def _draw(path: Path, pairs: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> None:
+    from matplotlib.figure import Figure  # training and generation run without matplotlib
+
     figure = Figure(figsize=(4 * max(len(pairs), 1), 4), layout="constrained")
     for axes, (label, (truth, predicted)) in zip(np.ravel(figure.subplots(1, max(len(pairs), 1))), pairs.items()):
         axes.axline((truth[0], truth[0]), slope=1, color="0.7", linewidth=1)
