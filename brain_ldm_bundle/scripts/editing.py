@@ -89,8 +89,10 @@ class Editor(Inferer):
             _refuse_no_head(inputs)
         image = torch.as_tensor(inputs).as_subclass(torch.Tensor)
         context = torch.tensor([[self.schema.scale(row)]], device=image.device)  # (1, 1, C)
-        with torch.inference_mode():
-            start = self.sampler.autoencoder.encode(image)[0] * network.scale_factor if strength < 1 else None
+        start = None
+        if strength < 1:
+            with torch.inference_mode(), torch.autocast(image.device.type, dtype=torch.bfloat16, enabled=self.sampler.amp):
+                start = self.sampler.autoencoder.encode(image)[0].float() * network.scale_factor
         volume = self.sampler(context, network, [seed], start, strength)
         # A copy: tensors of the inference mode cannot be changed by the transforms that follow.
         return convert_to_dst_type(volume.clamp(0, 1).clone(), inputs, dtype=torch.float32)[0]
