@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from .derivative import NOTICE
 from .files import atomic
@@ -36,6 +35,8 @@ def draw_pairs(path: str | Path, pairs: Sequence[Mapping]) -> None:
         path: PNG to write.
         pairs: "sample" and "scan" (D, H, W) in 0 to 1, "titles" of the three pictures, "flagged".
     """
+    from matplotlib.figure import Figure  # training and generation run without matplotlib
+
     figure = Figure(figsize=(13, 2.1 * len(pairs) + 0.6), layout="constrained", facecolor="white")
     for axes, pair in zip(figure.subplots(len(pairs), 3, squeeze=False), pairs):
         sample, scan = (three_planes(pair[name])[0].numpy() for name in ("sample", "scan"))
@@ -60,6 +61,8 @@ def draw_distances(path: str | Path, distances: Mapping[str, Mapping[str, np.nda
         distances: space to kind to values.
         limits: space to the value below which a volume is flagged.
     """
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(11, 3.9), layout="constrained", facecolor="white")
     for axes, (space, kinds) in zip(figure.subplots(1, len(distances)), distances.items()):
         bins = np.linspace(min(0.0, limits[space]), max(1.0, *(values.max() for values in kinds.values())), 41)
@@ -126,6 +129,6 @@ def write_audit_section(output_dir: Path, summary: Mapping, pairs: int) -> None:
     )
 
 
-def _save(figure: Figure, path: str | Path) -> None:
+def _save(figure, path: str | Path) -> None:
     with atomic(path) as file:
         figure.savefig(file, format="png", dpi=110)
