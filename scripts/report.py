@@ -117,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     size_mb = options.output.stat().st_size / 1e6
     print(f"{options.output} ({size_mb:.1f} MB) and {options.output.with_suffix('.png')}")
     if size_mb > LARGE_MB:
-        print("The page is large. --viewer 8, --viewer_spacing_mm 2 or --gallery 64 make it smaller")
+        print("The page is large. --viewer 8, --viewer_spacing_mm 2 or a shorter --gallery make it smaller")
 
 
 if __name__ == "__main__":

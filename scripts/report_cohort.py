@@ -69,8 +69,12 @@ class Cohort:
 
     def main_quantity(self) -> str | None:
         """What volumes are sorted by at first: measured rather than not, known rather than not, else a column of numbers."""
-        numbers = [name for name in self.expected if _is_number(self.expected[name]) and name not in BOOKKEEPING]
+        numbers = self.numbers()
         return next(iter([*self.quantities(), *(name for name in QUANTITIES if name in numbers), *numbers]), None)
+
+    def numbers(self) -> list[str]:
+        """Expected columns that hold numbers."""
+        return [name for name in self.expected if _is_number(self.expected[name]) and name not in BOOKKEEPING]
 
     def title(self, name: str) -> str:
         return QUANTITIES[name][0] if name in QUANTITIES else name
@@ -114,6 +118,8 @@ def read_cohort(folder: Path, measured_files: Sequence[Path] = (), everyone: boo
             images |= found
         else:
             images |= {volume: path for volume, path in found.items() if volume in measured.index}
+    if several := [name for name in measured.index if name not in images]:
+        raise ValueError(f"{several[0]} has several volumes in {folder}: tables of measurement must say which, as sub-X_ses-Y")
     expected = listed.loc[[volume if volume in listed.index else volume.split("_")[0] for volume in images]]
     cohort = Cohort(
         folder=folder,

@@ -78,7 +78,7 @@ class Content:
     def _chosen(self, kind: str, count: int) -> list[str]:
         quantity = self.cohorts["generated"].main_quantity()
         cohort = self.cohorts[kind]
-        return evenly(cohort.sorted_by(quantity if quantity in cohort.expected else None), count)
+        return evenly(cohort.sorted_by(quantity if quantity in cohort.numbers() else None), count)
 
     def numbers(self, kind: str) -> dict[str, int]:
         """Volume -> its number in the viewer."""
@@ -190,7 +190,7 @@ def _sections(content: Content, labelled: bool) -> Iterator[tuple[str, str, Iter
     drawn = content.drawn["generated"]
     yield "gallery", f"Gallery: {len(drawn)} of {len(generated.expected)} generated volumes{order}", _gallery(content, labelled)
     if scans:
-        by = f", by true {scans.title(quantity)}" if quantity in scans.expected else ""
+        by = f", by true {scans.title(quantity)}" if quantity in scans.numbers() else ""
         figures = gallery(scans, content.drawn["cohort"], "true", content.names, content.numbers("cohort"))
         yield "scans", f"Scans of the cohort{by}", figures
 

@@ -48,7 +48,7 @@ def overview(cohorts: dict[str, Cohort]) -> bytes:
     generated = cohorts["generated"]
     quantity = generated.main_quantity()
     shown = {"generated": evenly(generated.sorted_by(quantity), ROWS_IN_PICTURE)}
-    if "cohort" in cohorts and quantity in cohorts["cohort"].expected:
+    if "cohort" in cohorts and quantity in cohorts["cohort"].numbers():
         wanted = generated.expected.loc[shown["generated"], quantity].fillna(0).tolist()
         shown["cohort"] = nearest(cohorts["cohort"], quantity, wanted)
     rows, blocks = len(shown["generated"]), len(shown)

@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -15,6 +16,8 @@ import report_cohort
 import report_tables
 from three_planes import three_planes
 from tiny_report import AFFINE, CENTRE_MM, SHAPE, make_cohort, make_labelled, phantom, stored_as, write_section
+
+SCRIPTS = Path(report.__file__).parent
 
 
 @pytest.fixture(params=["RAS", "LAS", "PIR"])
@@ -317,6 +320,28 @@ def test_all_sessions_of_a_participant_are_shown(generated):
     report.main([str(folder)])
     page = (folder.parent / "generated_report.html").read_text()
     assert "7 generated volumes" in page and "sub-syn0_ses-1: axial" in page and "sub-syn0_ses-2: axial" in page
+
+
+def test_a_measurement_must_say_which_of_several_volumes_it_is_of(generated):
+    folder = generated[0]
+    image = folder / "sub-syn0" / "anat" / "sub-syn0_T1w.nii.gz"
+    for session in ("1", "2"):
+        (folder / "sub-syn0" / f"ses-{session}").mkdir()
+        nib.save(phantom(), folder / "sub-syn0" / f"ses-{session}" / f"sub-syn0_ses-{session}_T1w.nii.gz")
+    image.unlink()
+    with pytest.raises(SystemExit, match="sub-syn0 has several volumes"):
+        page_of(generated)
+    generated[1].write_text(generated[1].read_text().replace("sub-syn0", "sub-syn0_ses-2"))
+    page = page_of(generated)
+    assert cells(page, "Generated: lateral ventricles")[0] == "6" and "1 could not be measured" in page
+
+
+def test_the_viewer_comes_with_the_licences_of_all_that_is_in_it(page):
+    packages = re.findall(r"^(\S+@[\d.]+) +sha512-", (SCRIPTS / "vendor_niivue.sh").read_text(), re.MULTILINE)
+    licences = (SCRIPTS / "report_viewer" / "niivue.LICENSE.txt").read_text()
+    assert len(packages) == 10 and packages[0].startswith("@niivue/niivue")
+    assert all(f"==== {package} ====" in licences for package in packages[1:])
+    assert "Copyright (c) 2021, Niivue" in page and "Copyright (c) 2023 Arjun Barrett" in page  # NiiVue and fflate
 
 
 HOSTILE = "</script><img src=x onerror=alert(1)>'\"&$x$"

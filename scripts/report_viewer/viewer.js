@@ -34,7 +34,8 @@
       loadingText: "",
       logLevel: "error",
     });
-    return { side, element, canvas, nv, select: element.querySelector("select"), shown: null, asked: 0 };
+    const [select, caption] = ["select", "figcaption"].map((name) => element.querySelector(name));
+    return { side, element, canvas, nv, select, caption, shown: null, asked: 0, current: null };
   });
 
   function buffer(id) {
@@ -67,13 +68,19 @@
     pane.shown = number;
     pane.select.value = String(number);
     mark();
-    const images = await read(number);
+    let images;
+    try {
+      images = await read(number);
+    } catch (error) {
+      pane.caption.textContent = `${volumes[number].name} could not be shown (${error.message})`;
+      return;
+    }
     if (asked !== pane.asked) return; // another one was chosen while this was read
     while (pane.nv.volumes.length) pane.nv.removeVolume(pane.nv.volumes[pane.nv.volumes.length - 1]);
     for (const image of images) pane.nv.addVolume(image);
     const [low, high] = volumes[number].bounds_mm[1];
     pane.nv.opts.crosshairWidth = (high - low) * 0.006; // a thinner line falls between the pixels of a small screen
-    pane.images = images;
+    pane.current = { images, names: volumes[number].labels?.names };
     limits();
     move(point);
     pane.element.dataset.loaded = volumes[number].name;
@@ -96,15 +103,15 @@
       slider.nextElementSibling.textContent = `${Math.round(point[axis])} mm ${AXES[axis][Number(point[axis] >= 0)]}`;
     });
     for (const pane of panes) {
-      if (!pane.images) continue;
+      if (!pane.current) continue;
       if (pane !== from) {
         pane.nv.scene.crosshairPos = pane.nv.mm2frac(point);
         pane.nv.drawScene();
       }
-      const [image, map] = pane.images;
-      const value = (volume) => volume.getValue(...volume.mm2vox(point));
-      const label = map ? ` · ${volumes[pane.shown].labels.names[Math.round(value(map))] ?? "outside"}` : "";
-      pane.element.querySelector("figcaption").textContent = `intensity ${value(image).toPrecision(3)}${label}`;
+      const { images: [image, map], names } = pane.current;
+      const value = (volume) => Number(volume.getValue(...volume.mm2vox(point)));
+      const label = map ? ` · ${names[Math.round(value(map))] ?? "outside"}` : "";
+      pane.caption.textContent = `intensity ${value(image).toPrecision(3)}${label}`;
     }
   }
 
@@ -121,7 +128,7 @@
       slider.addEventListener("input", () => move(point.map((x, k) => (k === axis ? Number(slider.value) : x))));
     });
     overlay.addEventListener("input", () => {
-      for (const { nv, images } of panes) if (images && images[1]) nv.setOpacity(1, Number(overlay.value));
+      for (const { nv, current } of panes) if (current?.images[1]) nv.setOpacity(1, Number(overlay.value));
     });
     planes.addEventListener("change", () => {
       for (const { nv } of panes) nv.setSliceType(Number(planes.value));
