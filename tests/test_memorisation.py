@@ -15,7 +15,7 @@ from scipy.ndimage import gaussian_filter
 
 from brain_ldm_bundle.scripts import grid
 from brain_ldm_bundle.scripts.latents import LatentDataset
-from brain_ldm_bundle.scripts.memorisation import Audit, audited_volumes
+from brain_ldm_bundle.scripts.memorisation import Audit
 
 SPACING_MM = 8.0
 TRAINING, HELD_OUT = 20, 12
@@ -70,8 +70,7 @@ def audit(cohort, generated, output_dir, **settings):
     transform = Compose([*read, EnsureTyped("image", track_meta=False)])
     scans = [item for split in data.values() for item in split]
     latents = LatentDataset(scans, transform, Pooling(), folder / "autoencoder.pt", folder / "cache", SPACING_MM)
-    items = audited_volumes(generated, data, SPACING_MM)
-    return Audit(data, items, latents, transform, output_dir, **{"pairs": 1, "controls": 4} | settings).run()
+    return Audit(data, generated, latents, transform, output_dir, **{"pairs": 1, "controls": 4} | settings).run()
 
 
 def flagged(output_dir):
@@ -166,8 +165,8 @@ def test_an_audit_that_misses_its_controls_does_not_pass(cohort, tmp_path, monke
 def test_few_held_out_scans_are_refused(cohort, tmp_path):
     folder, data = cohort
     write(tmp_path / "generated", "sub-a", head(1))
-    few = data | {"test": data["test"][:1]}
-    with pytest.raises(ValueError, match=r"7 held-out scans \(validation: 6, test: 1\); at least 8 are needed"):
+    few = data | {"validation": data["validation"][:4], "test": data["test"][:1]}
+    with pytest.raises(ValueError, match=r"5 held-out scans \(validation: 4, test: 1\); at least 6 are needed"):
         audit((folder, few), tmp_path / "generated", tmp_path / "out")
     with pytest.raises(ValueError, match="3 training participants; at least 4"):
         audit((folder, data | {"training": data["training"][:3]}), tmp_path / "generated", tmp_path / "out")
@@ -218,10 +217,9 @@ def write_cohort(folder, training, held_out):
     return folder
 
 
-def audit_by_config(dataset_dir, folder, generated, **settings):
+def audit_by_config(dataset_dir, folder, generated, run_id="auditing", **settings):
     given = tiny.places(dataset_dir, folder) | {"output_dir": str(folder / "audit"), "audited_dir": str(generated)}
-    run("auditing", config_file="configs/evaluate.json", use_device="cpu", **given, **settings)
-    return json.loads((folder / "audit" / "memorisation.json").read_text())
+    run(run_id, config_file="configs/evaluate.json", use_device="cpu", **given, **settings)
 
 
 def test_the_config_audits_a_folder_and_ends_with_1_after_a_copy(bundle, tmp_path):
@@ -236,17 +234,26 @@ def test_the_config_audits_a_folder_and_ends_with_1_after_a_copy(bundle, tmp_pat
     rows = flagged(tmp_path / "audit")
     assert rows["sub-copy"]["flagged"] == "true" and rows["sub-copy"]["image_nearest"] == "sub-0002"
     assert rows["sub-own"]["flagged"] == "false"
+    with pytest.raises(SystemExit):
+        audit_by_config(data, tmp_path, tmp_path / "generated", "evaluating", split="validation")
+    assert (tmp_path / "audit" / "reconstruction.json").is_file()  # the audit comes last
 
 
 @pytest.mark.slow
 def test_a_model_over_fitted_on_purpose_is_caught(bundle, tmp_path):
     """The real pipeline, trained for long on five heads: what it makes for their covariates are these heads."""
     data = write_cohort(tmp_path / "data", 5, 8)
-    long = {"autoencoder_epochs": 200, "diffusion_epochs": 1500, "diffusion_lr": 2e-3, "val_interval": 500}
-    tiny.train(data, tmp_path, **long, unet_channels=[32], unet_head_channels=[32], condition_dropout=0.0)
-    lines = (data / "participants.tsv").read_text().splitlines()[:6]
-    table = "\n".join("\t".join(line.split("\t")[:-1]) for line in lines) + "\n"
-    (tmp_path / "requests.tsv").write_text(table)
+    header, *rows = ((data / "participants.tsv").read_text()).splitlines()
+    header, rows = header.split("\t")[:-1], [row.split("\t")[:-1] for row in rows]
+    items = [dict(zip(header, row)) | {"image": f"{row[0]}/anat/{row[0]}_T1w.nii.gz"} for row in rows]
+    networks = {"unet_channels": [32], "unet_head_channels": [32], "autoencoder_batch_size": 5, "diffusion_batch_size": 20}
+    rates = {"autoencoder_lr": 3e-3, "diffusion_lr": 2e-3, "adversarial_from_epoch": 100, "prediction_type": "v_prediction"}
+    for stage, repeats, epochs in (("autoencoder", 20, 5), ("diffusion", 100, 40)):  # an epoch costs more than its steps
+        datalist = tmp_path / f"{stage}.json"
+        datalist.write_text(json.dumps({"training": items[:5] * repeats, "validation": items[5:7]}))
+        lengths = {f"{stage}_epochs": epochs, "val_interval": 20, "condition_dropout": 0.0}
+        tiny.train(data, tmp_path, f"training_{stage}", datalist=str(datalist), **networks, **rates, **lengths)
+    (tmp_path / "requests.tsv").write_text("\n".join("\t".join(row) for row in [header, *rows[:5]]) + "\n")
     run(
         config_file="configs/inference.json",
         requests=str(tmp_path / "requests.tsv"),

@@ -22,7 +22,7 @@ from .resemblance import Neighbours, anatomy, threshold, views
 
 __all__ = ["Audit", "audited_volumes"]
 
-FEWEST_HELD_OUT = 8
+FEWEST_HELD_OUT = 6  # chosen: enough for a median
 FEWEST_TRAINING = 4
 SPACES = ("image", "latent")
 KINDS = ("held-out", "sample", "control")
@@ -60,24 +60,25 @@ class Audit:
 
     Args:
         data: of `read_dataset`.
-        audited: of `audited_volumes`.
+        audited_dir: the folder of generated volumes; None where the audit is not run.
         latents: of the training, validation and test scans, in this order; its autoencoder encodes all other volumes.
-        transform: from an item of `audited` to "image" (1, D, H, W), intensities as written.
+        transform: from an item of `audited_volumes` to "image" (1, D, H, W), intensities as written.
         output_dir: receives memorisation.tsv (a row per volume), memorisation.json, two figures, memorisation.section.json.
         max_flagged: share of flagged volumes above which `run` ends the program with status 1.
         min_detected: share of the controls that must be flagged. With fewer the audit has no power, and ends with 1 as well.
         controls: how many training scans serve as controls.
         neighbours: of `Neighbours`.
         pairs: of volume and nearest training scan to draw, the closest first.
+        cache_file: of `find_volumes`.
 
     Raises:
-        ValueError: shares that are not 0 to 1; too few held-out scans or training participants.
+        ValueError: shares that are not 0 to 1.
     """
 
     def __init__(
         self,
         data: Mapping[str, Sequence[dict]],
-        audited: Sequence[dict],
+        audited_dir: str | Path | None,
         latents: LatentDataset,
         transform: Callable,
         output_dir: str | Path,
@@ -86,26 +87,36 @@ class Audit:
         controls: int = 12,
         neighbours: int = 5,
         pairs: int = 4,
+        cache_file: str | Path | None = None,
     ) -> None:
         for name, share in (("max_flagged", max_flagged), ("min_detected", min_detected)):
             if not 0 <= share <= 1:
                 raise ValueError(f"{name} is a share, 0 to 1, got {share}")
-        held_out = [*data["validation"], *data["test"]]
-        if len(held_out) < FEWEST_HELD_OUT:
-            raise ValueError(
-                f"{len(held_out)} held-out scans (validation: {len(data['validation'])}, test: {len(data['test'])}); at least "
-                f"{FEWEST_HELD_OUT} are needed to know which resemblance is ordinary. Keep more scans out of training"
-            )
-        self.participants = [item["participant_id"] for item in data["training"]]
-        if len(set(self.participants)) < FEWEST_TRAINING:
-            raise ValueError(f"{len(set(self.participants))} training participants; at least {FEWEST_TRAINING} are needed")
-        self.held_out, self.audited = held_out, list(audited)
+        self.data, self.audited_dir, self.cache_file = data, audited_dir, cache_file
         self.latents = latents
         self.transform = transform
         self.output_dir = Path(output_dir)
         self.max_flagged, self.min_detected = max_flagged, min_detected
-        self.controls = min(controls, len(self.participants))
-        self.neighbours, self.pairs = neighbours, pairs
+        self.controls, self.neighbours, self.pairs = controls, neighbours, pairs
+        self.participants = [item["participant_id"] for item in data["training"]]
+        self.held_out = [*data["validation"], *data["test"]]
+        self.audited: list[dict] = []
+
+    def check(self) -> None:
+        """Refuse what cannot be audited, before work starts.
+
+        Raises:
+            FileNotFoundError, ValueError: as `audited_volumes`; too few held-out scans or training participants.
+        """
+        if len(self.held_out) < FEWEST_HELD_OUT:
+            counts = ", ".join(f"{split}: {len(self.data[split])}" for split in ("validation", "test"))
+            raise ValueError(
+                f"{len(self.held_out)} held-out scans ({counts}); at least {FEWEST_HELD_OUT} are needed to know which "
+                f"resemblance is ordinary. Keep more scans out of training"
+            )
+        if (count := len(set(self.participants))) < FEWEST_TRAINING:
+            raise ValueError(f"{count} training participants; at least {FEWEST_TRAINING} are needed for an audit")
+        self.audited = audited_volumes(self.audited_dir, self.data, self.latents.spacing_mm, self.cache_file)
 
     @torch.inference_mode()
     def run(self) -> dict:
@@ -115,9 +126,11 @@ class Audit:
             what memorisation.json holds.
 
         Raises:
-            ValueError: a volume that is constant where the brain should be, or whose latent is not finite.
+            FileNotFoundError, ValueError: as `check`; a volume that is constant where the brain should be, or whose latent is
+                not finite.
             SystemExit: status 1, after everything is written, where the audit is not passed.
         """
+        self.check()
         self.latents.encode()
         rows = self._rows()
         summary = self._summarise(rows)
@@ -142,7 +155,7 @@ class Audit:
             rows.append(self._row("held-out", item, self._scan(n + i)))
         for item in tqdm(self.audited, "generated volumes", leave=False):
             rows.append(self._row("sample", item, self._sample(item)))
-        for i in np.linspace(0, n - 1, self.controls).round().astype(int).tolist():
+        for i in np.linspace(0, n - 1, min(self.controls, n)).round().astype(int).tolist():
             rows.append(self._row("control", self.latents.data[i], self._through_autoencoder(i)))
         return rows
 
