@@ -347,7 +347,11 @@ def test_our_app_does_not_start_with_weights_that_are_missing_or_wrong(tmp_path,
         (models / "model.pt").unlink()
         message = rf"{LDM} cannot be served: .*No such file or directory: '.*model\.pt'"
     with open(tmp_path / "log", "w") as log:
-        assert start(app, studies, free_port(), log).wait(300) != 0
+        process = start(app, studies, free_port(), log)
+        try:
+            assert process.wait(300) != 0
+        finally:
+            process.kill()
     assert re.search(message, (tmp_path / "log").read_text())
 
 
