@@ -35,13 +35,15 @@ __all__ = [
 METHODS = (*PLANES, "mean", "median", "fusion", "label_mean")
 SCORES = ("ssim", "mse", "psnr_db", *(f"flicker_{plane}" for plane in PLANES))
 DEFINITION = """\
-Intensities 0 to 1 on the model's grid (RAS); brain voxels only (Ayaz et al.).
-ssim: mean over the brain of the SSIM map of the whole volumes (Wang et al. 2004 in 3-D: Gaussian window of 11 voxels, sigma
-  1.5, data range 1; background, 0, beyond the volume's border). mse, psnr_db: over the brain's voxels, peak 1.
-flicker: mean absolute difference of neighbouring slices across a plane, of the synthetic volume divided by that of the real
-  scan; 1 is real, above 1 the slices jump, below 1 they are too smooth.
-label_mean: each class painted with its mean training intensity, no network.
-Mean ± standard deviation (n - 1) over the scans."""
+Intensities 0 to 1 on the model's grid (RAS); brain voxels only (Ayaz et al.). Mean ± standard deviation (n - 1) over the scans.
+
+SSIM: mean over the brain of the SSIM map of the whole volumes (Wang et al. 2004 in 3-D: Gaussian window of 11 voxels, sigma
+1.5, data range 1; background, 0, beyond the volume's border). MSE, PSNR: over the brain's voxels, peak 1.
+
+Flicker: mean absolute difference of neighbouring slices across a plane, of the synthetic volume divided by that of the real
+scan; 1 is real, above 1 the slices jump, below 1 they are too smooth.
+
+Label mean, the trivial answer: each class painted with its mean training intensity, no network."""
 WINDOW, SIGMA = 11, 1.5  # voxels; Wang et al. 2004
 
 

@@ -22,6 +22,7 @@ DEFINITION = """\
 Dice: 2 x overlap / (voxels of segmentation + voxels of the scan's own map), per structure, left and right apart, on the grid of
 the experiment; a structure that a scan's map does not have gets no score there. Mean: over the brain structures of a scan,
 then mean ± standard deviation (n - 1) over the scans.
+
 Arms: the same U-Net with the same first weights, steps, batches, learning rates and augmentation, trained on volumes that were
 synthesised from label maps (synthetic), on the scans of the training split (real), or on the union of both (both). What was
 learnt at the last step is tested; the test scans decide nothing."""
@@ -64,7 +65,7 @@ def write(
         "data": Path(dataset_dir).resolve().name,
         "steps": steps,
         "spacing_mm": spacing_mm,
-        "definition": f"{DEFINITION}\n{TRIVIAL[scores[-1].arm]}\n{paired.DEFINITION}",
+        "definition": f"{DEFINITION}\n\n{TRIVIAL[scores[-1].arm]}\n\n{paired.DEFINITION}",
         "smallest_p": paired.smallest_p(len(items["test"])),
         "synthetic_sources": len({item["source"] for item in items["synthetic"]}),
         "arms": {one.arm: _summary_of(one, items) for one in scores},
@@ -186,9 +187,9 @@ def _text(summary: Mapping) -> str:
     volumes = summary["arms"]["both"]["volumes"]
     n, smallest = summary["n"], summary["smallest_p"]
     parts = [
-        f"Tested on {n} real scans of {summary['data']}, at {summary['spacing_mm']:g} mm. Trained on {volumes['synthetic']} "
-        f"synthetic volumes of the maps of {summary['synthetic_sources']} subjects, none of them tested on, and on "
-        f"{volumes['real']} real scans; {summary['steps']} steps each."
+        f"Tested on {n} real scan{'s' * (n > 1)} of {summary['data']}, at {summary['spacing_mm']:g} mm.",
+        f"Trained on {volumes['synthetic']} synthetic volumes of the maps of {summary['synthetic_sources']} subjects, none of them "
+        f"tested on, and on {volumes['real']} real scans; {summary['steps']} steps each.",
     ]
     if n < 2:
         parts.append("One scan allows neither a spread nor a test.")

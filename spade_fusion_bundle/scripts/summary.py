@@ -56,7 +56,7 @@ def summarise(output_dir: str | Path, split: str, dataset_dir: str | Path) -> di
     summary = {
         "n": counts["fusion"],
         "data": f"split {split} of {Path(dataset_dir).resolve().name}",
-        "definition": f"{DEFINITION}\n{paired.DEFINITION}",
+        "definition": f"{DEFINITION}\n\n{paired.DEFINITION}",
         "smallest_p": paired.smallest_p(counts["fusion"]),
         "methods": {method: {name: mean_and_std(x) for name, x in scores.items()} for method, scores in values.items()},
         "fusion_minus": _compare(values),
@@ -65,7 +65,7 @@ def summarise(output_dir: str | Path, split: str, dataset_dir: str | Path) -> di
     write_table(output_dir / "summary.tsv", _summary_lines(summary))
     tables, note = _tables(summary), _smallest_p_note(summary)
     figures = [{"file": name, "caption": text} for name, text in FIGURES.items() if (output_dir / name).is_file()]
-    text = f"{summary['n']} scans: {summary['data']}. {note}\n\n{summary['definition']}"
+    text = f"{summary['n']} scan{'s' * (summary['n'] > 1)}: {summary['data']}. {note}\n\n{summary['definition']}"
     write_section(output_dir / "synthesis.section.json", "Synthesis: how close to the scans", text, tables, figures)
     print(f"{text}\n")
     for table in tables:
