@@ -188,8 +188,8 @@ def _text(summary: Mapping) -> str:
     n, smallest = summary["n"], summary["smallest_p"]
     parts = [
         f"Tested on {n} real scan{'s' * (n > 1)} of {summary['data']}, at {summary['spacing_mm']:g} mm.",
-        f"Trained on {volumes['synthetic']} synthetic volumes of the maps of {summary['synthetic_sources']} subjects, none of them "
-        f"tested on, and on {volumes['real']} real scans; {summary['steps']} steps each.",
+        f"Trained on {volumes['synthetic']} synthetic volumes of the maps of {summary['synthetic_sources']} subjects, none of "
+        f"them tested on, and on {volumes['real']} real scans; {summary['steps']} steps each.",
     ]
     if n < 2:
         parts.append("One scan allows neither a spread nor a test.")
