@@ -49,7 +49,7 @@ class Described:
 class SampleEvaluation:
     """Table 1 of Pinaya et al. 2022 and further distances, for any number of generated sets.
 
-    Nothing is read before `run`.
+    Nothing is read before `check` or `run`.
 
     Args:
         samples: name to folder of generated volumes; or None, for which `run` raises.
@@ -185,7 +185,9 @@ class SampleEvaluation:
             row[key] = float(np.mean([numbers[key] for numbers in described.checks]))
         return row
 
-    def _compare(self, a: Described, rows_a, b: Described, rows_b, space: FeatureSpace) -> dict[str, float]:
+    def _compare(
+        self, a: Described, rows_a: np.ndarray | slice, b: Described, rows_b: np.ndarray | slice, space: FeatureSpace
+    ) -> dict[str, float]:
         histograms = a.histograms[rows_a].mean(axis=0), b.histograms[rows_b].mean(axis=0)
         return space.compare(a.features[rows_a], b.features[rows_b]) | {"histogram_distance": histogram_distance(*histograms)}
 
