@@ -69,7 +69,7 @@ def draw_distances(path: str | Path, distances: Mapping[str, Mapping[str, np.nda
         for kind, values in kinds.items():
             weights = np.full(len(values), 100 / len(values))
             label = f"{TITLES[kind]}, n = {len(values)}"
-            axes.hist(values, bins, weights=weights, color=COLOURS[kind], alpha=0.6, label=label)
+            axes.hist(values, bins, weights=weights, histtype="stepfilled", color=COLOURS[kind], alpha=0.6, label=label)
         axes.axvline(limits[space], color="#b00020", linewidth=1, label="flagged to the left of this line")
         axes.set(title=f"{space} space, flagged below {limits[space]:.2f}", ylabel="share (%)")
         axes.set_xlabel("relative distance to the nearest training scan (0: a copy)")
