@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import nibabel as nib
@@ -22,6 +22,7 @@ QUANTITIES = {  # title and unit
     "age": ("age", "years"),
 }
 BOOKKEEPING = ("variant",)  # numbers that say nothing about a volume
+TRAINING = ("train", "training")  # names of the split
 MNI_CODES = (3, 4)  # sform_code of Talairach and MNI space
 
 
@@ -75,6 +76,13 @@ class Cohort:
     def numbers(self) -> list[str]:
         """Expected columns that hold numbers."""
         return [name for name in self.expected if _is_number(self.expected[name]) and name not in BOOKKEEPING]
+
+    def unseen(self) -> Cohort:
+        """Without the training split, which a network that measures may know; the same where nothing else was measured."""
+        if "split" not in self.expected:
+            return self
+        rest = ~self.expected["split"].isin(TRAINING) & self.measured[self.quantities()].notna().any(axis=1)
+        return replace(self, expected=self.expected[rest], measured=self.measured[rest]) if rest.any() else self
 
     def title(self, name: str) -> str:
         return QUANTITIES[name][0] if name in QUANTITIES else name

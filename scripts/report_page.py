@@ -201,15 +201,21 @@ def _agreement(content: Content) -> Iterator[str]:
     for name in generated.quantities():
         tables.setdefault(generated.sources[name].name, []).append(generated.title(name))
     measured = "; ".join(f"{', '.join(titles)} from {table}" for table, titles in tables.items())
+    left_out = len(scans.expected) - len(scans.unseen().expected) if scans else 0
+    note = (
+        f" {left_out} measured scans of the training split are left out, a network that measures may know them."
+        if left_out
+        else ""
+    )
     yield (
         "<p>Generated volumes: requested against measured values. Scans of the cohort: true against measured ones. The "
         "measuring tool knows nothing of what was requested; on the scans it shows how much of the scatter is its own. A model "
         "that ignored the request would do as the lines <i>always answering the mean</i>. "
-        f"Measured values: {escape(measured)}.</p>"
+        f"Measured values: {escape(measured)}.{escape(note)}</p>"
     )
     rows = agreement_rows(generated, "Generated")
     if scans:
-        rows += agreement_rows(scans, "Scans")
+        rows += agreement_rows(scans.unseen(), "Scans")
     yield table(AGREEMENT_HEADER, rows)
     yield '<div class="plots">'
     for name in generated.quantities():

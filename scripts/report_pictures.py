@@ -23,6 +23,7 @@ def draw_scatter(axes, cohorts: dict[str, Cohort], quantity: str, ink: str) -> N
     for kind, cohort in cohorts.items():
         if quantity not in cohort.quantities():
             continue
+        cohort = cohort if kind == "generated" else cohort.unseen()
         x, y = cohort.expected[quantity], cohort.measured[quantity].astype(float)
         label = f"{kind} ({'requested' if kind == 'generated' else 'true'}), n = {(x.notna() & y.notna()).sum()}"
         axes.scatter(x, y, s=16, color=COLOURS[kind], alpha=0.8, linewidths=0, label=label)

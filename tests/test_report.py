@@ -282,6 +282,20 @@ def test_ages_of_another_table_are_joined_and_are_in_years(tmp_path):
     assert re.search(r"age 61\syears \(measured 63\syears\)", page)
 
 
+def test_scans_that_a_measuring_network_may_have_learnt_from_are_no_test_of_it(generated, tmp_path):
+    names = [f"sub-{i}" for i in range(12)]
+    split = ["train"] * 6 + ["test"] * 6
+    measured_ml = [0.0] * 6 + MEASURED_ML
+    real = make_cohort(tmp_path / "real", names, [10.0, 20.0, 30.0, 40.0, 50.0, 60.0] + REQUESTED_ML, measured_ml, split=split)
+    page = page_of(generated, "--real", real[0], "--real_measured", real[1])
+    assert cells(page, "Scans: lateral ventricles")[0] == "6" and cells(page, "Scans: lateral ventricles")[4] == "1.0 mL"
+    assert "6 measured scans of the training split are left out" in page
+    table = (real[0] / "participants.tsv").read_text()
+    (real[0] / "participants.tsv").write_text(table.replace("test", "train"))
+    page = page_of(generated, "--real", real[0], "--real_measured", real[1])
+    assert cells(page, "Scans: lateral ventricles")[0] == "12" and "left out" not in page
+
+
 def test_a_request_that_leaves_a_covariate_open_is_no_pair(tmp_path):
     open_request = [40.0, np.nan, 30.0, 20.0, 60.0, 50.0]
     page = page_of(make_cohort(tmp_path / "generated", [f"sub-{i}" for i in range(6)], open_request, MEASURED_ML))
