@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,6 +137,14 @@ def draw_row(axes: Sequence, cohort: Cohort, sweep: Sweep, volumes: Sequence[str
         place.text(0.5, -0.04, text, transform=place.transAxes, ha="center", va="top", fontsize=8, color=colour)
 
 
+def name_row(axes, title: str) -> None:
+    """The covariate at the left of its row, in lines that are no longer than a picture is high."""
+    text = textwrap.fill(title, 16)
+    axes.text(
+        -0.05, 0.5, text, transform=axes.transAxes, rotation=90, ha="right", va="center", multialignment="center", fontsize=9
+    )
+
+
 def figure2(cohort: Cohort, sweeps: Sequence[Sweep]) -> bytes:
     """One row for each covariate and noise, values within the range from left to right."""
     shown = [evenly(list(sweep.inside.index), COLUMNS) for sweep in sweeps]
@@ -144,7 +153,7 @@ def figure2(cohort: Cohort, sweeps: Sequence[Sweep]) -> bytes:
     figure.get_layout_engine().set(h_pad=0.03, w_pad=0.02)
     for row, sweep, volumes in zip(figure.subplots(len(sweeps), columns, squeeze=False), sweeps, shown):
         draw_row(row, cohort, sweep, volumes)
-        row[0].text(-0.06, 0.5, cohort.title(sweep.name), transform=row[0].transAxes, rotation=90, ha="right", va="center")
+        name_row(row[0], cohort.title(sweep.name))
     figure.supxlabel(f"{ORIENTATION} One noise a row; below: requested, measured. {NOTICE}", fontsize=8)
     return png(figure)
 
@@ -161,7 +170,7 @@ def figure4(cohort: Cohort, sweeps: Sequence[Sweep]) -> bytes:
     pictures, plots = figure.subfigures(1, 2, width_ratios=(1.8 * columns + 0.6, 4.6))
     for row, sweep, volumes in zip(pictures.subplots(len(sweeps), columns, squeeze=False), sweeps, shown):
         draw_row(row, cohort, sweep, volumes)
-        row[0].text(-0.06, 0.5, cohort.title(sweep.name), transform=row[0].transAxes, rotation=90, ha="right", va="center")
+        name_row(row[0], cohort.title(sweep.name))
     for axes, name in zip(plots.subplots(len(names), 1, squeeze=False)[:, 0], names):
         draw_plot(axes, cohort, [sweep for sweep in sweeps if sweep.name == name])
     figure.supxlabel(f"{ORIENTATION} Blue: within the range, orange: beyond it. One noise a row. {NOTICE}", fontsize=8)
