@@ -284,7 +284,8 @@ def test_no_request_can_run_code_in_our_app(client, tmp_path):
         {"sex": "%configs/train.json"},
     ):
         assert refusal(client, LDM, "head", **COVARIATES | params)[0] == 400
-    assert train(client, max_epochs=1, seed=code)[0] == "ERROR"
+    for params in ({"seed": code}, {"max_epochs": code}, {"max_epochs": 1, "tracking": "mlflow", "tracking_uri": code}):
+        assert train(client, **params)[0] == "ERROR"
     assert not (tmp_path / "written").exists()
 
 
@@ -314,8 +315,10 @@ def test_the_spade_bundle_trains_from_the_datastore(client):
 def test_a_second_training_may_have_other_data_and_sizes_in_our_app(client):
     if not client.own:
         pytest.skip("in the sample app it would be refused, see the test before")
-    status, details = train(client, max_epochs=1, val_split=0.4, fusion_channels=3, pretrained=False, run_id="")
-    assert status == "DONE", details
+    elsewhere = str(client.bundles.parent / "elsewhere")  # no client says where files go
+    settings = {"val_split": 0.4, "fusion_channels": 3, "pretrained": False, "run_id": "", "models_dir": elsewhere}
+    status, details = train(client, max_epochs=1, **settings)
+    assert status == "DONE" and not Path(elsewhere).exists(), details
     urllib.request.urlopen(urllib.request.Request(f"{client.get_server_url()}/reload", method="POST"))
     assert infer(client, SPADE, "mapLAS")[0].get_fdata().std() > 0.01
     status, details = train(client, max_epochs=1, label_table="frisurfer")

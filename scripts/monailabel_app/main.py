@@ -41,27 +41,28 @@ class Infer(BundleInferTask):
 class Train(BundleTrainTask):
     def _load_checkpoint(self, *served): ...  # the GANs begin anew, and a fusion CNN belongs to its own
 
-    def run_single_gpu(self, request, overrides):
-        settings = {name: request[name] for name in request if name in self.bundle_config.config and name not in overrides}
-        refuse_expressions({**settings, "device": overrides["device"]})
+    def __call__(self, request, datastore):
+        refuse_expressions(request)
         shutil.rmtree(os.path.join(self.bundle_path, "models", "resume"), ignore_errors=True)  # of other labels
-        super().run_single_gpu({**request, "run_id": request.get("run_id") or "run"}, {**settings, **overrides})
+        super().__call__({**request, "multi_gpu": False, "run_id": request.get("run_id") or "run"}, datastore)
+
+    def run_single_gpu(self, request, overrides):  # numbers alone, and no paths: a client has no say where files go
+        given = {name: value for name, value in request.items() if isinstance(value, (int, float)) or name == "label_table"}
+        super().run_single_gpu(request, {name: given[name] for name in given if name in self.bundle_config.config} | overrides)
 
 
 class App(MONAILabelApp):
-    def __init__(self, app_dir, studies, conf):
-        self.bundles = {name: os.path.join(app_dir, "model", name) for name in conf["models"].split(",")}
-        super().__init__(app_dir, studies, conf, "Synthetic T1w", "Synthetic images. For research, not for clinical use")
-
     def init_infers(self):
+        self.name, self.description = "Synthetic T1w", "Synthetic images. For research, not for clinical use"
+        paths = {name: os.path.join(self.app_dir, "model", name) for name in self.conf["models"].split(",")}
         try:
-            return {name: Infer(last := path, self.conf) for name, path in self.bundles.items()}
+            return {name: Infer(last := path, self.conf) for name, path in paths.items()}
         except Exception as error:
             raise RuntimeError(f"{last} cannot be served: {error.__cause__ or error}") from error
 
     def init_trainers(self):  # of the bundle that learns from images and label maps alone
-        trainers = {name: Train(path, self.conf) for name, path in self.bundles.items()}
-        return {name: task for name, task in trainers.items() if "label_table" in task.bundle_config.config}
+        tasks = {name: Train(task.bundle_path, self.conf) for name, task in self._infers.items()}
+        return {name: task for name, task in tasks.items() if "label_table" in task.bundle_config.config}
 
     def bundle_path(self, model):  # asked for when a training is requested, before it starts
         if model not in self._trainers:
@@ -71,7 +72,7 @@ class App(MONAILabelApp):
     def infer(self, request, datastore=None):
         try:
             image = request.get("image")
-            if isinstance(image, str) and not os.path.exists(image) and not self.datastore().get_image_uri(image):
+            if isinstance(image, str) and not (os.path.exists(image) or self.datastore().get_image_uri(image)):
                 raise ValueError(f"there is no image {image!r} in the datastore")
             return super().infer(request, datastore)
         except Exception as error:
