@@ -25,8 +25,8 @@ then mean ± standard deviation (n - 1) over the scans.
 
 Arms: the same U-Net with the same first weights, steps, batches, learning rates and augmentation, trained on volumes that were
 synthesised from label maps (synthetic), on the scans of the training split (real), or on the union of both (both). What was
-learnt at the last step is tested; the test scans decide nothing. Each arm is trained once: what another seed would give is in no
-interval."""
+learnt at the last step is tested; the test scans decide nothing. Each arm is trained once: what another seed would give is in
+no interval."""
 TRIVIAL = {
     "trivial: by position": "Trivial answer: the most frequent label of each voxel over the real training maps, without a look "
     "at the scan. Possible because all maps share one grid.",
