@@ -326,7 +326,8 @@ class VolumeEncoder(nets.Regressor):
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         mu, log_variance = super().forward(x).float().unbind(dim=1)
-        return mu, torch.exp(0.5 * log_variance.clamp(-20, 10))
+        # Bound to +-4, smoothly: it ran away where the generator made nothing of the vector yet. A clamp gives no way back.
+        return mu, torch.exp(2 * torch.tanh(log_variance / 4))
 
 
 class LSGAN(torch.nn.Module):
