@@ -26,9 +26,11 @@ def test_the_inside_of_a_skull_counts_though_the_neck_is_open_and_a_plane_has_a_
     x, y, z = np.indices(SHAPE)
     distance = ((x - 10) / 8) ** 2 + ((y - 13) / 11) ** 2
     head = (distance < 1) & (z < 20)
-    shell = head & ((distance > 0.6) | (z > 17))
+    shell = head & ((distance > 0.75) | (z > 17))
     shell[10:, 13, 9] = False  # a gap in one plane
-    assert np.array_equal(head_mask(as_stored(0.8 * shell)), head)
+    brain = (distance < 0.4) & (z < 16)  # larger than the scalp, and apart from it
+    assert brain.sum() > shell.sum()
+    assert np.array_equal(head_mask(as_stored(0.8 * shell + 0.9 * brain)), head)
 
 
 def test_background_corners_and_clipping_are_counted():

@@ -19,9 +19,10 @@ def as_stored(volume: np.ndarray) -> np.ndarray:
 
 
 def head_mask(volume: np.ndarray) -> np.ndarray:
-    """The largest part above Otsu's threshold (Otsu 1979), its holes filled in axial planes: skull and ventricles count.
+    """The largest part of what is above Otsu's threshold (Otsu 1979), its holes filled in axial planes.
 
-    In three dimensions they would be no holes: the neck, where the volume ends, opens them.
+    Skull and ventricles belong to the head. In three dimensions they would be no holes: the neck, where the volume ends,
+    opens them.
 
     Args:
         volume: (D, H, W) in 0 to 255, the last axis from inferior to superior.
@@ -30,11 +31,11 @@ def head_mask(volume: np.ndarray) -> np.ndarray:
     below, mean = np.cumsum(share), np.cumsum(share * np.arange(LEVELS))
     with np.errstate(divide="ignore", invalid="ignore"):  # levels with all or no voxels below them
         between = np.nan_to_num((mean[-1] * below - mean) ** 2 / (below * (1 - below)), posinf=0)
-    parts, count = ndimage.label(volume > between.argmax())
-    sizes = np.bincount(parts.ravel(), minlength=2)[1:]
     plane = ndimage.generate_binary_structure(3, 1) & (np.arange(3) == 1)  # neighbours within a plane
-    head = ndimage.binary_fill_holes(parts == 1 + sizes.argmax(), plane)
-    return head | ndimage.binary_closing(head, np.ones((1, 1, 3)))  # single planes whose scalp has a gap
+    filled = ndimage.binary_fill_holes(volume > between.argmax(), plane)
+    filled |= ndimage.binary_closing(filled, np.ones((1, 1, 3)))  # single planes whose scalp has a gap
+    parts, _ = ndimage.label(filled)  # only now: before, the brain is larger than the scalp around it
+    return parts == 1 + np.bincount(parts.ravel(), minlength=2)[1:].argmax()
 
 
 def intensity_checks(volume: np.ndarray, spacing_mm: float) -> tuple[dict[str, float], np.ndarray]:
