@@ -200,13 +200,10 @@ def _agreement(content: Content) -> Iterator[str]:
     tables: dict[str, list[str]] = {}
     for name in generated.quantities():
         tables.setdefault(generated.sources[name].name, []).append(generated.title(name))
-    measured = "; ".join(f"{', '.join(titles)} from {table}" for table, titles in tables.items())
+    measured = "; ".join(f"{' and '.join(titles)} from {table}" for table, titles in tables.items())
     left_out = len(scans.expected) - len(scans.unseen().expected) if scans else 0
-    note = (
-        f" {left_out} measured scans of the training split are left out, a network that measures may know them."
-        if left_out
-        else ""
-    )
+    note = " {} measured scans of the training split are left out: a network that measures may know them."
+    note = note.format(left_out) if left_out else ""
     yield (
         "<p>Generated volumes: requested against measured values. Scans of the cohort: true against measured ones. The "
         "measuring tool knows nothing of what was requested; on the scans it shows how much of the scatter is its own. A model "
