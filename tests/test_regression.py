@@ -21,6 +21,7 @@ KNOBS = {
     "spacing_mm": tiny.SPACING_MM,
     "use_device": "cpu",
     "num_workers": 0,
+    "cache_rate": 1.0,
     "regressor_channels": [4, 8],
     "regressor_groups": 2,
     "regressor_epochs": 1,
