@@ -82,7 +82,7 @@ cd "$root"
 
 # --- Steps ----------------------------------------------------------------------------------------------------------
 
-STEPS=14
+STEPS=16
 number=0
 doing="starting"
 
@@ -145,7 +145,6 @@ train_baselines() {
 
 request() {
     python scripts/make_requests.py "$output/data/participants.tsv" "$output/requests.tsv" --rows "$REQUESTS"
-    head -n $((CHAIN_VOLUMES + 1)) "$output/requests.tsv" > "$output/requests_1000.tsv"
     # shellcheck disable=SC2086
     python scripts/make_requests.py "$output/data/participants.tsv" "$output/sweeps.tsv" $SWEEPS
 }
@@ -158,8 +157,12 @@ sample() {  # TABLE FOLDER SETTINGS...
 generate() {
     # shellcheck disable=SC2086
     sample "$output/requests.tsv" "$output/generated" $SAMPLING
+}
+
+generate_more() {
     # shellcheck disable=SC2086
     sample "$output/sweeps.tsv" "$output/sweeps" $SAMPLING
+    head -n $((CHAIN_VOLUMES + 1)) "$output/requests.tsv" > "$output/requests_1000.tsv"
     # shellcheck disable=SC2086
     sample "$output/requests_1000.tsv" "$output/generated_1000" $CHAIN
 }
@@ -184,9 +187,12 @@ read_covariates() {  # TABLE FOLDER
 
 measure() {
     measure_volumes "$output/generated_volumes.tsv" "$output/generated"
-    measure_volumes "$output/sweeps_volumes.tsv" "$output/sweeps"
     mapfile -t scans < <(test_scans)
     measure_volumes "$output/cohort_volumes.tsv" "${scans[@]}"
+}
+
+measure_more() {
+    measure_volumes "$output/sweeps_volumes.tsv" "$output/sweeps"
     read_covariates "$output/sweeps_ages.tsv" "$output/sweeps"
     read_covariates "$output/generated_ages.tsv" "$output/generated"
 }
@@ -241,10 +247,9 @@ make_study() {
         --output "$output/reader_study"
 }
 
-report() {
-    python scripts/report.py "$output/generated" --measured "$output"/generated_{volumes,ages}.tsv \
-        --real "$output/data" --real_measured "$output/cohort_volumes.tsv" \
-        --evaluation "$output/evaluation" --training "$output/training" --output "$output/report.html"
+report() {  # further tables of measurement, and settings
+    python scripts/report.py "$output/generated" --measured "$output/generated_volumes.tsv" "$@" --real "$output/data" \
+        --real_measured "$output/cohort_volumes.tsv" --training "$output/training" --output "$output/report.html"
 }
 
 number=1
@@ -255,17 +260,20 @@ printf '%s\n' "$doing"
 step data "Simulate a cohort: $SUBJECTS heads at 4 mm, volumes known (about 1 minute)" \
     python scripts/make_demo_data.py "$output/data" --subjects "$SUBJECTS" --spacing_mm 4 --seed "$SEED"
 step training "Train the autoencoder, then the diffusion model (about 2 minutes)" train
+step requests "Draw $REQUESTS plausible requests from the cohort, and sweeps (seconds)" request
+step generation "Generate $REQUESTS volumes (about 1 minute)" generate
+step measurement "Measure the generated volumes and the test scans (about 1 minute)" measure
+step first_report "Write a first page, $output/report.html (seconds)" report
 step regressor "Train a network that reads age and volumes from a scan (about 1 minute)" train_regressor
 step baselines "Train the paper's baselines, VAE-GAN and LSGAN, and sample them (about 3 minutes)" train_baselines
-step requests "Draw $REQUESTS plausible requests from the cohort, and sweeps (seconds)" request
-step generation "Generate $REQUESTS volumes, sweeps, and $CHAIN_VOLUMES volumes by 1000 steps (about 2 minutes)" generate
-step measurement "Measure the generated volumes and the test scans (about 1 minute)" measure
+step more_generation "Generate sweeps, and $CHAIN_VOLUMES volumes by all 1000 steps (about 1 minute)" generate_more
+step more_measurement "Measure the sweeps, and read the ages of all (about 1 minute)" measure_more
 step evaluation "Compare with real scans: Table 1, conditioning, copies (about 1 minute)" evaluate
 step spade_training "Train three SPADE GANs and the fusion on the cohort's label maps (about 5 minutes)" train_spade
 step spade_synthesis "Make $VARIANTS anatomies of one label map, and T1w of the training maps (about 1 minute)" synthesise
 step spade_evaluation "Compare synthetic T1w with the scans, and train segmenters on both (about 2 minutes)" evaluate_spade
 step study "Write the page of a reader study (seconds)" make_study
-step report "Write the page and the picture (seconds)" report
+step report "Write the page again, with all of it (seconds)" report "$output/generated_ages.tsv" --evaluation "$output/evaluation"
 
 printf '\nDone. Look at\n  %s\n  %s\nand, to rate slices yourself, %s\nAll images are synthetic. For research, not for clinical use.\n' \
     "$output/report.html" "$output/report.png" "$output/reader_study/page/reader_study.html"
