@@ -247,9 +247,19 @@ make_study() {
         --output "$output/reader_study"
 }
 
-report() {  # further tables of measurement, and settings
-    python scripts/report.py "$output/generated" --measured "$output/generated_volumes.tsv" "$@" --real "$output/data" \
-        --real_measured "$output/cohort_volumes.tsv" --training "$output/training" --output "$output/report.html"
+report() {  # further settings
+    python scripts/report.py "$output/generated" --real "$output/data" --training "$output/training" --viewer_scans 6 \
+        --output "$output/report.html" "$@"
+}
+
+first_report() {
+    report --measured "$output/generated_volumes.tsv" --real_measured "$output/cohort_volumes.tsv"
+}
+
+last_report() {
+    report --measured "$output"/generated_{volumes,ages}.tsv --evaluation "$output/evaluation" \
+        --real_measured "$output/cohort_volumes.tsv" "$output/evaluation/brain_ldm/regressor.tsv"
+    python scripts/report.py "$output/spade/synthetic" --output "$output/spade_report.html"
 }
 
 number=1
@@ -263,7 +273,7 @@ step training "Train the autoencoder, then the diffusion model (about 2 minutes)
 step requests "Draw $REQUESTS plausible requests from the cohort, and sweeps (seconds)" request
 step generation "Generate $REQUESTS volumes (about 1 minute)" generate
 step measurement "Measure the generated volumes and the test scans (about 1 minute)" measure
-step first_report "Write a first page, $output/report.html (seconds)" report
+step first_report "Write a first page, $output/report.html (seconds)" first_report
 step regressor "Train a network that reads age and volumes from a scan (about 1 minute)" train_regressor
 step baselines "Train the paper's baselines, VAE-GAN and LSGAN, and sample them (about 3 minutes)" train_baselines
 step more_generation "Generate sweeps, and $CHAIN_VOLUMES volumes by all 1000 steps (about 1 minute)" generate_more
@@ -273,7 +283,7 @@ step spade_training "Train three SPADE GANs and the fusion on the cohort's label
 step spade_synthesis "Make $VARIANTS anatomies of one label map, and T1w of the training maps (about 1 minute)" synthesise
 step spade_evaluation "Compare synthetic T1w with the scans, and train segmenters on both (about 2 minutes)" evaluate_spade
 step study "Write the page of a reader study (seconds)" make_study
-step report "Write the page again, with all of it (seconds)" report "$output/generated_ages.tsv" --evaluation "$output/evaluation"
+step report "Write the page again, with all of it, and one of the anatomies (seconds)" last_report
 
-printf '\nDone. Look at\n  %s\n  %s\nand, to rate slices yourself, %s\nAll images are synthetic. For research, not for clinical use.\n' \
-    "$output/report.html" "$output/report.png" "$output/reader_study/page/reader_study.html"
+printf '\nDone. Look at\n  %s\n  %s\n  %s\nand, to rate slices yourself, %s\nAll images are synthetic. For research, not for clinical use.\n' \
+    "$output/report.html" "$output/report.png" "$output/spade_report.html" "$output/reader_study/page/reader_study.html"

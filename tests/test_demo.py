@@ -27,7 +27,7 @@ STEPS = {  # what each command of a step must name, the set-up left out
     "spade_synthesis": ["--variants", "--split train"],
     "spade_evaluation": ["evaluate.json", "segmentation.json"],
     "study": ["reader_study.py make"],
-    "report": ["report.py --evaluation"],
+    "report": ["report.py --evaluation", "report.py spade/synthetic"],
 }
 COMMANDS = [command for commands in STEPS.values() for command in commands]
 PYTHON = """#!/bin/bash
