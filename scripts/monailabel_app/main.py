@@ -21,9 +21,9 @@ class Infer(BundleInferTask):
     def __init__(self, path, conf):
         os.stat(os.path.join(path, "models", "model.pt"))  # or Label would leave the bundle out without a word
         super().__init__(path, conf, type="others", load_strict=True)
-        self._config["model_filename"], self.labels = ["model.pt"], {"synthetic t1w": 0}
-        self.inferer({"device": "cpu"})
-        self.network = self.bundle_config.get_parsed_content("network")  # by the bundle's own strict loader
+        self._update_device({"device": "cpu"})
+        self.labels, self.network = {"synthetic t1w": 0}, self.bundle_config.get_parsed_content("network")  # strictly
+        self.inferer({"device": "cpu"})  # loads what other weights there are
 
     def pre_transforms(self, data=None):
         refuse_expressions({name: data[name] for name in ("device", *getattr(self, "displayable_configs", ()))})
@@ -54,9 +54,9 @@ class Train(BundleTrainTask):
 class App(MONAILabelApp):
     def init_infers(self):
         self.name, self.description = "Synthetic T1w", "Synthetic images. For research, not for clinical use"
-        paths = {name: os.path.join(self.app_dir, "model", name) for name in self.conf["models"].split(",")}
+        names = self.conf["models"].split(",")
         try:
-            return {name: Infer(last := path, self.conf) for name, path in paths.items()}
+            return {name: Infer(os.path.join(self.app_dir, "model", last := name), self.conf) for name in names}
         except Exception as error:
             raise RuntimeError(f"{last} cannot be served: {error.__cause__ or error}") from error
 
