@@ -284,8 +284,10 @@ def test_no_request_can_run_code_in_our_app(client, tmp_path):
         {"sex": "%configs/train.json"},
     ):
         assert refusal(client, LDM, "head", **COVARIATES | params)[0] == 400
-    for params in ({"seed": code}, {"max_epochs": code}, {"max_epochs": 1, "tracking": "mlflow", "tracking_uri": code}):
-        assert train(client, **params)[0] == "ERROR"
+    (client.studies / "uploaded.json").write_text(json.dumps({"handlers_id": {}, "configs": {"uploaded": code}}))
+    uploaded = {"tracking": str(client.studies / "uploaded.json"), "run_id": "uploaded"}  # MONAI takes such files as settings
+    for params in ({"seed": code}, {"max_epochs": code}, {"tracking": "mlflow", "tracking_uri": code}, uploaded):
+        assert train(client, **{"max_epochs": 1, **params})[0] == "ERROR", params
     assert not (tmp_path / "written").exists()
 
 

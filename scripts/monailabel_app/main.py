@@ -10,8 +10,7 @@ from monailabel.tasks.infer.bundle import BundleInferTask
 from monailabel.tasks.train.bundle import BundleTrainTask
 
 
-def refuse_expressions(settings):
-    """MONAI evaluates a text that begins with one of these, and builds what a dict names: no client may run code here."""
+def refuse_expressions(settings):  # MONAI evaluates a text that begins so, and builds what a dict names: no client may
     for name, value in settings.items():
         if not isinstance(value, (int, float, str, type(None))) or str(value).startswith(("$", "@", "%")):
             raise ValueError(f"{name} must be a number or a plain word, got {value!r}")
@@ -44,7 +43,8 @@ class Train(BundleTrainTask):
     def __call__(self, request, datastore):
         refuse_expressions(request)
         shutil.rmtree(os.path.join(self.bundle_path, "models", "resume"), ignore_errors=True)  # of other labels
-        super().__call__({**request, "multi_gpu": False, "run_id": request.get("run_id") or "run"}, datastore)
+        fixed = {"multi_gpu": False, "force_multi_gpu": False, "tracking": "none"}  # for tracking MONAI would read any file
+        super().__call__({**request, **fixed, "run_id": request.get("run_id") or "run"}, datastore)
 
     def run_single_gpu(self, request, overrides):  # numbers alone, and no paths: a client has no say where files go
         given = {name: value for name, value in request.items() if isinstance(value, (int, float)) or name == "label_table"}
