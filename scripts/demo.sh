@@ -211,6 +211,7 @@ evaluate() {
     for argument in $SWEEPS; do
         case "$argument" in ventricles_ml | age) sweeps+=(--sweep "$argument") ;; esac
     done
+    sweeps+=(--sweep brain_normalised_ml)  # of which --extrapolate makes one beyond the range
     python scripts/sweep_figure.py "$output/sweeps" "${sweeps[@]}" --measured "$output"/sweeps_{volumes,ages}.tsv --output "$folder"
     python scripts/compare_volumes.py "$output/cohort_volumes.tsv" "$output/generated_volumes.tsv" --output "$folder"
 }
