@@ -27,7 +27,7 @@ from report_cohort import Cohort, read_cohort
 from report_tables import AGREEMENT_HEADER, agreement_rows
 from section import write_json, write_section, write_whole
 
-NOTICE = "Synthetic volumes; they show no person. For research, not for clinical use."
+NOTICE = "Synthetic volumes. For research, not for clinical use."
 COLOUR = "#e07b39"
 
 

@@ -17,10 +17,7 @@ from report_tables import AGREEMENT_HEADER, METRICS, agreement_rows, reconstruct
 from report_volumes import viewer_entry
 
 PARTS = Path(__file__).with_name("report_viewer")
-NOTE = (
-    '<p class="note"><b>Synthetic images, made by a generative model; they show no person. '
-    "For research only, not for clinical use.</b></p>"
-)
+NOTE = '<p class="note"><b>Synthetic images, made by a generative model. For research only, not for clinical use.</b></p>'
 NOTE_LABELS = (
     '<p class="note"><b>Synthetic images, made by a generative model from label maps; each has the anatomy of its map. '
     "For research only, not for clinical use.</b></p>"

@@ -36,7 +36,7 @@ from three_planes import POINT_MM, cut, read_canonical, white_level
 
 COLUMNS = 8  # pictures in a row
 INSIDE, OUTSIDE = "#2b6cb0", "#c05621"
-NOTICE = "All volumes are synthetic; they show no person. For research, not for clinical use."
+NOTICE = "All volumes are synthetic. For research, not for clinical use."
 ORIENTATION = "Axial and coronal plane; the subject's left is at the picture's right."
 
 

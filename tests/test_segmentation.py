@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 from conftest import ROOT
 from ignite.engine import Engine
-from monai.bundle import run
+from monai.bundle import ConfigParser, run
 from monai.data import Dataset
 from monai.losses import DiceCELoss
 from monai.networks.nets import UNet
@@ -147,11 +148,11 @@ def test_without_synthetic_volumes_the_command_that_makes_them_is_named(tmp_path
 
 def test_the_real_arm_learns_from_all_that_nobody_is_tested_on(cohort):
     one, two, three, four = (item(cohort / "bids", f"sub-0{number}") for number in range(1, 5))
-    data = {"training": [one, two], "fusion": [three], "validation": [], "test": [four]}
+    data = {"training": [one], "fusion": [two], "validation": [three], "test": [four]}
     shares = segmentation.share_out(data, "test", cohort / "synthetic")
-    assert shares["real"] == [one, two, three] and shares["test"] == [four] and len(shares["synthetic"]) == 2
-    with pytest.raises(ValueError, match=r"no scans in the split 'validation' \(training: 2, fusion: 1, validation: 0"):
-        segmentation.share_out(data, "validation", cohort / "synthetic")
+    assert shares["real"] == [one, two] and shares["test"] == [four] and len(shares["synthetic"]) == 2
+    with pytest.raises(ValueError, match=r"no scans in the split 'validation' \(training: 1, fusion: 1, validation: 0"):
+        segmentation.share_out(data | {"validation": []}, "validation", cohort / "synthetic")
     with pytest.raises(ValueError, match="split 'training': the networks are trained on the other splits"):
         segmentation.share_out(data, "training", cohort / "synthetic")
 
@@ -344,7 +345,7 @@ def written(folder, dice):
     synthetic = [{"source": "sub-a"}, {"source": "sub-a"}, {"source": "sub-b"}]
     test = [{"participant_id": f"sub-{number}"} for number in range(len(scans))]
     return segmentation_summary.write(
-        folder, scores, {"real": [{}] * 5, "synthetic": synthetic, "test": test}, "/data/x", 9, 2.0
+        folder, scores, {"real": [{}] * 5, "synthetic": synthetic, "test": test}, "/data/x", "validation", 9, 2.0
     )
 
 
@@ -371,7 +372,13 @@ def test_the_tables_hold_mean_spread_number_and_paired_differences(tmp_path, cap
     assert means["rows"][2] == ["trained on: both", "3 synthetic + 5 real", "0.900 ± 0.000", "3"]
     assert comparisons["rows"][0][2:] == ["0 of 3", "0.25", "1.00"] and len(comparisons["rows"]) == 5
     assert [row[0] for row in structures["rows"]] == ["left white matter", "brain stem"]  # no skull
-    for part in ("3 real scans of x, at 2 mm", "of the maps of 2 subjects", "9 steps", "p cannot be below 0.25", "one grid"):
+    for part in (
+        "3 real scans of x, split validation, at 2 mm",
+        "of the maps of 2 subjects",
+        "9 steps",
+        "p cannot be below 0.25",
+        "one grid",
+    ):
         assert part in section["text"]
     assert Image.open(tmp_path / section["figures"][0]["file"]).size[0] > 1000
     rows = read_table(tmp_path / "segmentation.tsv")
@@ -411,7 +418,7 @@ def test_the_command_tells_what_each_arm_is_worth(cohort, spade_bundle):
     rows = {(row["arm"], row["structure"]): row for row in read_table(cohort / "out" / "segmentation.tsv")}
     assert int(rows["real", "right cerebral cortex"]["voxels"]) == (truth == 3).sum()
     section = json.loads((cohort / "out" / "segmentation.section.json").read_text())
-    assert (cohort / "out" / section["figures"][0]["file"]).is_file() and "1 real scan of bids" in section["text"]
+    assert (cohort / "out" / section["figures"][0]["file"]).is_file() and "1 real scan of bids, split test" in section["text"]
 
 
 def test_the_command_refuses_leaked_maps_before_anything_is_trained(cohort, spade_bundle):
@@ -427,6 +434,16 @@ def test_the_command_refuses_leaked_maps_before_anything_is_trained(cohort, spad
         error = error.__cause__
     assert "1 of 3 synthetic volumes" in str(error) and "sub-04_T1w.nii.gz: made from the label map of sub-04" in str(error)
     assert not (cohort / "output").exists()
+
+
+def test_scans_are_prepared_once_and_not_at_every_draw(cohort, spade_bundle):
+    """A Compose of two was taken as random from its start, so that the cache held paths."""
+    parser = ConfigParser(ConfigParser.load_config_file("configs/segmentation.json"))
+    parser.update(json.loads(Path("configs/demo_segmentation.json").read_text()))
+    folders = {"dataset_dir": str(cohort / "bids"), "synthetic_dir": str(cohort / "synthetic"), "cache_dir": str(cohort / "c")}
+    parser.update({**folders, "spacing_mm": SPACING_MM, "patch_size": list(SHAPE)})
+    for kept in parser.get_parsed_content("arms")["both"].datasets[1]._cache:
+        assert torch.is_tensor(kept["image"]) and torch.is_tensor(kept["label"])
 
 
 def test_the_split_is_that_of_training():

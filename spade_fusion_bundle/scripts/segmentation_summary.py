@@ -40,6 +40,7 @@ def write(
     scores: Sequence[DiceScores],
     items: Mapping[str, Sequence[Mapping]],
     dataset_dir: str | Path,
+    split: str,
     steps: int,
     spacing_mm: float,
 ) -> dict:
@@ -49,7 +50,7 @@ def write(
         output_dir: of the files.
         scores: of synthetic, real, both and the trivial answer, in this order.
         items: "real", "synthetic" and "test", see `segmentation.share_out`.
-        dataset_dir: of the scans, for the text.
+        dataset_dir, split: of the scans that are tested on, for the text.
         steps: of each training.
         spacing_mm: of the grid.
 
@@ -64,6 +65,7 @@ def write(
     summary = {
         "n": len(items["test"]),
         "data": Path(dataset_dir).resolve().name,
+        "split": split,
         "steps": steps,
         "spacing_mm": spacing_mm,
         "definition": f"{DEFINITION}\n\n{TRIVIAL[scores[-1].arm]}\n\n{paired.DEFINITION}",
@@ -188,7 +190,8 @@ def _text(summary: Mapping) -> str:
     volumes = summary["arms"]["both"]["volumes"]
     n, smallest = summary["n"], summary["smallest_p"]
     parts = [
-        f"Tested on {n} real scan{'s' * (n > 1)} of {summary['data']}, at {summary['spacing_mm']:g} mm.",
+        f"Tested on {n} real scan{'s' * (n > 1)} of {summary['data']}, split {summary['split']}, "
+        f"at {summary['spacing_mm']:g} mm.",
         f"Trained on {volumes['synthetic']} synthetic volumes of the maps of {summary['synthetic_sources']} subjects, none of "
         f"them tested on, and on {volumes['real']} real scans; {summary['steps']} steps each.",
     ]
