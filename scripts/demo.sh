@@ -11,9 +11,9 @@ SAMPLING="--steps 50 --guidance_scale 1.0 --batch_size 16"
 CHAIN="--sampler_name ddpm --steps 1000 --batch_size 16"     # the whole chain, as the paper's first row
 CHAIN_VOLUMES=16
 SWEEPS="--sweep ventricles_ml 10 150 --sweep age 46 80 --rows 6 --noises 1 --extrapolate"
-REGRESSOR_TRAINING=""                            # these three as in configs/demo_*.json, from scratch
-BASELINE_TRAINING=""
-SPADE_TRAINING=""
+REGRESSOR_TRAINING="--regressor_epochs 3 --regressor_lr 2e-4 --val_interval 1"
+BASELINE_TRAINING=""                             # none: those shipped are sampled as they are
+SPADE_TRAINING=""                                # as in configs/demo.json, from scratch
 VARIANTS=4
 SEGMENTATION=""
 SLICES=60
@@ -124,10 +124,12 @@ train() {
 }
 
 train_regressor() {
+    local start="$root/brain_ldm_bundle/models/demo_regressor.pt"
+    [ -f "$start" ] || start=""
     # shellcheck disable=SC2086
     bundle brain_ldm_bundle training --config_file "['configs/train_regressor.json','configs/demo_regressor.json']" \
         --dataset_dir "$output/data" --models_dir "$output/models" --output_dir "$output/training/regressor" \
-        --cache_dir "$output/cache" $REGRESSOR_TRAINING
+        --cache_dir "$output/cache" ${start:+--init_regressor "$start"} $REGRESSOR_TRAINING
 }
 
 baseline() {  # MODEL RUN_ID SETTINGS...
@@ -135,10 +137,17 @@ baseline() {  # MODEL RUN_ID SETTINGS...
         --models_dir "$output/models" --cache_dir "$output/cache" "${@:3}"
 }
 
-train_baselines() {
+sample_baselines() {
+    local shipped
     for model in vaegan lsgan; do
-        # shellcheck disable=SC2086
-        baseline $model training --dataset_dir "$output/data" --output_dir "$output/training/$model" $BASELINE_TRAINING
+        shipped="$root/brain_ldm_bundle/models/demo_$model.pt"
+        if [ -f "$shipped" ] && [ -z "$BASELINE_TRAINING" ]; then
+            mkdir -p "$output/models"
+            cp "$shipped" "$output/models/$model.pt"
+        else
+            # shellcheck disable=SC2086
+            baseline $model training --dataset_dir "$output/data" --output_dir "$output/training/$model" $BASELINE_TRAINING
+        fi
         baseline $model generating --volumes "$REQUESTS" --output_dir "$output/baselines/$model"
     done
 }
@@ -275,11 +284,11 @@ step requests "Draw $REQUESTS plausible requests from the cohort, and sweeps (se
 step generation "Generate $REQUESTS volumes (about 1 minute)" generate
 step measurement "Measure the generated volumes and the test scans (about 1 minute)" measure
 step first_report "Write a first page, $output/report.html (seconds)" first_report
-step regressor "Train a network that reads age and volumes from a scan (about 1 minute)" train_regressor
-step baselines "Train the paper's baselines, VAE-GAN and LSGAN, and sample them (about 3 minutes)" train_baselines
+step regressor "Train a network that reads age and volumes from a scan (seconds)" train_regressor
+step baselines "Sample the paper's baselines, VAE-GAN and LSGAN (seconds)" sample_baselines
 step more_generation "Generate sweeps, and $CHAIN_VOLUMES volumes by all 1000 steps (about 1 minute)" generate_more
 step more_measurement "Measure the sweeps, and read the ages of all (about 1 minute)" measure_more
-step evaluation "Compare with real scans: Table 1, conditioning, copies (about 1 minute)" evaluate
+step evaluation "Compare with real scans: Table 1, conditioning, copies (about 3 minutes)" evaluate
 step spade_training "Train three SPADE GANs and the fusion on the cohort's label maps (about 5 minutes)" train_spade
 step spade_synthesis "Make $VARIANTS anatomies of one label map, and T1w of the training maps (about 1 minute)" synthesise
 step spade_evaluation "Compare synthetic T1w with the scans, and train segmenters on both (about 2 minutes)" evaluate_spade

@@ -19,7 +19,7 @@ STEPS = {  # what each command of a step must name, the set-up left out
     "measurement": ["generated --output", "cohort_volumes.tsv"],
     "first_report": ["report.py"],
     "regressor": ["train_regressor.json"],
-    "baselines": ["vaegan training", "vaegan generating", "lsgan training", "lsgan generating"],
+    "baselines": ["vaegan generating", "lsgan generating"],
     "more_generation": ["sweeps.tsv", "--steps 1000"],
     "more_measurement": ["sweeps --output", "sweeps_ages.tsv", "generated_ages.tsv"],
     "evaluation": ["--samples", "auditing", "conditioning.py", "sweep_figure.py", "compare_volumes.py"],
