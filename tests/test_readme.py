@@ -19,6 +19,7 @@ from brain_ldm_bundle.scripts import overrides
 from brain_ldm_bundle.scripts.covariates import CovariateSchema
 
 README = ROOT / "README.md"
+EVALUATION = ROOT / "brain_ldm_bundle" / "docs" / "evaluation.md"
 BUNDLE_READMES = sorted(ROOT.glob("*_bundle/docs/README.md"))
 
 # Run by other tests, or needing what a test cannot have.
@@ -43,7 +44,7 @@ def run_elsewhere(command):
     return any(name == command or (name.endswith(".json") and name in command) for name in RUN_ELSEWHERE)
 
 
-@pytest.mark.parametrize("command", commands(README))
+@pytest.mark.parametrize("command", commands(README) + commands(EVALUATION))
 def test_command_of_the_readme_is_valid(command, monkeypatch):
     check(command, ROOT, monkeypatch)
 
