@@ -176,3 +176,13 @@ def test_what_has_no_distance_is_refused_by_name():
         density_coverage(normal(5), normal(5))
     with pytest.raises(ValueError, match="one volume many times"):
         median_distance(np.ones((5, 3)))
+
+
+def test_a_feature_space_names_its_numbers_rightly():
+    real, generated = normal(40), normal(30, shift=1.5, scale=0.5, seed=1)
+    found = FeatureSpace(real, dimensions=4).compare(generated, real)
+    assert (found["density"], found["coverage"]) == density_coverage(real, generated)
+    assert found["density"] != found["coverage"] and 0 < found["coverage"] < 1
+    corrected, error = jackknife(frechet_distance, generated, real)
+    assert found["fid_corrected"] == pytest.approx(corrected) and found["fid_standard_error"] == pytest.approx(error)
+    assert found["fid"] == pytest.approx(frechet_distance(generated, real)) and corrected > error

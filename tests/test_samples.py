@@ -1,5 +1,6 @@
 import csv
 import json
+import re
 import shutil
 import weakref
 
@@ -7,7 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.bundle import run
+from monai.bundle import ConfigParser, run
 from scipy import ndimage
 from test_features import write_regressor
 from tiny import SPACING_MM, write_dataset
@@ -15,7 +16,9 @@ from tiny import SPACING_MM, write_dataset
 from brain_ldm_bundle.scripts.bids import find_volumes
 from brain_ldm_bundle.scripts.features import Extractor
 from brain_ldm_bundle.scripts.files import save_weights
+from brain_ldm_bundle.scripts.gradient_ssim import GradientSSIMMetric
 from brain_ldm_bundle.scripts.networks import DiffusionUNet
+from brain_ldm_bundle.scripts.pairs import KERNEL_SIGMA, KERNEL_SIZE, multi_scale_ssim
 from brain_ldm_bundle.scripts.sample_tables import FLOOR
 from brain_ldm_bundle.scripts.samples import BLUR, HELD_OUT, MEAN, SampleEvaluation
 
@@ -43,12 +46,17 @@ def sets(tmp_path_factory):
         "blurred": changed(real, folder / "blurred", lambda x, rng: ndimage.gaussian_filter(x, 1)),
         "brighter": changed(real, folder / "brighter", lambda x, rng: 0.1 + x),
         "shifted": changed(real, folder / "shifted", lambda x, rng: np.roll(x, 3, axis=1)),
+        "faint": changed(real, folder / "faint", lambda x, rng: 0.5 * x),
     }
 
 
-def load(item):
-    array = nib.load(item["image"]).get_fdata(dtype=np.float32)
-    return {"image": torch.from_numpy(array / max(1, array.max()))[None]}
+def load_as_written(item):
+    return {"image": torch.from_numpy(nib.load(item["image"]).get_fdata(dtype=np.float32))[None]}
+
+
+def load_stretched(item):
+    image = load_as_written(item)["image"]
+    return {"image": image / image.max()}
 
 
 def low_resolution(volume):
@@ -62,8 +70,8 @@ def evaluation(real, samples, folder, **given):
         "samples": samples,
         "data": {"training": find_volumes(real, SPACING_MM)[:18], "validation": find_volumes(real, SPACING_MM)[18:]},
         "reference_split": "training",
-        "preprocessing": load,
-        "sample_preprocessing": load,
+        "preprocessing": load_stretched,
+        "sample_preprocessing": load_as_written,
         "extractor": lambda: Extractor(low_resolution, "stand-in", standardise=True),
         "spacing_mm": SPACING_MM,
         "pairs": 12,
@@ -83,9 +91,9 @@ def result(sets, tmp_path_factory):
 
 def test_wrong_sets_are_farther_than_the_floor_and_the_like(result):
     rows = result[0]["sets"]
-    assert list(rows) == [FLOOR, HELD_OUT, "alike", "blurred", "brighter", "shifted", BLUR, MEAN]
+    assert list(rows) == [FLOOR, HELD_OUT, "alike", "blurred", "brighter", "shifted", "faint", BLUR, MEAN]
     close = max(rows[name]["fid_corrected"] for name in (FLOOR, HELD_OUT, "alike"))
-    for name in ("blurred", "brighter", "shifted", BLUR, MEAN):
+    for name in ("blurred", "brighter", "shifted", "faint", BLUR, MEAN):
         assert rows[name]["fid_corrected"] > close + rows[name]["fid_standard_error"], name
         assert rows[name]["squared_mmd"] > max(rows[FLOOR]["squared_mmd"], rows["alike"]["squared_mmd"]), name
         assert rows[name]["coverage"] < rows["alike"]["coverage"], name
@@ -106,6 +114,12 @@ def test_intensities_tell_what_is_wrong_with_them(result):
     assert rows["brighter"]["histogram_distance"] > 2 * rows["alike"]["histogram_distance"]
 
 
+def test_a_faint_set_is_not_made_bright_like_the_scans(result):
+    faint, alike = (result[0]["sets"][name] for name in ("faint", "alike"))
+    assert faint["background"] == pytest.approx(0.5 * alike["background"], abs=2 / 255)
+    assert faint["clipped"] == 0 and faint["histogram_distance"] > 0.3
+
+
 def test_everything_is_written_for_programs_and_readers(result):
     found, folder = result
     assert json.loads((folder / "samples.json").read_text()) == found
@@ -119,6 +133,52 @@ def test_everything_is_written_for_programs_and_readers(result):
     assert section["tables"][0]["rows"][0][:2] == [FLOOR, "9 + 9"]
     for needed in ("stand-in", "18 real scans", "at 8 mm", "along the 2 first principal components", "2 scales"):
         assert needed in section["text"], needed
+
+
+def interval(mean, error):
+    return pytest.approx([mean, mean - 1.96 * error, mean + 1.96 * error], rel=0.02, abs=0.006)
+
+
+def test_each_cell_of_a_row_is_the_number_that_its_column_names(result):
+    found, folder = result
+    tables = json.loads((folder / "samples.section.json").read_text())["tables"]
+    cells = {}
+    for table in tables:
+        for line in table["rows"]:
+            if line[0] == "alike":
+                cells |= dict(zip(table["header"], line, strict=True))
+    row = found["sets"]["alike"]
+    assert len({f"{row[key]:.2f}" for key in ("density", "coverage")}) == 2  # or a swap would not show
+    numbers = {name: [float(x) for x in re.findall(r"-?[\d.]+", cell)] for name, cell in cells.items() if name}
+    assert numbers["volumes"] == [24] and numbers["pairs"] == [12]
+    assert numbers["FID"] == pytest.approx([row["fid"]], rel=0.01)
+    assert numbers["FID, corrected for n [95 %]"] == interval(row["fid_corrected"], row["fid_standard_error"])
+    assert numbers["MS-SSIM [95 %]"] == interval(row["ms_ssim"]["mean"], row["ms_ssim"]["standard_error"])
+    assert numbers["4-G-R-SSIM [95 %]"] == interval(row["gradient_ssim"]["mean"], row["gradient_ssim"]["standard_error"])
+    mmd = 1000 * np.array([row["squared_mmd"], row["squared_mmd_standard_error"]])
+    assert numbers["MMD\u00b2 x 1000 [95 %]"] == interval(*mmd)
+    for name, key, scale in (
+        ("density", "density", 1),
+        ("coverage", "coverage", 1),
+        ("grey values", "histogram_distance", 1),
+        ("background", "background", 1),
+        ("corners", "corners", 100),
+        ("clipped", "clipped", 100),
+    ):
+        assert numbers[name] == pytest.approx([scale * row[key]], abs=0.0051), name
+
+
+def test_the_scores_of_a_pair_are_those_of_its_two_volumes(sets, result):
+    found, folder = result
+    pairs = [row for row in csv.DictReader(open(folder / "samples_pairs.tsv"), delimiter="\t") if row["set"] == "alike"]
+    paths = [sets[1]["alike"] / pairs[0][x] / "anat" / f"{pairs[0][x]}_T1w.nii.gz" for x in ("first", "second")]
+    a, b = ((255 * load_as_written({"image": path})["image"]).round()[None] / 255 for path in paths)
+    assert float(pairs[0]["ms_ssim"]) == pytest.approx(float(multi_scale_ssim(a.shape[2:])(a, b)), abs=2e-5)
+    assert float(pairs[0]["gradient_ssim"]) == pytest.approx(
+        float(GradientSSIMMetric(KERNEL_SIZE, KERNEL_SIGMA)(a, b)), abs=2e-5
+    )
+    for key in ("ms_ssim", "gradient_ssim"):
+        assert found["sets"]["alike"][key]["mean"] == pytest.approx(np.mean([float(row[key]) for row in pairs]), abs=1e-5)
 
 
 def test_numbers_can_be_had_again_and_do_not_depend_on_what_else_is_compared(sets, result, tmp_path):
@@ -175,15 +235,16 @@ def settings(sets, tmp_path):
     save_weights(network.state_dict(), tmp_path / "models" / "model.pt")
     write_regressor(tmp_path / "models" / "regressor.pt")
     folders = {f"{name}_dir": str(tmp_path / name) for name in ("models", "output", "cache")}
-    samples = {"LDM, DDIM 50": str(sets[1]["alike"])}
+    samples = {"LDM, DDIM 50": str(sets[1]["alike"]), "faint": str(sets[1]["faint"])}
     return {"dataset_dir": str(sets[0]), "samples": samples, "use_device": "cpu", "pairs": 5, **folders}
 
 
 def test_the_config_compares_sets_whatever_their_names(bundle, settings, tmp_path):
     run("evaluating_samples", config_file="configs/evaluate.json", **settings)
     found = json.loads((tmp_path / "output" / "samples.json").read_text())
-    assert list(found["sets"])[1:-2] == ["LDM, DDIM 50"] and "regressor" in found["extractor"]
+    assert list(found["sets"])[1:-2] == ["LDM, DDIM 50", "faint"] and "regressor" in found["extractor"]
     assert found["sets"]["LDM, DDIM 50"]["n"] == 24
+    assert found["sets"]["faint"]["clipped"] == 0 < found["sets"][FLOOR]["clipped"]  # taken as it was written
     assert not (tmp_path / "output" / "reconstruction.json").exists()
 
 
@@ -198,3 +259,12 @@ def test_the_config_refuses_sets_before_it_reconstructs(bundle, settings, tmp_pa
         run("evaluating", config_file="configs/evaluate.json", **settings)
     assert "Train it first" in str(error.value.__cause__)
     assert not (tmp_path / "output").exists()
+
+
+def test_the_audit_takes_volumes_as_they_were_written(bundle, sets):
+    parser = ConfigParser()
+    parser.read_config("configs/evaluate.json")
+    parser["spacing_mm"] = SPACING_MM
+    path = next(sets[1]["faint"].glob("sub-*/anat/*.nii.gz"))
+    seen = parser.get_parsed_content("audit#transform")({"image": str(path)})["image"]
+    assert float(seen.max()) == pytest.approx(nib.load(path).get_fdata().max(), abs=1e-5)
