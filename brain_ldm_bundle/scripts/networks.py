@@ -32,9 +32,10 @@ __all__ = [
 
 
 class WithRecipe(torch.nn.Module):
-    """A network whose `recipe`, a JSON-able dict of what it needs beyond its weights, travels in its state dict."""
+    """A network whose `recipe`, a JSON-able dict of what it needs beyond its weights, travels in its state dict.
 
-    recipe: dict
+    Its class sets `self.recipe`; declared here, TorchScript would stumble over it before it says what it cannot script.
+    """
 
     def get_extra_state(self) -> torch.Tensor:
         # As a tensor, because every tool that reads a state dict expects tensors in it.
