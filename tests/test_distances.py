@@ -71,6 +71,20 @@ def test_the_jackknife_of_a_mean_is_unbiased_with_the_known_error():
     assert error == pytest.approx(math.sqrt(a.var(ddof=1) / 12 + b.var(ddof=1) / 9))
 
 
+def test_sessions_of_one_person_count_once():
+    """Each person scanned three times over: the same mean, and no smaller error."""
+    a, b = normal(12, features=1), normal(9, features=1, seed=1)
+    names = np.tile(np.arange(12), 3), np.arange(9)
+    corrected, error = jackknife(lambda x, y: x.mean() - y.mean(), np.tile(a, (3, 1)), b, participants=names)
+    assert corrected == pytest.approx(a.mean() - b.mean())
+    assert error == pytest.approx(math.sqrt(a.var(ddof=1) / 12 + b.var(ddof=1) / 9))
+    found = FeatureSpace(normal(40), 4).compare(np.tile(normal(12), (3, 1)), normal(40), (names[0], None))
+    plain = FeatureSpace(normal(40), 4).compare(np.tile(normal(12), (3, 1)), normal(40))
+    assert found["fid"] == plain["fid"]
+    for key in ("fid_standard_error", "squared_mmd_standard_error"):
+        assert found[key] > 1.2 * plain[key], key
+
+
 def test_fewer_groups_give_much_the_same_as_leaving_out_one_by_one():
     a, b = normal(60), normal(60, shift=1, seed=1)
     one_by_one, grouped = jackknife(frechet_distance, a, b, groups=60), jackknife(frechet_distance, a, b, groups=15)

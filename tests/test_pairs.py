@@ -69,16 +69,26 @@ def test_the_default_of_monai_does_not_fit_the_published_grid():
 
 
 def test_pairs_are_seeded_different_and_of_two_volumes():
-    pairs = draw_pairs(20, 50, seed=3)
-    assert pairs == draw_pairs(20, 50, seed=3) != draw_pairs(20, 50, seed=4)
+    pairs = draw_pairs(range(20), 50, seed=3)
+    assert pairs == draw_pairs(range(20), 50, seed=3) != draw_pairs(range(20), 50, seed=4)
     assert pairs == sorted(set(pairs)) and len(pairs) == 50
     assert all(0 <= i < j < 20 for i, j in pairs)
 
 
 def test_all_pairs_are_taken_where_there_are_no_more():
-    assert draw_pairs(6, 1000) == list(itertools.combinations(range(6), 2))
-    with pytest.raises(ValueError, match="1000 pairs of 1 volumes"):
-        draw_pairs(1, 1000)
+    assert draw_pairs(range(6), 1000) == list(itertools.combinations(range(6), 2))
+    with pytest.raises(ValueError, match="1000 pairs of 1 participants"):
+        draw_pairs(range(1), 1000)
+
+
+def test_two_sessions_of_one_person_are_no_pair():
+    participants = ["a", "b", "a", "c", "a", "b"]
+    found = draw_pairs(participants, 1000)
+    assert found == [(i, j) for i, j in itertools.combinations(range(6), 2) if participants[i] != participants[j]]
+    for seed in range(20):
+        assert len(few := draw_pairs(participants, 8, seed)) == 8 and set(few) < set(found)
+    with pytest.raises(ValueError, match="5 pairs of 1 participants"):
+        draw_pairs(["a", "a", "a"], 5)
 
 
 def test_a_set_of_one_kind_is_more_alike_than_a_diverse_one():
@@ -86,7 +96,7 @@ def test_a_set_of_one_kind_is_more_alike_than_a_diverse_one():
     alike = [(0.8 * diverse[0] + 0.2 * volume) for volume in diverse]
     blurred = [head(seed, smoothing=(3.0, 3.0, 3.0)) for seed in range(4)]
     repeated = [diverse[0]] * 4
-    pairs = draw_pairs(4, 6)
+    pairs = draw_pairs(range(4), 6)
     score = {
         name: score_pairs(volumes, pairs, torch.device("cpu"), name).mean(axis=0)
         for name, volumes in {"diverse": diverse, "alike": alike, "blurred": blurred, "repeated": repeated}.items()
@@ -105,14 +115,14 @@ def test_two_volumes_are_held_at_a_time():
             return head(index)
 
     volumes = Counted()
-    assert score_pairs(volumes, draw_pairs(4, 6), torch.device("cpu"), "x").shape == (6, 2)
+    assert score_pairs(volumes, draw_pairs(range(4), 6), torch.device("cpu"), "x").shape == (6, 2)
     assert volumes.reads == 3 + 6  # the first of a pair once, the second each time
 
 
 def test_the_error_of_a_mean_over_pairs_counts_volumes_not_pairs():
     # Scores that are sums of a part of each volume: the mean over all pairs has the error of twice the mean of the parts.
     parts = np.random.default_rng(0).standard_normal(30)
-    pairs = draw_pairs(30, 1000)
+    pairs = draw_pairs(range(30), 1000)
     scores = np.array([parts[i] + parts[j] for i, j in pairs])
     mean, _, error = mean_over_pairs(pairs, scores)
     assert mean == pytest.approx(2 * parts.mean())

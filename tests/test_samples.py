@@ -186,6 +186,20 @@ def test_numbers_can_be_had_again_and_do_not_depend_on_what_else_is_compared(set
     assert alone["sets"]["alike"] == result[0]["sets"]["alike"]
 
 
+def test_sessions_of_one_person_stay_together(sets, tmp_path):
+    """Two scans of each person: halves of people, pairs of two people, errors that count people."""
+    real, samples = sets
+    sessions = find_volumes(real, SPACING_MM) + find_volumes(samples["alike"], SPACING_MM)
+    data = {"training": sessions}
+    found = evaluation(real, {"blurred": samples["blurred"]}, tmp_path, data=data, pairs=200).run()["sets"][FLOOR]
+    assert (found["n"], found["participants"]) == (48, 24)
+    pairs = [row for row in csv.DictReader(open(tmp_path / "samples_pairs.tsv"), delimiter="\t") if row["set"] == FLOOR]
+    assert len(pairs) == 200 and all(row["first"] != row["second"] for row in pairs)
+    assert found["coverage"] < 0.9  # a person's other session nearby would cover all
+    section = json.loads((tmp_path / "samples.section.json").read_text())
+    assert section["tables"][0]["rows"][0][1] == "24 + 24 of 24 participants"
+
+
 def test_volumes_are_let_go_once_they_are_described(sets, tmp_path):
     passed, alive = [], []
 
@@ -211,7 +225,7 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_read(sets, tmp_pa
         ({"samples": None}, "samples: expected names and folders"),
         ({"samples": {FLOOR: samples["alike"]}}, "is the name of a row that is always there"),
         ({"reference_split": "trainig"}, "reference_split must be all, training, validation, got 'trainig'"),
-        ({"data": {"training": few}}, "real scans of the split 'training': 11 volumes; at least 12"),
+        ({"data": {"training": few}}, "real scans of the split 'training': volumes of 11 participants; at least 12"),
         ({"feature_dimensions": 9}, "feature_dimensions 9: the smallest set .* has 9 volumes"),
     ):
         with pytest.raises(ValueError, match=message):

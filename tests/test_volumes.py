@@ -3,7 +3,7 @@ import pytest
 import torch
 from tiny import SPACING_MM, write_dataset
 
-from brain_ldm_bundle.scripts.volumes import Blurred, Repeated, Volumes, find_samples, refuse_few
+from brain_ldm_bundle.scripts.volumes import Blurred, Repeated, Volumes, find_samples, halves, refuse_few
 
 SHAPE = (6, 9, 7)
 
@@ -49,7 +49,7 @@ def test_sets_are_found_by_name_and_lie_on_the_grid(tmp_path):
     write_dataset(tmp_path / "a", training=3, validation=1)
     found = find_samples({"LDM": tmp_path / "a"}, SPACING_MM, fewest=4)
     assert [item["participant_id"] for item in found["LDM"]] == [f"sub-000{n}" for n in range(1, 5)]
-    with pytest.raises(ValueError, match="LDM: 4 volumes; at least 5 are needed"):
+    with pytest.raises(ValueError, match="LDM: volumes of 4 participants; at least 5 are needed"):
         find_samples({"LDM": tmp_path / "a"}, SPACING_MM, fewest=5)
     with pytest.raises(ValueError, match="'real' is the name of a row that is always there"):
         find_samples({"real": tmp_path / "a"}, SPACING_MM, fewest=4, taken=("real",))
@@ -68,6 +68,15 @@ def test_a_cropped_volume_is_refused_and_not_padded(tmp_path):
         find_samples({"LDM": tmp_path / "a"}, SPACING_MM, fewest=4)
 
 
-def test_few_volumes_are_refused_with_their_number():
-    with pytest.raises(ValueError, match="LDM: 2 volumes; at least 3 are needed"):
-        refuse_few([{}, {}], "LDM", 3)
+def test_few_participants_are_refused_with_their_number():
+    with pytest.raises(ValueError, match="LDM: volumes of 2 participants; at least 3 are needed"):
+        refuse_few([{"participant_id": name} for name in ("sub-1", "sub-1", "sub-2")], "LDM", 3)
+
+
+def test_halves_share_nobody_and_leave_nobody_out():
+    participants = [f"sub-{n:02d}" for n in (3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9)]  # 8 people, 13 scans
+    a, b = halves(participants, seed=0)
+    assert sorted([*a, *b]) == list(range(13))
+    people = [{participants[row] for row in rows} for rows in (a, b)]
+    assert not people[0] & people[1] and [len(half) for half in people] == [4, 4]
+    assert any(set(a) != set(halves(participants, seed)[0]) for seed in range(1, 5))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from scipy.spatial.distance import cdist, pdist
@@ -83,7 +83,11 @@ def frechet_distance(a: np.ndarray, b: np.ndarray, components: np.ndarray | None
 
 
 def jackknife(
-    statistic: Callable[[np.ndarray, np.ndarray], float], a: np.ndarray, b: np.ndarray, groups: int = 20
+    statistic: Callable[[np.ndarray, np.ndarray], float],
+    a: np.ndarray,
+    b: np.ndarray,
+    groups: int = 20,
+    participants: tuple[Sequence[str] | None, Sequence[str] | None] = (None, None),
 ) -> tuple[float, float]:
     """A distance of two sets, corrected for its bias, and the standard error.
 
@@ -94,15 +98,18 @@ def jackknife(
 
     Args:
         statistic: of two arrays of rows.
-        a, b: rows that are independent.
-        groups: of equal size that are left out in turn; single rows where a set has no more of them than this.
+        a, b: rows, independent where they are of different participants.
+        groups: of equal size that are left out in turn; single participants where a set has no more of them than this.
+        participants: whom the rows of a and of b show, who are left out with all their rows; None: each row another one.
     """
     whole, bias, variance = statistic(a, b), 0.0, 0.0
     for position, rows in enumerate((a, b)):
-        parts = np.array_split(np.random.default_rng(0).permutation(len(rows)), min(groups, len(rows)))
+        names = np.arange(len(rows)) if participants[position] is None else participants[position]
+        people, person = np.unique(names, return_inverse=True)
+        parts = np.array_split(np.random.default_rng(0).permutation(len(people)), min(groups, len(people)))
         without = []
         for part in parts:
-            rest = np.delete(rows, part, axis=0)
+            rest = rows[~np.isin(person, part)]
             without.append(statistic(rest, b) if position == 0 else statistic(a, rest))
         bias += (len(parts) - 1) * (np.mean(without) - whole)
         variance += (len(parts) - 1) * np.var(without)
@@ -182,8 +189,13 @@ class FeatureSpace:
         """The features that distances are taken of."""
         return features[:, self.kept] / self.scale
 
-    def compare(self, features: np.ndarray, reference: np.ndarray) -> dict[str, float]:
-        """FID, MMD, density and coverage of a set among real scans."""
+    def compare(
+        self,
+        features: np.ndarray,
+        reference: np.ndarray,
+        participants: tuple[Sequence[str] | None, Sequence[str] | None] = (None, None),
+    ) -> dict[str, float]:
+        """FID, MMD, density and coverage of a set among real scans; `participants` as `jackknife`."""
 
         def frechet(x: np.ndarray, y: np.ndarray) -> float:
             return frechet_distance(x, y, self.components)
@@ -192,14 +204,14 @@ class FeatureSpace:
             return squared_mmd(x, y, self.width)
 
         a, b = self.scaled(features), self.scaled(reference)
-        corrected, error = jackknife(frechet, a, b)
+        corrected, error = jackknife(frechet, a, b, participants=participants)
         density, coverage = density_coverage(b, a)
         return {
             "fid": frechet(a, b),
             "fid_corrected": corrected,
             "fid_standard_error": error,
             "squared_mmd": mmd(a, b),
-            "squared_mmd_standard_error": jackknife(mmd, a, b)[1],
+            "squared_mmd_standard_error": jackknife(mmd, a, b, participants=participants)[1],
             "density": density,
             "coverage": coverage,
         }

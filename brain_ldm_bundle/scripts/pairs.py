@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -21,20 +22,31 @@ SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 KERNEL_SIZE, KERNEL_SIGMA = 7, 1.5
 
 
-def draw_pairs(volumes: int, number: int, seed: int = 0) -> list[tuple[int, int]]:
-    """`number` different pairs (i, j), i < j, in order, of the volumes 0 to `volumes` - 1; all of them if there are no more.
+def draw_pairs(participants: Sequence[str], number: int, seed: int = 0) -> list[tuple[int, int]]:
+    """`number` different pairs of volumes (i, j), i < j, in order; all of them if there are no more.
+
+    Two sessions of one person are alike for a reason that is not the set's lack of diversity, and make no pair.
+
+    Args:
+        participants: whom each volume shows.
+        number: of pairs.
+        seed: of the choice.
 
     Raises:
-        ValueError: fewer than two volumes, or no pairs wanted.
+        ValueError: fewer than two participants, or no pairs wanted.
     """
-    if volumes < 2 or number < 1:
-        raise ValueError(f"{number} pairs of {volumes} volumes: at least one pair of two volumes is needed")
-    total = volumes * (volumes - 1) // 2
+    sessions = Counter(participants).values()
+    if len(sessions) < 2 or number < 1:
+        raise ValueError(f"{number} pairs of {len(sessions)} participants: at least one pair of two participants is needed")
+    total = len(participants) * (len(participants) - 1) // 2
+    of_one_person = sum(n * (n - 1) // 2 for n in sessions)
     pairs = []
-    for position in random.Random(seed).sample(range(total), min(number, total)):
+    for position in random.Random(seed).sample(range(total), min(number + of_one_person, total)):
         j = (1 + math.isqrt(1 + 8 * position)) // 2  # pairs counted (0, 1), (0, 2), (1, 2), (0, 3), ...
-        pairs.append((position - j * (j - 1) // 2, j))
-    return sorted(pairs)
+        i = position - j * (j - 1) // 2
+        if participants[i] != participants[j]:
+            pairs.append((i, j))
+    return sorted(pairs[:number])
 
 
 def multi_scale_ssim(size: Sequence[int]) -> MultiScaleSSIMMetric:
@@ -81,6 +93,10 @@ def mean_over_pairs(pairs: Sequence[tuple[int, int]], scores: np.ndarray) -> tup
 
     A volume is in many pairs, so they are not independent: the error comes from leaving out one volume after the other
     (jackknife; Arvesen 1969). It is NaN where some volume is in every pair.
+
+    Args:
+        pairs: numbers of volumes; of participants where some have several volumes, which then are left out together.
+        scores: (pairs,).
     """
     pairs, without = np.asarray(pairs), []
     for volume in np.unique(pairs):

@@ -19,6 +19,8 @@ def table_1(rows: Mapping[str, dict]) -> dict:
     lines = []
     for name, row in rows.items():
         n = f"{row['n'] // 2} + {row['n'] - row['n'] // 2}" if name == FLOOR else str(row["n"])
+        if row["participants"] < row["n"]:
+            n += f" of {row['participants']} participants"
         fid = _interval(row["fid_corrected"], row["fid_standard_error"])
         scores = [_interval(row[key]["mean"], row[key]["standard_error"]) for key in ("ms_ssim", "gradient_ssim")]
         lines.append([name, n, f"{row['fid']:.3g}", fid, str(row["pairs"]), *scores])

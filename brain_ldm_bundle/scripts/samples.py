@@ -21,7 +21,7 @@ from .intensities import histogram_distance, intensity_checks
 from .pairs import draw_pairs, mean_over_pairs, multi_scale_ssim, score_pairs
 from .sample_tables import FLOOR, SPLITS, further_distances, table_1, text
 from .sections import write_section
-from .volumes import BLUR_MM, Blurred, Repeated, Volumes, find_samples, refuse_few
+from .volumes import BLUR_MM, Blurred, Repeated, Volumes, count_participants, find_samples, halves, refuse_few
 
 __all__ = ["SampleEvaluation"]
 
@@ -42,6 +42,7 @@ class Described:
     checks: list[dict[str, float]]  # of each volume's intensities
     histograms: np.ndarray  # (n, 256): shares of grey values in the head
     mean: torch.Tensor  # (1, D, H, W)
+    participants: np.ndarray  # (n,): whom the volumes show
     pairs: list[tuple[int, int]]
     scores: np.ndarray  # (pairs, 2): MS-SSIM, 4-G-R-SSIM
 
@@ -99,7 +100,7 @@ class SampleEvaluation:
         generated, real, held_out, dimensions, extractor = self.check()
         reference = Volumes(real, self.preprocessing)
         volumes = {FLOOR: reference}
-        if len(held_out) > max(FEWEST_GENERATED, dimensions):
+        if count_participants(held_out) > max(FEWEST_GENERATED, dimensions):
             volumes[HELD_OUT] = Volumes(held_out, self.preprocessing)
         volumes |= {name: Volumes(items, self.sample_preprocessing) for name, items in generated.items()}
         volumes[BLUR] = Blurred(reference, self.spacing_mm)
@@ -128,7 +129,7 @@ class SampleEvaluation:
         names = (FLOOR, HELD_OUT, BLUR, MEAN)
         generated = find_samples(self.samples, self.spacing_mm, FEWEST_GENERATED, names, self.cache_file)
         real, held_out = self._real_scans()
-        dimensions = self._dimensions(len(real), [len(items) for items in generated.values()])
+        dimensions = self._dimensions(count_participants(real), [count_participants(items) for items in generated.values()])
         return generated, real, held_out, dimensions, self.make_extractor()
 
     def _real_scans(self) -> tuple[list[dict], list[dict]]:
@@ -141,7 +142,7 @@ class SampleEvaluation:
         return real, [item for item in everyone if item["participant_id"] not in chosen]
 
     def _dimensions(self, real: int, generated: Sequence[int]) -> int:
-        """Of covariances: as many as the smallest set allows, where half of the real scans is a set, too."""
+        """Of covariances: as many as the smallest set's participants allow; half of the real ones is a set, too."""
         smallest = min(real // 2, *generated)
         if self.feature_dimensions is not None and not 1 <= self.feature_dimensions < smallest:
             raise ValueError(
@@ -160,26 +161,29 @@ class SampleEvaluation:
             checks.append(numbers)
             histograms.append(shares)
             total = total + volume / len(volumes)
-        pairs = draw_pairs(len(volumes), self.pairs, self.seed)
+        participants = np.array([item["participant_id"] for item in volumes.items])
+        pairs = draw_pairs(participants, self.pairs, self.seed)
         return Described(
             check_features(np.stack(features), name),
             checks,
             np.stack(histograms),
             total.clamp(0, 1),
+            participants,
             pairs,
             score_pairs(volumes, pairs, self.device, name),
         )
 
     def _row(self, described: Described, reference: Described, space: FeatureSpace) -> dict:
-        row = {"n": len(described.features)}
+        people, person = np.unique(described.participants, return_inverse=True)
+        row = {"n": len(described.features), "participants": len(people)}
         if described is reference:
-            compared = [self._compare(reference, a, reference, b, space) for a, b in self._halves(row["n"])]
+            compared = [self._compare(reference, a, reference, b, space) for a, b in self._halves(reference)]
             row |= {key: float(np.mean([numbers[key] for numbers in compared])) for key in compared[0]}
         else:
             row |= self._compare(described, slice(None), reference, slice(None), space)
         row["pairs"] = len(described.pairs)
         for key, scores in zip(("ms_ssim", "gradient_ssim"), described.scores.T, strict=True):
-            mean, std, error = mean_over_pairs(described.pairs, scores)
+            mean, std, error = mean_over_pairs(person[np.array(described.pairs)], scores)
             row[key] = {"mean": mean, "std": std, "standard_error": None if math.isnan(error) else error}
         for key in described.checks[0]:
             row[key] = float(np.mean([numbers[key] for numbers in described.checks]))
@@ -189,11 +193,12 @@ class SampleEvaluation:
         self, a: Described, rows_a: np.ndarray | slice, b: Described, rows_b: np.ndarray | slice, space: FeatureSpace
     ) -> dict[str, float]:
         histograms = a.histograms[rows_a].mean(axis=0), b.histograms[rows_b].mean(axis=0)
-        return space.compare(a.features[rows_a], b.features[rows_b]) | {"histogram_distance": histogram_distance(*histograms)}
+        participants = a.participants[rows_a], b.participants[rows_b]
+        distances = space.compare(a.features[rows_a], b.features[rows_b], participants)
+        return distances | {"histogram_distance": histogram_distance(*histograms)}
 
-    def _halves(self, number: int) -> list[tuple[np.ndarray, np.ndarray]]:
-        orders = [np.random.default_rng([self.seed, split]).permutation(number) for split in range(SPLITS)]
-        return [(order[: number // 2], order[number // 2 :]) for order in orders]
+    def _halves(self, described: Described) -> list[tuple[np.ndarray, np.ndarray]]:
+        return [halves(described.participants, [self.seed, split]) for split in range(SPLITS)]
 
     def _write(self, volumes: Mapping[str, Dataset], described: Mapping[str, Described], result: dict, space: str) -> None:
         pair_lines = [["set", "first", "second", "ms_ssim", "gradient_ssim"]]

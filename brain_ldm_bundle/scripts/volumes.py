@@ -7,6 +7,7 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
 
 import nibabel as nib
+import numpy as np
 import torch
 from monai.transforms import GaussianSmooth
 from torch.utils.data import Dataset
@@ -15,7 +16,7 @@ from . import grid
 from .bids import find_volumes
 from .intensities import LEVELS, as_stored
 
-__all__ = ["Blurred", "Repeated", "Volumes", "find_samples", "refuse_few"]
+__all__ = ["Blurred", "Repeated", "Volumes", "count_participants", "find_samples", "halves", "refuse_few"]
 
 BLUR_MM = 8.0  # full width at half maximum
 
@@ -76,7 +77,7 @@ class Repeated(Dataset):
     """One volume three times: what a set looks like that has no diversity. More copies would not change a number."""
 
     def __init__(self, volume: torch.Tensor) -> None:
-        self.volume, self.items = volume, [{"image": "", "participant_id": "mean"}] * 3
+        self.volume, self.items = volume, [{"image": "", "participant_id": f"mean-{n}"} for n in (1, 2, 3)]
 
     def __len__(self) -> int:
         return len(self.items)
@@ -97,7 +98,7 @@ def find_samples(
     Args:
         samples: name to folder.
         spacing_mm: of the grid that they must lie on.
-        fewest: volumes of a set.
+        fewest: participants of a set.
         taken: names that no set may have.
         cache_file: of checked images, as `find_volumes`.
 
@@ -124,6 +125,18 @@ def find_samples(
     return found
 
 
+def halves(participants: Sequence[str], seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of a random half of the participants, and of the others: nobody is in both."""
+    people, person = np.unique(participants, return_inverse=True)
+    first = np.random.default_rng(seed).permutation(len(people))[: len(people) // 2]
+    chosen = np.isin(person, first)
+    return np.flatnonzero(chosen), np.flatnonzero(~chosen)
+
+
+def count_participants(items: Sequence[dict]) -> int:
+    return len({item["participant_id"] for item in items})
+
+
 def refuse_few(items: Sequence[dict], name: str, fewest: int) -> None:
-    if len(items) < fewest:
-        raise ValueError(f"{name}: {len(items)} volumes; at least {fewest} are needed for a distance of distributions")
+    if (people := count_participants(items)) < fewest:
+        raise ValueError(f"{name}: volumes of {people} participants; at least {fewest} are needed to compare distributions")
