@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from brain_ldm_bundle.scripts.sections import write_section
+from brain_ldm_bundle.scripts.files import write_json
+from brain_ldm_bundle.scripts.sections import drop_sections, write_section
 
 
 def test_a_section_keeps_its_tables_and_figures(tmp_path):
@@ -28,4 +29,19 @@ def test_a_section_keeps_its_tables_and_figures(tmp_path):
 def test_what_a_page_could_not_show_is_refused(tmp_path, name, tables, figures, message):
     with pytest.raises(ValueError, match=message):
         write_section(tmp_path / name, "Title", "Text", tables, figures)
+    assert not list(tmp_path.iterdir())
+
+
+def test_sections_are_dropped_by_name_and_others_stay(tmp_path):
+    for name in ("samples", "memorisation"):
+        write_section(tmp_path / f"{name}.section.json", "Title", "Text")
+    drop_sections(tmp_path, "samples", "reconstruction")
+    assert [path.name for path in tmp_path.iterdir()] == ["memorisation.section.json"]
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_json_with_a_number_that_json_does_not_know_is_refused(tmp_path, number):
+    """Python writes NaN, which no other reader takes."""
+    with pytest.raises(ValueError, match="scores.json: not written, it would hold a number that is NaN or infinite"):
+        write_json(tmp_path / "scores.json", {"ssim": {"mean": number}})
     assert not list(tmp_path.iterdir())

@@ -61,9 +61,17 @@ def atomic(path: str | Path) -> Iterator[BinaryIO]:
 
 
 def write_json(path: str | Path, content: dict) -> None:
-    """Indented UTF-8, by `atomic`."""
+    """Indented UTF-8, by `atomic`.
+
+    Raises:
+        ValueError: a number that is NaN or infinite, for which JSON has no word.
+    """
+    try:
+        text = json.dumps(content, indent=4, ensure_ascii=False, allow_nan=False)
+    except ValueError as error:
+        raise ValueError(f"{path}: not written, it would hold a number that is NaN or infinite") from error
     with atomic(path) as file:
-        file.write(f"{json.dumps(content, indent=4, ensure_ascii=False)}\n".encode())
+        file.write(f"{text}\n".encode())
 
 
 def sha256(path: str | Path) -> str:

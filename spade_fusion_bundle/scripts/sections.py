@@ -7,7 +7,7 @@ from pathlib import Path
 
 from .files import write_json
 
-__all__ = ["write_section"]
+__all__ = ["drop_sections", "write_section"]
 
 
 def write_section(
@@ -38,3 +38,12 @@ def write_section(
             raise ValueError(f"{path}: the figure {figure['file']} is not beside it")
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, {"title": title, "text": text, "tables": list(tables), "figures": list(figures)})
+
+
+def drop_sections(folder: str | Path, *names: str) -> None:
+    """Remove `NAME.section.json` of an earlier evaluation, so that none of another model stands beside the new ones.
+
+    To be called when nothing is left to refuse, before work starts: a run that ends early leaves no section.
+    """
+    for name in names:
+        (Path(folder) / f"{name}.section.json").unlink(missing_ok=True)
