@@ -3,6 +3,7 @@
 import gzip
 import json
 import shutil
+import warnings
 
 import nibabel as nib
 import numpy as np
@@ -425,3 +426,40 @@ def test_a_folder_without_volumes_or_with_damaged_ones_is_refused(dataset, tmp_p
     damaged.write_bytes(damaged.read_bytes()[:-20])
     with pytest.raises(ValueError, match=r"1 problems\):\n.*sub-05_T1w.nii.gz"):
         bids.find_volumes(dataset, SPACING_MM)
+
+
+def test_scans_are_known_again_wherever_they_lie(dataset, tmp_path):
+    data = bids.read_dataset(dataset, SCHEMA, SPACING_MM)
+    shutil.copytree(dataset, tmp_path / "moved")
+    moved = bids.read_dataset(tmp_path / "moved", SCHEMA, SPACING_MM)
+    known = bids.identities(data["training"])
+    assert known == bids.identities(moved["training"]) and len(known) == len(data["training"])
+    assert set(known).isdisjoint(bids.identities(moved["validation"]))
+    assert "sub" not in "".join(known)
+
+
+def test_a_split_other_than_the_trainings_is_noticed(dataset):
+    """Another --seed, and scans that were trained on passed as held out."""
+    data = bids.read_dataset(dataset, SCHEMA, SPACING_MM, seed=0)
+    recipe = {"seen": bids.identities(data["training"])}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        bids.check_split(data, recipe)
+    other = bids.read_dataset(dataset, SCHEMA, SPACING_MM, seed=1)
+    assert other["validation"] != data["validation"]
+    with pytest.raises(ValueError, match="scans in the split 'validation', such as .*, were trained on. Share out as .*--seed"):
+        bids.check_split(other, recipe)
+    fewer = {"training": [*data["training"], *data["validation"]], "validation": [], "test": []}
+    with pytest.warns(UserWarning, match=f"{len(data['validation'])} of .* 'training', such as .*, are not those"):
+        bids.check_split(fewer, recipe)
+    with pytest.warns(UserWarning, match="the weights do not say which scans they were trained on"):
+        bids.check_split(other, {})
+
+
+def test_what_weights_have_seen_stays_seen_when_they_are_trained_further(dataset, tmp_path):
+    data = bids.read_dataset(dataset, SCHEMA, SPACING_MM)
+    recipe = {"seen": bids.identities(data["training"][:2])}
+    state = {"_extra_state": torch.tensor(list(json.dumps(recipe).encode()), dtype=torch.uint8)}
+    torch.save(state, tmp_path / "model.pt")
+    further = bids.identities(data["training"][5:], tmp_path / "model.pt")
+    assert further == sorted(recipe["seen"] + bids.identities(data["training"][5:]))

@@ -7,6 +7,7 @@ import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from brain_ldm_bundle.scripts import reconstruction
+from brain_ldm_bundle.scripts.bids import identities
 
 
 def scored(tmp_path, name, pairs):
@@ -37,12 +38,14 @@ def test_the_summary_gives_mean_and_spread_of_both(tmp_path):
     image = torch.full((1, 1, 12, 13, 14), 0.5)
     scored(tmp_path, "reconstruction", [(image + 0.1, image), (image + 0.3, image)])
     scored(tmp_path, "mean_image", [(image + 0.4, image)])
-    summary = reconstruction.summarise(tmp_path)
+    summary = reconstruction.summarise(tmp_path, "validation", {"seen": []})
     assert summary == json.loads((tmp_path / "reconstruction.json").read_text())
     assert summary["reconstruction"]["n"] == 2 and summary["mean_image"]["n"] == 1
     assert summary["reconstruction"]["l1"]["mean"] == pytest.approx(0.2, abs=1e-5)
     assert summary["reconstruction"]["l1"]["std"] == pytest.approx(0.1, abs=1e-5)
-    (table,) = json.loads((tmp_path / "reconstruction.section.json").read_text())["tables"]
+    section = json.loads((tmp_path / "reconstruction.section.json").read_text())
+    assert "the scans of the split validation, which chose its best epoch;" in section["text"]
+    (table,) = section["tables"]
     l1 = {row[0]: row[-1] for row in table["rows"]}
     assert l1["autoencoder"] == "0.2 ± 0.1 [0.004, 0.396]"
     assert l1["trivial answer: the mean training scan"] == "0.4"  # one scan has no spread
@@ -58,4 +61,23 @@ def test_the_trivial_answer_is_the_mean_training_scan_for_everyone():
 
 def test_an_empty_split_is_refused_with_what_there_is():
     with pytest.raises(ValueError, match=r"no scans in the split 'test' \(training: 1, test: 0\). Choose another with --split"):
-        reconstruction.held_out({"training": [{}], "test": []}, "test")
+        reconstruction.held_out({"training": [{}], "test": []}, "test", {})
+
+
+def test_scans_that_were_trained_on_are_scored_as_such_or_not_at_all(tmp_path):
+    """Those of a split other than the training's used to pass as held out."""
+    (tmp_path / "a_T1w.nii.gz").write_bytes(bytes(5))
+    item = {"image": str(tmp_path / "a_T1w.nii.gz")}
+    recipe = {"seen": identities([item])}
+    assert reconstruction.held_out({"training": [item]}, "training", recipe) == [item]
+    with pytest.raises(ValueError, match="1 of 1 scans in the split 'test', such as .*a_T1w.nii.gz, were trained on"):
+        reconstruction.held_out({"test": [item]}, "test", recipe)
+
+
+@pytest.mark.parametrize("value", [float("nan"), 0.5])
+def test_scores_that_are_no_numbers_are_refused_by_scan(tmp_path, value):
+    """One NaN of three scans ended as "nan ± nan"; where both are the same, PSNR is infinite."""
+    image = torch.full((1, 1, 12, 13, 14), 0.5)
+    with pytest.raises(ValueError, match="1.nii.gz: SSIM, PSNR and L1 are .*. The network's answer is not finite"):
+        scored(tmp_path, "reconstruction", [(image + 0.1, image), (torch.full_like(image, value), image)])
+    assert not list(tmp_path.iterdir())

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import re
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -173,9 +175,12 @@ def test_it_beats_the_mean_where_the_volumes_show_the_answer(regressor, dataset_
         stretch_intensities=True,
     )
     summary = json.loads((tmp_path / "output" / "regressor.json").read_text())
+    assert summary["training_scans"] == 24
     ventricles = summary["covariates"]["ventricles_ml"]
     assert ventricles["n"] == 8 and ventricles["r"] > 0.8 and ventricles["mae"] < 0.6 * ventricles["mae_trivial"]
     section = json.loads((tmp_path / "output" / "regressor.section.json").read_text())
+    assert "the split validation, which chose its best epoch, against" in section["text"]
+    assert "It was trained on 24 scans" in section["text"]
     assert "8" in section["tables"][0]["rows"][0] and (tmp_path / "output" / section["figures"][0]["file"]).is_file()
     (row,) = csv.DictReader(predictions.open(), delimiter="\t")
     assert list(row) == ["participant_id", "sex", "age", "ventricles_ml", "brain_normalised_ml"]
@@ -209,3 +214,16 @@ def test_nothing_to_predict_and_unknown_overrides_are_refused_before_any_work(re
         regressor("training", dataset_dir)
     assert "no setting is called 'regressor_epoch'" in chain(error) and "'regressor_epochs'" in chain(error)
     assert not (tmp_path / "models").exists()
+
+
+def test_scans_that_a_regressor_was_trained_on_are_no_test_of_it(regressor, dataset_dir, tmp_path):
+    """Another split than training's went unnoticed."""
+    models = regressor("training", dataset_dir)
+    table = (dataset_dir / "participants.tsv").read_text()
+    shutil.copytree(dataset_dir, tmp_path / "other")
+    (tmp_path / "other" / "participants.tsv").write_text(re.sub("train$", "test", table, count=12, flags=re.MULTILINE))
+    with pytest.raises(Exception) as error:
+        regressor("evaluating", tmp_path / "other")
+    assert "12 of 12 scans in the split 'test'" in chain(error) and "were trained on" in chain(error)
+    assert len(regression.load_regressor(models / "regressor.pt", tiny.SPACING_MM).recipe["seen"]) == 24
+    assert not (tmp_path / "output" / "regressor.json").exists()

@@ -13,6 +13,7 @@ from monai.inferers import Inferer
 from monai.metrics import PSNRMetric, SSIMMetric
 from tqdm import tqdm
 
+from .bids import refuse_seen, what_training_knew
 from .files import atomic, write_json
 from .sections import write_section
 
@@ -32,15 +33,17 @@ def needs(model_file: str | Path) -> None:
         )
 
 
-def held_out(data: Mapping[str, list[dict]], split: str) -> list[dict]:
-    """The items of a split.
+def held_out(data: Mapping[str, list[dict]], split: str, recipe: Mapping) -> list[dict]:
+    """The items of a split, that the weights of `recipe` were not trained on unless the split is that of training.
 
     Raises:
-        ValueError: an empty one, with what there is.
+        ValueError: an empty one, with what there is; or one with scans that were trained on.
     """
     if not data.get(split):
         counts = ", ".join(f"{name}: {len(items)}" for name, items in data.items())
         raise ValueError(f"no scans in the split {split!r} ({counts}). Choose another with --split")
+    if split != "training":
+        refuse_seen(data[split], recipe, split)
     return data[split]
 
 
@@ -82,7 +85,14 @@ class Scores:
         prediction, image = (engine.state.output[key].float() for key in ("pred", "label"))
         values = (self.ssim(prediction, image), self.psnr(prediction, image), (prediction - image).abs().mean())
         item = self.items[len(self.rows)]
-        self.rows.append([item["participant_id"], item["image"], *(f"{float(value):.5f}" for value in values)])
+        values = [float(value) for value in values]
+        if not all(map(math.isfinite, values)):
+            found = ", ".join(f"{value:g}" for value in values)
+            raise ValueError(
+                f"{item['image']}: SSIM, PSNR and L1 are {found}. The network's answer is not finite (train it again with a "
+                f"lower learning rate), or equals the scan"
+            )
+        self.rows.append([item["participant_id"], item["image"], *(f"{value:.5f}" for value in values)])
 
     def _write(self, engine: Engine) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -91,9 +101,14 @@ class Scores:
             file.write("".join("\t".join(line) + "\n" for line in lines).encode())
 
 
-def summarise(output_dir: str | Path) -> dict:
+def summarise(output_dir: str | Path, split: str, recipe: Mapping) -> dict:
     """Mean and standard deviation over the scans, for the autoencoder and the mean image; printed, and kept for programs
-    (reconstruction.json) and readers (reconstruction.section.json)."""
+    (reconstruction.json) and readers (reconstruction.section.json).
+
+    Args:
+        split: of the scans.
+        recipe: of the model, to say whether it knew them.
+    """
     output_dir, summary = Path(output_dir), {}
     for name in ("reconstruction", "mean_image"):
         with open(output_dir / f"{name}.tsv", newline="") as file:
@@ -112,9 +127,9 @@ def summarise(output_dir: str | Path) -> dict:
         ],
     }
     text = (
-        "What the autoencoder keeps of scans that it never saw; samples of a diffusion model on its latents lack what it "
-        "loses. SSIM (Wang et al. 2004, in three dimensions, Gaussian window of 11 voxels, sigma 1.5), PSNR and mean absolute "
-        "error of the whole volume, intensities 0 to 1."
+        f"What the autoencoder keeps of the scans of the split {split}, {what_training_knew(split, recipe)}; samples of a "
+        f"diffusion model on its latents lack what it loses. SSIM (Wang et al. 2004, in three dimensions, Gaussian window of "
+        f"11 voxels, sigma 1.5), PSNR and mean absolute error of the whole volume, intensities 0 to 1."
     )
     write_section(output_dir / "reconstruction.section.json", "Reconstruction", text, [table])
     return summary

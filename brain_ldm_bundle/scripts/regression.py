@@ -11,6 +11,7 @@ import torch
 from ignite.engine import Engine, Events
 from scipy import stats
 
+from .bids import what_training_knew
 from .covariates import NULL, Covariate, CovariateSchema
 from .files import atomic, sha256, write_json
 from .networks import Regressor
@@ -226,10 +227,12 @@ def summarise(
                 pairs[f"{covariate.name}{covariate._in_unit()}"] = (truth, predicted)
         except ValueError as error:
             raise ValueError(f"{covariate.name} in the split {split!r}: {error}") from error
-    summary = {"split": split, "training_scans": len(data["training"]), "weights_sha256": sha256(model_file)}
+    recipe = read_recipe(model_file)
+    trained = len(recipe["seen"]) if "seen" in recipe else None
+    summary = {"split": split, "training_scans": trained, "weights_sha256": sha256(model_file)}
     write_json(output_dir / "regressor.json", summary | {"covariates": scores})
     _draw(output_dir / "regressor.png", pairs)
-    _write_section(output_dir, summary, scores, schema)
+    _write_section(output_dir, summary, scores, schema, what_training_knew(split, recipe))
     return summary | {"covariates": scores}
 
 
@@ -245,7 +248,9 @@ def _draw(path: Path, pairs: Mapping[str, tuple[Sequence[float], Sequence[float]
         figure.savefig(file, format="png", dpi=100)
 
 
-def _write_section(output_dir: Path, summary: Mapping, scores: Mapping[str, Mapping], schema: CovariateSchema) -> None:
+def _write_section(
+    output_dir: Path, summary: Mapping, scores: Mapping[str, Mapping], schema: CovariateSchema, known: str
+) -> None:
     header = ["", "n", "r [95 %]", "slope", "bias", "mean absolute error", "always the training mean"]
     quantities, categories = [], []
     for covariate in schema.covariates:
@@ -264,15 +269,16 @@ def _write_section(output_dir: Path, summary: Mapping, scores: Mapping[str, Mapp
     tables = [{"header": header, "rows": quantities}] if quantities else []
     if categories:
         tables.append({"header": ["", "n", "right [95 %]", "most frequent of training"], "rows": categories})
+    trained = summary["training_scans"]
     write_section(
         output_dir / "regressor.section.json",
         "The regressor's own accuracy",
-        f"Covariates that a 3-D CNN (after Cole et al. 2017) reads from the real scans of the split {summary['split']}, which "
-        f"it never saw, against their table. It was trained on {summary['training_scans']} scans. What it reads from "
-        f"generated volumes can be no better than this.\n\nr: Pearson's, interval by Fisher's z. Slope: of predicted on true "
-        f"values; below 1 where it leans to the mean. Bias: predicted - true. For sex and other categories: the share that "
-        f"is right, Wilson's interval. Pinaya et al. 2022 report r = 0.692 for age, requested against predicted, in "
-        f"generated volumes of UK Biobank.",
+        f"Covariates that a 3-D CNN (after Cole et al. 2017) reads from the real scans of the split {summary['split']}, "
+        f"{known}, against their table. {f'It was trained on {trained} scans. ' if trained else ''}What it reads from "
+        f"generated volumes can be no better than on new scans.\n\n"
+        "r: Pearson's, interval by Fisher's z. Slope: of predicted on true values; below 1 where it leans to the mean. Bias: "
+        "predicted - true. For sex and other categories: the share that is right, Wilson's interval. Pinaya et al. 2022 report "
+        "r = 0.692 for age, requested against predicted, in generated volumes of UK Biobank.",
         tables,
         [{"file": "regressor.png", "caption": "Predicted against true values; the line is equality."}] if quantities else [],
     )

@@ -1,0 +1,74 @@
+"""The parts of configs/evaluate.json together: what they refuse, and what stands beside each other afterwards."""
+
+import re
+import shutil
+
+import pytest
+import tiny
+import torch
+from monai.bundle import run
+from test_resume import chain
+
+from brain_ldm_bundle.scripts.bids import identities
+from brain_ldm_bundle.scripts.weights import read_recipe
+
+
+@pytest.fixture(scope="module")
+def dataset_dir(tmp_path_factory):
+    return tiny.write_dataset(tmp_path_factory.mktemp("blobs"))
+
+
+@pytest.fixture
+def evaluate(bundle, dataset_dir, tmp_path):
+    """Train in a folder; a function that runs a run id of evaluate.json there comes back."""
+    tiny.train(dataset_dir, tmp_path)
+
+    def run_one(run_id, dataset_dir=dataset_dir, **settings):
+        places = tiny.places(dataset_dir, tmp_path)
+        run(run_id, config_file="configs/evaluate.json", **places | {"use_device": "cpu", "split": "validation"} | settings)
+
+    return run_one
+
+
+def scans(folder, numbers):
+    names = [f"sub-{number:04d}" for number in numbers]
+    return [{"image": str(folder / name / "anat" / f"{name}_T1w.nii.gz")} for name in names]
+
+
+def sections(folder):
+    return {path.name for path in folder.glob("*.section.json")}
+
+
+def test_every_part_refuses_a_split_other_than_the_trainings(evaluate, dataset_dir, tmp_path):
+    """`evaluating` with another --seed scored scans that were trained on as held out."""
+    assert read_recipe(tmp_path / "models" / "model.pt")["seen"] == identities(scans(dataset_dir, range(1, 7)))
+    other = shutil.copytree(dataset_dir, tmp_path / "other")
+    (other / "participants.tsv").write_text(
+        re.sub("train$", "validation", (other / "participants.tsv").read_text(), count=3, flags=re.MULTILINE)
+    )
+    for run_id, settings in (
+        ("evaluating", {}),
+        ("evaluating_reconstruction", {}),
+        ("evaluating_samples", {"samples": {"LDM": str(dataset_dir)}}),
+        ("auditing", {"audited_dir": str(dataset_dir)}),
+        ("evaluating", {"split": "training", "audited_dir": str(dataset_dir)}),
+    ):
+        with pytest.raises(Exception) as error:
+            evaluate(run_id, other, **settings)
+        assert "3 of 5 scans in the split 'validation', such as" in chain(error), run_id
+        assert "were trained on. Share out as training did" in chain(error), run_id
+    assert not sections(tmp_path / "output")
+
+
+def test_no_section_of_an_earlier_model_stands_beside_the_new_ones(evaluate, tmp_path):
+    """The page showed the "passed" audit of another model; and old numbers after a run that had failed."""
+    output = tmp_path / "output"
+    for name in ("samples", "memorisation", "conditioning"):
+        (output / f"{name}.section.json").write_text("{}")
+    evaluate("evaluating")
+    assert sections(output) == {"reconstruction.section.json", "conditioning.section.json"}
+    torch.save({}, tmp_path / "models" / "autoencoder.pt")
+    with pytest.raises(Exception) as error:
+        evaluate("evaluating_reconstruction")
+    assert "autoencoder.pt" in chain(error)
+    assert sections(output) == {"conditioning.section.json"}
