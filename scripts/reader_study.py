@@ -1,6 +1,7 @@
 """Reader study: do people take synthetic slices for real ones, and how do they rate them?
 
-    python scripts/reader_study.py make --real DIR --synthetic DIR --output STUDY_DIR [--slices 60] [--repeats 0.1] [--seed 0]
+    python scripts/reader_study.py make --real DIR [--split test] --synthetic DIR --output STUDY_DIR
+        [--slices 60] [--repeats 0.1] [--seed 0]
     python scripts/reader_study.py score STUDY_DIR/key/key.tsv results1.tsv [results2.tsv ...] --output DIR [--partial]
 
 `make` writes STUDY_DIR/page/reader_study.html, one file that opens in any browser, without a network: random slices of real and
@@ -9,8 +10,9 @@ good) to 5 (very poor) and guess whether it is real, by keys or mouse; answers s
 file. STUDY_DIR/key/key.tsv says which item is what: keep it to yourself.
 
 All volumes must lie on one grid, prepared in the same way, such as by prepare_data.py: otherwise resolution and field of view
-would give the answer away. The background counts, too: where it is empty in one kind and noisy in the other, people will see
-it; give both without it, or the brain alone, if the brain is to be judged. Give real scans that the model was not trained on.
+would give the answer away. Air is drawn black in both kinds, by the head that each volume shows, since it is noisy in scans and
+empty in many synthetic volumes: air is not judged. Where the kinds show different parts of the head, such as brains and heads,
+the study is refused. Give real scans that the model was not trained on: `--split test` takes those of participants.tsv.
 
 `score` unblinds the files of the readers: frequency chart of the ratings, means with intervals, agreement between and within
 readers (weighted kappa), guesses with an exact interval; after Figure 4C of Ayaz et al. 2022. reader_study.section.json is for
@@ -23,7 +25,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from reader_study_make import make_study
+from reader_study_make import make_study, read_splits
 from reader_study_score import read_key, read_results, score, unblind, write_scores
 
 
@@ -32,6 +34,7 @@ def main() -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     make = commands.add_parser("make", help="write the page for the readers, and its key")
     make.add_argument("--real", type=Path, nargs="+", required=True, metavar="DIR", help="folders or files of real volumes")
+    make.add_argument("--split", metavar="NAME", help="take only this split of participants.tsv in --real, such as test")
     make.add_argument("--synthetic", type=Path, nargs="+", required=True, metavar="DIR", help="of synthetic ones, same grid")
     make.add_argument("--output", type=Path, required=True, metavar="STUDY_DIR", help="folder of this study")
     make.add_argument("--slices", type=int, default=60, help="different slices, a multiple of 6 (default 60)")
@@ -46,7 +49,10 @@ def main() -> int:
     arguments = parser.parse_args()
 
     if arguments.command == "make":
-        settings = (arguments.slices, arguments.repeats, arguments.seed)
+        for folder in arguments.real:
+            if arguments.split is None and len(set(read_splits(folder).values())) > 1:
+                print(f"{folder}: scans of all splits are shown, also those of training. Add --split test", file=sys.stderr)
+        settings = (arguments.slices, arguments.repeats, arguments.seed, arguments.split)
         page, key = make_study(arguments.real, arguments.synthetic, arguments.output, *settings)
         print(
             f"{page}: for the readers, opens in a browser ({page.stat().st_size / 1e6:.1f} MB)\n{key}: the answers, keep them"

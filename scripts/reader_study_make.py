@@ -7,7 +7,7 @@ import hashlib
 import io
 import json
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,15 +16,20 @@ import numpy as np
 import pandas as pd
 from nibabel.filebasedimages import ImageFileError
 from PIL import Image
+from scipy import ndimage
 from section import write_whole
 from skimage.filters import threshold_otsu
+from sklearn.metrics import roc_auc_score
 
 DIRECTIONS = {"sagittal": 0, "coronal": 1, "axial": 2}  # axis of a volume in RAS order
 KINDS = ("real", "synthetic")
 KEY_COLUMNS = ["study", "position", "item", "kind", "direction", "file", "slice", "repeat_of"]
-WINDOW_PERCENTILES = (0.5, 99.8)  # of a volume's voxels, drawn black and white (chosen)
+# Of the voxels of a head, drawn black and white (chosen). SPADE writes 0 where a label map has no label, also within the head,
+# which is 1.3 to 1.6 % of it in the demo; scans have noise there. Black is more than that in both.
+WINDOW_PERCENTILES = (2.0, 99.8)
 LEAST_AREA = 0.5  # of the head's largest cross-section in this direction: no slices through skin and neck alone (chosen)
 LEAST_COMMON_VIEW = 0.6  # of each side of each volume that the common field of view must hold
+MOST_TELLING = 0.95  # area under the ROC curve of the share of black, by which the kinds could be told apart (chosen)
 PAGE = Path(__file__).with_name("reader_study_page")
 
 
@@ -55,12 +60,14 @@ class Item:
 # --- Volumes -------------------------------------------------------------------------------------------------------
 
 
-def find_volumes(sources: Iterable[Path], kind: str) -> list[Volume]:
+def find_volumes(sources: Iterable[Path], kind: str, split: str | None = None) -> list[Volume]:
     """The T1w volumes of files and folders: of a data set, of one subject, or else all *.nii[.gz] that lie in a folder.
+
+    With a split, such as "test", the sources are BIDS data sets, and only the participants of that split are taken.
 
     Raises:
         FileNotFoundError: nothing there.
-        ValueError: a file that is no 3-D volume, or the same volume twice.
+        ValueError: a file that is no 3-D volume, or a split that the data set does not have.
     """
     paths = []
     for source in map(Path, sources):
@@ -69,12 +76,37 @@ def find_volumes(sources: Iterable[Path], kind: str) -> list[Volume]:
             inside = next(filter(None, (sorted(source.glob(pattern)) for pattern in patterns)), [])
             if not inside:
                 raise FileNotFoundError(f"{source}: no *_T1w.nii.gz below it and no *.nii.gz in it")
-            paths += inside
-        elif source.is_file():
+            paths += inside if split is None else _of_split(inside, source, split)
+        elif source.is_file() and split is None:
             paths.append(source)
+        elif source.is_file():
+            raise ValueError(f"{source}: --split {split} takes folders with participants.tsv, this is a file")
         else:
             raise FileNotFoundError(f"{source}: no such file or folder of {kind} volumes")
     return [_survey(path, kind) for path in paths]
+
+
+def read_splits(folder: Path) -> dict[str, str]:
+    """The split of each participant_id of a data set; empty where participants.tsv is absent or has no such column."""
+    table = folder / "participants.tsv"
+    if not table.is_file():
+        return {}
+    rows = pd.read_csv(table, sep="\t", dtype=str, keep_default_na=False)
+    return dict(zip(rows["participant_id"], rows["split"])) if {"participant_id", "split"} <= set(rows) else {}
+
+
+def _of_split(paths: Sequence[Path], folder: Path, split: str) -> list[Path]:
+    splits = read_splits(folder)
+    if not splits:
+        raise ValueError(
+            f"{folder / 'participants.tsv'}: no such table with participant_id and split, by which to take {split!r}"
+        )
+    if split not in splits.values():
+        raise ValueError(f"{folder / 'participants.tsv'}: no split {split!r}, but {', '.join(sorted(set(splits.values())))}")
+    taken = [path for path in paths if splits.get(path.relative_to(folder).parts[0]) == split]
+    if not taken:
+        raise FileNotFoundError(f"{folder}: no T1w of the split {split!r}, though participants.tsv has it")
+    return taken
 
 
 def _survey(path: Path, kind: str) -> Volume:
@@ -128,9 +160,10 @@ def _listed(numbers: Sequence[float]) -> str:
 
 
 def read_windowed(volume: Volume, view: Sequence[int]) -> np.ndarray:
-    """The voxels of a volume in RAS order, `view` of them around the head, windowed to [0, 1] by percentiles of its own.
+    """A volume in RAS order, `view` voxels around the head, air black, windowed to [0, 1] by percentiles of the head itself.
 
     Never interpolated. Where a volume is larger than the view, the view is centred on the head and stays inside the volume.
+    Air is noisy in scans and exactly 0 in volumes of SPADE: it would tell them apart, so it is not shown.
 
     Raises:
         ValueError: damaged, NaN, or constant.
@@ -144,24 +177,33 @@ def read_windowed(volume: Volume, view: Sequence[int]) -> np.ndarray:
         raise ValueError(f"{volume.path}: {np.size(values) - np.isfinite(values).sum()} voxels are NaN or infinite")
     if values.min() == values.max():
         raise ValueError(f"{volume.path}: every voxel is {values.min():g}")
+    head = find_head(values)
+    black, white = np.percentile(values[head], WINDOW_PERCENTILES)
+    if black == white:
+        raise ValueError(f"{volume.path}: the {head.sum()} voxels of its head are {black:g}; there is nothing to show")
     corner = []
     for axis, size in enumerate(view):
-        inside = np.flatnonzero(head_areas(values, axis))
+        inside = np.flatnonzero(head.any(tuple(other for other in range(3) if other != axis)))
         centre = (inside[0] + inside[-1] + 1) / 2
         corner.append(int(np.clip(round(centre - size / 2), 0, values.shape[axis] - size)))
-    values = values[tuple(slice(low, low + size) for low, size in zip(corner, view))]
-    black, white = np.percentile(values, WINDOW_PERCENTILES)
-    if black == white:
-        raise ValueError(f"{volume.path}: nearly every voxel is {black:g}; there is nothing to show")
-    return ((values - black) / (white - black)).clip(0, 1)
+    values = np.where(head, (values - black) / (white - black), 0).clip(0, 1)
+    return values[tuple(slice(low, low + size) for low, size in zip(corner, view))]
 
 
-def head_areas(values: np.ndarray, axis: int) -> np.ndarray:
-    """Voxels of the head in each slice across `axis`: above the threshold of Otsu 1979."""
-    return (values > threshold_otsu(values)).sum(tuple(other for other in range(3) if other != axis))
+def find_head(values: np.ndarray) -> np.ndarray:
+    """The largest part of what is above the threshold of Otsu 1979, its holes filled in axial planes, in RAS order.
+
+    Skull and ventricles belong to the head; in three dimensions the neck, where the volume ends, would open them.
+    """
+    filled = ndimage.binary_fill_holes(values > threshold_otsu(values), ndimage.generate_binary_structure(2, 1)[..., None])
+    filled |= ndimage.binary_closing(filled, np.ones((1, 1, 3)))  # single planes whose scalp has a gap
+    parts, _ = ndimage.label(filled)
+    return parts == 1 + np.bincount(parts.ravel())[1:].argmax()
 
 
-# --- The choice of slices ------------------------------------------------------------------------------------------
+def shown_areas(values: np.ndarray, axis: int) -> np.ndarray:
+    """Voxels in each slice across `axis` that are not black."""
+    return (values > 0).sum(tuple(other for other in range(3) if other != axis))
 
 
 def choose(volumes: Sequence[Volume], slices: int, rng: np.random.Generator) -> list[Item]:
@@ -188,24 +230,47 @@ def cut(items: Sequence[Item], view: Sequence[int], rng: np.random.Generator) ->
     """Find the slice of each item and make its picture, reading each volume once.
 
     Raises:
-        ValueError: a volume that cannot be shown, or has not enough slices through the head.
+        ValueError: a volume that cannot be shown, or has not enough slices through the head; kinds that show different parts
+            of the head, so that the share of black tells them apart.
     """
+    black = {(name, kind): [] for name in DIRECTIONS for kind in KINDS}
     for digest in dict.fromkeys(item.volume.digest for item in items):
         own = [item for item in items if item.volume.digest == digest]
         values = read_windowed(own[0].volume, view)
+        areas = {axis: shown_areas(values, axis) for axis in DIRECTIONS.values()}
+        thick = {axis: np.flatnonzero(area >= LEAST_AREA * area.max()) for axis, area in areas.items()}
+        for name, axis in DIRECTIONS.items():
+            black[name, own[0].volume.kind] += [1 - areas[axis][k] * view[axis] / values.size for k in thick[axis]]
         taken = set()
         for item in sorted(own, key=lambda item: item.repeat_of is not None):
             axis = DIRECTIONS[item.direction]
             if item.repeat_of:
                 item.slice = item.repeat_of.slice
             else:
-                areas = head_areas(values, axis)
-                usable = [int(k) for k in np.flatnonzero(areas >= LEAST_AREA * areas.max()) if (axis, k) not in taken]
+                usable = [int(k) for k in thick[axis] if (axis, k) not in taken]
                 if not usable:
                     raise ValueError(f"{item.volume.path}: no {item.direction} slice left. Give more volumes or fewer --slices")
                 item.slice = usable[min(int(item.at * len(usable)), len(usable) - 1)]
                 taken.add((axis, item.slice))
             item.png = picture(values, axis, item.slice, rng)
+    _refuse_telling_black(black)
+
+
+def _refuse_telling_black(black: Mapping[tuple[str, str], Sequence[float]]) -> None:
+    """Refuse kinds whose slices are told apart by the share of black alone, such as heads and brains.
+
+    Args:
+        black: shares of all slices that could be shown, by direction and kind.
+    """
+    for name in DIRECTIONS:
+        real, synthetic = (black[name, kind] for kind in KINDS)
+        area = roc_auc_score([0] * len(real) + [1] * len(synthetic), [*real, *synthetic])
+        if max(area, 1 - area) > MOST_TELLING:
+            raise ValueError(
+                f"{100 * np.mean(real):.0f} % of the {name} slices of real volumes are black, but "
+                f"{100 * np.mean(synthetic):.0f} % of synthetic ones: readers would tell them apart by that. Do both show the "
+                "whole head? Synthetic volumes of label maps that hold the brain alone need real scans without the skull"
+            )
 
 
 def picture(values: np.ndarray, axis: int, index: int, rng: np.random.Generator) -> bytes:
@@ -243,7 +308,13 @@ def order(items: Sequence[Item], repeats: int, rng: np.random.Generator) -> list
 
 
 def make_study(
-    real: Sequence[Path], synthetic: Sequence[Path], output: Path, slices: int = 60, repeats: float = 0.1, seed: int = 0
+    real: Sequence[Path],
+    synthetic: Sequence[Path],
+    output: Path,
+    slices: int = 60,
+    repeats: float = 0.1,
+    seed: int = 0,
+    split: str | None = None,
 ) -> tuple[Path, Path]:
     """Write `page/reader_study.html` for the readers and `key/key.tsv` for the one who scores them.
 
@@ -256,6 +327,7 @@ def make_study(
         slices: shown once, a multiple of 6: two kinds, three directions.
         repeats: which share of them is shown a second time, up to a half.
         seed: of all choices.
+        split: of participants.tsv in the folders of real volumes, such as "test"; None takes all.
 
     Returns:
         The page and the key.
@@ -270,7 +342,7 @@ def make_study(
         raise ValueError(f"--slices must be a multiple of {cells} (two kinds, three directions), got {slices}. Take {near}")
     if not 0 <= repeats <= 0.5:
         raise ValueError(f"--repeats is a share of the slices, 0 to 0.5, got {repeats:g}")
-    volumes = [*find_volumes(real, "real"), *find_volumes(synthetic, "synthetic")]
+    volumes = [*find_volumes(real, "real", split), *find_volumes(synthetic, "synthetic")]
     view = common_view(volumes)
 
     content = sorted((volume.kind, volume.digest) for volume in volumes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import itertools
 import math
@@ -54,7 +55,8 @@ def read_results(path: Path, key: pd.DataFrame, partial: bool = False) -> pd.Dat
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such results")
-    table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    # The page does not quote: a quotation mark is a part of a name.
+    table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False, encoding="utf-8-sig", quoting=csv.QUOTE_NONE)
     if list(table.columns) != COLUMNS:
         raise ValueError(f"{path}: expected columns {', '.join(COLUMNS)}, got {', '.join(table.columns)}")
     study, row_of = key["study"].iloc[0], {}
@@ -154,7 +156,8 @@ def score(key: pd.DataFrame, answers: pd.DataFrame, seed: int = 0) -> dict:
         "ratings": for all directions and each, n answers by kind, mean rating by kind and their difference, with intervals;
         "frequencies": answers by direction, kind and rating; "inter_reader": kappa of each pair of readers; "intra_reader":
         for each reader kappa and share of equal ratings on repeats; "guesses": for each reader accuracy with its exact
-        interval (Clopper and Pearson 1934), and p against chance; "accuracy_of_all": of all readers together.
+        interval (Clopper and Pearson 1934) and p against chance, both as if slices were independent, and with the interval
+        of the bootstrap of volumes; "accuracy_of_all": of all readers together.
     """
     rng = np.random.default_rng(seed)
     readers = sorted(answers["reader"].unique())
@@ -207,14 +210,19 @@ def score(key: pd.DataFrame, answers: pd.DataFrame, seed: int = 0) -> dict:
             equal = (first_time[pairs, i] == second_time[pairs, i]).sum()
             own = estimate(lambda rows, i=i: kappa(first_time[rows, i], second_time[rows, i]), again, rng)
             numbers["intra_reader"].append({"reader": reader, "n": int(pairs.sum()), "equal": int(equal), "kappa": own})
-        numbers["guesses"].append({"reader": reader} | guesses(once[once["reader"] == reader]))
+        numbers["guesses"].append({"reader": reader} | guesses(once[once["reader"] == reader], rng))
     numbers["accuracy_of_all"] = estimate(lambda rows: float(np.nanmean(correct[rows])), items, rng)
     return numbers
 
 
-def guesses(answers: pd.DataFrame) -> dict:
-    """How often one reader told real from synthetic: exact binomial interval and two-sided p against one half."""
-    right, n = int(answers["correct"].sum()), len(answers)
+def guesses(answers: pd.DataFrame, rng: np.random.Generator) -> dict:
+    """How often one reader told real from synthetic: exact binomial interval and two-sided p against one half.
+
+    These take slices as independent, while slices of one volume are alike; "by_volumes" has the bootstrap of volumes. That one
+    is too narrow with few volumes, and has no width where all guesses are right (or wrong), hence both.
+    """
+    correct = answers["correct"].to_numpy()
+    right, n = int(correct.sum()), len(correct)
     test = stats.binomtest(right, n, 0.5)
     exact = test.proportion_ci(0.95, method="exact")
     by_kind = answers.groupby("kind")["correct"].agg(["sum", "count"])
@@ -222,6 +230,7 @@ def guesses(answers: pd.DataFrame) -> dict:
         "n": n,
         "right": right,
         "accuracy": {"value": right / n, "low": float(exact.low), "high": float(exact.high)},
+        "by_volumes": estimate(lambda rows: correct[rows].mean(), answers, rng),
         "p": float(test.pvalue),
         "right_of": {kind: [int(by_kind["sum"].get(kind, 0)), int(by_kind["count"].get(kind, 0))] for kind in KINDS},
         "trivial": float(answers["kind"].value_counts(normalize=True).max()),
@@ -254,7 +263,7 @@ def draw(numbers: dict) -> bytes:
         axes.plot([100 * accuracy["low"], 100 * accuracy["high"]], [place] * 2, color="#333333", linewidth=1.5)
         axes.plot(100 * accuracy["value"], place, "o", color="#333333")
     axes.axvline(50, color="#999999", linestyle="--", linewidth=1)
-    axes.set_yticks(range(len(rows)), [name for name, _ in rows], fontsize=9)
+    axes.set_yticks(range(len(rows)), [name for name, _ in rows], fontsize=9, parse_math=False)  # a $ is a $
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlim(0, 100)
     axes.set_xlabel("guesses that were right, % with exact 95 % interval (dashed: chance)")
@@ -283,12 +292,22 @@ def tables(numbers: dict) -> list[dict]:
     told = []
     for row in numbers["guesses"]:
         of = [f"{right} of {n}" for right, n in row["right_of"].values()]
-        accuracy = _with_interval(row["accuracy"], 0, 100)
-        told.append([row["reader"], str(row["n"]), accuracy, *of, f"{row['p']:.3f}", f"{100 * row['trivial']:.0f}"])
+        exact, by_volumes = (_with_interval(row[name], 0, 100) for name in ("accuracy", "by_volumes"))
+        told.append(
+            [
+                row["reader"],
+                str(row["n"]),
+                exact,
+                by_volumes.partition(" ")[2],
+                *of,
+                "< 0.001" if row["p"] < 0.001 else f"{row['p']:.3f}",
+                f"{100 * row['trivial']:.0f}",
+            ]
+        )
     if numbers["n_readers"] > 1:
         everyone = sum(row["n"] for row in numbers["guesses"])
         all_right = _with_interval(numbers["accuracy_of_all"], 0, 100)
-        told.append(["all (interval by bootstrap of volumes)", str(everyone), all_right, "", "", "", ""])
+        told.append(["all", str(everyone), *all_right.split(" ", 1), "", "", "", ""])
     agreeing = [
         [" and ".join(row["readers"]), str(row["n"]), _with_interval(row["kappa"]), ""] for row in numbers["inter_reader"]
     ]
@@ -299,8 +318,8 @@ def tables(numbers: dict) -> list[dict]:
     return [
         {"header": ["mean rating (1 very good to 5 very poor) [95 %]", "n ratings real, synthetic", "real", "synthetic",
                     "synthetic - real"], "rows": ratings},
-        {"header": ["guesses by", "n", "right, % [95 %]", "real called real", "synthetic called synthetic",
-                    "p against 50 %", "trivial: always one answer, %"], "rows": told},
+        {"header": ["guesses by", "n", "right, % [95 %, exact]", "[95 %, volumes drawn]", "real called real",
+                    "synthetic called synthetic", "p against 50 %", "trivial: always one answer, %"], "rows": told},
         {"header": ["agreement of ratings", "n items", "weighted kappa [95 %] (chance: 0)", "equal ratings"],
          "rows": agreeing},
     ]  # fmt: skip
@@ -313,13 +332,16 @@ def explain(numbers: dict, partial: bool) -> str:
     return f"""\
 {numbers["n_readers"]} reader{plural} rated {numbers["n_items"]} slices of {volumes["real"]} real and {volumes["synthetic"]} \
 synthetic volumes, shuffled, in sagittal, coronal and axial direction, and guessed whether each is real, without knowing \
-which is which (study {numbers["study"]}). {unfinished}Some slices came twice; the second time counts for the agreement of \
-readers with themselves alone.
+which is which (study {numbers["study"]}). Air was drawn black in both kinds: it is not judged. {unfinished}Some slices came \
+twice; the second time counts for the agreement of readers with themselves alone.
 
 Ratings: mean with 95 % percentile bootstrap, {RESAMPLES} times, drawing whole volumes, since slices of one are alike. The \
 readers are taken as they are: the intervals say nothing about other readers. The yardstick of the synthetic slices is the \
-rating of the real ones. Guesses: share that was right, with the exact binomial interval (Clopper-Pearson), beside the trivial \
-50 %. Agreement: quadratically weighted kappa (0: chance, 1: equal), undefined where both always gave the same rating.
+rating of the real ones. Guesses: share that was right, with two intervals, beside the trivial 50 %. The exact binomial one \
+(Clopper-Pearson) and p take slices as independent, though slices of one volume are alike: they may be too sure. The bootstrap \
+that draws whole volumes allows for that, but is too narrow with few volumes, and has no width where all guesses are right: \
+believe the wider one. Agreement: quadratically weighted kappa (0: chance, 1: equal), undefined where both always gave the \
+same rating.
 
 The frequency chart follows Figure 4C of Ayaz et al. 2022. Research data about synthetic images; not for clinical use."""
 

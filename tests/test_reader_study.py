@@ -14,8 +14,8 @@ import reader_study_score
 from PIL import Image
 from reader_study_make import make_study, picture, read_windowed
 from reader_study_score import kappa, read_key, read_results, score, unblind, write_scores
-from scipy import stats
-from sklearn.metrics import cohen_kappa_score
+from scipy import ndimage, stats
+from sklearn.metrics import cohen_kappa_score, roc_auc_score
 from tiny_study import SHAPE, head, save, save_cohorts
 
 
@@ -140,6 +140,47 @@ def test_bit_depth_does_not_show_in_the_histogram(tmp_path):
     assert missing[1] < missing[0] + 10  # 63 against 9 without the dither
 
 
+def skull_and_noise(seed, air):
+    """A head with noise in its skull, of one of three sizes; air is noisy, as in a scan, or 0, also in a hole, as of SPADE."""
+    rng = np.random.default_rng(seed)
+    values = head(seed)
+    for axis, size in enumerate((16, 24, 21)):
+        edge = values.take(np.arange(size + 2 - seed % 3, values.shape[axis]), axis)
+        values[(slice(None),) * axis + (slice(values.shape[axis] - edge.shape[axis], None),)] = 0
+    values[4:15, 5:22, 3:6] = 0.02
+    values[4:8, 6:12, 12:16] = 0
+    noise = np.abs(rng.normal(0, 0.03, values.shape))
+    return np.round(255 * (values + (noise if air == "noisy" else noise * (values > 0)))) / 255
+
+
+def test_empty_air_does_not_tell_volumes_of_spade_from_scans(tmp_path):
+    """SPADE writes 0 where a map has no label; scans have noise there. The share of black told them apart without an error."""
+    for i in range(6):
+        save(tmp_path / "scans" / f"sub-{i}_T1w.nii.gz", skull_and_noise(i, "noisy"))
+        save(tmp_path / "made" / f"sub-{i}_T1w.nii.gz", skull_and_noise(100 + i, "zero"))
+    items, key = read_study(*make_study([tmp_path / "scans"], [tmp_path / "made"], tmp_path / "study", slices=120, repeats=0))
+    pictures = [np.asarray(Image.open(io.BytesIO(base64.b64decode(item["image"])))) for item in items]
+    for name, clue in {
+        "zeros": lambda grey: (grey == 0).mean(),
+        "black": lambda grey: (grey < 3).mean(),
+        "grey levels": lambda grey: len(np.unique(grey)),
+        "mean": np.mean,
+    }.items():
+        for direction in ("sagittal", "coronal", "axial"):
+            own = (key["direction"] == direction).to_numpy()
+            told = roc_auc_score(key["kind"][own] == "synthetic", [clue(grey) for grey, of in zip(pictures, own) if of])
+            assert 0.2 < told < 0.8, (name, direction, told)
+
+
+def test_brains_beside_heads_are_refused(tmp_path):
+    for i in range(3):
+        save(tmp_path / "scans" / f"sub-{i}_T1w.nii.gz", head(i))
+        save(tmp_path / "made" / f"sub-{i}_T1w.nii.gz", np.where(ndimage.binary_erosion(head(i) > 0, iterations=3), head(i), 0))
+    with pytest.raises(ValueError, match="27 % of the sagittal slices of real volumes are black, but .* of synthetic ones"):
+        make_study([tmp_path / "scans"], [tmp_path / "made"], tmp_path / "study", slices=12)
+    assert not (tmp_path / "study").exists()
+
+
 # --- What is seen
 
 
@@ -206,7 +247,7 @@ def with_nan(values):
         ("nan", with_nan(head(5)), "1 voxels are NaN"),
         ("4-D", np.stack([head(5)] * 2, -1), r"expected one 3-D volume, got shape \(20, 28, 24, 2\)"),
         ("cut", head(5)[:, :, :10], "the common field of view would cut heads"),
-        ("one voxel", np.eye(1, math.prod(SHAPE)).reshape(SHAPE), "nearly every voxel is 0"),
+        ("one voxel", np.eye(1, math.prod(SHAPE)).reshape(SHAPE), "the 1 voxels of its head are 1; there is nothing to show"),
     ],
 )
 def test_volumes_that_cannot_be_shown_are_refused_by_name(tmp_path, cohorts, name, image, message):
@@ -247,6 +288,29 @@ def test_absent_volumes_are_refused(tmp_path, cohorts):
         make_study(cohorts[0], [tmp_path / "empty"], tmp_path / "study")
     with pytest.raises(FileNotFoundError, match="no such file or folder of real volumes"):
         make_study([tmp_path / "absent"], cohorts[1], tmp_path / "study")
+
+
+def test_a_split_takes_its_participants_alone(tmp_path, cohorts, monkeypatch, capsys):
+    folder = cohorts[0][0]
+    (folder / "participants.tsv").write_text(
+        "participant_id\tsplit\nsub-0\ttrain\nsub-1\ttest\nsub-3\ttest\nsub-9\tvalidation\n"
+    )
+    _, key = make_study(*cohorts, tmp_path / "study", slices=12, split="test")
+    key = pd.read_csv(key, sep="\t")
+    assert {name.split("/")[-3] for name in key["file"][key["kind"] == "real"]} == {"sub-1", "sub-3"}
+    with pytest.raises(ValueError, match="participants.tsv: no split 'tset', but test, train, validation"):
+        make_study(*cohorts, tmp_path / "other", split="tset")
+    with pytest.raises(FileNotFoundError, match="no T1w of the split 'validation'"):
+        make_study(*cohorts, tmp_path / "other", split="validation")
+    with pytest.raises(ValueError, match="--split test takes folders"):
+        make_study([folder / "sub-1" / "anat" / "sub-1_T1w.nii.gz"], cohorts[1], tmp_path / "other", split="test")
+    command = f"reader_study.py make --real {folder} --synthetic {cohorts[1][0]} --output {tmp_path / 'all'} --slices 6"
+    monkeypatch.setattr("sys.argv", command.split())
+    assert reader_study.main() == 0
+    assert "also those of training. Add --split test" in capsys.readouterr().err
+    (folder / "participants.tsv").write_text("participant_id\tage\nsub-0\t50\n")
+    with pytest.raises(ValueError, match="participants.tsv: no such table with participant_id and split"):
+        make_study(*cohorts, tmp_path / "other", split="test")
 
 
 def test_the_key_of_another_study_is_not_overwritten(tmp_path, cohorts):
@@ -332,6 +396,16 @@ def test_accuracy_of_guesses_has_the_interval_of_clopper_and_pearson(few_resampl
     assert guessed["trivial"] == 0.5
 
 
+def test_guesses_on_slices_of_few_volumes_are_less_sure_than_the_exact_interval_says(few_resamples):
+    """Two volumes of each kind, one always told, one never: forty guesses, but four volumes."""
+    kinds = ["real", "synthetic"] * 20
+    told = ["real", "synthetic"] * 10 + ["synthetic", "real"] * 10
+    key = key_of(kinds, [f"{kind}{n // 20}" for n, kind in enumerate(kinds)])
+    [guessed] = score(key, unblind(key, [results_of(key, [3, 4] * 20, told)]))["guesses"]
+    assert guessed["accuracy"]["low"] > 0.3
+    assert guessed["by_volumes"] == {"value": 0.5, "low": 0, "high": 1}
+
+
 def test_repeats_count_for_the_agreement_of_a_reader_alone(few_resamples):
     key = key_of(KINDS, repeats=[0, 1, 2])
     ratings = [1, 5, 2, 5, 1, 5, 1, 5, 1, 4, 2]
@@ -370,6 +444,20 @@ def save_results(tmp_path, rows, header="study\treader\titem\trating\tguess\tsec
     path = tmp_path / name
     path.write_text("\n".join([header, *("\t".join(row.split()) for row in rows)]) + "\n")
     return path
+
+
+@pytest.mark.parametrize("name", ['"Al', 'A"l', "cost $x^{$", "=1+1"])
+def test_a_name_is_taken_as_it_is_written(tmp_path, name, few_resamples):
+    """The page writes no quotes; a $ starts a formula in matplotlib, which cannot always be read."""
+    key = key_of(KINDS)
+    path = tmp_path / "a.tsv"
+    rows = ["\t".join(["s", name, item, str(1 + n % 3), "real", "2.0"]) for n, item in enumerate(key.index)]
+    path.write_text("\n".join(["study\treader\titem\trating\tguess\tseconds", *rows]) + "\n")
+    answers = unblind(key, [read_results(path, key)])
+    write_scores(score(key, answers), answers, tmp_path / "scores")
+    section = json.loads((tmp_path / "scores" / "reader_study.section.json").read_text())
+    assert section["tables"][1]["rows"][0][0] == name
+    assert set(pd.read_csv(tmp_path / "scores" / "ratings.tsv", sep="\t")["reader"]) == {name}
 
 
 @pytest.mark.parametrize(
@@ -450,7 +538,7 @@ def test_commands_make_a_study_and_score_it(tmp_path, cohorts, monkeypatch, few_
     assert len(pd.read_csv(output / "ratings.tsv", sep="\t")) == 2 * 18
     section = json.loads((output / "reader_study.section.json").read_text())
     assert all(len(row) == len(table["header"]) for table in section["tables"] for row in table["rows"])
-    assert section["tables"][1]["rows"][0][:3] == ["Anna", "12", "100 [74, 100]"]
+    assert section["tables"][1]["rows"][0] == ["Anna", "12", "100 [74, 100]", "[100, 100]", "6 of 6", "6 of 6", "< 0.001", "50"]
     assert "not for clinical use" in section["text"]
     assert (output / section["figures"][0]["file"]).read_bytes().startswith(b"\x89PNG")
     assert str(study / "key" / "key.tsv") in capsys.readouterr().out
