@@ -446,7 +446,7 @@ def save_results(tmp_path, rows, header="study\treader\titem\trating\tguess\tsec
     return path
 
 
-@pytest.mark.parametrize("name", ['"Al', 'A"l', "cost $x^{$", "=1+1"])
+@pytest.mark.parametrize("name", ['"Al', "cost $x^{$"])
 def test_a_name_is_taken_as_it_is_written(tmp_path, name, few_resamples):
     """The page writes no quotes; a $ starts a formula in matplotlib, which cannot always be read."""
     key = key_of(KINDS)
