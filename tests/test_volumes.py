@@ -1,4 +1,5 @@
 import nibabel as nib
+import numpy as np
 import pytest
 import torch
 from tiny import SPACING_MM, write_dataset
@@ -64,7 +65,32 @@ def test_a_cropped_volume_is_refused_and_not_padded(tmp_path):
     path = write_dataset(tmp_path / "a", training=4, validation=0) / "sub-0002" / "anat" / "sub-0002_T1w.nii.gz"
     image = nib.load(path)
     nib.save(image.slicer[:, 1:, :], path)
-    with pytest.raises(ValueError, match="sub-0002_T1w.nii.gz: has 20 x 27 x 20 voxels, the model's grid 20 x 28 x 20"):
+    with pytest.raises(
+        ValueError, match=r"sub-0002_T1w.nii.gz: has 20 x 27 x 20 voxels \(left.* the model's grid 20 x 28 x 20"
+    ):
+        find_samples({"LDM": tmp_path / "a"}, SPACING_MM, fewest=4)
+
+
+def test_a_volume_at_another_place_is_refused_and_not_interpolated(tmp_path):
+    path = write_dataset(tmp_path / "a", training=4, validation=0) / "sub-0002" / "anat" / "sub-0002_T1w.nii.gz"
+    image, samples = nib.load(path), {"LDM": tmp_path / "a"}
+    for mm, refused in ((4.0, True), (0.02, True), (0.004, False)):  # of voxels of 8 mm
+        affine = image.affine.copy()
+        affine[1, 3] += mm
+        nib.save(nib.Nifti1Image(np.asarray(image.dataobj), affine), path)
+        if refused:
+            with pytest.raises(ValueError, match=f"sub-0002_T1w.nii.gz: lies {mm / 8:.2g} voxels .* beside the model's grid"):
+                find_samples(samples, SPACING_MM, fewest=4)
+        else:
+            find_samples(samples, SPACING_MM, fewest=4)
+
+
+def test_the_grid_may_be_stored_in_any_orientation(tmp_path):
+    path = write_dataset(tmp_path / "a", training=4, validation=0) / "sub-0002" / "anat" / "sub-0002_T1w.nii.gz"
+    image = nib.load(path)
+    for axes in ("LAS", "PIR", "SLA"):
+        turn = nib.orientations.ornt_transform(nib.io_orientation(image.affine), nib.orientations.axcodes2ornt(axes))
+        nib.save(image.as_reoriented(turn), path)
         find_samples({"LDM": tmp_path / "a"}, SPACING_MM, fewest=4)
 
 

@@ -116,13 +116,26 @@ def find_samples(
         found[name] = find_volumes(folder, spacing_mm, cache_file)
         refuse_few(found[name], name, fewest)
         for item in found[name]:
-            shape = nib.load(item["image"]).shape
-            if sorted(shape) != sorted(grid.size(spacing_mm)):
-                raise ValueError(
-                    f"{item['image']}: has {' x '.join(map(str, shape))} voxels, the model's grid "
-                    f"{' x '.join(map(str, grid.size(spacing_mm)))}. Generate it on the grid; nothing is cropped or padded here"
-                )
+            _refuse_off_grid(item["image"], spacing_mm)
     return found
+
+
+def _refuse_off_grid(path: str, spacing_mm: float) -> None:
+    """Any order and direction of axes, but the grid's voxels: a set that is interpolated would be compared blurred."""
+    image, size = nib.load(path), grid.size(spacing_mm)
+    turn = nib.orientations.ornt_transform(nib.io_orientation(image.affine), nib.orientations.axcodes2ornt("LAS"))
+    shape = tuple(np.array(image.shape)[np.argsort(turn[:, 0])])
+    remedy = "Generate it on the grid; nothing is moved, cropped or padded here"
+    if shape != size:
+        raise ValueError(
+            f"{path}: has {' x '.join(map(str, shape))} voxels (left, anterior, superior), the model's grid "
+            f"{' x '.join(map(str, size))}. {remedy}"
+        )
+    affine = image.affine @ nib.orientations.inv_ornt_aff(turn, image.shape)
+    corners = np.array(np.meshgrid(*((0, n - 1) for n in size))).reshape(3, -1).T
+    places = nib.affines.apply_affine(np.linalg.inv(grid.affine(spacing_mm)) @ affine, corners)
+    if (off := np.abs(places - corners).max()) > grid.TOLERANCE_VOXELS:
+        raise ValueError(f"{path}: lies {off:.2g} voxels ({off * spacing_mm:.2g} mm) beside the model's grid. {remedy}")
 
 
 def halves(participants: Sequence[str], seed: int) -> tuple[np.ndarray, np.ndarray]:
