@@ -9,7 +9,7 @@ import nibabel as nib
 import pytest
 import tiny
 import torch
-from monai.bundle import run
+from monai.bundle import ConfigParser, run
 from test_resume import assert_equal, chain, load
 from torch.distributions import Normal, kl_divergence
 
@@ -197,6 +197,13 @@ def baseline(bundle, tmp_path, dataset_dir):
     return run_one
 
 
+def test_a_baseline_learns_from_the_training_scans_alone(bundle, dataset_dir, tmp_path):
+    parser = ConfigParser(ConfigParser.load_config_file("configs/baselines.json"))
+    parser.update(tiny.places(dataset_dir, tmp_path) | KNOBS | {"model": "lsgan"})
+    learnt = parser.get_parsed_content("train#dataset").data
+    assert [item["participant_id"] for item in learnt] == [f"sub-{number:04d}" for number in range(1, 7)]
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_a_baseline_trained_in_two_goes_equals_one_trained_in_one_and_draws_a_bids_derivative(baseline, model):
     one = baseline("training", "one", model=model, epochs=2)
@@ -204,6 +211,10 @@ def test_a_baseline_trained_in_two_goes_equals_one_trained_in_one_and_draws_a_bi
     two = baseline("training", "two", model=model, epochs=2)
     for name in (f"resume/{model}.pt", f"{model}.pt"):
         assert_equal(load(two / "models" / name), load(one / "models" / name))
+    kept, state = load(one / "models" / f"{model}.pt"), load(one / "models" / "resume" / f"{model}.pt")
+    assert_equal(kept, state["ema"])  # not the generator of the last step
+    raw = {name: state["network"][f"generator.{name}"] for name in kept if name != "_extra_state"}
+    assert any(not torch.equal(kept[name], values) for name, values in raw.items())
 
     made = baseline("generating", "one", model=model, volumes=3, sampling_batch_size=2, output_dir=str(one / "made"))
     volumes = sorted((one / "made").glob("sub-*/anat/*_T1w.nii.gz"))

@@ -6,11 +6,12 @@ import re
 import shutil
 from types import SimpleNamespace
 
+import nibabel as nib
 import numpy as np
 import pytest
 import tiny
 import torch
-from monai.bundle import run
+from monai.bundle import ConfigParser, run
 from scipy.stats import norm
 from test_resume import assert_equal, chain, load
 
@@ -227,3 +228,33 @@ def test_scans_that_a_regressor_was_trained_on_are_no_test_of_it(regressor, data
     assert "12 of 12 scans in the split 'test'" in chain(error) and "were trained on" in chain(error)
     assert len(regression.load_regressor(models / "regressor.pt", tiny.SPACING_MM).recipe["seen"]) == 24
     assert not (tmp_path / "output" / "regressor.json").exists()
+
+
+@pytest.fixture
+def parser(bundle, dataset_dir, tmp_path):
+    """train_regressor.json with settings, for a look at its parts."""
+    parser = ConfigParser(ConfigParser.load_config_file("configs/train_regressor.json"))
+    parser.update(tiny.places(dataset_dir, tmp_path) | KNOBS | {"cache_rate": 0.0})
+    return parser
+
+
+def test_a_regressor_learns_from_the_training_scans_alone(parser):
+    learnt = {item["participant_id"] for item in parser.get_parsed_content("train#dataset").data}
+    validated = {item["participant_id"] for item in parser.get_parsed_content("validate#dataset").data}
+    assert learnt == {f"sub-{number:04d}" for number in range(1, 25)}
+    assert validated == {f"sub-{number:04d}" for number in range(25, 33)}
+    assert len(parser.get_parsed_content("recipe")["seen"]) == 24
+
+
+@pytest.mark.parametrize(("stretched", "brightest"), [(False, 0.25), (True, 1.0)])
+def test_generated_volumes_are_read_as_written_unless_told(parser, tmp_path, stretched, brightest):
+    """A faint volume must not look like a bright one."""
+    affine = np.diag([tiny.SPACING_MM] * 3 + [1.0])
+    affine[:3, 3] = np.array([-79.019, -125.977, -61.054]) + tiny.SPACING_MM / 2
+    faint = nib.Nifti1Image(np.linspace(0, 0.25, 20 * 28 * 20, dtype=np.float32).reshape(20, 28, 20), affine)
+    faint.set_sform(affine, code="mni")
+    (tmp_path / "generated" / "sub-1" / "anat").mkdir(parents=True)
+    nib.save(faint, tmp_path / "generated" / "sub-1" / "anat" / "sub-1_T1w.nii.gz")
+    parser.update({"predict_dir": str(tmp_path / "generated"), "stretch_intensities": stretched})
+    image = parser.get_parsed_content("predict#dataset")[0]["image"]
+    assert image.max().item() == pytest.approx(brightest, abs=1e-3)
