@@ -239,6 +239,8 @@ synthesise() {
         --output_dir "$output/spade/synthetic"
     bundle spade_fusion_bundle --config_file configs/inference.json --models_dir "$output/spade/models" \
         --label_maps "$output/data" --split train --output_dir "$output/spade/training_data"
+    bundle spade_fusion_bundle --config_file configs/inference.json --models_dir "$output/spade/models" \
+        --label_maps "$output/data" --split test --output_dir "$output/spade/test"
 }
 
 evaluate_spade() {
@@ -251,10 +253,11 @@ evaluate_spade() {
         --cache_dir "$output/spade/cache" $SEGMENTATION
 }
 
-make_study() {
-    mapfile -t scans < <(test_scans)
-    python scripts/reader_study.py make --real "${scans[@]}" --synthetic "$output/generated" --slices "$SLICES" \
+make_studies() {
+    python scripts/reader_study.py make --real "$output/data" --split test --synthetic "$output/generated" --slices "$SLICES" \
         --output "$output/reader_study"
+    python scripts/reader_study.py make --real "$output/data" --split test --synthetic "$output/spade/test" --slices "$SLICES" \
+        --output "$output/spade_reader_study"
 }
 
 report() {  # further settings
@@ -290,10 +293,10 @@ step more_generation "Generate sweeps, and $CHAIN_VOLUMES volumes by all 1000 st
 step more_measurement "Measure the sweeps, and read the ages of all (about 1 minute)" measure_more
 step evaluation "Compare with real scans: Table 1, conditioning, copies (about 3 minutes)" evaluate
 step spade_training "Train three SPADE GANs and the fusion on the cohort's label maps (about 5 minutes)" train_spade
-step spade_synthesis "Make $VARIANTS anatomies of one label map, and T1w of the training maps (about 1 minute)" synthesise
+step spade_synthesis "Make $VARIANTS anatomies of one label map, and T1w of training and test maps (about 2 minutes)" synthesise
 step spade_evaluation "Compare synthetic T1w with the scans, and train segmenters on both (about 2 minutes)" evaluate_spade
-step study "Write the page of a reader study (seconds)" make_study
+step studies "Write the pages of two reader studies (seconds)" make_studies
 step report "Write the page again, with all of it, and one of the anatomies (seconds)" last_report
 
-printf '\nDone. Look at\n  %s\n  %s\n  %s\nand, to rate slices yourself, %s\nAll images are synthetic. For research, not for clinical use.\n' \
-    "$output/report.html" "$output/report.png" "$output/spade_report.html" "$output/reader_study/page/reader_study.html"
+printf '\nDone. Look at\n  %s\n  %s\n  %s\nand, to rate slices yourself,\n  %s\n  %s\nAll images are synthetic. For research, not for clinical use.\n' \
+    "$output/report.html" "$output/report.png" "$output/spade_report.html" "$output"/{,spade_}reader_study/page/reader_study.html

@@ -24,9 +24,9 @@ STEPS = {  # what each command of a step must name, the set-up left out
     "more_measurement": ["sweeps --output", "sweeps_ages.tsv", "generated_ages.tsv"],
     "evaluation": ["--samples", "auditing", "conditioning.py", "sweep_figure.py", "compare_volumes.py"],
     "spade_training": ["spade/training"],
-    "spade_synthesis": ["--variants", "--split train"],
+    "spade_synthesis": ["--variants", "--split train", "--split test"],
     "spade_evaluation": ["evaluate.json", "segmentation.json"],
-    "study": ["reader_study.py make"],
+    "studies": ["generated reader_study.py make", "spade/test reader_study.py make"],
     "report": ["report.py --evaluation", "report.py spade/synthetic"],
 }
 COMMANDS = [command for commands in STEPS.values() for command in commands]
@@ -79,8 +79,8 @@ def test_the_steps_run_in_order_and_the_end_says_where_the_results_are(demo, tmp
 
 def test_only_test_scans_are_measured(demo, tmp_path):
     _, commands = demo("--output", tmp_path / "my demo")
-    for number in (COMMANDS.index("cohort_volumes.tsv"), COMMANDS.index("reader_study.py make")):
-        assert "sub-0002_T1w.nii.gz" in commands[number] and "sub-0001_T1w" not in commands[number]
+    command = commands[COMMANDS.index("cohort_volumes.tsv")]
+    assert "sub-0002_T1w.nii.gz" in command and "sub-0001_T1w" not in command
 
 
 def test_a_second_run_does_nothing_again(demo, tmp_path):
