@@ -3,6 +3,7 @@ import json
 import re
 import shutil
 import weakref
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -120,7 +121,7 @@ def test_a_faint_set_is_not_made_bright_like_the_scans(result):
     assert faint["clipped"] == 0 and faint["histogram_distance"] > 0.3
 
 
-def test_everything_is_written_for_programs_and_readers(result):
+def test_everything_is_written_for_programs_and_readers(sets, result):
     found, folder = result
     assert json.loads((folder / "samples.json").read_text()) == found
     assert found["extractor"] == "stand-in" and found["reference"] == {"split": "training", "n": 18}
@@ -129,7 +130,9 @@ def test_everything_is_written_for_programs_and_readers(result):
     assert len(of_alike) == 12 and np.mean(of_alike) == pytest.approx(found["sets"]["alike"]["ms_ssim"]["mean"], abs=1e-5)
     assert {row["participant_id"] for row in volumes if row["set"] == HELD_OUT} == {f"sub-00{n}" for n in range(19, 25)}
     section = json.loads((folder / "samples.section.json").read_text())
-    assert [table["header"][0] for table in section["tables"]] == ["", ""]
+    assert [table["header"][0] for table in section["tables"]] == ["", "", ""]
+    assert found["samples"]["alike"] == {"folder": str(sets[1]["alike"]), "n": 24, "provenance": {}}
+    assert section["tables"][2]["rows"][0] == ["alike", "24", "unknown", str(sets[1]["alike"])]
     assert section["tables"][0]["rows"][0][:2] == [FLOOR, "9 + 9"]
     for needed in ("stand-in", "18 real scans", "at 8 mm", "along the 2 first principal components", "2 scales"):
         assert needed in section["text"], needed
@@ -231,6 +234,21 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_read(sets, tmp_pa
         with pytest.raises(ValueError, match=message):
             evaluation(**{"real": real, "folder": tmp_path} | lazy | wrong).run()
     assert not list(tmp_path.iterdir())
+
+
+def test_rows_tell_which_weights_made_them_and_none_mixes_two(sets, tmp_path):
+    folder = shutil.copytree(sets[1]["alike"], tmp_path / "ddim")
+    sidecar = {"Sampler": "ddim", "Steps": 50, "WeightsSHA256": "0123456789abcdef" * 4}
+    files = [Path(str(path).replace(".nii.gz", ".json")) for path in folder.glob("sub-*/anat/*.nii.gz")]
+    for file in files:
+        file.write_text(json.dumps(sidecar))
+    found = evaluation(sets[0], {"LDM": folder}, tmp_path / "out").run()
+    assert found["samples"]["LDM"]["provenance"] == sidecar
+    section = json.loads((tmp_path / "out" / "samples.section.json").read_text())
+    assert section["tables"][2]["rows"][0][2] == "sampler ddim, steps 50, weights 0123456789ab"
+    files[0].write_text(json.dumps(sidecar | {"Steps": 4}))
+    with pytest.raises(ValueError, match="LDM, .*not made in one way"):
+        evaluation(sets[0], {"LDM": folder}, tmp_path / "out").check()
 
 
 def test_features_that_are_not_finite_are_refused_by_set(sets, tmp_path):

@@ -22,6 +22,7 @@ from . import (
     panels,
     perceptual,
     previews,
+    provenance,
     reconstruction,
     regression,
     resemblance,

@@ -18,6 +18,7 @@ from .bids import find_volumes
 from .files import atomic, write_json
 from .latents import LatentDataset
 from .memorisation_report import draw_distances, draw_pairs, write_audit_section
+from .provenance import read_provenance
 from .resemblance import Neighbours, anatomy, threshold, views
 
 __all__ = ["Audit", "audited_volumes"]
@@ -101,12 +102,14 @@ class Audit:
         self.participants = [item["participant_id"] for item in data["training"]]
         self.held_out = [*data["validation"], *data["test"]]
         self.audited: list[dict] = []
+        self.provenance: dict = {}
 
     def check(self) -> None:
         """Refuse what cannot be audited, before work starts.
 
         Raises:
-            FileNotFoundError, ValueError: as `audited_volumes`; too few held-out scans or training participants.
+            FileNotFoundError, ValueError: as `audited_volumes`, `read_provenance`; too few held-out scans or training
+                participants.
         """
         if len(self.held_out) < FEWEST_HELD_OUT:
             counts = ", ".join(f"{split}: {len(self.data[split])}" for split in ("validation", "test"))
@@ -117,6 +120,7 @@ class Audit:
         if (count := len(set(self.participants))) < FEWEST_TRAINING:
             raise ValueError(f"{count} training participants; at least {FEWEST_TRAINING} are needed for an audit")
         self.audited = audited_volumes(self.audited_dir, self.data, self.latents.spacing_mm, self.cache_file)
+        self.provenance = read_provenance(self.audited, str(self.audited_dir))
 
     @torch.inference_mode()
     def run(self) -> dict:
@@ -210,6 +214,7 @@ class Audit:
         return {
             "passed": bool(counts["sample"]["share"] <= self.max_flagged and powerful),
             "verdict": verdict,
+            "audited": {"folder": str(self.audited_dir), "n": len(self.audited), "provenance": self.provenance},
             "max_flagged": self.max_flagged,
             "min_detected": self.min_detected,
             "training_scans": len(self.participants),

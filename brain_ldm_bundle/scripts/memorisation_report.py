@@ -10,6 +10,7 @@ import numpy as np
 from .derivative import NOTICE
 from .files import atomic
 from .panels import three_planes
+from .provenance import describe
 from .resemblance import ANATOMY_MM, SHIFT_MM
 from .sections import write_section
 
@@ -83,7 +84,8 @@ def write_audit_section(output_dir: Path, summary: Mapping, pairs: int) -> None:
     low, high = (100 * end for end in counts["sample"]["share_95"])
     text = (
         f"{'Passed' if summary['passed'] else 'Not passed'}: {summary['verdict']}. 95 % interval of the flagged share: "
-        f"{low:.1f} to {high:.1f} %.\n\n"
+        f"{low:.1f} to {high:.1f} %. Audited: {summary['audited']['folder']}, made by: "
+        f"{describe(summary['audited']['provenance'])}.\n\n"
         f"Each volume is compared with all {summary['training_scans']} training scans in two spaces: its anatomy at "
         f"{ANATOMY_MM} mm in the box around the brain, also mirrored and moved by {SHIFT_MM} mm; its latent, also mirrored. "
         f"The mean training scan is taken away first; r is the correlation of what remains. The relative distance is 1 - r to "

@@ -6,8 +6,9 @@ import math
 from collections.abc import Mapping
 
 from .distances import NEIGHBOURS
+from .provenance import describe
 
-__all__ = ["FLOOR", "SPLITS", "further_distances", "table_1", "text"]
+__all__ = ["FLOOR", "SPLITS", "further_distances", "origins", "table_1", "text"]
 
 FLOOR = "real, half against half"
 SPLITS = 10  # of the reference into two halves, whose mean is the floor
@@ -38,6 +39,12 @@ def further_distances(rows: Mapping[str, dict]) -> dict:
     return {"header": header, "rows": lines}
 
 
+def origins(samples: Mapping[str, dict]) -> dict:
+    header = ["", "volumes", "made by, as their sidecars say", "folder"]
+    lines = [[name, str(one["n"]), describe(one["provenance"]), one["folder"]] for name, one in samples.items()]
+    return {"header": header, "rows": lines}
+
+
 def _interval(value: float, error: float | None) -> str:
     if error is None:
         return f"{value:.3g}"
@@ -63,5 +70,6 @@ def text(result: dict, space: str) -> str:
         f"distributions. Density (about 1) and coverage (near 1): with {NEIGHBOURS} neighbours. Grey values: Wasserstein "
         "distance to those of the reference within the head, in intensity 0 to 1. Background: mean intensity farther than "
         "8 mm from the head. Corners: voxels above 0 in the eight corners. Clipped: voxels of the head at the largest value.",
+        "Third table. What was compared; no folder holds volumes of two models, samplers or weights.",
     )
     return "\n\n".join(paragraphs)

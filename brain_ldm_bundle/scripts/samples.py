@@ -19,7 +19,8 @@ from .features import Extractor
 from .files import atomic, write_json
 from .intensities import histogram_distance, intensity_checks
 from .pairs import draw_pairs, mean_over_pairs, multi_scale_ssim, score_pairs
-from .sample_tables import FLOOR, SPLITS, further_distances, table_1, text
+from .provenance import read_provenance
+from .sample_tables import FLOOR, SPLITS, further_distances, origins, table_1, text
 from .sections import write_section
 from .volumes import BLUR_MM, Blurred, Repeated, Volumes, count_participants, find_samples, halves, refuse_few
 
@@ -90,12 +91,13 @@ class SampleEvaluation:
         self.make_extractor, self.spacing_mm = extractor, spacing_mm
         self.pairs, self.feature_dimensions, self.seed = pairs, feature_dimensions, seed
         self.device, self.output_dir, self.cache_file = device, Path(output_dir), cache_file
+        self.provenance: dict[str, dict] = {}
 
     def run(self) -> dict:
         """Measure and write; the content of samples.json comes back.
 
         Raises:
-            ValueError, FileNotFoundError: as `find_samples`, `load_extractor` and `Volumes`; too few real scans.
+            ValueError, FileNotFoundError: as `check`, and `Volumes`.
         """
         generated, real, held_out, dimensions, extractor = self.check()
         reference = Volumes(real, self.preprocessing)
@@ -115,6 +117,10 @@ class SampleEvaluation:
             "extractor": extractor.name,
             "features": {"length": space.length, "dimensions": space.dimensions, "share_of_variance": space.share},
             "reference": {"split": self.reference_split, "n": len(real)},
+            "samples": {
+                name: {"folder": str(self.samples[name]), "n": len(items), "provenance": self.provenance[name]}
+                for name, items in generated.items()
+            },
             "spacing_mm": self.spacing_mm,
             "pairs": self.pairs,
             "seed": self.seed,
@@ -125,9 +131,14 @@ class SampleEvaluation:
         return result
 
     def check(self) -> tuple[dict[str, list[dict]], list[dict], list[dict], int, Extractor]:
-        """Refuse what `run` would refuse, before hours go into something else: the sets, both kinds of scans, extractor."""
+        """Refuse what `run` would refuse, before hours go into something else: the sets, both kinds of scans, extractor.
+
+        Raises:
+            ValueError, FileNotFoundError: as `find_samples`, `read_provenance`, `load_extractor`; too few real scans.
+        """
         names = (FLOOR, HELD_OUT, BLUR, MEAN)
         generated = find_samples(self.samples, self.spacing_mm, FEWEST_GENERATED, names, self.cache_file)
+        self.provenance = {name: read_provenance(items, f"{name}, {self.samples[name]}") for name, items in generated.items()}
         real, held_out = self._real_scans()
         dimensions = self._dimensions(count_participants(real), [count_participants(items) for items in generated.values()])
         return generated, real, held_out, dimensions, self.make_extractor()
@@ -215,7 +226,7 @@ class SampleEvaluation:
             with atomic(self.output_dir / file_name) as file:
                 file.write("".join("\t".join(line) + "\n" for line in lines).encode())
         write_json(self.output_dir / "samples.json", result)
-        tables = [table_1(result["sets"]), further_distances(result["sets"])]
+        tables = [table_1(result["sets"]), further_distances(result["sets"]), origins(result["samples"])]
         for table in tables:
             for cells in [table["header"], *table["rows"]]:
                 print("  ".join(f"{cell:26s}" for cell in cells).rstrip())
