@@ -5,7 +5,7 @@
 writes into DIR
 
     figure3.png                one panel per quantity, with the line of equality
-    conditioning.json          r, slope, bias and error of each quantity with their intervals
+    conditioning.json          r, slope, bias and error of each quantity with their intervals; or why there are none
     conditioning.section.json  the same for scripts/report.py --evaluation DIR
 
 Tables of measurement: scripts/measure_volumes.py (mL); a regressor's ages (column `age`, years). For research, not for
@@ -31,28 +31,33 @@ NOTICE = "Synthetic volumes. For research, not for clinical use."
 COLOUR = "#e07b39"
 
 
-def compare(cohort: Cohort) -> dict[str, dict]:
+def compare(cohort: Cohort) -> tuple[dict[str, dict], dict[str, str]]:
     """Agreement of each quantity that is both requested and measured, see `agreement`, in its unit.
 
     Beside it stand `unit`, `unmeasured`, the volumes that were requested but could not be measured, and
     `mae_of_the_mean`, the error of always answering the mean request.
 
+    Returns:
+        the numbers; and why there are none of a quantity: too few pairs, or constant ones.
+
     Raises:
-        ValueError: nothing that is both requested and measured; too few pairs of a quantity, or constant ones.
+        ValueError: no numbers of any quantity.
     """
-    numbers = {}
+    numbers, without = {}, {}
     for name in cohort.quantities():
         pairs = paired(cohort, name)
         try:
             found = agreement(pairs["requested"], pairs["measured"])
         except ValueError as error:
-            raise ValueError(f"{cohort.folder}, {name}: {error}") from None
+            without[name] = str(error)
+            continue
         trivial = float((pairs["requested"] - pairs["requested"].mean()).abs().mean())
         unmeasured = len(cohort.expected) - len(pairs)
         numbers[name] = {"unit": cohort.unit(name), **found, "mae_of_the_mean": trivial, "unmeasured": unmeasured}
     if not numbers:
-        raise ValueError(f"{cohort.folder}: none of its covariates was measured. Give tables with --measured")
-    return numbers
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in without.items())
+        raise ValueError(f"{cohort.folder}, {reasons or 'none of its covariates was measured. Give tables with --measured'}")
+    return numbers, without
 
 
 def paired(cohort: Cohort, name: str) -> pd.DataFrame:
@@ -88,11 +93,11 @@ def figure3(cohort: Cohort, numbers: dict[str, dict]) -> bytes:
 
 def write(cohort: Cohort, output: Path) -> None:
     """Write the figure, the numbers and the section."""
-    numbers = compare(cohort)
+    numbers, without = compare(cohort)
     picture = figure3(cohort, numbers)
     output.mkdir(parents=True, exist_ok=True)
     write_whole(output / "figure3.png", picture)
-    write_json(output / "conditioning.json", {"folder": cohort.name, "quantities": numbers})
+    write_json(output / "conditioning.json", {"folder": cohort.name, "quantities": numbers, "without": without})
     tables = "; ".join(f"{cohort.title(name)}: {cohort.sources[name].name}" for name in numbers)
     unmeasured = ", ".join(f"{a['unmeasured']} of {cohort.title(name)}" for name, a in numbers.items() if a["unmeasured"])
     write_section(

@@ -69,6 +69,17 @@ def test_what_could_not_be_measured_is_counted(generated, tmp_path):
     assert "in no number below: 3 of lateral ventricles" in (tmp_path / "out" / "conditioning.section.json").read_text()
 
 
+def test_a_constant_quantity_does_not_stop_the_others(generated, tmp_path):
+    """All requests of one age: the figure of the ventricles was not made either."""
+    measured = generated.assign(age=61.0, ventricles_ml=generated["ventricles_ml"] + np.arange(12) % 3)
+    found = run(tmp_path, save(measured, tmp_path / "v.tsv"))
+    assert list(found) == ["ventricles_ml"]
+    without = json.loads((tmp_path / "out" / "conditioning.json").read_text())["without"]
+    assert without == {"age": "measured values are all 61: a correlation needs values that differ"}
+    rows = json.loads((tmp_path / "out" / "conditioning.section.json").read_text())["tables"][0]["rows"]
+    assert [row[2] for row in rows if row[0].endswith("age")] == list(without.values())
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
