@@ -218,12 +218,12 @@ def test_a_baseline_trained_in_two_goes_equals_one_trained_in_one_and_draws_a_bi
 
     made = baseline("generating", "one", model=model, volumes=3, sampling_batch_size=2, output_dir=str(one / "made"))
     volumes = sorted((one / "made").glob("sub-*/anat/*_T1w.nii.gz"))
-    assert [volume.name[:8] for volume in volumes] == ["sub-0001", "sub-0002", "sub-0003"] and made == one
+    assert [volume.parts[-3] for volume in volumes] == [f"sub-syn000{number}" for number in (1, 2, 3)] and made == one
     image = nib.load(volumes[0])
     assert image.shape == (20, 28, 20) and 0 <= image.get_fdata().min() <= image.get_fdata().max() <= 1
-    sidecar = json.loads((one / "made" / "sub-0001" / "anat" / "sub-0001_T1w.json").read_text())
+    sidecar = json.loads((one / "made" / "sub-syn0001" / "anat" / "sub-syn0001_T1w.json").read_text())
     assert sidecar["Synthetic"] and sidecar["Model"] == model and sidecar["Covariates"] == {}
-    assert (one / "made" / "participants.tsv").read_text().split() == ["participant_id", "sub-0001", "sub-0002", "sub-0003"]
+    assert (one / "made" / "participants.tsv").read_text() == "participant_id\nsub-syn0001\nsub-syn0002\nsub-syn0003\n"
 
     # What is made stays; more volumes are other ones; another batch gives the same.
     before = {volume: volume.stat().st_mtime_ns for volume in volumes}

@@ -168,10 +168,10 @@ def load_generator(path: str | Path, model: str) -> VolumeGenerator:
 
 
 def rows(volumes: int) -> list[dict]:
-    """Requests of so many volumes, of nothing in particular: "sub-0001", "sub-0002", ..."""
+    """Requests of so many volumes, of nothing in particular: "sub-syn0001", ...; "sub-0001" may be a scan's."""
     if not isinstance(volumes, int) or volumes < 1:
         raise ValueError(f"volumes must be a whole number of at least 1, got {volumes!r}")
-    return [{"participant_id": f"sub-{number:04d}"} for number in range(1, volumes + 1)]
+    return [{"participant_id": f"sub-syn{number:04d}"} for number in range(1, volumes + 1)]
 
 
 class VectorSampler(Inferer):
