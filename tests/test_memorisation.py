@@ -18,7 +18,7 @@ from brain_ldm_bundle.scripts.latents import LatentDataset
 from brain_ldm_bundle.scripts.memorisation import Audit
 
 SPACING_MM = 8.0
-TRAINING, HELD_OUT = 20, 12
+TRAINING, HELD_OUT = 14, 8
 
 
 class Pooling(torch.nn.Module):
@@ -56,7 +56,7 @@ def write(folder, name, values, affine=None):
 
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory):
-    """20 training scans and 12 held out, with a cache of latents."""
+    """14 training scans and 8 held out, with a cache of latents."""
     folder = tmp_path_factory.mktemp("cohort")
     items = [write(folder, f"sub-{i:04d}", head(i)) | {"covariates": [0.5]} for i in range(TRAINING + HELD_OUT)]
     torch.save(Pooling().state_dict(), folder / "autoencoder.pt")
@@ -79,7 +79,7 @@ def flagged(output_dir):
 
 
 def test_heads_of_their_own_pass(cohort, tmp_path):
-    for i in range(10):
+    for i in range(8):
         write(tmp_path / "generated", f"sub-new{i}", gaussian_filter(head(100 + i), 0.5 * (i % 2)))  # half of them smoothed
     summary = audit(cohort, tmp_path / "generated", tmp_path / "out", controls=12)
     assert summary["passed"] and summary["counts"]["sample"]["flagged"] == 0
@@ -130,7 +130,7 @@ def test_every_kind_of_planted_copy_is_flagged_and_nothing_else(cohort, tmp_path
 def test_a_model_that_repeats_training_latents_is_flagged_whole(cohort, tmp_path):
     _, data = cohort
     rng = torch.Generator().manual_seed(0)
-    for i in range(8):
+    for i in range(7):
         mu, _ = Pooling().encode(torch.from_numpy(head(2 * i)).float()[None, None])
         noisy = mu + 0.2 * mu.std() * torch.randn(mu.shape, generator=rng)
         with torch.no_grad():
@@ -138,8 +138,8 @@ def test_a_model_that_repeats_training_latents_is_flagged_whole(cohort, tmp_path
     with pytest.raises(SystemExit):
         audit(cohort, tmp_path / "generated", tmp_path / "out")
     summary = json.loads((tmp_path / "out" / "memorisation.json").read_text())
-    assert summary["counts"]["sample"]["flagged"] == 8
-    assert summary["spaces"]["latent"]["probability_nearer"] == 1 and summary["spaces"]["latent"]["p"] < 1e-4
+    assert summary["counts"]["sample"]["flagged"] == 7
+    assert summary["spaces"]["latent"]["probability_nearer"] == 1 and summary["spaces"]["latent"]["p"] < 1e-3
 
 
 def test_a_share_of_copies_may_be_allowed(cohort, tmp_path):
@@ -153,7 +153,7 @@ def test_a_share_of_copies_may_be_allowed(cohort, tmp_path):
 def test_an_audit_that_misses_its_controls_does_not_pass(cohort, tmp_path, monkeypatch):
     """Where all held-out scans are copies of training scans themselves, nothing stands out any more."""
     folder, data = cohort
-    doubles = [write(tmp_path / "doubles", f"sub-d{i}", head(i)) | {"covariates": [0.5]} for i in range(12)]
+    doubles = [write(tmp_path / "doubles", f"sub-d{i}", head(i)) | {"covariates": [0.5]} for i in range(HELD_OUT)]
     write(tmp_path / "generated", "sub-copy", head(3))
     with pytest.raises(SystemExit):
         audit((folder, data | {"validation": doubles, "test": []}), tmp_path / "generated", tmp_path / "out")
@@ -173,7 +173,7 @@ def test_few_held_out_scans_are_refused(cohort, tmp_path):
 
 
 def test_the_data_set_itself_is_not_audited(cohort, tmp_path):
-    with pytest.raises(ValueError, match="32 of its 32 volumes, such as .*are scans of the data set itself"):
+    with pytest.raises(ValueError, match="22 of its 22 volumes, such as .*are scans of the data set itself"):
         audit(cohort, cohort[0], tmp_path)
 
 
@@ -216,14 +216,24 @@ def write_cohort(folder, training, held_out):
     return folder
 
 
+def write_weights(folder):
+    """Weights of tiny networks, not trained: the audit only needs an autoencoder that encodes alike what is alike."""
+    (folder / "models").mkdir()
+    network = tiny.unet()
+    sizes = {"channels": [8, 8], "num_res_blocks": 1, "norm_num_groups": 4}
+    network.recipe = {"spacing_mm": tiny.SPACING_MM, "autoencoder": sizes}
+    torch.save(network.state_dict(), folder / "models" / "model.pt")
+    torch.save(tiny.autoencoder().state_dict(), folder / "models" / "autoencoder.pt")
+
+
 def audit_by_config(dataset_dir, folder, generated, run_id="auditing", **settings):
     given = tiny.places(dataset_dir, folder) | {"output_dir": str(folder / "audit"), "audited_dir": str(generated)}
     run(run_id, config_file="configs/evaluate.json", use_device="cpu", **given, **settings)
 
 
 def test_the_config_audits_a_folder_and_ends_with_1_after_a_copy(bundle, tmp_path):
-    data = write_cohort(tmp_path / "data", 6, 8)
-    tiny.train(data, tmp_path)
+    data = write_cohort(tmp_path / "data", 6, 6)
+    write_weights(tmp_path)
     scan = nib.load(data / "sub-0002" / "anat" / "sub-0002_T1w.nii.gz").get_fdata()
     write(tmp_path / "generated", "sub-copy", scan)
     write(tmp_path / "generated", "sub-own", head(99))
