@@ -123,7 +123,8 @@ def write_audit_section(output_dir: Path, summary: Mapping, pairs: int) -> None:
             {
                 "file": "memorisation.png",
                 "caption": f"The {pairs} generated volumes that resemble a training scan most, that scan, the difference. "
-                "Mid-planes; the subject's left is at the picture's right. The volumes of the first column are synthetic.",
+                "Mid-planes; the subject's left is at the picture's right. A generated volume is drawn in the view that fits "
+                "the scan best: 'mirrored' in its title means that its own sides are swapped. The first column is synthetic.",
             },
             {"file": "memorisation_distances.png", "caption": "Relative distances of all volumes, and the threshold."},
         ],
