@@ -209,6 +209,22 @@ def test_an_edited_head_lies_where_the_head_lay(workflow):
     assert expected.std() > 0.01
 
 
+def test_other_weights_or_steps_do_not_overwrite_an_edit(workflow):
+    request = {"age": 70, "sex": "F", "ventricles_ml": 90, "brain_normalised_ml": 1500}
+    settings = {"image": str(workflow / "head.nii.gz"), "request": request, "output_dir": str(workflow / "out")}
+    settings |= {"models_dir": str(workflow / "models"), "use_device": "cpu"}
+    made = []
+    for steps in (2, 3, 3):
+        run("editing", config_file="configs/inference.json", steps=steps, **settings)
+        made.append(len(list((workflow / "out").glob("sub-*/anat/*_T1w.nii.gz"))))
+    weights = torch.load(workflow / "models" / "model.pt")
+    key = next(key for key, value in weights.items() if value.is_floating_point())
+    torch.save(weights | {key: weights[key] + 1}, workflow / "models" / "model.pt")
+    run("editing", config_file="configs/inference.json", steps=3, **settings)
+    made.append(len(list((workflow / "out").glob("sub-*/anat/*_T1w.nii.gz"))))
+    assert made == [1, 2, 2, 3]
+
+
 def test_a_missing_image_is_named(bundle, tmp_path):
     (tmp_path / "models").mkdir()
     write_ldm_weights(tmp_path / "models")

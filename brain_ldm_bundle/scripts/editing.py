@@ -112,6 +112,8 @@ def edit_file(
 ) -> Path:
     """Write the edited image on the grid of the image, as the only volume or one more of a `Derivative`; returns its path.
 
+    Its name is a hash of the image, the request and the provenance: other weights or steps do not overwrite it.
+
     Raises:
         FileNotFoundError, ValueError: no such image, or not one that can be edited; a request that is refused.
     """
@@ -127,7 +129,7 @@ def edit_file(
     volume = postprocessing(data)["pred"]
     source = {"Seed": seed, "Strength": strength, "EditedImage": Path(image).name, "EditedImageSHA256": sha256(image)}
     source["Description"] = NOTICE
-    name = hashlib.sha256(json.dumps(row | source, sort_keys=True).encode()).hexdigest()[:8]
+    name = hashlib.sha256(json.dumps({**provenance, **row, **source}, sort_keys=True).encode()).hexdigest()[:8]
     row = {"participant_id": f"sub-{name}"} | row
     derivative = Derivative(output_dir, editor.schema, volume.affine.numpy(), volume.shape[1:], dtype)
     path = derivative.write(row, volume[0].numpy(), {**provenance, **source})
