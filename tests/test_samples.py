@@ -136,6 +136,7 @@ def test_everything_is_written_for_programs_and_readers(sets, result):
     assert section["tables"][0]["rows"][0][:2] == [FLOOR, "9 + 9"]
     for needed in ("stand-in", "18 real scans", "at 8 mm", "along the 2 first principal components", "2 scales"):
         assert needed in section["text"], needed
+    assert "The row of held-out scans is what new scans" in section["text"] and "no row of held-out" not in section["text"]
 
 
 def interval(mean, error):
@@ -201,6 +202,7 @@ def test_sessions_of_one_person_stay_together(sets, tmp_path):
     assert found["coverage"] < 0.9  # a person's other session nearby would cover all
     section = json.loads((tmp_path / "samples.section.json").read_text())
     assert section["tables"][0]["rows"][0][1] == "24 + 24 of 24 participants"
+    assert "no row of held-out scans, the control of all corrections: 0 scans of other participants" in section["text"]
 
 
 def test_volumes_are_let_go_once_they_are_described(sets, tmp_path):
@@ -229,7 +231,11 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_read(sets, tmp_pa
         ({"samples": {FLOOR: samples["alike"]}}, "is the name of a row that is always there"),
         ({"reference_split": "trainig"}, "reference_split must be all, training, validation, got 'trainig'"),
         ({"data": {"training": few}}, "real scans of the split 'training': volumes of 11 participants; at least 12"),
-        ({"feature_dimensions": 9}, "feature_dimensions 9: the smallest set .* has 9 volumes"),
+        ({"feature_dimensions": 9}, "feature_dimensions 9: the smallest set .* has 9 participants"),
+        ({"feature_dimensions": 2.5}, "feature_dimensions must be a whole number, 1 or more, got 2.5"),
+        ({"feature_dimensions": 0}, "feature_dimensions must be a whole number, 1 or more, got 0"),
+        ({"pairs": 0}, "pairs must be a whole number, 1 or more, got 0"),
+        ({"pairs": 12.5}, "pairs must be a whole number, 1 or more, got 12.5"),
     ):
         with pytest.raises(ValueError, match=message):
             evaluation(**{"real": real, "folder": tmp_path} | lazy | wrong).run()

@@ -38,12 +38,13 @@ def test_values_that_no_generated_volume_has_are_refused_by_file():
 
 
 def test_a_blur_of_8_mm_has_that_width():
-    point = torch.zeros(1, 33, 35, 37)
-    point[0, 16, 17, 18] = 1
-    blurred = Blurred(volumes(a=point), spacing_mm=1.0)[0][0]
+    plane = torch.zeros(1, 33, 35, 37)  # one voxel alone would become too faint for 8 bits
+    plane[0, :, :, 18] = 1
+    blurred = Blurred(volumes(a=plane), spacing_mm=1.0)[0][0]
     profile = blurred[16, 17] / blurred.max()
     assert profile[18 + 4] == pytest.approx(0.5, abs=0.03) and profile[18 - 4] == pytest.approx(0.5, abs=0.03)
-    assert len(Repeated(point)) == 3 and Repeated(point)[2] is point
+    assert torch.equal(blurred, (255 * blurred).round() / 255)
+    assert len(Repeated(plane)) == 3 and Repeated(plane)[2] is plane
 
 
 def test_sets_are_found_by_name_and_lie_on_the_grid(tmp_path):

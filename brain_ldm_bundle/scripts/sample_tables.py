@@ -55,16 +55,25 @@ def _interval(value: float, error: float | None) -> str:
 
 def text(result: dict, space: str) -> str:
     """What the tables' numbers are and were computed on; `space` says in which features."""
-    reference = result["reference"]
+    reference, held_out = result["reference"], result["held_out"]
+    control = "The row of held-out scans is what new scans of the same cohort get: the control of all corrections."
+    if not held_out["compared"]:
+        control = (
+            f"There is no row of held-out scans, the control of all corrections: {held_out['n']} scans of other participants "
+            f"are too few for {result['features']['dimensions']} components."
+        )
     paragraphs = (
         f"Reference: {reference['n']} real scans (split {reference['split']}) at {result['spacing_mm']:g} mm. {space} Numbers "
         "of another extractor, spacing or number of dimensions must not be compared with these.",
         "First table. FID: lower is closer to the reference. It is too large by an amount that shrinks with the number of "
-        "volumes; the corrected one is extrapolated to infinitely many (jackknife) and scatters about 0 for equal "
-        f"distributions. The floor is the mean over {SPLITS} splits of the reference into halves. MS-SSIM "
-        f"({result['scales']} scales, window of 7 voxels) and 4-G-R-SSIM compare pairs within a set: one as diverse as the "
-        "real scans has their numbers; higher is less diverse, lower is often noise. Their intervals count volumes, not pairs.",
-        "Trivial answers that the numbers must see through: the reference blurred, as diverse but without details, and its "
+        "volumes; the corrected one is extrapolated to infinitely many (jackknife). For equal distributions it "
+        "scatters about 0 where a few directions hold most of the features' variance; where they hold little, it stays too "
+        f"large, and its interval misses 0. The floor is the mean over {SPLITS} splits of the reference's participants into "
+        f"halves. {control}",
+        f"MS-SSIM ({result['scales']} scales, window of 7 voxels) and 4-G-R-SSIM compare pairs of participants within a set. "
+        "Real scans have the numbers to reach. Higher: less diverse, or smoother; compare with the blurred row. Lower: often "
+        "noise. Their intervals count participants, not pairs.",
+        "Trivial answers that the numbers must see through: the reference blurred, the same people without details, and its "
         "mean repeated, without any diversity.",
         "Second table. MMD\u00b2: unbiased, Gaussian kernel of the median distance of real features, about 0 for equal "
         f"distributions. Density (about 1) and coverage (near 1): with {NEIGHBOURS} neighbours. Grey values: Wasserstein "

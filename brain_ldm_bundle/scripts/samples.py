@@ -117,6 +117,7 @@ class SampleEvaluation:
             "extractor": extractor.name,
             "features": {"length": space.length, "dimensions": space.dimensions, "share_of_variance": space.share},
             "reference": {"split": self.reference_split, "n": len(real)},
+            "held_out": {"n": len(held_out), "compared": HELD_OUT in volumes},
             "samples": {
                 name: {"folder": str(self.samples[name]), "n": len(items), "provenance": self.provenance[name]}
                 for name, items in generated.items()
@@ -136,6 +137,12 @@ class SampleEvaluation:
         Raises:
             ValueError, FileNotFoundError: as `find_samples`, `read_provenance`, `load_extractor`; too few real scans.
         """
+        numbers = {"pairs": self.pairs}
+        if self.feature_dimensions is not None:
+            numbers["feature_dimensions"] = self.feature_dimensions
+        for name, number in numbers.items():
+            if type(number) is not int or number < 1:
+                raise ValueError(f"{name} must be a whole number, 1 or more, got {number!r}")
         names = (FLOOR, HELD_OUT, BLUR, MEAN)
         generated = find_samples(self.samples, self.spacing_mm, FEWEST_GENERATED, names, self.cache_file)
         self.provenance = {name: read_provenance(items, f"{name}, {self.samples[name]}") for name, items in generated.items()}
@@ -155,10 +162,10 @@ class SampleEvaluation:
     def _dimensions(self, real: int, generated: Sequence[int]) -> int:
         """Of covariances: as many as the smallest set's participants allow; half of the real ones is a set, too."""
         smallest = min(real // 2, *generated)
-        if self.feature_dimensions is not None and not 1 <= self.feature_dimensions < smallest:
+        if self.feature_dimensions is not None and self.feature_dimensions >= smallest:
             raise ValueError(
                 f"feature_dimensions {self.feature_dimensions}: the smallest set (half of the real scans counts as one) has "
-                f"{smallest} volumes, whose covariance has at most {smallest - 1} dimensions. Use fewer, or add volumes"
+                f"{smallest} participants, whose covariance has at most {smallest - 1} dimensions. Use fewer, or add volumes"
             )
         return self.feature_dimensions or max(1, smallest // VOLUMES_PER_DIMENSION)
 

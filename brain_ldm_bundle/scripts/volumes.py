@@ -60,7 +60,7 @@ class Volumes(Dataset):
 
 
 class Blurred(Dataset):
-    """The same volumes through a Gaussian: what a set looks like that has no details."""
+    """The same volumes through a Gaussian, in 8 bits as all others: what a set looks like that has no details."""
 
     def __init__(self, volumes: Volumes, spacing_mm: float) -> None:
         self.volumes, self.items = volumes, volumes.items
@@ -70,7 +70,8 @@ class Blurred(Dataset):
         return len(self.volumes)
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        return torch.as_tensor(self.smooth(self.volumes[index])).clamp(0, 1)
+        blurred = torch.as_tensor(self.smooth(self.volumes[index])).clamp(0, 1)
+        return torch.from_numpy(as_stored(blurred.numpy())).float() / (LEVELS - 1)
 
 
 class Repeated(Dataset):
