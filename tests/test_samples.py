@@ -185,23 +185,32 @@ def test_the_scores_of_a_pair_are_those_of_its_two_volumes(sets, result):
         assert found["sets"]["alike"][key]["mean"] == pytest.approx(np.mean([float(row[key]) for row in pairs]), abs=1e-5)
 
 
-def test_numbers_can_be_had_again_and_do_not_depend_on_what_else_is_compared(sets, result, tmp_path):
+def test_numbers_can_be_had_again_and_other_sets_of_a_size_do_not_change_them(sets, result, tmp_path):
     alone = evaluation(sets[0], {"alike": sets[1]["alike"]}, tmp_path).run()
     assert alone["sets"]["alike"] == result[0]["sets"]["alike"]
+
+
+def test_the_smallest_set_decides_the_components_of_all_rows_unless_they_are_given(sets, result, tmp_path):
+    for name in ("sub-0001", "sub-0002", "sub-0003", "sub-0004"):
+        shutil.copytree(sets[1]["alike"] / name, tmp_path / "few" / name)
+    samples = {"alike": sets[1]["alike"], "few": tmp_path / "few"}
+    found = [evaluation(sets[0], samples, tmp_path, feature_dimensions=n, pairs=1).run() for n in (None, 2)]
+    assert [one["features"]["dimensions"] for one in found] == [1, 2] and result[0]["features"]["dimensions"] == 2
+    fids = [one["sets"]["alike"]["fid"] for one in (*found, result[0])]
+    assert fids[0] != pytest.approx(fids[2], rel=0.01) and fids[1] == pytest.approx(fids[2], rel=1e-9)
 
 
 def test_sessions_of_one_person_stay_together(sets, tmp_path):
     """Two scans of each person: halves of people, pairs of two people, errors that count people."""
     real, samples = sets
-    sessions = find_volumes(real, SPACING_MM) + find_volumes(samples["alike"], SPACING_MM)
-    data = {"training": sessions}
-    found = evaluation(real, {"blurred": samples["blurred"]}, tmp_path, data=data, pairs=200).run()["sets"][FLOOR]
-    assert (found["n"], found["participants"]) == (48, 24)
+    data = {"training": find_volumes(real, SPACING_MM)[:12] + find_volumes(samples["alike"], SPACING_MM)[:12]}
+    found = evaluation(real, {"blurred": samples["blurred"]}, tmp_path, data=data, pairs=40).run()["sets"][FLOOR]
+    assert (found["n"], found["participants"]) == (24, 12)
     pairs = [row for row in csv.DictReader(open(tmp_path / "samples_pairs.tsv"), delimiter="\t") if row["set"] == FLOOR]
-    assert len(pairs) == 200 and all(row["first"] != row["second"] for row in pairs)
+    assert len(pairs) == 40 and all(row["first"] != row["second"] for row in pairs)
     assert found["coverage"] < 0.9  # a person's other session nearby would cover all
     section = json.loads((tmp_path / "samples.section.json").read_text())
-    assert section["tables"][0]["rows"][0][1] == "24 + 24 of 24 participants"
+    assert section["tables"][0]["rows"][0][1] == "12 + 12 of 12 participants"
     assert "no row of held-out scans, the control of all corrections: 0 scans of other participants" in section["text"]
 
 
