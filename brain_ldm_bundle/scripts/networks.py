@@ -94,7 +94,8 @@ class DiffusionUNet(WithRecipe, DiffusionModelUNet):
 
     What a model needs beyond its weights travels in its state dict: `scale_factor`, by which latents are multiplied
     before they are noised, and `recipe`, a JSON-able dict (prediction type, covariate schema, spacing, the
-    autoencoder's hash, `bids.identities` of the training scans). The published weights have neither: they use unscaled latents and predict the noise.
+    autoencoder's hash, `bids.identities` of the training scans). The published weights have neither: they use unscaled
+    latents and predict the noise.
     """
 
     def __init__(
