@@ -203,6 +203,27 @@ def test_a_file_may_come_with_the_request(client):
     os.remove(path)
 
 
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"result_extension": ".nrrd"},
+        {"result_dtype": "uint8"},  # of 0 to 1 only 0 and 1 would be left
+        {"result_write_to_file": False},
+        {"skip_writer": True},
+        {"save_label": True, "label_tag": "../../written"},
+    ],
+)
+def test_no_request_takes_the_values_or_the_mark_from_an_answer_of_our_app(client, params):
+    if not client.own:
+        pytest.skip("the sample app does what the request says")
+    expected, _ = infer(client, SPADE, "mapLAS")
+    made, result = infer(client, SPADE, "mapLAS", **params)
+    np.testing.assert_array_equal(made.get_fdata(), expected.get_fdata())
+    assert made.get_data_dtype() == np.float32 and result["notice"].startswith("Synthetic image")
+    assert made.header["descrip"].item().decode() == "Synthetic, not for clinical use"
+    assert not list(client.studies.parent.rglob("written"))
+
+
 def test_a_head_is_edited_toward_the_requested_covariates(client, bundle, tmp_path):
     """The volume is that of the run id `editing`, on the head's own grid, and the same again."""
     request = COVARIATES | {"strength": 0.5, "seed": 3}
@@ -267,6 +288,16 @@ def test_a_bad_request_is_an_error_and_the_server_goes_on(client, model, image, 
     assert infer(client, LDM, "head", **COVARIATES, strength=0)[0].shape
 
 
+def test_a_fault_that_is_not_the_requests_is_status_500_with_a_traceback_in_the_log(client):
+    before = client.log.stat().st_size
+    status, _ = refusal(client, SPADE, "mapLAS", logging=5)  # MONAI Label takes it for a text
+    assert status == 500
+    deadline = time.monotonic() + 30
+    while "AttributeError: 'int' object has no attribute 'upper'" not in client.log.read_text()[before:]:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
 def test_no_request_can_run_code_in_our_app(client, tmp_path):
     """MONAI evaluates what begins with a dollar, wherever it comes from, and the sample app lets it: its README says so."""
     code = f"$open('{tmp_path / 'written'}', 'w').close()"
@@ -286,8 +317,11 @@ def test_no_request_can_run_code_in_our_app(client, tmp_path):
         assert refusal(client, LDM, "head", **COVARIATES | params)[0] == 400
     (client.studies / "uploaded.json").write_text(json.dumps({"handlers_id": {}, "configs": {"uploaded": code}}))
     uploaded = {"tracking": str(client.studies / "uploaded.json"), "run_id": "uploaded"}  # MONAI takes such files as settings
-    for params in ({"seed": code}, {"max_epochs": code}, {"tracking": "mlflow", "tracking_uri": code}, uploaded):
+    several = {"force_multi_gpu": True, "run_id": "unknown"}  # another process, whose command and settings are not checked
+    for params in ({"seed": code}, {"max_epochs": code}, {"tracking": "mlflow", "tracking_uri": code}, uploaded, several):
         assert train(client, **{"max_epochs": 1, **params})[0] == "ERROR", params
+    assert "RUNNING COMMAND:: ['torchrun" not in client.log.read_text()
+    assert "Ignore Multi-GPU Training" not in client.log.read_text()
     assert not (tmp_path / "written").exists()
 
 
@@ -318,13 +352,19 @@ def test_a_second_training_may_have_other_data_and_sizes_in_our_app(client):
     if not client.own:
         pytest.skip("in the sample app it would be refused, see the test before")
     elsewhere = str(client.bundles.parent / "elsewhere")  # no client says where files go
+    own = client.bundles / SPADE / "models" / "resume" / "fusion.pt"  # as a training on the command line left it
+    own.parent.mkdir()
+    own.write_text("of 40 hours")
     settings = {"val_split": 0.4, "fusion_channels": 3, "pretrained": False, "run_id": "", "models_dir": elsewhere}
     status, details = train(client, max_epochs=1, **settings)
     assert status == "DONE" and not Path(elsewhere).exists(), details
     urllib.request.urlopen(urllib.request.Request(f"{client.get_server_url()}/reload", method="POST"))
     assert infer(client, SPADE, "mapLAS")[0].get_fdata().std() > 0.01
+    served = (client.bundles / SPADE / "models" / "model.pt").read_bytes()
     status, details = train(client, max_epochs=1, label_table="frisurfer")
     assert status == "ERROR" and "no label table 'frisurfer'" in client.log.read_text()
+    assert (client.bundles / SPADE / "models" / "model.pt").read_bytes() == served
+    assert own.read_text() == "of 40 hours"
 
 
 def test_training_what_cannot_be_trained_is_refused_by_our_app(client):
@@ -350,7 +390,7 @@ def test_our_app_does_not_start_with_weights_that_are_missing_or_wrong(tmp_path,
         message = rf"{LDM} cannot be served: .*model\.pt: weights of another architecture"
     else:
         (models / "model.pt").unlink()
-        message = rf"{LDM} cannot be served: .*No such file or directory: '.*model\.pt'"
+        message = rf"{LDM} cannot be served: .*model\.pt: no such weights file\. Make it with: python -m monai.bundle run"
     with open(tmp_path / "log", "w") as log:
         process = start(app, studies, free_port(), log)
         try:
@@ -377,12 +417,35 @@ def test_one_command_serves_what_the_demo_made(tmp_path):
     with serving(begin, tmp_path / "log") as client:
         assert client.info()["datastore"] == {"total": 12, "completed": 6, "label_tags": {"final": 6}}
         made, _ = infer(client, SPADE, "sub-03_dseg")
+        for path in ("datastore/image?image=x", f"model/{SPADE}"):  # what could write files
+            headers = {"Origin": "http://evil.example", "Access-Control-Request-Method": "PUT"}
+            preflight = urllib.request.Request(f"{client.get_server_url()}/{path}", headers=headers, method="OPTIONS")
+            with pytest.raises(urllib.error.HTTPError) as caught:
+                urllib.request.urlopen(preflight)
+            assert caught.value.code == 400 and "Access-Control-Allow-Origin" not in caught.value.headers
+        evil = urllib.request.Request(f"{client.get_server_url()}/info/", headers={"Origin": "http://evil.example"})
+        assert "Access-Control-Allow-Origin" not in urllib.request.urlopen(evil).headers  # may ask, but not read the answer
         client.save_label("sub-03_T1w", str(demo / "data" / "participants.tsv"), "final")
         assert f"127.0.0.1:{client.get_server_url().rpartition(':')[2]}/infer/{SPADE}?image=" in (tmp_path / "log").read_text()
     assert made.shape == nib.load(next(demo.glob("data/derivatives/*/sub-03/anat/*_dseg.nii.gz"))).shape
     assert {path: path.stat().st_mtime_ns for path in before} == before
     config = json.loads((demo / "label" / "app" / "model" / SPADE / "configs" / "train.json").read_text())
     assert config["label_table"] == "demo" and config["spacing_mm"] == 4
+
+    # Weights that the demo made since are served, those that were trained by the server are kept.
+    served = demo / "label" / "app" / "model"
+    for folder, change in ((served / SPADE / "models", "trained by the server"), (demo / "models", "made since")):
+        newest = time.time() + 10
+        (folder / "model.pt").write_text(change)
+        os.utime(folder / "model.pt", (newest, newest))
+    with open(tmp_path / "log", "w") as log:
+        process = begin(free_port(), log)
+        try:
+            assert process.wait(300) != 0  # neither is a file of weights
+        finally:
+            process.kill()
+    assert (served / LDM / "models" / "model.pt").read_text() == "made since"
+    assert (served / SPADE / "models" / "model.pt").read_text() == "trained by the server"
 
 
 def test_the_command_says_that_the_demo_comes_first(tmp_path):

@@ -5,7 +5,7 @@ import shutil
 
 import nibabel as nib
 from fastapi import HTTPException
-from monailabel.interfaces.app import MONAILabelApp
+from monailabel.interfaces.app import MONAILabelApp, MONAILabelException
 from monailabel.tasks.infer.bundle import BundleInferTask
 from monailabel.tasks.train.bundle import BundleTrainTask
 
@@ -18,7 +18,9 @@ def refuse_expressions(settings):  # MONAI evaluates a text that begins so, and 
 
 class Infer(BundleInferTask):
     def __init__(self, path, conf):
-        os.stat(os.path.join(path, "models", "model.pt"))  # or Label would leave the bundle out without a word
+        if not os.path.isfile(weights := os.path.join(path, "models", "model.pt")):  # or Label would leave the bundle out
+            command = "python -m monai.bundle run training --config_file configs/train.json --dataset_dir DIR"
+            raise FileNotFoundError(f"{weights}: no such weights file. Make it with: {command}")
         super().__init__(path, conf, type="others", load_strict=True)
         self._update_device({"device": "cpu"})
         self.labels, self.network = {"synthetic t1w": 0}, self.bundle_config.get_parsed_content("network")  # strictly
@@ -29,36 +31,35 @@ class Infer(BundleInferTask):
         return super().pre_transforms(data)
 
     def writer(self, data, extension=None, dtype=None):
-        path, result = super().writer(data, extension, dtype)
-        if str(path).endswith((".nii", ".nii.gz")):
-            image = nib.load(path)
-            image.header["descrip"] = "Synthetic, not for clinical use"
-            nib.save(nib.Nifti1Image(image.dataobj[...], image.affine, image.header), path)
+        path, result = super().writer({**data, "result_write_to_file": True}, ".nii.gz", "float32")  # whatever is asked for
+        image = nib.load(path)
+        image.header["descrip"] = "Synthetic, not for clinical use"
+        nib.save(nib.Nifti1Image(image.dataobj[...], image.affine, image.header), path)
         return path, {**result, "notice": "Synthetic image. For research, not for clinical use."}
 
 
 class Train(BundleTrainTask):
     def _load_checkpoint(self, *served): ...  # the GANs begin anew, and a fusion CNN belongs to its own
-
     def __call__(self, request, datastore):
         refuse_expressions(request)
-        shutil.rmtree(os.path.join(self.bundle_path, "models", "resume"), ignore_errors=True)  # of other labels
         fixed = {"multi_gpu": False, "force_multi_gpu": False, "tracking": "none"}  # for tracking MONAI would read any file
         super().__call__({**request, **fixed, "run_id": request.get("run_id") or "run"}, datastore)
 
     def run_single_gpu(self, request, overrides):  # numbers alone, and no paths: a client has no say where files go
         given = {name: value for name, value in request.items() if isinstance(value, (int, float)) or name == "label_table"}
+        overrides["models_dir"] = new = os.path.join(self.bundle_path, "models", "label")  # what a user can resume stays
+        shutil.rmtree(new, ignore_errors=True)
         super().run_single_gpu(request, {name: given[name] for name in given if name in self.bundle_config.config} | overrides)
+        shutil.copytree(new, f"{new}/..", ignore=shutil.ignore_patterns("resume"), copy_function=os.replace, dirs_exist_ok=True)
 
 
 class App(MONAILabelApp):
     def init_infers(self):
         self.name, self.description = "Synthetic T1w", "Synthetic images. For research, not for clinical use"
-        names = self.conf["models"].split(",")
         try:
-            return {name: Infer(os.path.join(self.app_dir, "model", last := name), self.conf) for name in names}
+            return {name: Infer(f"{self.app_dir}/model/{name}", self.conf) for name in self.conf["models"].split(",")}
         except Exception as error:
-            raise RuntimeError(f"{last} cannot be served: {error.__cause__ or error}") from error
+            raise RuntimeError(f"{self.conf['models']} cannot be served: {error.__cause__ or error}") from error
 
     def init_trainers(self):  # of the bundle that learns from images and label maps alone
         tasks = {name: Train(task.bundle_path, self.conf) for name, task in self._infers.items()}
@@ -71,10 +72,9 @@ class App(MONAILabelApp):
 
     def infer(self, request, datastore=None):
         try:
-            image = request.get("image")
-            if isinstance(image, str) and not (os.path.exists(image) or self.datastore().get_image_uri(image)):
+            if not (os.path.exists(image := str(request.get("image"))) or self.datastore().get_image_uri(image)):
                 raise ValueError(f"there is no image {image!r} in the datastore")
-            return super().infer(request, datastore)
-        except Exception as error:
+            return super().infer({**request, "skip_writer": False, "label_tag": "original"}, datastore)
+        except (ValueError, OSError, RuntimeError, EOFError, nib.filebasedimages.ImageFileError, MONAILabelException) as error:
             reason = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error  # MONAI wraps ours
             raise HTTPException(400, getattr(reason, "msg", None) or str(reason)[:500]) from error
