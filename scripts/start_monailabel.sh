@@ -58,20 +58,22 @@ label="$demo/label"
 if ! [ -f "$label/.complete" ]; then
     echo "Copying the cohort to $label/studies: MONAI Label wants all images in one folder"
     rm -rf "$label"
-    mkdir -p "$label/studies/labels/final" "$label/app/model"
+    mkdir -p "$label/studies/labels/final" "$label/app"
     for image in "$demo"/data/sub-*/anat/sub-*_T1w.nii.gz; do
         name=$(basename "$image" _T1w.nii.gz)
         cp "$image" "$label/studies"
         cp "$demo"/data/derivatives/*/"$name/anat/${name}_dseg.nii.gz" "$label/studies"
         cp "$label/studies/${name}_dseg.nii.gz" "$label/studies/labels/final/${name}_T1w.nii.gz"
     done
-    for bundle in brain_ldm_bundle spade_fusion_bundle; do
-        mkdir -p "$label/app/model/$bundle/models"
-    done
-    cp "$demo/models/model.pt" "$demo/models/autoencoder.pt" "$label/app/model/brain_ldm_bundle/models"
-    cp "$demo/spade/models/model.pt" "$label/app/model/spade_fusion_bundle/models"
     touch "$label/.complete"
 fi
+refresh() { # FILE FOLDER: unless the folder has it as new, from the demo or from a training here
+    mkdir -p "$2"
+    if [ "$1" -nt "$2/$(basename "$1")" ]; then cp "$1" "$2"; fi
+}
+refresh "$demo/models/model.pt" "$label/app/model/brain_ldm_bundle/models"
+refresh "$demo/models/autoencoder.pt" "$label/app/model/brain_ldm_bundle/models"
+refresh "$demo/spade/models/model.pt" "$label/app/model/spade_fusion_bundle/models"
 
 cp "$root/scripts/monailabel_app/main.py" "$label/app"
 for bundle in brain_ldm_bundle spade_fusion_bundle; do
@@ -101,5 +103,9 @@ All images it makes are synthetic. For research, not for clinical use. Ctrl+C en
 
 TEXT
 cd "$label"
-exec "$python" -W ignore -m monailabel.main start_server --app "$label/app" --studies "$label/studies" --host "$host" --port "$port" \
+# By default MONAI Label lets every page that is open in a browser here read and write what the server can. Its setting against
+# that, given as a variable of the environment, stops version 0.8.5 from starting: it cannot print it.
+start="from monailabel.config import settings; settings.MONAI_LABEL_CORS_ORIGINS = ['http://$host:$port']; \
+from monailabel.main import Main; Main().run()"
+exec "$python" -W ignore -c "$start" start_server --app "$label/app" --studies "$label/studies" --host "$host" --port "$port" \
     --conf models spade_fusion_bundle,brain_ldm_bundle
