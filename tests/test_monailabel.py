@@ -355,7 +355,7 @@ def test_a_second_training_may_have_other_data_and_sizes_in_our_app(client):
     own = client.bundles / SPADE / "models" / "resume" / "fusion.pt"  # as a training on the command line left it
     own.parent.mkdir()
     own.write_text("of 40 hours")
-    settings = {"val_split": 0.4, "fusion_channels": 3, "pretrained": False, "run_id": "", "models_dir": elsewhere}
+    settings = {"val_split": -1, "fusion_channels": 3, "pretrained": False, "run_id": "", "models_dir": elsewhere}
     status, details = train(client, max_epochs=1, **settings)
     assert status == "DONE" and not Path(elsewhere).exists(), details
     urllib.request.urlopen(urllib.request.Request(f"{client.get_server_url()}/reload", method="POST"))
