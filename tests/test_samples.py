@@ -19,7 +19,7 @@ from brain_ldm_bundle.scripts.features import Extractor
 from brain_ldm_bundle.scripts.files import save_weights
 from brain_ldm_bundle.scripts.gradient_ssim import GradientSSIMMetric
 from brain_ldm_bundle.scripts.networks import DiffusionUNet
-from brain_ldm_bundle.scripts.pairs import KERNEL_SIGMA, KERNEL_SIZE, multi_scale_ssim
+from brain_ldm_bundle.scripts.pairs import KERNEL_SIGMA, KERNEL_SIZE, mean_over_pairs, multi_scale_ssim
 from brain_ldm_bundle.scripts.sample_tables import FLOOR
 from brain_ldm_bundle.scripts.samples import BLUR, HELD_OUT, MEAN, SampleEvaluation
 
@@ -208,6 +208,9 @@ def test_sessions_of_one_person_stay_together(sets, tmp_path):
     assert (found["n"], found["participants"]) == (24, 12)
     pairs = [row for row in csv.DictReader(open(tmp_path / "samples_pairs.tsv"), delimiter="\t") if row["set"] == FLOOR]
     assert len(pairs) == 40 and all(row["first"] != row["second"] for row in pairs)
+    people = [(int(row["first"][4:]), int(row["second"][4:])) for row in pairs]
+    of_people = mean_over_pairs(people, np.array([float(row["ms_ssim"]) for row in pairs]))[2]
+    assert found["ms_ssim"]["standard_error"] == pytest.approx(of_people, rel=1e-3)
     assert found["coverage"] < 0.9  # a person's other session nearby would cover all
     section = json.loads((tmp_path / "samples.section.json").read_text())
     assert section["tables"][0]["rows"][0][1] == "12 + 12 of 12 participants"
