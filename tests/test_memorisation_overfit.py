@@ -10,7 +10,7 @@ import pytest
 from monai.bundle import run
 
 COVARIATES = ["age", "sex", "ventricles_ml", "brain_normalised_ml"]
-SPLITS = ["train"] * 24 + ["validation"] * 2 + ["test"] * 10  # with six training scans an audit does not find its controls
+SPLITS = ["train"] * 24 + ["validation"] * 2 + ["test"] * 10  # with six training scans the audit found 1 of 6 controls
 REPEATED = 3  # of the training scans: what a data set holds many times is memorised first
 NOISES = 2  # volumes for the covariates of each of these
 STEPS, BATCH = 240, 3
