@@ -104,8 +104,9 @@ All images it makes are synthetic. For research, not for clinical use. Ctrl+C en
 TEXT
 cd "$label"
 # By default MONAI Label lets every page that is open in a browser here read and write what the server can. Its setting against
-# that, given as a variable of the environment, stops version 0.8.5 from starting: it cannot print it.
-start="from monailabel.config import settings; settings.MONAI_LABEL_CORS_ORIGINS = ['http://$host:$port']; \
-from monailabel.main import Main; Main().run()"
+# that stops version 0.8.5 from starting and from training, which print all settings and cannot print this one: so it is
+# there only while the server's module reads it.
+start="from monailabel.config import settings; settings.MONAI_LABEL_CORS_ORIGINS = ['http://$host:$port']; import monailabel.app; \
+settings.MONAI_LABEL_CORS_ORIGINS = []; from monailabel.main import Main; Main().run()"
 exec "$python" -W ignore -c "$start" start_server --app "$label/app" --studies "$label/studies" --host "$host" --port "$port" \
     --conf models spade_fusion_bundle,brain_ldm_bundle

@@ -425,6 +425,9 @@ def test_one_command_serves_what_the_demo_made(tmp_path):
             assert caught.value.code == 400 and "Access-Control-Allow-Origin" not in caught.value.headers
         evil = urllib.request.Request(f"{client.get_server_url()}/info/", headers={"Origin": "http://evil.example"})
         assert "Access-Control-Allow-Origin" not in urllib.request.urlopen(evil).headers  # may ask, but not read the answer
+        assert train(client, run_id="unknown")[0] == "ERROR"
+        log = (tmp_path / "log").read_text()  # the origins once stopped each training before its request was read
+        assert "Train Request" in log and "AnyHttpUrl" not in log
         client.save_label("sub-03_T1w", str(demo / "data" / "participants.tsv"), "final")
         assert f"127.0.0.1:{client.get_server_url().rpartition(':')[2]}/infer/{SPADE}?image=" in (tmp_path / "log").read_text()
     assert made.shape == nib.load(next(demo.glob("data/derivatives/*/sub-03/anat/*_dseg.nii.gz"))).shape
