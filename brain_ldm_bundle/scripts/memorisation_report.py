@@ -84,7 +84,7 @@ def write_audit_section(output_dir: Path, summary: Mapping, pairs: int) -> None:
     low, high = (100 * end for end in counts["sample"]["share_95"])
     text = (
         f"{'Passed' if summary['passed'] else 'Not passed'}: {summary['verdict']}. 95 % interval of the flagged share: "
-        f"{low:.1f} to {high:.1f} %. Audited: {summary['audited']['folder']}, made by: "
+        f"{low:.1f} to {high:.1f} %. Audited: {Path(summary['audited']['folder']).name}, made by: "
         f"{describe(summary['audited']['provenance'])}.\n\n"
         f"Each volume is compared with all {summary['training_scans']} training scans in two spaces: its anatomy at "
         f"{ANATOMY_MM} mm in the box around the brain, also mirrored and moved by {SHIFT_MM} mm; its latent, also mirrored. "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 
 from .distances import NEIGHBOURS
 from .provenance import describe
@@ -41,7 +42,7 @@ def further_distances(rows: Mapping[str, dict]) -> dict:
 
 def origins(samples: Mapping[str, dict]) -> dict:
     header = ["", "volumes", "made by, as their sidecars say", "folder"]
-    lines = [[name, str(one["n"]), describe(one["provenance"]), one["folder"]] for name, one in samples.items()]
+    lines = [[name, str(one["n"]), describe(one["provenance"]), Path(one["folder"]).name] for name, one in samples.items()]
     return {"header": header, "rows": lines}
 
 
