@@ -292,7 +292,7 @@ step measurement "Measure the generated volumes and the test scans (about 1 minu
 step first_report "Write a first page, $output/report.html (seconds)" first_report
 step regressor "Train a network that reads age and volumes from a scan (seconds)" train_regressor
 step baselines "Sample the paper's baselines, VAE-GAN and LSGAN (seconds)" sample_baselines
-step more_generation "Generate sweeps, and $CHAIN_VOLUMES volumes by all 1000 steps (about 1 minute)" generate_more
+step more_generation "Generate sweeps, and $CHAIN_VOLUMES volumes by all 1000 steps (about 6 minutes)" generate_more
 step more_measurement "Measure the sweeps, and read the ages of all (about 1 minute)" measure_more
 step evaluation "Compare with real scans: Table 1, conditioning, copies (about 3 minutes)" evaluate
 step spade_training "Train three SPADE GANs and the fusion on the cohort's label maps (about 5 minutes)" train_spade
