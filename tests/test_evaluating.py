@@ -9,7 +9,7 @@ import torch
 from monai.bundle import run
 from test_resume import chain
 
-from brain_ldm_bundle.scripts.bids import identities
+from brain_ldm_bundle.scripts.seen import identities
 from brain_ldm_bundle.scripts.weights import read_recipe
 
 

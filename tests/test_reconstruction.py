@@ -7,7 +7,7 @@ import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from brain_ldm_bundle.scripts import reconstruction
-from brain_ldm_bundle.scripts.bids import identities
+from brain_ldm_bundle.scripts.seen import identities
 
 
 def scored(tmp_path, name, pairs):

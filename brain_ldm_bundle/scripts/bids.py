@@ -4,43 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import warnings
-import zlib
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-
-import nibabel as nib
-import numpy as np
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
-from tqdm import tqdm
 
 from . import grid
 from .covariates import CovariateSchema, participant_label, refuse
-from .files import atomic, read_whole
-from .weights import read_recipe
+from .images import image_problems
 
-__all__ = [
-    "check_split",
-    "find_volumes",
-    "fingerprint",
-    "identities",
-    "read_dataset",
-    "refuse_elsewhere",
-    "refuse_empty",
-    "refuse_seen",
-    "what_training_knew",
-]
+__all__ = ["find_volumes", "fingerprint", "read_dataset", "refuse_empty"]
 
 SPLITS = ("training", "validation", "test")
 SPLIT_COLUMN = {"train": "training", "validation": "validation", "test": "test"}
-
-# A head may be smaller than the template's, so this much of the template's brain may lie outside of the image.
-BRAIN_MARGIN_MM = 10.0
-PREPARE = "Bring it there with: python scripts/prepare_data.py"
 
 
 def read_dataset(
@@ -89,7 +64,7 @@ def read_dataset(
         items, problems = _bids_items(dataset_dir, schema)
     else:
         items, problems = _datalist_items(Path(datalist), dataset_dir, schema)
-    problems += _image_problems([item["image"] for item in items], spacing_mm, workers, cache_file)
+    problems += image_problems([item["image"] for item in items], spacing_mm, workers, cache_file)
     refuse(problems, f"{dataset_dir} cannot be used for training yet ({len(problems)} problems):")
     return _share_out(items, validation_fraction, seed)
 
@@ -110,7 +85,7 @@ def find_volumes(folder: str | Path, spacing_mm: float, cache_file: str | Path |
     paths = sorted(path for path in folder.glob("sub-*/**/*_T1w.nii*") if path.name.endswith((".nii", ".nii.gz")))
     if not paths:
         raise ValueError(f"{folder}: no sub-*/anat/*_T1w.nii.gz below it")
-    problems = _image_problems([str(path) for path in paths], spacing_mm, None, cache_file)
+    problems = image_problems([str(path) for path in paths], spacing_mm, cache_file=cache_file)
     refuse(problems, f"{folder} cannot be used ({len(problems)} problems):")
     return [{"image": str(path), "participant_id": path.name.split("_")[0]} for path in paths]
 
@@ -133,74 +108,6 @@ def fingerprint(data: Mapping[str, Sequence[dict]]) -> str:
     """Hash of who is in which split with which covariates; the same wherever the folder lies."""
     rows = sorted((split, Path(i["image"]).name, i["covariates"]) for split, items in data.items() for i in items)
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
-
-
-def identities(items: Sequence[Mapping], init: str | Path | None = None) -> list[str]:
-    """By what scans are known again wherever they lie, without their names: short hashes of file name and size.
-
-    Args:
-        items: of `read_dataset`.
-        init: file of weights that training begins with; the scans that they have seen count as well.
-    """
-    earlier = read_recipe(init).get("seen", ()) if init is not None else ()
-    return sorted({*earlier, *(_identity(item["image"]) for item in items)})
-
-
-def _identity(image: str) -> str:
-    return hashlib.sha256(f"{Path(image).name} {os.stat(image).st_size}".encode()).hexdigest()[:16]
-
-
-def refuse_seen(items: Sequence[Mapping], recipe: Mapping, split: str) -> None:
-    """Refuse scans that weights were trained on where held-out ones are needed; warn where the weights do not say.
-
-    Args:
-        items: of `read_dataset`.
-        recipe: of the weights; "seen" are the `identities` of its training scans.
-        split: of the items, for the message.
-
-    Raises:
-        ValueError: says how many, and by which settings training and evaluation share out alike.
-    """
-    if "seen" not in recipe:
-        warnings.warn(
-            "the weights do not say which scans they were trained on: that held-out ones are new to them is not checked",
-            stacklevel=1,  # from everywhere the same place: said once
-        )
-        return
-    seen = set(recipe["seen"])
-    known = [item["image"] for item in items if _identity(item["image"]) in seen]
-    if known:
-        raise ValueError(
-            f"{len(known)} of {len(items)} scans in the split {split!r}, such as {known[0]}, were trained on. Share out as "
-            f"training did (--seed, --validation_fraction, --datalist, the column split of participants.tsv), or name others"
-        )
-
-
-def check_split(data: Mapping[str, Sequence[Mapping]], recipe: Mapping) -> None:
-    """Refuse a data set whose validation or test scans were trained on; warn where its training scans were not.
-
-    Raises:
-        ValueError: as `refuse_seen`.
-    """
-    for split in ("validation", "test"):
-        refuse_seen(data[split], recipe, split)
-    seen = set(recipe.get("seen", ()))
-    new = [item["image"] for item in data["training"] if _identity(item["image"]) not in seen]
-    if seen and new:
-        warnings.warn(
-            f"{len(new)} of {len(data['training'])} scans in the split 'training', such as {new[0]}, are not those that the "
-            f"weights were trained on (by file name and size): copies of the others would not be found in an audit",
-            stacklevel=2,
-        )
-
-
-def what_training_knew(split: str, recipe: Mapping) -> str:
-    """What a split's scans are to the weights of `recipe`, in words for a reader."""
-    if split == "training":
-        return "which it was trained on"
-    if "seen" not in recipe:
-        return "which should be new to it (its weights do not say which scans they were trained on)"
-    return "which chose its best epoch" if split == "validation" else "which it never saw"
 
 
 def _bids_items(dataset_dir: Path, schema: CovariateSchema) -> tuple[list[dict], list[str]]:
@@ -297,105 +204,3 @@ def _share_out(items: Sequence[dict], validation_fraction: float, seed: int) -> 
     if not shares["training"]:
         raise ValueError(f"{len(items)} images, but none left to train on. Put some into the split 'train'")
     return shares
-
-
-def _image_problems(paths: Sequence[str], spacing_mm: float, workers: int | None, cache_file: str | Path | None) -> list[str]:
-    """What is wrong with the images, in their order; sound ones are remembered and not read again."""
-    sound = _read_cache(cache_file)
-    from_scanner = []
-
-    def check(path: str) -> str | None:
-        try:
-            stat = os.stat(path)
-        except OSError as error:
-            return f"{path}: {error.strerror}"
-        key, fingerprint = os.path.abspath(path), [stat.st_size, stat.st_mtime_ns, spacing_mm]
-        if sound.get(key) == fingerprint:
-            return None
-        try:
-            header = _check_header(path, spacing_mm)
-            if max(int(header["sform_code"]), int(header["qform_code"])) == 1:
-                from_scanner.append(path)
-            _check_content(path)
-            sound[key] = fingerprint
-        except ValueError as error:
-            return f"{path}: {error}"
-        return None
-
-    try:
-        with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-            found = list(tqdm(pool.map(check, paths), "Checking images", len(paths), leave=False, disable=None))
-    finally:
-        if cache_file is not None:
-            Path(cache_file).parent.mkdir(parents=True, exist_ok=True)
-            with atomic(cache_file) as file:
-                file.write(json.dumps(sound).encode())
-    if from_scanner:
-        warnings.warn(
-            f"{len(from_scanner)} images, such as {min(from_scanner)}, have the NIfTI code 1 (scanner), not 4 (MNI). "
-            f"Their axes and field of view would fit; if they were not registered to MNI space: {PREPARE}",
-            stacklevel=3,
-        )
-    return [problem for problem in found if problem]
-
-
-def _read_cache(cache_file: str | Path | None) -> dict[str, list[int]]:
-    try:
-        cache = json.loads(Path(cache_file).read_text()) if cache_file is not None else {}
-    except (OSError, ValueError):  # none yet, or damaged: everything is read once more
-        cache = {}
-    return cache if isinstance(cache, dict) else {}
-
-
-def _check_header(path: str, spacing_mm: float) -> nib.Nifti1Header:
-    """Dimensions, spacing and place, without reading voxels."""
-    try:
-        image = nib.load(path)
-        header, shape, affine = image.header, image.shape, image.affine
-        codes = max(int(header["sform_code"]), int(header["qform_code"]))
-    except (OSError, EOFError, ValueError, KeyError, zlib.error, ImageFileError, HeaderDataError) as error:
-        raise ValueError(f"is not a NIfTI image that can be read ({error})") from error
-    if len(shape) != 3:
-        raise ValueError(f"has {len(shape)} dimensions {shape}; three are needed. Extract one volume, e.g. by fslroi")
-    if header.get_data_dtype().kind not in "iuf":
-        raise ValueError(f"has voxels of type {header.get_data_dtype()}; grey values are needed")
-    if codes == 0:
-        raise ValueError(f"has neither a qform nor an sform, so left and right are unknown. {PREPARE}")
-    spacings_mm = np.linalg.norm(affine[:3, :3], axis=0)
-    if not np.isfinite(affine).all() or not (np.abs(spacings_mm / spacing_mm - 1) <= 0.01).all():
-        raise ValueError(f"has voxels of {_mm(spacings_mm)}, not {spacing_mm:g} mm (spacing_mm). {PREPARE}")
-    cosines = np.abs(affine[:3, :3] / spacings_mm)
-    if np.abs(np.sort(cosines, axis=0) - [[0], [0], [1]]).max() > 1e-3:
-        degrees = np.degrees(np.arccos(np.clip(cosines.max(axis=0), 0, 1))).max()
-        raise ValueError(f"has axes oblique by {degrees:.1f} degrees: not in MNI space. {PREPARE}")
-    refuse_elsewhere(shape, affine)
-    return header
-
-
-def refuse_elsewhere(shape: Sequence[int], affine: np.ndarray) -> None:
-    """Refuse an image whose box does not hold a brain in MNI space; its axes must lie along those of the space.
-
-    Raises:
-        ValueError: says from where to where it reaches.
-    """
-    corners = nib.affines.apply_affine(affine, [[-0.5] * 3, np.subtract(shape, 0.5)])
-    lower, upper = np.add(grid.BRAIN_MM[0], BRAIN_MARGIN_MM), np.subtract(grid.BRAIN_MM[1], BRAIN_MARGIN_MM)
-    if (corners.min(axis=0) > lower).any() or (corners.max(axis=0) < upper).any():
-        raise ValueError(
-            f"reaches from {_mm(corners.min(axis=0))} to {_mm(corners.max(axis=0))} (right, anterior, superior), too "
-            f"little for a brain in MNI space, {_mm(lower)} to {_mm(upper)}. {PREPARE}"
-        )
-
-
-def _check_content(path: str) -> None:
-    """Every voxel."""
-    values = np.asanyarray(read_whole(path).dataobj)
-    bad = values.size - np.count_nonzero(np.isfinite(values))
-    if bad:
-        raise ValueError(f"has {bad} voxels that are NaN or infinite. Replace them, e.g. by 0")
-    if values.min() == values.max():
-        raise ValueError(f"is {values.min():g} everywhere. Convert it again, or remove it")
-
-
-def _mm(values: np.ndarray) -> str:
-    return f"({', '.join(f'{value:.4g}' for value in values)}) mm"

@@ -13,10 +13,10 @@ from monai.data import MetaTensor
 from monai.inferers import Inferer
 from monai.utils import convert_to_dst_type
 
-from .bids import refuse_elsewhere
 from .covariates import CovariateSchema, single_request
 from .derivative import Derivative
 from .files import read_whole, sha256
+from .images import refuse_elsewhere
 from .networks import DiffusionUNet
 from .sampler import LatentSampler
 

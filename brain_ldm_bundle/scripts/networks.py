@@ -94,7 +94,7 @@ class DiffusionUNet(WithRecipe, DiffusionModelUNet):
 
     What a model needs beyond its weights travels in its state dict: `scale_factor`, by which latents are multiplied
     before they are noised, and `recipe`, a JSON-able dict (prediction type, covariate schema, spacing, the
-    autoencoder's hash, `bids.identities` of the training scans). The published weights have neither: they use unscaled
+    autoencoder's hash, `seen.identities` of the training scans). The published weights have neither: they use unscaled
     latents and predict the noise.
     """
 
@@ -177,7 +177,7 @@ class Regressor(WithRecipe, nets.Regressor):
     instead of batch normalisation (an answer does not depend on who else is in the batch), and `num_features` features
     before the answer.
 
-    `recipe`: {"covariates": schema, "spacing_mm", "regressor": the arguments below, "seen": `bids.identities` of the training}.
+    `recipe`: {"covariates": schema, "spacing_mm", "regressor": the arguments below, "seen": `seen.identities` of the training}.
 
     Args:
         image_size: voxels of a volume.

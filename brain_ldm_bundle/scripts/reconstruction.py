@@ -13,9 +13,9 @@ from monai.inferers import Inferer
 from monai.metrics import PSNRMetric, SSIMMetric
 from tqdm import tqdm
 
-from .bids import refuse_seen, what_training_knew
 from .files import atomic, write_json
 from .sections import write_section
+from .seen import refuse_seen, what_training_knew
 
 __all__ = ["MeanImage", "Scores", "held_out", "mean_image", "needs", "summarise"]
 

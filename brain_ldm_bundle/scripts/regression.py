@@ -11,11 +11,11 @@ import torch
 from ignite.engine import Engine, Events
 from scipy import stats
 
-from .bids import what_training_knew
 from .covariates import NULL, Covariate, CovariateSchema
 from .files import atomic, sha256, write_json
 from .networks import Regressor
 from .sections import write_section
+from .seen import what_training_knew
 from .weights import load_weights, read_recipe
 
 __all__ = [

@@ -1,0 +1,130 @@
+"""Images are checked before training starts: readable to the end, three-dimensional, in MNI space, finite, not constant."""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+import zlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+from tqdm import tqdm
+
+from . import grid
+from .files import atomic, read_whole
+
+__all__ = ["image_problems", "refuse_elsewhere"]
+
+# A head may be smaller than the template's, so this much of the template's brain may lie outside of the image.
+BRAIN_MARGIN_MM = 10.0
+PREPARE = "Bring it there with: python scripts/prepare_data.py"
+
+
+def image_problems(
+    paths: Sequence[str], spacing_mm: float, workers: int | None = None, cache_file: str | Path | None = None
+) -> list[str]:
+    """What is wrong with the images, in their order; sound ones are remembered and not read again."""
+    sound = _read_cache(cache_file)
+    from_scanner = []
+
+    def check(path: str) -> str | None:
+        try:
+            stat = os.stat(path)
+        except OSError as error:
+            return f"{path}: {error.strerror}"
+        key, fingerprint = os.path.abspath(path), [stat.st_size, stat.st_mtime_ns, spacing_mm]
+        if sound.get(key) == fingerprint:
+            return None
+        try:
+            header = _check_header(path, spacing_mm)
+            if max(int(header["sform_code"]), int(header["qform_code"])) == 1:
+                from_scanner.append(path)
+            _check_content(path)
+            sound[key] = fingerprint
+        except ValueError as error:
+            return f"{path}: {error}"
+        return None
+
+    try:
+        with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+            found = list(tqdm(pool.map(check, paths), "Checking images", len(paths), leave=False, disable=None))
+    finally:
+        if cache_file is not None:
+            Path(cache_file).parent.mkdir(parents=True, exist_ok=True)
+            with atomic(cache_file) as file:
+                file.write(json.dumps(sound).encode())
+    if from_scanner:
+        warnings.warn(
+            f"{len(from_scanner)} images, such as {min(from_scanner)}, have the NIfTI code 1 (scanner), not 4 (MNI). "
+            f"Their axes and field of view would fit; if they were not registered to MNI space: {PREPARE}",
+            stacklevel=3,
+        )
+    return [problem for problem in found if problem]
+
+
+def _read_cache(cache_file: str | Path | None) -> dict[str, list[int]]:
+    try:
+        cache = json.loads(Path(cache_file).read_text()) if cache_file is not None else {}
+    except (OSError, ValueError):  # none yet, or damaged: everything is read once more
+        cache = {}
+    return cache if isinstance(cache, dict) else {}
+
+
+def _check_header(path: str, spacing_mm: float) -> nib.Nifti1Header:
+    """Dimensions, spacing and place, without reading voxels."""
+    try:
+        image = nib.load(path)
+        header, shape, affine = image.header, image.shape, image.affine
+        codes = max(int(header["sform_code"]), int(header["qform_code"]))
+    except (OSError, EOFError, ValueError, KeyError, zlib.error, ImageFileError, HeaderDataError) as error:
+        raise ValueError(f"is not a NIfTI image that can be read ({error})") from error
+    if len(shape) != 3:
+        raise ValueError(f"has {len(shape)} dimensions {shape}; three are needed. Extract one volume, e.g. by fslroi")
+    if header.get_data_dtype().kind not in "iuf":
+        raise ValueError(f"has voxels of type {header.get_data_dtype()}; grey values are needed")
+    if codes == 0:
+        raise ValueError(f"has neither a qform nor an sform, so left and right are unknown. {PREPARE}")
+    spacings_mm = np.linalg.norm(affine[:3, :3], axis=0)
+    if not np.isfinite(affine).all() or not (np.abs(spacings_mm / spacing_mm - 1) <= 0.01).all():
+        raise ValueError(f"has voxels of {_mm(spacings_mm)}, not {spacing_mm:g} mm (spacing_mm). {PREPARE}")
+    cosines = np.abs(affine[:3, :3] / spacings_mm)
+    if np.abs(np.sort(cosines, axis=0) - [[0], [0], [1]]).max() > 1e-3:
+        degrees = np.degrees(np.arccos(np.clip(cosines.max(axis=0), 0, 1))).max()
+        raise ValueError(f"has axes oblique by {degrees:.1f} degrees: not in MNI space. {PREPARE}")
+    refuse_elsewhere(shape, affine)
+    return header
+
+
+def refuse_elsewhere(shape: Sequence[int], affine: np.ndarray) -> None:
+    """Refuse an image whose box does not hold a brain in MNI space; its axes must lie along those of the space.
+
+    Raises:
+        ValueError: says from where to where it reaches.
+    """
+    corners = nib.affines.apply_affine(affine, [[-0.5] * 3, np.subtract(shape, 0.5)])
+    lower, upper = np.add(grid.BRAIN_MM[0], BRAIN_MARGIN_MM), np.subtract(grid.BRAIN_MM[1], BRAIN_MARGIN_MM)
+    if (corners.min(axis=0) > lower).any() or (corners.max(axis=0) < upper).any():
+        raise ValueError(
+            f"reaches from {_mm(corners.min(axis=0))} to {_mm(corners.max(axis=0))} (right, anterior, superior), too "
+            f"little for a brain in MNI space, {_mm(lower)} to {_mm(upper)}. {PREPARE}"
+        )
+
+
+def _check_content(path: str) -> None:
+    """Every voxel."""
+    values = np.asanyarray(read_whole(path).dataobj)
+    bad = values.size - np.count_nonzero(np.isfinite(values))
+    if bad:
+        raise ValueError(f"has {bad} voxels that are NaN or infinite. Replace them, e.g. by 0")
+    if values.min() == values.max():
+        raise ValueError(f"is {values.min():g} everywhere. Convert it again, or remove it")
+
+
+def _mm(values: np.ndarray) -> str:
+    return f"({', '.join(f'{value:.4g}' for value in values)}) mm"

@@ -1,0 +1,64 @@
+"""What weights were trained on is known again, and refused where new scans are needed."""
+
+import json
+import shutil
+import warnings
+
+import pytest
+import torch
+from conftest import ROOT
+from tiny_images import SPACING_MM, save
+
+from brain_ldm_bundle.scripts import bids, seen
+from brain_ldm_bundle.scripts.covariates import CovariateSchema
+
+SCHEMA = CovariateSchema.from_file(ROOT / "brain_ldm_bundle" / "configs" / "covariates.json")
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    """Eight participants."""
+    folder = tmp_path / "cohort"
+    lines = ["participant_id\tage\tsex\tventricles_ml\tbrain_normalised_ml"]
+    for number in range(1, 9):
+        lines.append(f"sub-{number}\t60\tF\t30\t1500")
+        save(folder / f"sub-{number}" / "anat" / f"sub-{number}_T1w.nii.gz")
+    (folder / "participants.tsv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def test_scans_are_known_again_wherever_they_lie(dataset, tmp_path):
+    data = bids.read_dataset(dataset, SCHEMA, SPACING_MM)
+    shutil.copytree(dataset, tmp_path / "moved")
+    moved = bids.read_dataset(tmp_path / "moved", SCHEMA, SPACING_MM)
+    known = seen.identities(data["training"])
+    assert known == seen.identities(moved["training"]) and len(known) == len(data["training"])
+    assert set(known).isdisjoint(seen.identities(moved["validation"]))
+    assert "sub" not in "".join(known)
+
+
+def test_a_split_other_than_the_trainings_is_noticed(dataset):
+    """Another --seed, and scans that were trained on passed as held out."""
+    data = bids.read_dataset(dataset, SCHEMA, SPACING_MM, seed=0)
+    recipe = {"seen": seen.identities(data["training"])}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        seen.check_split(data, recipe)
+    other = bids.read_dataset(dataset, SCHEMA, SPACING_MM, seed=1)
+    assert other["validation"] != data["validation"]
+    with pytest.raises(ValueError, match="scans in the split 'validation', such as .*, were trained on. Share out as .*--seed"):
+        seen.check_split(other, recipe)
+    fewer = {"training": [*data["training"], *data["validation"]], "validation": [], "test": []}
+    with pytest.warns(UserWarning, match=f"{len(data['validation'])} of .* 'training', such as .*, are not those"):
+        seen.check_split(fewer, recipe)
+    with pytest.warns(UserWarning, match="the weights do not say which scans they were trained on"):
+        seen.check_split(other, {})
+
+
+def test_what_weights_have_seen_stays_seen_when_they_are_trained_further(dataset, tmp_path):
+    data = bids.read_dataset(dataset, SCHEMA, SPACING_MM)
+    recipe = {"seen": seen.identities(data["training"][:2])}
+    state = {"_extra_state": torch.tensor(list(json.dumps(recipe).encode()), dtype=torch.uint8)}
+    torch.save(state, tmp_path / "model.pt")
+    further = seen.identities(data["training"][5:], tmp_path / "model.pt")
+    assert further == sorted(recipe["seen"] + seen.identities(data["training"][5:]))
