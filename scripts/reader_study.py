@@ -2,7 +2,9 @@
 
     python scripts/reader_study.py make --real DIR [--split test] --synthetic DIR --output STUDY_DIR
         [--slices 60] [--repeats 0.1] [--seed 0]
-    python scripts/reader_study.py score STUDY_DIR/key/key.tsv results1.tsv [results2.tsv ...] --output DIR [--partial]
+    python scripts/reader_study.py rate STUDY_DIR/page/reader_study.html --output STUDY_DIR/computed [--seed 0]
+    python scripts/reader_study.py score STUDY_DIR/key/key.tsv results1.tsv [results2.tsv ...] [STUDY_DIR/computed/*.tsv]
+        --output DIR [--title "Reader study"] [--partial] [--seed 0]
 
 `make` writes STUDY_DIR/page/reader_study.html, one file that opens in any browser, without a network: random slices of real and
 synthetic volumes in three directions, blinded, shuffled and balanced. Send it to the readers. They rate each slice from 1 (very
@@ -14,9 +16,14 @@ would give the answer away. Air is drawn black in both kinds, by the head that e
 empty in many synthetic volumes: air is not judged. Where the kinds show different parts of the head, such as brains and heads,
 the study is refused. Give real scans that the model was not trained on: `--split test` takes those of participants.tsv.
 
+`rate` writes the results of four computed readers, in the same format: rules that see nothing but the page. Three rate by one
+cue, sharpness, contrast or noise, by rank, and take the half of the slices with more of it for real; "chance" answers at
+random. They are the yardstick beside people, and no substitute: they cannot say whether an image looks right.
+
 `score` unblinds the files of the readers: frequency chart of the ratings, means with intervals, agreement between and within
-readers (weighted kappa), guesses with an exact interval; after Figure 4C of Ayaz et al. 2022. reader_study.section.json is for
-scripts/report.py --evaluation. Research tool, not for clinical use.
+readers (weighted kappa), guesses with an exact interval; after Figure 4C of Ayaz et al. 2022. Computed readers stand apart
+from people and are marked. reader_study.section.json is for scripts/report.py --evaluation; two studies on one page need a
+folder and a --title each. Research tool, not for clinical use.
 """
 
 from __future__ import annotations
@@ -26,7 +33,9 @@ import sys
 from pathlib import Path
 
 from reader_study_make import make_study, read_splits
-from reader_study_score import read_key, read_results, score, unblind, write_scores
+from reader_study_rate import rate
+from reader_study_results import write_scores
+from reader_study_score import read_key, read_results, score, unblind
 
 
 def main() -> int:
@@ -40,10 +49,15 @@ def main() -> int:
     make.add_argument("--slices", type=int, default=60, help="different slices, a multiple of 6 (default 60)")
     make.add_argument("--repeats", type=float, default=0.1, help="share of them that is shown twice (default 0.1)")
     make.add_argument("--seed", type=int, default=0, help="of the choice")
+    rating = commands.add_parser("rate", help="let computed readers rate the page")
+    rating.add_argument("page", type=Path, metavar="STUDY_DIR/page/reader_study.html")
+    rating.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for a file of each computed reader")
+    rating.add_argument("--seed", type=int, default=0, help="of the reader who answers at random")
     scoring = commands.add_parser("score", help="unblind the readers' files")
     scoring.add_argument("key", type=Path, metavar="STUDY_DIR/key/key.tsv")
     scoring.add_argument("results", type=Path, nargs="+", metavar="RESULTS.tsv", help="one file per reader")
     scoring.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to write into")
+    scoring.add_argument("--title", default="Reader study", help="of the section on the page of report.py")
     scoring.add_argument("--partial", action="store_true", help="accept readers who did not finish")
     scoring.add_argument("--seed", type=int, default=0, help="of the bootstrap")
     arguments = parser.parse_args()
@@ -58,9 +72,13 @@ def main() -> int:
             f"{page}: for the readers, opens in a browser ({page.stat().st_size / 1e6:.1f} MB)\n{key}: the answers, keep them"
         )
         return 0
+    if arguments.command == "rate":
+        paths = rate(arguments.page, arguments.output, arguments.seed)
+        print(f"{arguments.output}: {', '.join(path.name for path in paths)}, for `score`. No person has rated by that")
+        return 0
     key = read_key(arguments.key)
     answers = unblind(key, [read_results(path, key, arguments.partial) for path in arguments.results])
-    write_scores(score(key, answers, arguments.seed), answers, arguments.output, arguments.partial)
+    write_scores(score(key, answers, arguments.seed), answers, arguments.output, arguments.partial, arguments.title)
     print(f"{arguments.output}: ratings.tsv, reader_study.json, reader_study.png and reader_study.section.json")
     return 0
 

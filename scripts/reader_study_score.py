@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import csv
-import io
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 from reader_study_make import DIRECTIONS, KEY_COLUMNS, KINDS
 from scipy import stats
-from section import write_json, write_section, write_whole
 
 RATINGS = {1: "very good", 2: "good", 3: "fair", 4: "poor", 5: "very poor"}  # after Ayaz et al. 2022, Figure 4C
 COLUMNS = ["study", "reader", "item", "rating", "guess", "seconds"]
-COLOURS = {"real": "#4a90d9", "synthetic": "#e07b39"}  # as in report.py
 RESAMPLES = 2000
 MOST_LISTED = 5
+COMPUTED = " (computed)"  # ends the name of a reader who is a rule, see reader_study_rate.py
 
 
 # --- Reading -------------------------------------------------------------------------------------------------------
@@ -87,6 +84,11 @@ def read_results(path: Path, key: pd.DataFrame, partial: bool = False) -> pd.Dat
     if done.empty:
         raise ValueError(f"{path}: no answers in it")
     seconds = pd.to_numeric(done["seconds"], errors="coerce")
+    if done["reader"].iloc[0].endswith(COMPUTED) and seconds.notna().any():
+        raise ValueError(
+            f"{path}: {done['reader'].iloc[0]!r} is the name of a computed reader, but took seconds, as people do. People are "
+            f"not to be called{COMPUTED}: rename the reader"
+        )
     return done.assign(rating=done["rating"].astype(int), seconds=seconds).drop(columns="study").reset_index(drop=True)
 
 
@@ -150,25 +152,63 @@ def estimate(statistic: Callable, items: pd.DataFrame, rng: np.random.Generator)
 
 
 def score(key: pd.DataFrame, answers: pd.DataFrame, seed: int = 0) -> dict:
-    """All numbers of the study; repeated items count for the agreement of readers with themselves alone.
+    """All numbers of the study: of people, and apart from them those of computed readers.
+
+    Returns:
+        what `score_readers` gives of all people together, nothing counted where there are none; "computed": the same of each
+        computed reader alone, by name; "agreement_with_computed": kappa of each pair of readers of whom one or both are
+        computed, as in "inter_reader". The numbers of people are the same with and without computed readers.
+    """
+    rng = np.random.default_rng(seed)
+    computed = answers["reader"].str.endswith(COMPUTED)
+    numbers = {"study": key["study"].iloc[0], "seed": seed} | score_readers(key, answers[~computed], rng)
+    numbers["computed"] = {name: score_readers(key, own, rng) for name, own in answers[computed].groupby("reader")}
+    readers = [*sorted(answers["reader"][~computed].unique()), *numbers["computed"]]
+    pairs = [pair for pair in itertools.combinations(readers, 2) if pair[1] in numbers["computed"]]
+    numbers["agreement_with_computed"] = compare_ratings(key, answers, pairs, rng)
+    return numbers
+
+
+def shown_once(key: pd.DataFrame, answers: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The answers to slices when they came first, and the rows of the key that these are about."""
+    once = answers[answers["repeat_of"] == ""]
+    return once, key[(key["repeat_of"] == "") & key.index.isin(once["item"])]
+
+
+def by_reader(answers: pd.DataFrame, column: str, items: pd.Index, readers: Sequence[str]) -> np.ndarray:
+    """A column of the answers, (items, readers), NaN where there is no answer."""
+    table = answers.pivot(index="item", columns="reader", values=column)
+    return table.reindex(index=items, columns=readers).to_numpy(float)
+
+
+def compare_ratings(
+    key: pd.DataFrame, answers: pd.DataFrame, pairs: Iterable[Sequence[str]], rng: np.random.Generator
+) -> list[dict]:
+    """Kappa of each pair of readers, with its interval and the items that both rated."""
+    once, items = shown_once(key, answers)
+    compared = []
+    for pair in pairs:
+        first, second = by_reader(once, "rating", items.index, pair).T
+        both = np.isfinite(first) & np.isfinite(second)
+        value = estimate(lambda rows, first=first, second=second: kappa(first[rows], second[rows]), items, rng)
+        compared.append({"readers": list(pair), "n": int(both.sum()), "kappa": value})
+    return compared
+
+
+def score_readers(key: pd.DataFrame, answers: pd.DataFrame, rng: np.random.Generator) -> dict:
+    """All numbers of some readers; repeated items count for the agreement of readers with themselves alone.
 
     Returns:
         "ratings": for all directions and each, n answers by kind, mean rating by kind and their difference, with intervals;
         "frequencies": answers by direction, kind and rating; "inter_reader": kappa of each pair of readers; "intra_reader":
         for each reader kappa and share of equal ratings on repeats; "guesses": for each reader accuracy with its exact
         interval (Clopper and Pearson 1934) and p against chance, both as if slices were independent, and with the interval
-        of the bootstrap of volumes; "accuracy_of_all": of all readers together.
+        of the bootstrap of volumes; "accuracy_of_all": of all readers together, None where there are none.
     """
-    rng = np.random.default_rng(seed)
     readers = sorted(answers["reader"].unique())
-    once = answers[answers["repeat_of"] == ""]
-    items = key[key["repeat_of"] == ""].loc[lambda table: table.index.isin(once["item"])]
-
-    def matrix(column: str, of: pd.DataFrame = once, rows: pd.Index = items.index) -> np.ndarray:
-        return of.pivot(index="item", columns="reader", values=column).reindex(rows)[readers].to_numpy(float)
-
-    rated, correct = matrix("rating"), matrix("correct")
-    numbers = {"study": key["study"].iloc[0], "seed": seed, "n_items": len(items), "n_readers": len(readers)}
+    once, items = shown_once(key, answers)
+    rated, correct = (by_reader(once, column, items.index, readers) for column in ("rating", "correct"))
+    numbers = {"n_items": len(items), "n_readers": len(readers)}
     numbers |= {"n_volumes": {kind: int(items["file"][items["kind"] == kind].nunique()) for kind in KINDS}}
 
     numbers["ratings"], numbers["frequencies"] = {}, {}
@@ -194,24 +234,20 @@ def score(key: pd.DataFrame, answers: pd.DataFrame, seed: int = 0) -> dict:
             "difference": estimate(difference, part, rng),
         }
 
-    numbers["inter_reader"] = []
-    for (i, first), (j, second) in itertools.combinations(enumerate(readers), 2):
-        both = np.isfinite(rated[:, i]) & np.isfinite(rated[:, j])
-        pair = estimate(lambda rows, i=i, j=j: kappa(rated[rows, i], rated[rows, j]), items, rng)
-        numbers["inter_reader"].append({"readers": [first, second], "n": int(both.sum()), "kappa": pair})
+    numbers["inter_reader"] = compare_ratings(key, answers, itertools.combinations(readers, 2), rng)
 
     again = key[key["repeat_of"] != ""]
-    second_time = matrix("rating", answers[answers["repeat_of"] != ""], again.index) if len(again) else None
-    first_time = matrix("rating", once, pd.Index(again["repeat_of"])) if len(again) else None
+    first_time = by_reader(once, "rating", again["repeat_of"], readers)
+    second_time = by_reader(answers[answers["repeat_of"] != ""], "rating", again.index, readers)
     numbers["intra_reader"], numbers["guesses"] = [], []
     for i, reader in enumerate(readers):
-        if second_time is not None:
+        if len(again):
             pairs = np.isfinite(first_time[:, i]) & np.isfinite(second_time[:, i])
             equal = (first_time[pairs, i] == second_time[pairs, i]).sum()
             own = estimate(lambda rows, i=i: kappa(first_time[rows, i], second_time[rows, i]), again, rng)
             numbers["intra_reader"].append({"reader": reader, "n": int(pairs.sum()), "equal": int(equal), "kappa": own})
         numbers["guesses"].append({"reader": reader} | guesses(once[once["reader"] == reader], rng))
-    numbers["accuracy_of_all"] = estimate(lambda rows: float(np.nanmean(correct[rows])), items, rng)
+    numbers["accuracy_of_all"] = estimate(lambda rows: float(np.nanmean(correct[rows])), items, rng) if readers else None
     return numbers
 
 
@@ -236,134 +272,3 @@ def guesses(answers: pd.DataFrame, rng: np.random.Generator) -> dict:
         "trivial": float(answers["kind"].value_counts(normalize=True).max()),
         "median_seconds": float(answers["seconds"].median()),
     }
-
-
-# --- What is written -----------------------------------------------------------------------------------------------
-
-
-def draw(numbers: dict) -> bytes:
-    """PNG: how often each rating was given, for real and synthetic slices, and how often readers guessed right."""
-    figure = Figure(figsize=(11, 5.6), layout="constrained", facecolor="white")
-    top, bottom = figure.subfigures(2, 1, height_ratios=(3, 2))
-    for axes, (direction, counts) in zip(top.subplots(1, 4, sharey=True), numbers["frequencies"].items()):
-        for shift, (kind, count) in zip((-0.2, 0.2), counts.items()):
-            total = max(sum(count.values()), 1)
-            heights = [100 * n / total for n in count.values()]
-            axes.bar([rating + shift for rating in RATINGS], heights, 0.38, color=COLOURS[kind], label=f"{kind}, n = {total}")
-        axes.set_title("all directions" if direction == "all" else direction, fontsize=10)
-        axes.set_xticks(list(RATINGS), ["1\nvery good", "2", "3", "4", "5\nvery poor"], fontsize=8)
-        axes.legend(frameon=False, fontsize=8)
-        axes.spines[["top", "right"]].set_visible(False)
-    top.axes[0].set_ylabel("% of the ratings")
-    top.axes[0].set_ylim(0, top.axes[0].get_ylim()[1] * 1.25)
-
-    axes = bottom.subplots()
-    rows = [(f"{entry['reader']}, n = {entry['n']}", entry["accuracy"]) for entry in numbers["guesses"]]
-    for place, (_, accuracy) in enumerate(rows):
-        axes.plot([100 * accuracy["low"], 100 * accuracy["high"]], [place] * 2, color="#333333", linewidth=1.5)
-        axes.plot(100 * accuracy["value"], place, "o", color="#333333")
-    axes.axvline(50, color="#999999", linestyle="--", linewidth=1)
-    axes.set_yticks(range(len(rows)), [name for name, _ in rows], fontsize=9, parse_math=False)  # a $ is a $
-    axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.set_xlim(0, 100)
-    axes.set_xlabel("guesses that were right, % with exact 95 % interval (dashed: chance)")
-    axes.spines[["top", "right"]].set_visible(False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=110)
-    return buffer.getvalue()
-
-
-def _with_interval(estimate: dict, digits: int = 2, scale: float = 1) -> str:
-    if math.isnan(estimate["value"]):
-        return "undefined"
-    value, low, high = (f"{round(scale * estimate[name], digits) + 0.0:.{digits}f}" for name in ("value", "low", "high"))
-    return f"{value} [{low}, {high}]" if not math.isnan(estimate["low"]) else f"{value} [too few for an interval]"
-
-
-def tables(numbers: dict) -> list[dict]:
-    ratings = [
-        [
-            "all directions" if direction == "all" else direction,
-            f"{row['n']['real']}, {row['n']['synthetic']}",
-            *(_with_interval(row[name]) for name in (*KINDS, "difference")),
-        ]
-        for direction, row in numbers["ratings"].items()
-    ]
-    told = []
-    for row in numbers["guesses"]:
-        of = [f"{right} of {n}" for right, n in row["right_of"].values()]
-        exact, by_volumes = (_with_interval(row[name], 0, 100) for name in ("accuracy", "by_volumes"))
-        told.append(
-            [
-                row["reader"],
-                str(row["n"]),
-                exact,
-                by_volumes.partition(" ")[2],
-                *of,
-                "< 0.001" if row["p"] < 0.001 else f"{row['p']:.3f}",
-                f"{100 * row['trivial']:.0f}",
-            ]
-        )
-    if numbers["n_readers"] > 1:
-        everyone = sum(row["n"] for row in numbers["guesses"])
-        all_right = _with_interval(numbers["accuracy_of_all"], 0, 100)
-        told.append(["all", str(everyone), *all_right.split(" ", 1), "", "", "", ""])
-    agreeing = [
-        [" and ".join(row["readers"]), str(row["n"]), _with_interval(row["kappa"]), ""] for row in numbers["inter_reader"]
-    ]
-    agreeing += [
-        [f"{row['reader']} with themselves", str(row["n"]), _with_interval(row["kappa"]), f"{row['equal']} of {row['n']}"]
-        for row in numbers["intra_reader"]
-    ]
-    return [
-        {"header": ["mean rating (1 very good to 5 very poor) [95 %]", "n ratings real, synthetic", "real", "synthetic",
-                    "synthetic - real"], "rows": ratings},
-        {"header": ["guesses by", "n", "right, % [95 %, exact]", "[95 %, volumes drawn]", "real called real",
-                    "synthetic called synthetic", "p against 50 %", "trivial: always one answer, %"], "rows": told},
-        {"header": ["agreement of ratings", "n items", "weighted kappa [95 %] (chance: 0)", "equal ratings"],
-         "rows": agreeing},
-    ]  # fmt: skip
-
-
-def explain(numbers: dict, partial: bool) -> str:
-    volumes = numbers["n_volumes"]
-    plural = "" if numbers["n_readers"] == 1 else "s"
-    unfinished = "Some did not finish; their answers so far are counted. " if partial else ""
-    return f"""\
-{numbers["n_readers"]} reader{plural} rated {numbers["n_items"]} slices of {volumes["real"]} real and {volumes["synthetic"]} \
-synthetic volumes, shuffled, in sagittal, coronal and axial direction, and guessed whether each is real, without knowing \
-which is which (study {numbers["study"]}). Air was drawn black in both kinds: it is not judged. {unfinished}Some slices came \
-twice; the second time counts for the agreement of readers with themselves alone.
-
-Ratings: mean with 95 % percentile bootstrap, {RESAMPLES} times, drawing whole volumes, since slices of one are alike. The \
-readers are taken as they are: the intervals say nothing about other readers. The yardstick of the synthetic slices is the \
-rating of the real ones. Guesses: share that was right, with two intervals, beside the trivial 50 %. The exact binomial one \
-(Clopper-Pearson) and p take slices as independent, though slices of one volume are alike: they may be too sure. The bootstrap \
-that draws whole volumes allows for that, but is too narrow with few volumes, and has no width where all guesses are right: \
-believe the wider one. Agreement: quadratically weighted kappa (0: chance, 1: equal), undefined where both always gave the \
-same rating.
-
-The frequency chart follows Figure 4C of Ayaz et al. 2022. Research data about synthetic images; not for clinical use."""
-
-
-def write_scores(numbers: dict, answers: pd.DataFrame, output: Path, partial: bool = False) -> None:
-    """Write ratings.tsv, reader_study.json, reader_study.png and reader_study.section.json into a folder."""
-    output.mkdir(parents=True, exist_ok=True)
-    columns = ["reader", "position", "item", "kind", "direction", "file", "slice", "repeat_of", "rating", "guess", "seconds"]
-    write_whole(output / "ratings.tsv", answers[columns].to_csv(sep="\t", index=False, na_rep="n/a").encode())
-    write_json(output / "reader_study.json", _plain(numbers | {"partial": partial}))
-    write_whole(output / "reader_study.png", draw(numbers))
-    caption = (
-        "Ratings of real and synthetic slices, and guesses that were right. Synthetic images; research, not for clinical use."
-    )
-    figures = [{"file": "reader_study.png", "caption": caption}]
-    write_section(output / "reader_study.section.json", "Reader study", explain(numbers, partial), tables(numbers), figures)
-
-
-def _plain(value):
-    """JSON has no NaN: null."""
-    if isinstance(value, dict):
-        return {key: _plain(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [_plain(entry) for entry in value]
-    return None if isinstance(value, float) and math.isnan(value) else value

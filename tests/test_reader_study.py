@@ -13,7 +13,8 @@ import reader_study_make
 import reader_study_score
 from PIL import Image
 from reader_study_make import make_study, picture, read_windowed
-from reader_study_score import kappa, read_key, read_results, score, unblind, write_scores
+from reader_study_results import write_scores
+from reader_study_score import kappa, read_key, read_results, score, unblind
 from scipy import ndimage, stats
 from sklearn.metrics import cohen_kappa_score, roc_auc_score
 from tiny_study import SHAPE, head, save, save_cohorts
