@@ -1,14 +1,19 @@
 """The parts of configs/evaluate.json together: what they refuse, and what stands beside each other afterwards."""
 
+import json
 import re
 import shutil
+from pathlib import Path
 
+import pandas as pd
 import pytest
 import tiny
 import torch
 from monai.bundle import run
+from test_features import write_regressor
 from test_resume import chain
 
+from brain_ldm_bundle.scripts.files import sha256
 from brain_ldm_bundle.scripts.seen import identities
 from brain_ldm_bundle.scripts.weights import read_recipe
 
@@ -35,6 +40,13 @@ def scans(folder, numbers):
     return [{"image": str(folder / name / "anat" / f"{name}_T1w.nii.gz")} for name in names]
 
 
+def datalist(folder, **splits):
+    """A datalist of the participants of these numbers."""
+    rows = pd.read_csv(folder / "participants.tsv", sep="\t").drop(columns="split").to_dict("records")
+    images = scans(folder, range(1, len(rows) + 1))
+    return {split: [rows[number - 1] | images[number - 1] for number in numbers] for split, numbers in splits.items()}
+
+
 def sections(folder):
     return {path.name for path in folder.glob("*.section.json")}
 
@@ -57,6 +69,43 @@ def test_every_part_refuses_a_split_other_than_the_trainings(evaluate, dataset_d
             evaluate(run_id, other, **settings)
         assert "3 of 5 scans in the split 'validation', such as" in chain(error), run_id
         assert "were trained on. Share out as training did" in chain(error), run_id
+    assert not sections(tmp_path / "output")
+
+
+def test_the_autoencoder_says_itself_which_scans_it_was_trained_on(evaluate, dataset_dir, tmp_path):
+    """Its file said nothing, so that a diffusion model trained on other scans spoke for it."""
+    assert read_recipe(tmp_path / "models" / "autoencoder.pt")["seen"] == identities(scans(dataset_dir, range(1, 7)))
+    state = torch.load(tmp_path / "models" / "model.pt")
+    recipe = read_recipe(tmp_path / "models" / "model.pt") | {"seen": []}
+    state["_extra_state"] = torch.tensor(list(json.dumps(recipe).encode()), dtype=torch.uint8)
+    torch.save(state, tmp_path / "models" / "model.pt")
+    (tmp_path / "list.json").write_text(json.dumps(datalist(dataset_dir, training=[7, 8], validation=[1, 2])))
+    with pytest.raises(Exception) as error:
+        evaluate("evaluating_reconstruction", datalist=str(tmp_path / "list.json"))
+    assert "2 of 2 scans in the split 'validation', such as" in chain(error)
+
+
+def test_a_baseline_that_was_trained_on_held_out_scans_is_refused(bundle, tmp_path):
+    dataset_dir = tiny.write_dataset(tmp_path / "blobs", training=12, validation=6)
+    models = tiny.train(dataset_dir, tmp_path)
+    write_regressor(models / "regressor.pt")
+    recipe = {"seen": identities(scans(dataset_dir, [18]))}
+    torch.save({"_extra_state": torch.tensor(list(json.dumps(recipe).encode()), dtype=torch.uint8)}, models / "vaegan.pt")
+    made = shutil.copytree(dataset_dir, tmp_path / "made")
+    for path in made.glob("sub-*/anat/*.nii.gz"):
+        sidecar = {"Model": "vaegan", "WeightsSHA256": sha256(models / "vaegan.pt")}
+        Path(str(path).replace(".nii.gz", ".json")).write_text(json.dumps(sidecar))
+    settings = tiny.places(dataset_dir, tmp_path) | {"use_device": "cpu", "split": "validation"}
+    for run_id, sets in (
+        ("evaluating_samples", {"samples": {"VAE-GAN": str(made)}}),
+        ("auditing", {"audited_dir": str(made)}),
+        ("evaluating", {"samples": {"VAE-GAN": str(made)}}),
+        ("evaluating", {"audited_dir": str(made)}),
+    ):
+        with pytest.raises(Exception) as error:
+            run(run_id, config_file="configs/evaluate.json", **settings, **sets)
+        assert "1 of 6 scans in the split 'validation', such as" in chain(error), (run_id, sets)
+        assert "that the weights of vaegan were trained on" in chain(error), (run_id, sets)
     assert not sections(tmp_path / "output")
 
 

@@ -70,7 +70,7 @@ def test_scans_that_were_trained_on_are_scored_as_such_or_not_at_all(tmp_path):
     item = {"image": str(tmp_path / "a_T1w.nii.gz")}
     recipe = {"seen": identities([item])}
     assert reconstruction.held_out({"training": [item]}, "training", recipe) == [item]
-    with pytest.raises(ValueError, match="1 of 1 scans in the split 'test', such as .*a_T1w.nii.gz, were trained on"):
+    with pytest.raises(ValueError, match="1 of 1 scans in the split 'test', such as .*a_T1w.nii.gz, are among those that"):
         reconstruction.held_out({"test": [item]}, "test", recipe)
 
 

@@ -11,6 +11,7 @@ from tiny_images import SPACING_MM, save
 
 from brain_ldm_bundle.scripts import bids, seen
 from brain_ldm_bundle.scripts.covariates import CovariateSchema
+from brain_ldm_bundle.scripts.files import sha256
 
 SCHEMA = CovariateSchema.from_file(ROOT / "brain_ldm_bundle" / "configs" / "covariates.json")
 
@@ -25,6 +26,12 @@ def dataset(tmp_path):
         save(folder / f"sub-{number}" / "anat" / f"sub-{number}_T1w.nii.gz")
     (folder / "participants.tsv").write_text("\n".join(lines) + "\n")
     return folder
+
+
+def write(path, recipe):
+    """A file of weights with a recipe; what the sidecars of its volumes say comes back."""
+    torch.save({"_extra_state": torch.tensor(list(json.dumps(recipe).encode()), dtype=torch.uint8)}, path)
+    return {"Model": recipe.get("model"), "WeightsSHA256": sha256(path)}
 
 
 def test_scans_are_known_again_wherever_they_lie(dataset, tmp_path):
@@ -46,7 +53,9 @@ def test_a_split_other_than_the_trainings_is_noticed(dataset):
         seen.check_split(data, recipe)
     other = bids.read_dataset(dataset, SCHEMA, SPACING_MM, seed=1)
     assert other["validation"] != data["validation"]
-    with pytest.raises(ValueError, match="scans in the split 'validation', such as .*, were trained on. Share out as .*--seed"):
+    with pytest.raises(
+        ValueError, match="in the split 'validation', such as .*, are among .* trained on. Share out as .*--seed"
+    ):
         seen.check_split(other, recipe)
     fewer = {"training": [*data["training"], *data["validation"]], "validation": [], "test": []}
     with pytest.warns(UserWarning, match=f"{len(data['validation'])} of .* 'training', such as .*, are not those"):
@@ -57,8 +66,33 @@ def test_a_split_other_than_the_trainings_is_noticed(dataset):
 
 def test_what_weights_have_seen_stays_seen_when_they_are_trained_further(dataset, tmp_path):
     data = bids.read_dataset(dataset, SCHEMA, SPACING_MM)
-    recipe = {"seen": seen.identities(data["training"][:2])}
-    state = {"_extra_state": torch.tensor(list(json.dumps(recipe).encode()), dtype=torch.uint8)}
-    torch.save(state, tmp_path / "model.pt")
+    known = seen.identities(data["training"][:2])
+    write(tmp_path / "model.pt", {"seen": known})
     further = seen.identities(data["training"][5:], tmp_path / "model.pt")
-    assert further == sorted(recipe["seen"] + seen.identities(data["training"][5:]))
+    assert further == sorted(known + seen.identities(data["training"][5:]))
+
+
+def test_scans_are_seen_that_either_network_was_trained_on(tmp_path):
+    model, autoencoder = tmp_path / "model.pt", tmp_path / "autoencoder.pt"
+    write(model, {"spacing_mm": 8.0, "seen": ["a", "b"]})
+    assert seen.recipe_of(model, autoencoder) == {"spacing_mm": 8.0, "seen": ["a", "b"]}  # it is not there yet
+    write(autoencoder, {"seen": ["b", "c"]})
+    assert seen.recipe_of(model, autoencoder) == {"spacing_mm": 8.0, "seen": ["a", "b", "c"]}
+    write(model, {"spacing_mm": 8.0})
+    assert seen.recipe_of(model, autoencoder) == {"spacing_mm": 8.0, "seen": ["b", "c"]}
+    write(autoencoder, {})
+    assert "seen" not in seen.recipe_of(model, autoencoder)
+
+
+def test_held_out_scans_that_a_baseline_was_trained_on_are_refused(dataset, tmp_path):
+    data = bids.read_dataset(dataset, SCHEMA, SPACING_MM, validation_fraction=0.5)
+    made_by_lsgan = write(tmp_path / "lsgan.pt", {"model": "lsgan", "seen": seen.identities(data["training"])})
+    made_by_vaegan = write(tmp_path / "vaegan.pt", {"model": "vaegan", "seen": seen.identities(data["validation"][:3])})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        seen.check_baselines(data, tmp_path, {}, {"Sampler": "ddim", "WeightsSHA256": "0"}, made_by_lsgan)
+    with pytest.raises(ValueError, match="3 of 4 .* 'validation', such as .*, are among those that the weights of vaegan were"):
+        seen.check_baselines(data, tmp_path, made_by_lsgan, made_by_vaegan)
+    write(tmp_path / "vaegan.pt", {"model": "vaegan", "seen": []})  # trained again since
+    with pytest.warns(UserWarning, match="the weights of vaegan do not say which scans they were trained on"):
+        seen.check_baselines(data, tmp_path, made_by_vaegan)

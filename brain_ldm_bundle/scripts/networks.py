@@ -45,10 +45,12 @@ class WithRecipe(torch.nn.Module):
         self.recipe = json.loads(bytes(state.tolist()))
 
 
-class Autoencoder(AutoencoderKL):
+class Autoencoder(WithRecipe, AutoencoderKL):
     """Compress a T1w volume (B, 1, D, H, W) in [0, 1] to a latent (B, 3, D/8, H/8, W/8), without attention layers.
 
     Every level after the first halves the grid, so D, H and W must be multiples of `self.factor`.
+
+    `recipe`: {"seen": `seen.identities` of the training scans}; the published weights have none.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class Autoencoder(AutoencoderKL):
             with_decoder_nonlocal_attn=False,
         )
         self.factor = 2 ** (len(channels) - 1)
+        self.recipe: dict = {}
 
     def latent_shape(self, image_size: Sequence[int]) -> tuple[int, ...]:
         """Channels and grid of the latent of an image of `image_size` voxels.
@@ -229,7 +232,7 @@ class VolumeGenerator(WithRecipe, nets.Generator):
 
     The last upsampling is a sub-pixel one (Aitken et al. 2017), so that nothing is convolved on the finest grid.
 
-    `recipe`: {"model", "spacing_mm", "generator": the arguments below}.
+    `recipe`: {"model", "spacing_mm", "generator": the arguments below, "seen": `seen.identities` of the training scans}.
 
     Args:
         image_size: voxels of a volume; each side a multiple of 2 ** len(channels).

@@ -8,9 +8,10 @@ import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from .files import sha256
 from .weights import read_recipe
 
-__all__ = ["check_split", "identities", "refuse_seen", "what_training_knew"]
+__all__ = ["check_baselines", "check_split", "identities", "recipe_of", "refuse_seen", "what_training_knew"]
 
 
 def identities(items: Sequence[Mapping], init: str | Path | None = None) -> list[str]:
@@ -28,20 +29,31 @@ def _identity(image: str) -> str:
     return hashlib.sha256(f"{Path(image).name} {os.stat(image).st_size}".encode()).hexdigest()[:16]
 
 
-def refuse_seen(items: Sequence[Mapping], recipe: Mapping, split: str) -> None:
+def recipe_of(model_file: str | Path, autoencoder_file: str | Path) -> dict:
+    """The recipe of a diffusion model, in which "seen" are the scans that it or its autoencoder was trained on.
+
+    Where one of the two files does not say, the other speaks for both.
+    """
+    recipe, autoencoder = read_recipe(model_file), read_recipe(autoencoder_file)
+    said = [known["seen"] for known in (recipe, autoencoder) if "seen" in known]
+    return recipe | {"seen": sorted({*said[0], *said[-1]})} if said else recipe
+
+
+def refuse_seen(items: Sequence[Mapping], recipe: Mapping, split: str, weights: str = "the weights") -> None:
     """Refuse scans that weights were trained on where held-out ones are needed; warn where the weights do not say.
 
     Args:
         items: of `read_dataset`.
         recipe: of the weights; "seen" are the `identities` of its training scans.
         split: of the items, for the message.
+        weights: what the message calls them.
 
     Raises:
         ValueError: says how many, and by which settings training and evaluation share out alike.
     """
     if "seen" not in recipe:
         warnings.warn(
-            "the weights do not say which scans they were trained on: that held-out ones are new to them is not checked",
+            f"{weights} do not say which scans they were trained on: that held-out ones are new to them is not checked",
             stacklevel=1,  # from everywhere the same place: said once
         )
         return
@@ -49,27 +61,50 @@ def refuse_seen(items: Sequence[Mapping], recipe: Mapping, split: str) -> None:
     known = [item["image"] for item in items if _identity(item["image"]) in seen]
     if known:
         raise ValueError(
-            f"{len(known)} of {len(items)} scans in the split {split!r}, such as {known[0]}, were trained on. Share out as "
-            f"training did (--seed, --validation_fraction, --datalist, the column split of participants.tsv), or name others"
+            f"{len(known)} of {len(items)} scans in the split {split!r}, such as {known[0]}, are among those that {weights} "
+            f"were trained on. Share out as training did (--seed, --validation_fraction, --datalist, the column split of "
+            f"participants.tsv), or name others"
         )
 
 
-def check_split(data: Mapping[str, Sequence[Mapping]], recipe: Mapping) -> None:
+def check_split(data: Mapping[str, Sequence[Mapping]], recipe: Mapping, weights: str = "the weights") -> None:
     """Refuse a data set whose validation or test scans were trained on; warn where its training scans were not.
+
+    Args:
+        data: of `read_dataset`.
+        recipe, weights: of `refuse_seen`.
 
     Raises:
         ValueError: as `refuse_seen`.
     """
     for split in ("validation", "test"):
-        refuse_seen(data[split], recipe, split)
+        refuse_seen(data[split], recipe, split, weights)
     seen = set(recipe.get("seen", ()))
     new = [item["image"] for item in data["training"] if _identity(item["image"]) not in seen]
     if seen and new:
         warnings.warn(
-            f"{len(new)} of {len(data['training'])} scans in the split 'training', such as {new[0]}, are not those that the "
-            f"weights were trained on (by file name and size): copies of the others would not be found in an audit",
+            f"{len(new)} of {len(data['training'])} scans in the split 'training', such as {new[0]}, are not those that "
+            f"{weights} were trained on (by file name and size): copies of the others would not be found in an audit",
             stacklevel=2,
         )
+
+
+def check_baselines(data: Mapping[str, Sequence[Mapping]], models_dir: str | Path, *provenances: Mapping) -> None:
+    """`check_split` by the weights of the baselines among the models that made generated sets.
+
+    Args:
+        data: of `read_dataset`.
+        models_dir: holds a baseline's weights under its model's name, as training writes them.
+        provenances: of `read_provenance`, one per set.
+
+    Raises:
+        ValueError: as `refuse_seen`.
+    """
+    for provenance in provenances:
+        if "Model" in provenance:
+            path = Path(models_dir) / f"{provenance['Model']}.pt"
+            made_by = path.is_file() and sha256(path) == provenance.get("WeightsSHA256")
+            check_split(data, read_recipe(path) if made_by else {}, f"the weights of {provenance['Model']}")
 
 
 def what_training_knew(split: str, recipe: Mapping) -> str:
