@@ -87,6 +87,18 @@ def test_ranks_share_the_scans_without_overlap(scans, weights, tmp_path):
     assert len(list((tmp_path / "latents").iterdir())) == 5  # nothing half written beside them
 
 
+def test_a_scan_that_a_datalist_repeats_is_encoded_once_by_one_rank(scans, weights, tmp_path):
+    """Repeated on purpose, so that it counts more; every rank encoded it anew."""
+    encoded = []
+    latents = dataset(
+        [scans[0], scans[0], scans[1], scans[0]], weights, tmp_path, transform=lambda item: encoded.append(item) or load(item)
+    )
+    for rank in (1, 0):
+        latents.encode(rank, world_size=2)
+    assert [item["participant_id"] for item in encoded] == ["sub-1", "sub-0"]
+    assert len(latents) == 4 and torch.equal(latents[0]["mu"], latents[3]["mu"])
+
+
 @pytest.mark.parametrize("kept", [0, 50, 200])
 def test_a_latent_cut_short_is_encoded_again(scans, weights, tmp_path, kept):
     latents = dataset(scans, weights, tmp_path)

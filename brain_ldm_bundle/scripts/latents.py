@@ -86,7 +86,8 @@ class LatentDataset(Dataset):
         load_weights(self.autoencoder, self.weights, made_by="python -m monai.bundle run training_autoencoder ...")
         self.autoencoder.to(self.device).eval()
         self.cache_dir.mkdir(parents=True, exist_ok=True)
-        todo = [i for i in range(rank, len(self), world_size) if not self._is_encoded(i)]
+        scans = list({self.file(i): i for i in range(len(self))}.values())  # a datalist may name one several times
+        todo = [i for i in scans[rank::world_size] if not self._is_encoded(i)]
         for index in tqdm(todo, desc="encoding", unit="scan", disable=not todo or rank > 0):
             image = self.transform(self.data[index])["image"][None].to(self.device)  # (1, 1, D, H, W)
             with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.amp):
