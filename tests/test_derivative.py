@@ -171,6 +171,12 @@ def test_a_volume_of_another_type_or_grid_is_made_again(output):
     assert not derivative(output.output_dir, spacing_mm=4).is_complete(REQUEST, PROVENANCE)
 
 
+def test_other_words_for_what_was_made_are_no_reason_to_make_it_again(output):
+    sidecar = output.write(REQUEST, VOLUME, PROVENANCE).with_name("sub-A1_T1w.json")
+    sidecar.write_text(json.dumps(json.loads(sidecar.read_text()) | {"Description": "Synthetic."}))
+    assert output.is_complete(REQUEST, PROVENANCE)
+
+
 @pytest.mark.parametrize("lost_bytes", [4, 1000])
 def test_a_truncated_image_is_made_again(output, lost_bytes):
     path = output.write(REQUEST, VOLUME, PROVENANCE)
@@ -230,6 +236,16 @@ def test_the_data_set_is_a_bids_derivative_marked_as_synthetic(output):
         "sub-A1/anat/sub-A1_T1w.nii.gz",
     ]
     assert json.loads((output.output_dir / "participants.json").read_text())["ventricles_ml"]["Units"] == "mL"
+
+
+def test_no_word_of_a_data_set_denies_that_an_edit_was_made_from_a_persons_scan(output):
+    """It said "Not a person's" of edited heads of people, beside a sidecar that named the scan."""
+    output.write(REQUEST, VOLUME, PROVENANCE | {"EditedImage": "sub-0001_T1w.nii.gz"})
+    output.finish([REQUEST])
+    texts = [path.read_text() for path in output.output_dir.iterdir() if path.is_file()]
+    assert len(texts) == 4 and not any("person" in text for text in texts)
+    readme = " ".join((output.output_dir / "README").read_text().split())
+    assert "Where it names an EditedImage, the image was made from that scan, and can show whose scan it was." in readme
 
 
 def test_the_table_reads_back_as_the_requests(output):

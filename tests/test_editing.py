@@ -209,6 +209,16 @@ def test_an_edited_head_lies_where_the_head_lay(workflow):
     assert expected.std() > 0.01
 
 
+def test_a_new_head_is_not_called_an_edited_scan(workflow):
+    """At strength 1 nothing of the scan is left but its grid."""
+    settings = {"image": str(workflow / "head.nii.gz"), "output_dir": str(workflow / "out"), "strength": 1, "steps": 2}
+    settings["request"] = {"age": 70, "sex": "F", "ventricles_ml": 90, "brain_normalised_ml": 1500}
+    settings |= {"models_dir": str(workflow / "models"), "use_device": "cpu"}
+    run("editing", config_file="configs/inference.json", **settings)
+    (sidecar,) = (workflow / "out").glob("sub-*/anat/*_T1w.json")
+    assert json.loads(sidecar.read_text())["Description"].startswith("Synthetic image, made by a generative model. Not a scan.")
+
+
 def test_other_weights_or_steps_do_not_overwrite_an_edit(workflow):
     request = {"age": 70, "sex": "F", "ventricles_ml": 90, "brain_normalised_ml": 1500}
     settings = {"image": str(workflow / "head.nii.gz"), "request": request, "output_dir": str(workflow / "out")}

@@ -22,7 +22,7 @@ __all__ = ["Derivative"]
 
 BIDS_VERSION = "1.9.0"
 GENERATOR = "brain_ldm_bundle"
-NOTICE = "Synthetic image, made by a generative model. Not a person's. For research, not for clinical use."
+NOTICE = "Synthetic image, made by a generative model. Not a scan. For research, not for clinical use."
 SPACE = "MNI152, rigid: axes and origin are the template's, the head keeps its own size"
 PROVENANCE = ("Seed", "Sampler", "Steps", "GuidanceScale", "PredictionType", "WeightsSHA256")
 
@@ -91,7 +91,8 @@ class Derivative:
         image_file = self.image_file(request)
         wanted = _plain(self._sidecar(request, provenance))
         made = _read_sidecar(image_file)
-        if made is None or any(made.get(key) != wanted[key] for key in wanted if key != "SoftwareVersions"):
+        said = wanted.keys() - {"Description", "SoftwareVersions"}
+        if made is None or any(made.get(key) != wanted[key] for key in said):
             return False
         try:
             image = read_whole(image_file)
@@ -210,7 +211,7 @@ class Derivative:
         }
 
     def _columns(self) -> dict:
-        columns = {"participant_id": {"Description": "Synthetic subject; not a person"}}
+        columns = {"participant_id": {"Description": "Synthetic subject; its images are not scans"}}
         for covariate in self.schema.covariates:
             column = {"Description": f"{covariate.description} (requested of the model)".strip()}
             if covariate.unit:
@@ -250,7 +251,8 @@ class Derivative:
             file.write(
                 f"{self.name}\n\n{NOTICE}\n\n"
                 "participants.tsv holds the covariates that each image was made for, participants.json their units.\n"
-                "The sidecar of each image says with which weights, sampler and seed it was made.\n\n"
+                "The sidecar of each image says with which weights, sampler and seed it was made.\n"
+                "Where it names an EditedImage, the image was made from that scan, and can show whose scan it was.\n\n"
                 f"Space: {SPACE}.\nIntensities: {INTENSITIES[self.dtype]}.\n".encode()
             )
 

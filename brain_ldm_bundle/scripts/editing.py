@@ -128,7 +128,8 @@ def edit_file(
     data["pred"] = editor(data["image"][None].to(device), network, request)[0].cpu()
     volume = postprocessing(data)["pred"]
     source = {"Seed": seed, "Strength": strength, "EditedImage": Path(image).name, "EditedImageSHA256": sha256(image)}
-    source["Description"] = NOTICE
+    if strength < 1:
+        source["Description"] = NOTICE
     name = hashlib.sha256(json.dumps({**provenance, **row, **source}, sort_keys=True).encode()).hexdigest()[:8]
     row = {"participant_id": f"sub-{name}"} | row
     derivative = Derivative(output_dir, editor.schema, volume.affine.numpy(), volume.shape[1:], dtype)
