@@ -1,8 +1,8 @@
 """One HTML page and one picture about a folder of generated volumes: how they look, and whether they are what was asked for.
 
     python scripts/report.py GENERATED_DIR [--measured volumes.tsv [ages.tsv ...]] [--evaluation DIR ...] [--output report.html]
-        [--real COHORT_DIR --real_measured real_volumes.tsv ...] [--reconstruction reconstruction.json]
-        [--training TRAINING_DIR] [--facts weights.json] [--gallery 64] [--viewer 24]
+        [--real COHORT_DIR --real_measured real_volumes.tsv ...] [--training TRAINING_DIR] [--facts weights.json]
+        [--gallery 64] [--viewer 24]
 
 GENERATED_DIR is what inference of either bundle wrote. Measure first with scripts/measure_volumes.py to see requested against
 measured values. The page holds all that it shows, pictures and volumes, and opens without a network; the picture lies beside it
@@ -50,7 +50,6 @@ def read_content(options: argparse.Namespace) -> Content:
         facts_file=Path(__file__).with_name("volume_net.json"),
         scans_in_viewer=options.viewer_scans,
         viewer_spacing_mm=options.viewer_spacing_mm,
-        reconstruction=read_json(options.reconstruction) if options.reconstruction else None,
         sections=sections,
         curves=draw_curves(options.training) if options.training else None,
     )
@@ -78,7 +77,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--evaluation", **paths, metavar="DIR", help="folders that evaluations wrote: all their sections")
     parser.add_argument("--real", type=Path, metavar="COHORT_DIR", help="BIDS cohort with true values, to compare with")
     parser.add_argument("--real_measured", **paths, metavar="TSV", help="tables of measurement for it or a part of it")
-    parser.add_argument("--reconstruction", type=Path, help="reconstruction.json of the LDM bundle's evaluation")
     parser.add_argument("--training", type=Path, help="training's output_dir: steps, time and curves are read from it")
     parser.add_argument("--facts", type=Path, nargs="*", default=[], help="flat JSON files to list, such as of weights")
     parser.add_argument("--gallery", type=int, default=64, metavar="N", help="generated volumes to show (default 64)")

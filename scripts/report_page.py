@@ -13,7 +13,7 @@ from report_gallery import columns, controls, gallery
 from report_html import escape, img, json_block, paragraphs, table
 from report_labels import LabelNames
 from report_pictures import scatter_image
-from report_tables import AGREEMENT_HEADER, METRICS, agreement_rows, reconstruction_rows, tool_accuracy_rows
+from report_tables import AGREEMENT_HEADER, agreement_rows, tool_accuracy_rows
 from report_volumes import viewer_entry
 
 PARTS = Path(__file__).with_name("report_viewer")
@@ -44,7 +44,6 @@ class Content:
         scans_in_viewer: the same for scans; scans of persons are whole heads, so none unless told.
         viewer_spacing_mm: volumes in the viewer are resampled to it; None: as they are.
         facts_file: volume_net.json, the measuring tool's accuracy.
-        reconstruction: content of the bundle's reconstruction.json.
         sections: of evaluations, as `report_sections.find_sections` gives them.
         provenance: rows of name and value.
         curves: PNG of the training's losses.
@@ -58,7 +57,6 @@ class Content:
     facts_file: Path
     scans_in_viewer: int = 0
     viewer_spacing_mm: float | None = None
-    reconstruction: dict | None = None
     sections: Sequence[dict] = ()
     provenance: Sequence[Sequence[str]] = ()
     curves: bytes | None = None
@@ -168,12 +166,6 @@ def _sections(content: Content, labelled: bool) -> Iterator[tuple[str, str, Iter
         yield "tool", "How well does the measuring tool measure?", [
             "<p>Volumes, by scripts/measure_volumes.py, on images that it was not trained on, against their label maps.</p>",
             f"<p>{escape(accuracy)}</p>" if isinstance(accuracy, str) else table(AGREEMENT_HEADER, accuracy),
-        ]  # fmt: skip
-    if content.reconstruction:
-        header = ["held-out scans", "n", *(f"{title}, mean ± SD" for title in METRICS.values())]
-        yield "reconstruction", "What does the autoencoder keep of a scan?", [
-            "<p>Intensities 0 to 1, whole volume with background. Nothing generated can be sharper than this.</p>",
-            table(header, reconstruction_rows(content.reconstruction)),
         ]  # fmt: skip
     if content.provenance:
         yield "provenance", "What made them", [table(["", ""], content.provenance, "facts")]

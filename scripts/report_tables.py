@@ -1,4 +1,4 @@
-"""Tables of the report page, as rows of text: agreement, accuracy of the measuring tool, reconstruction, provenance."""
+"""Tables of the report page, as rows of text: agreement, accuracy of the measuring tool, provenance."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import pandas as pd
 from agreement import agreement
 from report_cohort import QUANTITIES, Cohort, read_json
 
-METRICS = {"ssim": "SSIM", "psnr_db": "PSNR (dB)", "l1": "mean absolute error"}
 AGREEMENT_HEADER = ["", "n", "Pearson r [95 %]", "slope [95 %]", "bias", "mean absolute error"]
 
 
@@ -64,15 +63,6 @@ def _decimals(values: pd.Series) -> int:
     """One, and more for values that spread over less than 1."""
     spread = float(values.std())
     return max(1, 1 - math.floor(math.log10(spread))) if spread > 0 else 1
-
-
-def reconstruction_rows(summary: dict) -> list[list[str]]:
-    """Rows of SSIM, PSNR and mean absolute error, of the bundle's reconstruction.json."""
-    titles = {"reconstruction": "Autoencoder", "mean_image": "— always answering the mean training scan"}
-    return [
-        [title, str(summary[key]["n"]), *(f"{summary[key][m]['mean']:.4g} ± {summary[key][m]['std']:.2g}" for m in METRICS)]
-        for key, title in titles.items()
-    ]
 
 
 def training_rows(training_dir: Path) -> list[list[str]]:

@@ -183,17 +183,6 @@ def keep_own_events(file):
             RecordWriter(stream).write(event.SerializeToString())
 
 
-def test_reconstruction_stands_beside_the_mean_image(generated, tmp_path):
-    def scores(ssim):
-        return {"n": 24, "ssim": {"mean": ssim, "std": 0.01}} | dict.fromkeys(("psnr_db", "l1"), {"mean": 1.0, "std": 0.1})
-
-    summary = tmp_path / "reconstruction.json"
-    summary.write_text(json.dumps({"reconstruction": scores(0.93), "mean_image": scores(0.71)}))
-    page = page_of(generated, "--reconstruction", summary)
-    assert cells(page, "Autoencoder")[:2] == ["24", "0.93 ± 0.01"]
-    assert cells(page, "— always answering the mean training scan")[1] == "0.71 ± 0.01"
-
-
 def test_the_tools_accuracy_is_shown_only_for_its_own_weights(tmp_path):
     row = {"images": "demo", "spacing_mm": 4.0, "volume": "ventricles_ml", "n": 40, "r": 0.99, "r_low": 0.98, "r_high": 0.995}
     row |= {"slope": 1.0, "slope_low": 0.98, "slope_high": 1.02, "bias": -0.3, "mae": 1.2}
