@@ -105,8 +105,8 @@ def tables(numbers: dict) -> list[dict]:
     return [
         {"header": ["mean rating (1 very good to 5 very poor) [95 %]", "n ratings real, synthetic", "real", "synthetic",
                     "synthetic - real"], "rows": ratings},
-        {"header": ["guesses by", "n", "right, % [95 %, exact]", "[95 %, volumes drawn]", "real called real",
-                    "synthetic called synthetic", "p against 50 %", "trivial: always one answer, %"], "rows": told},
+        {"header": ["guesses by", "n", "right, % [95 %, exact]", "[95 %, volumes drawn]", "right of real", "right of synthetic",
+                    "p against 50 %", "always one answer, %"], "rows": told},
         {"header": ["agreement of ratings", "n items", "weighted kappa [95 %] (chance: 0)", "equal ratings"],
          "rows": between + agreeing + with_computed},
     ]  # fmt: skip
@@ -164,15 +164,16 @@ counts for the agreement of readers with themselves alone."""
 
 def _explain_computed(computed: Mapping[str, dict]) -> str:
     right = {reader.removesuffix(COMPUTED): entry["guesses"][0]["accuracy"]["value"] for reader, entry in computed.items()}
-    shares = ", ".join(f"who looks at {name} alone is right in {100 * right[name]:.0f} %" for name in right if name != "chance")
+    shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in right.items() if name != "chance")
+    alone = f"Who looks at one cue alone is right in: {shares}; below 50 %, synthetic slices have more. " if shares else ""
     known = "; ".join(f"{name}: {RULES[name]}" for name in right if name in RULES)
     return f"""\
-Computed readers look at the page that people get, and are counted in no number of people. They are the yardstick of \
-guesses{": " * bool(shares)}{shares}. Below 50 %, synthetic slices have more of the cue. A person who is right no more often \
-need not have seen more than it. ({known}.) Each rule ranks the slices of a direction by its cue inside the head. Five equal \
-classes are its ratings, so that only the difference between the kinds says something, and the half with more of the cue is \
-taken for real. Its guesses depend on each other by that, which the intervals leave out. A slice that comes again gets the \
-same answer, except from chance. The kappa of a person and a rule says how far the person's ratings go with the cue."""
+Computed readers look at the page that people get, and are counted in no number of people. They are the yardstick of guesses. \
+{alone}A person who is right no more often need not have seen more than that. ({known}.) Each rule ranks the slices of a \
+direction by its cue inside the head. Five equal classes are its ratings, so that only the difference between the kinds says \
+something, and the half with more of the cue is taken for real. Its guesses depend on each other by that, which the intervals \
+leave out. A slice that comes again gets the same answer, except from chance. The kappa of a person and a rule says how far \
+the person's ratings go with the cue."""
 
 
 def write_scores(
