@@ -15,6 +15,7 @@ from . import (
     images,
     intensities,
     latents,
+    medicalnet,
     memorisation,
     memorisation_report,
     networks,

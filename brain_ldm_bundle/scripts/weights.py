@@ -11,7 +11,7 @@ import torch
 
 from .files import read_tensors, sha256
 
-__all__ = ["load_weights", "read_recipe", "start_from"]
+__all__ = ["load_weights", "read_recipe", "read_state", "start_from"]
 
 # What our networks carry beyond the published ones (see DiffusionUNet). A file may lack all of it, not half.
 BEYOND_PUBLISHED = {"scale_factor", "_extra_state"}
@@ -46,7 +46,7 @@ def load_weights(
             f"{path}: sha256 {sha256(path)}, but the other weights were trained with the file {expected_sha256}. "
             f"Keep together what was trained together."
         )
-    network.load_state_dict(_matched(network.state_dict(), _read(path), path))
+    network.load_state_dict(_matched(network.state_dict(), read_state(path), path))
     return network
 
 
@@ -54,12 +54,16 @@ def read_recipe(path: str | Path) -> dict:
     """What a diffusion model's file says of its training; empty for the published weights, and where there is no file yet."""
     if not Path(path).is_file():
         return {}
-    state = _read(Path(path), mmap=zipfile.is_zipfile(path)).get("_extra_state")
+    state = read_state(Path(path), mmap=zipfile.is_zipfile(path)).get("_extra_state")
     return {} if state is None else json.loads(bytes(state.tolist()))
 
 
-def _read(path: Path, **options) -> dict[str, torch.Tensor]:
-    """The state dict in a file, of whatever layout, without DDP's prefix."""
+def read_state(path: Path, **options) -> dict[str, torch.Tensor]:
+    """The state dict in a file, of whatever layout, without DDP's prefix.
+
+    Raises:
+        ValueError: no such file, or not a file of weights.
+    """
     found = read_tensors(path, **options)
     for name in ("model", "state_dict", "network"):
         if isinstance(found, Mapping) and isinstance(found.get(name), Mapping):

@@ -1,0 +1,59 @@
+"""MedicalNet (Med3D): 3-D ResNets trained on 23 medical data sets, from local files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from monai.networks.nets.resnet import ResNetFeatures
+
+from .weights import load_weights, read_state
+
+__all__ = ["MedicalNet", "medicalnet"]
+
+# Layers that keep the resolution of 1/8 and look farther instead, and how far (the MedicalNet project's code).
+DILATIONS = {"layer3": 2, "layer4": 4}
+
+
+class MedicalNet(torch.nn.Module):
+    """The last layer of a 3-D ResNet trained on 23 medical data sets (Chen et al. 2019, Med3D), averaged over the volume.
+
+    The extractor of Pinaya et al. 2022. Volumes are brought to mean 0 and standard deviation 1, as MedicalNet was trained.
+
+    Args:
+        weights: `resnet_50_23dataset.pth` (2048 features) or `resnet_10_23dataset.pth` (512) of the MedicalNet project; its
+            segmentation head is not used. Which of the two it is, is read from it.
+
+    Raises:
+        ValueError: weights of another network.
+    """
+
+    def __init__(self, weights: str | Path) -> None:
+        super().__init__()
+        depth = 50 if "layer1.0.conv3.weight" in read_state(Path(weights)) else 10  # only deep ones have three in a block
+        self.name = f"MedicalNet ResNet-{depth}"
+        self.network = load_weights(medicalnet(depth), weights).eval()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, 1, D, H, W) to (B, 2048) or (B, 512)."""
+        dims = (1, 2, 3, 4)
+        x = (x - x.mean(dim=dims, keepdim=True)) / x.std(dim=dims, keepdim=True)
+        return self.network(x)[-1].mean(dim=dims[1:])
+
+
+def medicalnet(depth: int) -> ResNetFeatures:
+    """The network of MedicalNet's files, untrained; from (B, 1, D, H, W) to a list, last (B, C, D / 8, H / 8, W / 8).
+
+    MONAI's ResNet has the same tensors, but halves the resolution in its last two layers, too, where MedicalNet dilates.
+
+    Args:
+        depth: 10 (C 512) or 50 (C 2048).
+    """
+    network = ResNetFeatures(f"resnet{depth}", pretrained=False)
+    for layer, dilation in DILATIONS.items():
+        for part in getattr(network, layer).modules():
+            if isinstance(part, torch.nn.Conv3d):
+                part.stride = (1, 1, 1)
+                if part.kernel_size == (3, 3, 3):
+                    part.dilation = part.padding = (dilation,) * 3
+    return network
