@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
 import torch
-from monai.networks.nets import resnet10, resnet50
+from test_medicalnet import medicalnet_file
+from test_radimagenet import FILES, radimagenet_file
 
-from brain_ldm_bundle.scripts.features import MedicalNet, load_extractor
+from brain_ldm_bundle.scripts.features import load_extractor
 from brain_ldm_bundle.scripts.files import save_weights, sha256
 from brain_ldm_bundle.scripts.networks import Regressor
 
@@ -18,14 +19,6 @@ def write_regressor(path):
     network = Regressor(**sizes)
     network.recipe = {"spacing_mm": MM, "covariates": {}, "regressor": sizes}
     save_weights(network.state_dict(), path)
-    return network.eval()
-
-
-def write_medicalnet(path, resnet):
-    """As the MedicalNet project stores its files."""
-    torch.manual_seed(0)
-    network = resnet(spatial_dims=3, n_input_channels=1, feed_forward=False, bias_downsample=False, shortcut_type="B")
-    torch.save({"state_dict": {f"module.{key}": value for key, value in network.state_dict().items()}}, path)
     return network.eval()
 
 
@@ -52,33 +45,38 @@ def test_the_features_of_the_regressor_see_a_blur(tmp_path):
     assert (np.abs(blurred.mean(axis=0) - features.mean(axis=0)) > 5 * features.std(axis=0)).mean() > 0.5
 
 
-def test_medicalnet_gives_the_mean_of_its_last_layer_whatever_the_brightness(tmp_path):
-    network, volume = write_medicalnet(tmp_path / "resnet_10_23dataset.pth", resnet10), torch.rand(1, 32, 40, 36)
-    extractor = load_extractor(tmp_path / "resnet_10_23dataset.pth", None, tmp_path / "none.pt", MM, CPU)
-    x = (volume - volume.mean()) / volume.std()
-    x = network.maxpool(network.act(network.bn1(network.conv1(x[None]))))
-    x = network.layer4(network.layer3(network.layer2(network.layer1(x))))
-    assert extractor(volume).shape == (512,) and not extractor.standardise
-    assert extractor(volume) == pytest.approx(x.mean(dim=(2, 3, 4))[0].detach().double().numpy(), rel=1e-4, abs=1e-6)
-    assert extractor(0.5 * volume + 0.2) == pytest.approx(extractor(volume), rel=1e-3, abs=1e-5)
-    assert extractor.name.startswith("MedicalNet ResNet-10, resnet_10_23dataset.pth (sha256 ")
+def test_a_file_of_medicalnet_is_known_by_its_tensors(tmp_path):
+    path = medicalnet_file(tmp_path / "any.pth")
+    extractor = load_extractor(path, sha256(path), tmp_path / "none.pt", MM, CPU)
+    assert extractor.name == f"MedicalNet ResNet-10, any.pth (sha256 {sha256(path)[:12]})"
+    assert extractor(torch.rand(1, *SIZE)).shape == (512,) and not extractor.standardise
 
 
-@pytest.mark.slow
-def test_the_deeper_medicalnet_is_recognised_by_its_weights(tmp_path):
-    write_medicalnet(tmp_path / "any.pth", resnet50)
-    network = MedicalNet(tmp_path / "any.pth", sha256(tmp_path / "any.pth"))
-    assert network.depth == 50
-    assert network(torch.rand(1, 1, 32, 32, 32)).shape == (1, 2048)
+@pytest.mark.parametrize("kind", FILES)
+def test_a_file_of_radimagenet_is_known_by_its_tensors(kind, tmp_path):
+    path = radimagenet_file(tmp_path / "any.pth", kind)
+    extractor = load_extractor(path, sha256(path), tmp_path / "none.pt", 1.0, CPU)
+    assert extractor.name == f"RadImageNet ResNet-50, slices averaged per plane, any.pth (sha256 {sha256(path)[:12]})"
+    assert extractor(torch.rand(1, 4, 6, 5)).shape == (3 * 2048,) and not extractor.standardise
 
 
 def test_a_file_that_is_not_the_one_expected_is_refused(tmp_path):
     write_regressor(tmp_path / "regressor.pt")
-    with pytest.raises(FileNotFoundError, match="none.pth: no such file. Download resnet_50_23dataset.pth"):
-        MedicalNet(tmp_path / "none.pth")
-    with pytest.raises(ValueError, match=r"regressor.pt: sha256 \w+, expected 0123"):
-        MedicalNet(tmp_path / "regressor.pt", "0123")
-    with pytest.raises(ValueError, match="weights of another architecture"):
-        MedicalNet(tmp_path / "regressor.pt")
+    imagenet = {"conv1.weight": torch.zeros(64, 3, 7, 7), "fc.bias": torch.zeros(1000)}
+    torch.save(imagenet, tmp_path / "resnet50-0676ba61.pth")
+
+    def load(name, expected_sha256=None):
+        return load_extractor(tmp_path / name, expected_sha256, tmp_path / "none.pt", MM, CPU)
+
+    with pytest.raises(FileNotFoundError, match="none.pth: no such file. Download MedicalNet's resnet_50_23dataset.pth"):
+        load("none.pth")
+    with pytest.raises(ValueError, match=r"regressor.pt: sha256 \w+, expected 0123. Fetch the file again"):
+        load("regressor.pt", "0123")
+    with pytest.raises(ValueError, match=r"regressor.pt: weights of another architecture \(.*\). Expected MedicalNet's"):
+        load("regressor.pt")
+    with pytest.raises(
+        ValueError, match=r"\(conv1.weight \(64, 3, 7, 7\), fc.bias \(1000,\)\). Expected MedicalNet's .* RadImage"
+    ):
+        load("resnet50-0676ba61.pth")
     with pytest.raises(FileNotFoundError, match="no such regressor. Train it first"):
         load_extractor(None, None, tmp_path / "none.pt", MM, CPU)

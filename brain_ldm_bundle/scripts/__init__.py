@@ -25,6 +25,7 @@ from . import (
     perceptual,
     previews,
     provenance,
+    radimagenet,
     reconstruction,
     regression,
     resemblance,

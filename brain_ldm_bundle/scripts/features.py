@@ -1,4 +1,4 @@
-"""What turns a volume into the features that distributions are compared by: MedicalNet from a local file, or the regressor."""
+"""What turns a volume into the features that distributions are compared by: a published network's file, or the regressor."""
 
 from __future__ import annotations
 
@@ -7,48 +7,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from monai.networks.nets import resnet10, resnet50
 
-from .files import read_tensors, sha256
+from .files import sha256
+from .medicalnet import MedicalNet
 from .networks import Regressor
+from .radimagenet import RadImageNet
 from .regression import load_regressor
-from .weights import load_weights
+from .weights import read_state
 
-__all__ = ["Extractor", "MedicalNet", "RegressorLevels", "load_extractor"]
+__all__ = ["Extractor", "RegressorLevels", "load_extractor"]
 
-
-class MedicalNet(torch.nn.Module):
-    """The last layer of a 3-D ResNet trained on 23 medical data sets (Chen et al. 2019, Med3D), averaged over the volume.
-
-    The extractor of Pinaya et al. 2022. Volumes are brought to mean 0 and standard deviation 1, as MedicalNet was trained.
-
-    Args:
-        weights: `resnet_50_23dataset.pth` (2048 features) or `resnet_10_23dataset.pth` (512) of the MedicalNet project; its
-            segmentation head is not used. Which of the two it is, is read from it.
-        expected_sha256: of that file; None accepts any that fits.
-
-    Raises:
-        FileNotFoundError, ValueError: no such file, another hash, or weights of another network.
-    """
-
-    def __init__(self, weights: str | Path, expected_sha256: str | None = None) -> None:
-        super().__init__()
-        if not Path(weights).is_file():
-            raise FileNotFoundError(f"{weights}: no such file. Download resnet_50_23dataset.pth of the MedicalNet project")
-        if expected_sha256 and sha256(weights) != expected_sha256:
-            raise ValueError(f"{weights}: sha256 {sha256(weights)}, expected {expected_sha256}. Fetch the file again")
-        self.depth = 50 if _has_bottlenecks(weights) else 10
-        resnet = resnet50 if self.depth == 50 else resnet10
-        network = resnet(spatial_dims=3, n_input_channels=1, feed_forward=False, bias_downsample=False, shortcut_type="B")
-        self.network = load_weights(network, weights).eval()
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, 1, D, H, W) to (B, 2048) or (B, 512)."""
-        dims = (1, 2, 3, 4)
-        x = (x - x.mean(dim=dims, keepdim=True)) / x.std(dim=dims, keepdim=True)
-        network = self.network
-        x = network.maxpool(network.act(network.bn1(network.conv1(x))))
-        return network.layer4(network.layer3(network.layer2(network.layer1(x)))).mean(dim=dims[1:])
+EXPECTED = (
+    "MedicalNet's resnet_50_23dataset.pth or resnet_10_23dataset.pth, or RadImageNet's RadImageNet-ResNet50_notop.pth or "
+    "ResNet50.pt"
+)
 
 
 class RegressorLevels(torch.nn.Module):
@@ -100,27 +72,42 @@ def load_extractor(
     spacing_mm: float,
     device: torch.device,
 ) -> Extractor:
-    """MedicalNet where a file of it is named, else all levels of the regressor of the cohort's covariates.
+    """MedicalNet or RadImageNet where a file of theirs is named, else all levels of the regressor of the cohort's covariates.
 
     The regressor has seen the training scans and no others, and it learnt to look at what the covariates change.
 
+    Args:
+        extractor_file: which of the networks it is, is read from it.
+        extractor_sha256: of that file; None accepts any that fits.
+        regressor_file: of the regressor, for want of an `extractor_file`.
+        spacing_mm: of the volumes.
+        device: that computes.
+
     Raises:
-        FileNotFoundError, ValueError: as `MedicalNet` and `load_regressor`.
+        FileNotFoundError, ValueError: no such file, another hash, or weights of another network; as `load_regressor`.
     """
     if extractor_file is not None:
-        network = MedicalNet(extractor_file, extractor_sha256).to(device)
-        return Extractor(network, f"MedicalNet ResNet-{network.depth}, {_which(extractor_file)}")
+        network = _published_network(Path(extractor_file), extractor_sha256, spacing_mm).to(device)
+        return Extractor(network, f"{network.name}, {_which(extractor_file)}")
     network = RegressorLevels(load_regressor(regressor_file, spacing_mm)).to(device).eval()
     name = f"all levels of the cohort's covariate regressor, standardised, {_which(regressor_file)}"
     return Extractor(network, name, standardise=True)
 
 
+def _published_network(path: Path, expected_sha256: str | None, spacing_mm: float) -> MedicalNet | RadImageNet:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file. Download {EXPECTED}")
+    if expected_sha256 and sha256(path) != expected_sha256:
+        raise ValueError(f"{path}: sha256 {sha256(path)}, expected {expected_sha256}. Fetch the file again")
+    shapes = {key: tuple(tensor.shape) for key, tensor in read_state(path).items()}
+    if shapes.get("conv1.weight") == (64, 1, 7, 7, 7):
+        return MedicalNet(path)
+    first = "backbone.0.weight" if "conv1.bias" not in shapes else "conv1.weight"  # ImageNet's ResNet-50 has neither
+    if shapes.get(first) == (64, 3, 7, 7):
+        return RadImageNet(path, spacing_mm)
+    found = ", ".join(f"{key} {shape}" for key, shape in list(shapes.items())[:3])
+    raise ValueError(f"{path}: weights of another architecture ({found}). Expected {EXPECTED}")
+
+
 def _which(path: str | Path) -> str:
     return f"{Path(path).name} (sha256 {sha256(path)[:12]})"
-
-
-def _has_bottlenecks(path: str | Path) -> bool:
-    """Deep ResNets have three convolutions in a block. Nested layouts and prefixes are as `load_weights` takes them."""
-    state = read_tensors(path)
-    state = state.get("state_dict", state) if isinstance(state, dict) else {}
-    return any(key.removeprefix("module.") == "layer1.0.conv3.weight" for key in state)
