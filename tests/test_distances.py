@@ -124,6 +124,25 @@ def test_equal_distributions_have_density_1_and_coverage_near_1_and_a_collapsed_
     assert density_coverage(real, normal(300, shift=30)) == (0, 0)
 
 
+def test_sessions_of_one_person_count_once_in_density_and_coverage():
+    """Their own sessions were their nearest neighbours: balls without room for anybody else."""
+    real, generated = normal(84), normal(64, seed=1)
+    once = density_coverage(real, generated)
+    names = np.tile(np.arange(84), 6), np.tile(np.arange(64), 2)
+    sessions = np.tile(real, (6, 1)) + 1e-6 * normal(6 * 84, seed=2)
+    assert density_coverage(sessions, np.tile(generated, (2, 1)))[1] < 0.1
+    assert density_coverage(sessions, np.tile(generated, (2, 1)), participants=names) == pytest.approx(once, rel=0.01)
+    # Only some with several: who was scanned often weighs no more than others.
+    often = np.concatenate([np.arange(84), np.repeat(np.arange(20), 3)])
+    some = density_coverage(real[often], generated, participants=(often, None))
+    assert some == pytest.approx(once, rel=0.01)
+
+
+def test_density_of_too_few_people_is_refused_however_often_they_were_scanned():
+    with pytest.raises(ValueError, match="5 real participants, at least 6 needed"):
+        density_coverage(normal(20), normal(8), participants=(np.arange(20) % 5, None))
+
+
 def test_components_are_those_of_the_largest_variance():
     features = normal(50, features=6) * [0.1, 5, 1, 0.1, 10, 0.1]
     axes, share = principal_components(features, 2)

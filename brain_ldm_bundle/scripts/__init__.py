@@ -35,6 +35,8 @@ from . import (
     scheduler,
     sections,
     seen,
+    separable,
+    ssim,
     steps,
     volumes,
     weights,

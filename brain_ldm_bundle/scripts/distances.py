@@ -139,21 +139,43 @@ def squared_mmd(a: np.ndarray, b: np.ndarray, width: float) -> float:
     return float(sum(within) - 2 * np.exp(cdist(a, b, "sqeuclidean") / (-2 * width**2)).mean())
 
 
-def density_coverage(real: np.ndarray, generated: np.ndarray, neighbours: int = NEIGHBOURS) -> tuple[float, float]:
+def density_coverage(
+    real: np.ndarray,
+    generated: np.ndarray,
+    neighbours: int = NEIGHBOURS,
+    participants: tuple[Sequence[str] | None, Sequence[str] | None] = (None, None),
+) -> tuple[float, float]:
     """Density and coverage (Naeem et al. 2020, ICML, Eq. 4 and 5) of generated features among real ones.
 
     Around each real row lies a ball that reaches to its `neighbours`-th nearest real row. Density: in how many balls a
     generated row lies, over `neighbours`; about 1 for equal distributions. Coverage: share of balls with a generated row in
     them, 0 to 1; for equal distributions and sets of one size about 1 - 2^-neighbours, less with fewer generated rows.
 
+    Rows of one participant share the weight of one, and are no neighbours of each other (ours; the paper has single samples).
+
+    Args:
+        real, generated: rows.
+        neighbours: of the balls.
+        participants: whom the rows of each set show; None: each row another one.
+
     Raises:
-        ValueError: not more real rows than neighbours.
+        ValueError: not more real participants than neighbours.
     """
     real = check_features(real, "real", at_least=neighbours + 1)
     generated = check_features(generated, "generated", at_least=1, length=real.shape[1])
-    radii = np.partition(cdist(real, real), neighbours, axis=1)[:, neighbours]  # its own distance 0 comes first
-    inside = cdist(real, generated) < radii[:, None]
-    return float(inside.sum() / (neighbours * len(generated))), float(inside.any(axis=1).mean())
+    names = (np.arange(len(x)) if who is None else who for x, who in zip((real, generated), participants, strict=True))
+    person, other = (np.unique(who, return_inverse=True)[1] for who in names)
+    if person.max() < neighbours:
+        raise ValueError(f"{person.max() + 1} real participants, at least {neighbours + 1} needed. Add volumes")
+    weights, other_weights = (1 / np.bincount(x)[x] for x in (person, other))
+    distances = cdist(real, real)
+    distances[person[:, None] == person] = np.inf
+    order = distances.argsort(axis=1)
+    last = (weights[order].cumsum(axis=1) > neighbours - 1e-9).argmax(axis=1)[:, None]  # of each ball; thirds do not add up
+    radii = np.take_along_axis(distances, np.take_along_axis(order, last, axis=1), axis=1)
+    inside = cdist(real, generated) < radii
+    density = weights @ inside @ other_weights / (neighbours * other_weights.sum())
+    return float(density), float(np.average(inside.any(axis=1), weights=weights))
 
 
 class FeatureSpace:
@@ -205,7 +227,7 @@ class FeatureSpace:
 
         a, b = self.scaled(features), self.scaled(reference)
         corrected, error = jackknife(frechet, a, b, participants=participants)
-        density, coverage = density_coverage(b, a)
+        density, coverage = density_coverage(b, a, participants=participants[::-1])
         return {
             "fid": frechet(a, b),
             "fid_corrected": corrected,

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 
 import torch
 from monai.metrics.regression import RegressionMetric
-from monai.networks.layers import separable_filtering
 from monai.transforms import SobelGradients
 from monai.utils import MetricReduction
+from torch.nn.functional import pad
+
+from .separable import filtered
 
 __all__ = ["GradientSSIMMetric", "gradient_magnitude", "inner", "pooled", "regions", "structure"]
 
@@ -75,8 +77,10 @@ class GradientSSIMMetric(RegressionMetric):
 
 def gradient_magnitude(images: torch.Tensor) -> torch.Tensor:
     """Length of Sobel's gradient per voxel, in intensity per voxel: (B, 1, ...) to (B, 1, ...)."""
-    sobel = SobelGradients()
-    return torch.stack([sobel(image).square().sum(dim=0, keepdim=True).sqrt() for image in images])
+    sobel, axes = SobelGradients(), range(images.ndim - 2)
+    padded = pad(images, [1] * 2 * len(axes), mode="reflect")
+    kernels = [[sobel.kernel_diff if along == axis else sobel.kernel_smooth for along in axes] for axis in axes]
+    return sum(filtered(padded, along_axes).square() for along_axes in kernels).sqrt()
 
 
 def inner(images: torch.Tensor, window: torch.Tensor) -> torch.Tensor:
@@ -91,13 +95,11 @@ def structure(a: torch.Tensor, b: torch.Tensor, window: torch.Tensor) -> torch.T
     Where both are constant in the window it is 1, where one of them is it is 0 (Rouse and Hemami 2008).
     """
 
-    def mean(x: torch.Tensor) -> torch.Tensor:
-        return inner(separable_filtering(x, [window] * (x.ndim - 2)), window)
-
-    mean_a, mean_b, square_a, square_b = mean(a), mean(b), mean(a * a), mean(b * b)
+    means = filtered(torch.cat([a, b, a * a, b * b, a * b]), [window] * (a.ndim - 2))
+    mean_a, mean_b, square_a, square_b, product = means.chunk(5)
     variance_a, variance_b = square_a - mean_a**2, square_b - mean_b**2
     flat_a, flat_b = variance_a <= FLAT * square_a, variance_b <= FLAT * square_b
-    correlation = (mean(a * b) - mean_a * mean_b) / (variance_a.clamp(min=0).sqrt() * variance_b.clamp(min=0).sqrt())
+    correlation = (product - mean_a * mean_b) / (variance_a.clamp(min=0).sqrt() * variance_b.clamp(min=0).sqrt())
     correlation = correlation.clamp(-1, 1).masked_fill(flat_a | flat_b, 0.0)
     return correlation.masked_fill(flat_a & flat_b, 1.0)
 

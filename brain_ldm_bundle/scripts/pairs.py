@@ -9,11 +9,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from monai.metrics import MultiScaleSSIMMetric
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from .gradient_ssim import GradientSSIMMetric
+from .ssim import MultiScaleSSIM
 
 __all__ = ["draw_pairs", "mean_over_pairs", "multi_scale_ssim", "score_pairs"]
 
@@ -49,7 +49,7 @@ def draw_pairs(participants: Sequence[str], number: int, seed: int = 0) -> list[
     return sorted(pairs[:number])
 
 
-def multi_scale_ssim(size: Sequence[int]) -> MultiScaleSSIMMetric:
+def multi_scale_ssim(size: Sequence[int]) -> MultiScaleSSIM:
     """MONAI's MS-SSIM for volumes of `size` voxels with intensities of 0 to 1: a Gaussian window of 7 voxels, sigma 1.5.
 
     Wang et al. 2003 have five scales and a window of 11, which does not fit 160 x 224 x 160 voxels at the fifth; the authors'
@@ -63,7 +63,7 @@ def multi_scale_ssim(size: Sequence[int]) -> MultiScaleSSIMMetric:
     if not scales:
         raise ValueError(f"volumes of {tuple(size)} voxels are smaller than the window of {KERNEL_SIZE}")
     weights = np.array(SCALE_WEIGHTS[-scales[-1] :])
-    return MultiScaleSSIMMetric(
+    return MultiScaleSSIM(
         spatial_dims=3, kernel_size=KERNEL_SIZE, kernel_sigma=KERNEL_SIGMA, weights=(weights / weights.sum()).tolist()
     )
 

@@ -10,12 +10,13 @@ from pathlib import Path
 import torch
 from ignite.engine import Engine, Events
 from monai.inferers import Inferer
-from monai.metrics import PSNRMetric, SSIMMetric
+from monai.metrics import PSNRMetric
 from tqdm import tqdm
 
 from .files import atomic, write_json
 from .sections import write_section
 from .seen import refuse_seen, what_training_knew
+from .ssim import SSIM
 
 __all__ = ["MeanImage", "Scores", "held_out", "mean_image", "needs", "summarise"]
 
@@ -74,7 +75,7 @@ class Scores:
         self.path = Path(path)
         self.items = items
         self.rows: list[list] = []
-        self.ssim = SSIMMetric(spatial_dims=3, data_range=1.0)
+        self.ssim = SSIM(spatial_dims=3, data_range=1.0)
         self.psnr = PSNRMetric(max_val=1.0)
 
     def attach(self, engine: Engine) -> None:
