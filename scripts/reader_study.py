@@ -77,8 +77,9 @@ def main() -> int:
         print(f"{arguments.output}: {', '.join(path.name for path in paths)}, for `score`. No person has rated by that")
         return 0
     key = read_key(arguments.key)
-    answers = unblind(key, [read_results(path, key, arguments.partial) for path in arguments.results])
-    write_scores(score(key, answers, arguments.seed), answers, arguments.output, arguments.partial, arguments.title)
+    results = [read_results(path, key, arguments.partial) for path in arguments.results]
+    answers, unfinished = unblind(key, results), any(len(result) < len(key) for result in results)
+    write_scores(score(key, answers, arguments.seed), answers, arguments.output, unfinished, arguments.title)
     print(f"{arguments.output}: ratings.tsv, reader_study.json, reader_study.png and reader_study.section.json")
     return 0
 

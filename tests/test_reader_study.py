@@ -543,4 +543,14 @@ def test_commands_make_a_study_and_score_it(tmp_path, cohorts, monkeypatch, few_
     assert "not for clinical use" in section["text"]
     assert (output / section["figures"][0]["file"]).read_bytes().startswith(b"\x89PNG")
     assert str(study / "key" / "key.tsv") in capsys.readouterr().out
+
+    # With --partial, the text says that some did not finish only where it is so.
+    command = ["reader_study.py", "score", str(study / "key" / "key.tsv"), *files, "--output", str(output), "--partial"]
+    for missing in (0, 3):
+        path = tmp_path / "Ben.tsv"
+        path.write_text("".join(path.read_text().splitlines(keepends=True)[: 19 - missing]))
+        monkeypatch.setattr("sys.argv", command)
+        assert reader_study.main() == 0
+        text = json.loads((output / "reader_study.section.json").read_text())["text"]
+        assert ("Some did not finish" in text) == bool(missing)
     assert not list(tmp_path.rglob("*.part"))
