@@ -307,6 +307,25 @@ def test_every_voxel_of_the_margin_is_needed(network):
     assert (whole - less).abs().max() > 1e-4
 
 
+def test_nothing_is_computed_far_from_the_labels_and_nothing_lost(network, classes):
+    small = torch.zeros_like(classes)
+    small[..., 9:14, 30:41, 5:8] = classes[..., 9:14, 30:41, 5:8]
+    with torch.no_grad():
+        expected = network(small)
+    sizes = []
+    hook = network.fusion.register_forward_pre_hook(lambda module, inputs: sizes.append(tuple(inputs[0].shape[2:])))
+    image = synthesis.Synthesiser()(small, network)
+    hook.remove()
+    torch.testing.assert_close(image, expected, rtol=0, atol=1e-5)
+    inside = small[0, 0].nonzero()
+    box = inside.amax(0) - inside.amin(0) + 1 + 2 * network.fusion.radius
+    assert sizes == [tuple(box.tolist())] and expected.std() > 0.001
+
+
+def test_a_map_of_background_becomes_an_empty_image(network):
+    assert not synthesis.Synthesiser()(torch.zeros(1, 1, 32, 64, 32), network).any()
+
+
 def test_patches_differ_from_one_pass_at_their_borders_alone(network, classes):
     whole, patches = (synthesis.Synthesiser(merge)(classes, network) for merge in ("whole", "patches"))
     difference = (whole - patches).abs()

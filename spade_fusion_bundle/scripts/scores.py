@@ -14,7 +14,7 @@ from monai.utils import convert_to_tensor
 from .baseline import paint
 from .dataset import identities
 from .planes import AXES, PLANES
-from .synthesis import Synthesiser
+from .synthesis import Synthesiser, box_around
 from .tables import write_table
 
 __all__ = [
@@ -156,7 +156,7 @@ def brain_scores(prediction: torch.Tensor, target: torch.Tensor, mask: torch.Ten
     mask = mask.bool()
     for name, volume in (("synthetic volume", prediction), ("real scan", target)):
         _refuse_unusable(name, volume, mask)
-    box = _box(mask, margin=WINDOW // 2)  # further off, nothing reaches a brain voxel
+    box = box_around(mask, margin=WINDOW // 2)  # further off, nothing reaches a brain voxel
     prediction, target, mask = prediction[box].float(), target[box].float(), mask[box]
     mse = float((prediction - target).double()[mask].square().mean())
     psnr_db = -10 * float(torch.tensor(mse, dtype=torch.float64).log10())
@@ -182,13 +182,6 @@ def _refuse_unusable(name: str, volume: torch.Tensor, mask: torch.Tensor) -> Non
         raise ValueError(
             f"{name}: the intensity is {float(volume[mask][0]):.4g} in the whole brain, there is nothing to compare"
         )
-
-
-def _box(mask: torch.Tensor, margin: int) -> tuple[slice, ...]:
-    """Index of the smallest box around a mask (1, 1, D, H, W), grown by a margin as far as the volume goes."""
-    found = mask[0, 0].nonzero()
-    low, high = found.amin(dim=0) - margin, found.amax(dim=0) + margin + 1
-    return (slice(None), slice(None), *(slice(max(0, a), b) for a, b in zip(low.tolist(), high.tolist())))
 
 
 class Scores:

@@ -38,6 +38,7 @@ __all__ = [
     "Synthesiser",
     "ToModelSpacingd",
     "WriteImages",
+    "box_around",
     "find_maps",
     "inputs",
     "pending",
@@ -283,8 +284,10 @@ class Synthesiser(Inferer):
         labels = torch.as_tensor(inputs).as_subclass(torch.Tensor)
         with torch.autocast(labels.device.type, dtype=torch.bfloat16, enabled=self.amp):
             volumes = network.slice_volumes(labels)  # (B, 3, X, Y, Z)
-            if self.merge == "whole":
-                image = in_blocks(network.fusion, volumes, self.block, network.fusion.radius)
+            if self.merge == "whole":  # beyond the labels' reach all is background
+                around = box_around(labels > 0.5, network.fusion.radius)
+                image = torch.zeros(labels.shape, device=labels.device)
+                image[around] = in_blocks(network.fusion, volumes[around], self.block, network.fusion.radius).float()
             else:
                 image = sliding_window_inference(volumes, (PATCH,) * 3, 8, network.fusion, overlap=0.5, mode="gaussian")
         image = image.float().clamp(0, 1) * (labels > 0.5)
@@ -301,6 +304,15 @@ def in_blocks(network: Callable[[torch.Tensor], torch.Tensor], volumes: torch.Te
         inside = tuple(slice(start, start + block) for start in starts)
         result[(..., *inside)] = network(volumes[(..., *around)])[(..., *within)].to(result.dtype)
     return result
+
+
+def box_around(mask: torch.Tensor, margin: int) -> tuple[slice, ...]:
+    """Index of the smallest box around masks (B, 1, X, Y, Z), grown by a margin as far as the volume goes; all, if empty."""
+    found = mask.any(dim=0)[0].nonzero()
+    if not len(found):
+        return (slice(None),) * mask.ndim
+    low, high = found.amin(dim=0) - margin, found.amax(dim=0) + margin + 1
+    return (slice(None), slice(None), *(slice(max(0, a), b) for a, b in zip(low.tolist(), high.tolist())))
 
 
 class WriteImages:
