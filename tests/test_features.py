@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from monai.bundle import ConfigParser
 from test_medicalnet import medicalnet_file
 from test_radimagenet import FILES, radimagenet_file
 
@@ -80,3 +81,14 @@ def test_a_file_that_is_not_the_one_expected_is_refused(tmp_path):
         load("resnet50-0676ba61.pth")
     with pytest.raises(FileNotFoundError, match="no such regressor. Train it first"):
         load_extractor(None, None, tmp_path / "none.pt", MM, CPU)
+
+
+def test_the_config_takes_the_file_and_its_hash(bundle, tmp_path):
+    path = medicalnet_file(tmp_path / "resnet_10_23dataset.pth")
+    parser = ConfigParser(ConfigParser.load_config_file(bundle / "configs" / "evaluate.json"))
+    parser.update({"extractor_file": str(path), "extractor_sha256": "0123", "use_device": "cpu"})
+    with pytest.raises(ValueError, match=r"resnet_10_23dataset.pth: sha256 \w+, expected 0123"):
+        parser.get_parsed_content("extractor")()
+    parser.update({"extractor_sha256": sha256(path)})
+    parser.parse(reset=True)
+    assert parser.get_parsed_content("extractor")().name.startswith("MedicalNet ResNet-10, resnet_10_23dataset.pth")
