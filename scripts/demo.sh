@@ -66,6 +66,11 @@ settings="subjects $SUBJECTS of seed $SEED, requests $REQUESTS, training '$TRAIN
 $CHAIN_VOLUMES, sweeps '$SWEEPS', regressor '$REGRESSOR_TRAINING', baselines '$BASELINE_TRAINING', spade '$SPADE_TRAINING'"
 mark="$output/.made_by_demo"
 if [ -n "$fresh" ] && [ -f "$mark" ]; then
+    rated=$(find "$output"/{,spade_}reader_study/results -name '*.tsv' 2> /dev/null || true)
+    if [ -n "$rated" ]; then
+        printf 'People rated slices of the earlier demo. Move their files elsewhere first:\n%s\n' "$rated" >&2
+        exit 1
+    fi
     rm -rf "$output"
 fi
 if [ -d "$output" ] && [ -n "$(ls -A "$output")" ] && [ ! -f "$mark" ]; then
@@ -256,11 +261,22 @@ evaluate_spade() {
         --cache_dir "$output/spade/cache" $SEGMENTATION
 }
 
+make_study() {  # NAME SYNTHETIC
+    python scripts/reader_study.py make --real "$output/data" --split test --synthetic "$2" --slices "$SLICES" --output "$output/$1"
+    python scripts/reader_study.py rate "$output/$1/page/reader_study.html" --output "$output/$1/computed"
+    mkdir -p "$output/$1/results"  # for the files that people save
+}
+
 make_studies() {
-    python scripts/reader_study.py make --real "$output/data" --split test --synthetic "$output/generated" --slices "$SLICES" \
-        --output "$output/reader_study"
-    python scripts/reader_study.py make --real "$output/data" --split test --synthetic "$output/spade/test" --slices "$SLICES" \
-        --output "$output/spade_reader_study"
+    make_study reader_study "$output/generated"
+    make_study spade_reader_study "$output/spade/test"
+}
+
+score_study() {  # NAME BUNDLE TITLE: people's files, as far as there are any, beside the computed readers
+    local files=()
+    mapfile -t files < <(find "$output/$1/computed" "$output/$1/results" -name '*.tsv' | sort)
+    python scripts/reader_study.py score "$output/$1/key/key.tsv" "${files[@]}" --partial --title "$3" \
+        --output "$output/evaluation/$2/reader_study"
 }
 
 report() {  # further settings
@@ -273,6 +289,8 @@ first_report() {
 }
 
 last_report() {
+    score_study reader_study brain_ldm "Reader study: latent diffusion (Figure 4C)"
+    score_study spade_reader_study spade_fusion "Reader study: SPADE fusion (Figure 4C)"
     report --measured "$output"/generated_{volumes,ages}.tsv --evaluation "$output/evaluation" \
         --real_measured "$output/cohort_volumes.tsv" "$output/evaluation/brain_ldm/regressor.tsv"
     python scripts/report.py "$output/spade/synthetic" --output "$output/spade_report.html"
@@ -298,7 +316,8 @@ step evaluation "Compare with real scans: Table 1, conditioning, copies (about 3
 step spade_training "Train three SPADE GANs and the fusion on the cohort's label maps (about 5 minutes)" train_spade
 step spade_synthesis "Make $VARIANTS anatomies of one label map, and T1w of training and test maps (about 2 minutes)" synthesise
 step spade_evaluation "Compare synthetic T1w with the scans, and train segmenters on both (about 2 minutes)" evaluate_spade
-step studies "Write the pages of two reader studies (seconds)" make_studies
+step studies "Write the pages of two reader studies, and let simple rules read them (seconds)" make_studies
+rm -f "$output/.done/report"                     # once more at every run: people may have rated
 step report "Write the page again, with all of it, and one of the anatomies (seconds)" last_report
 
 printf '\nDone. Look at\n  %s\n  %s\n  %s\nand, to rate slices yourself,\n  %s\n  %s\nAll images are synthetic. For research, not for clinical use.\n' \

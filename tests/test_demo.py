@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+STUDIES = ["/reader_study", "/spade_reader_study"]
 STEPS = {  # what each command of a step must name, the set-up left out
     "data": ["make_demo_data.py"],
     "training": ["configs/demo.json"],
@@ -26,8 +27,8 @@ STEPS = {  # what each command of a step must name, the set-up left out
     "spade_training": ["spade/training"],
     "spade_synthesis": ["--variants", "--split train", "--split test"],
     "spade_evaluation": ["evaluate.json", "segmentation.json"],
-    "studies": ["generated reader_study.py make", "spade/test reader_study.py make"],
-    "report": ["report.py --evaluation", "report.py spade/synthetic"],
+    "studies": [f"{name} reader_study.py {what}" for name in STUDIES for what in ("make", "rate")],
+    "report": [*(f"{name} reader_study.py score" for name in STUDIES), "report.py --evaluation", "report.py spade/synthetic"],
 }
 COMMANDS = [command for commands in STEPS.values() for command in commands]
 PYTHON = """#!/bin/bash
@@ -83,10 +84,21 @@ def test_only_test_scans_are_measured(demo, tmp_path):
     assert "sub-0002_T1w.nii.gz" in command and "sub-0001_T1w" not in command
 
 
-def test_a_second_run_does_nothing_again(demo, tmp_path):
+def test_a_second_run_only_writes_the_pages_again_with_what_people_rated_since(demo, tmp_path):
     demo("--output", tmp_path / "out")
+    (tmp_path / "out" / "reader_study" / "results" / "anna.tsv").touch()
     process, commands = demo("--output", tmp_path / "out")
-    assert process.returncode == 0 and commands == [] and process.stdout.count("done before") == len(STEPS)
+    assert process.returncode == 0 and process.stdout.count("done before") == len(STEPS) - 1
+    assert len(commands) == len(STEPS["report"])
+    assert ["results/anna.tsv" in command for command in commands] == [True, False, False, False]
+
+
+def test_what_people_rated_is_not_deleted(demo, tmp_path):
+    demo("--output", tmp_path / "out")
+    rated = tmp_path / "out" / "spade_reader_study" / "results" / "anna.tsv"
+    rated.touch()
+    process, commands = demo("--output", tmp_path / "out", "--fresh")
+    assert process.returncode == 1 and str(rated) in process.stderr and commands == [] and rated.exists()
 
 
 def test_a_failure_names_its_step_and_the_next_run_goes_on_there(demo, tmp_path):
