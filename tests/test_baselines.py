@@ -212,7 +212,7 @@ def test_a_baseline_trained_in_two_goes_equals_one_trained_in_one_and_draws_a_bi
     two = baseline("training", "two", model=model, epochs=2)
     for name in (f"resume/{model}.pt", f"{model}.pt"):
         assert_equal(load(two / "models" / name), load(one / "models" / name))
-    assert len(read_recipe(one / "models" / f"{model}.pt")["seen"]) == 6  # by which held-out scans are known
+    assert len(read_recipe(one / "models" / f"{model}.pt")["seen_voxels"]) == 6  # by which held-out scans are known
     kept, state = load(one / "models" / f"{model}.pt"), load(one / "models" / "resume" / f"{model}.pt")
     assert_equal(kept, state["ema"])  # not the generator of the last step
     raw = {name: state["network"][f"generator.{name}"] for name in kept if name != "_extra_state"}

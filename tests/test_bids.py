@@ -3,10 +3,11 @@
 import json
 import shutil
 
+import nibabel as nib
 import numpy as np
 import pytest
 from conftest import ROOT
-from tiny_images import SPACING_MM, rotated, save, with_voxel
+from tiny_images import SPACING_MM, VOLUME, rotated, save, with_voxel
 
 from brain_ldm_bundle.scripts import bids
 from brain_ldm_bundle.scripts.covariates import CovariateSchema
@@ -26,7 +27,7 @@ def dataset(tmp_path):
             2: ["ses-1/anat/sub-02_ses-1_T1w.nii.gz", "ses-2/anat/sub-02_ses-2_T1w.nii"],
             3: ["anat/sub-03_run-1_T1w.nii.gz", "anat/sub-03_run-2_T1w.nii.gz"],
         }.get(number, [f"anat/{name}_T1w.nii.gz"]):
-            save(folder / name / file)
+            save(folder / name / file, VOLUME + number)
     (folder / "participants.tsv").write_text("\n".join(lines) + "\n")
     save(folder / "derivatives" / "sub-01" / "anat" / "sub-01_desc-other_T1w.nii.gz")
     save(folder / "sub-01" / "anat" / "sub-01_T2w.nii.gz")
@@ -59,7 +60,7 @@ def test_every_run_and_session_is_an_item_and_nothing_else_is(dataset):
 
 def test_items_carry_scaled_covariates_in_the_schemas_order(dataset):
     item = next(item for share in read(dataset).values() for item in share if item["participant_id"] == "sub-07")
-    assert set(item) == {"image", "participant_id", "covariates"}
+    assert set(item) == {"image", "participant_id", "covariates", "voxels_sha256"}
     expected = [1, (57 - 44) / 38, (37 - 6.99568) / (171.375 - 6.99568), (1500 - 1144.24) / (1793.91 - 1144.24)]
     assert item["covariates"] == pytest.approx(expected)
 
@@ -104,6 +105,20 @@ def test_participants_without_image_and_images_without_row_are_listed(dataset):
 def test_a_file_named_for_another_participant_is_refused(dataset):
     save(dataset / "sub-05" / "anat" / "sub-06_T1w.nii.gz")
     assert "begin with sub-05_" in refusal(dataset)
+
+
+def test_a_copy_of_a_training_scan_is_not_held_out(dataset):
+    """Under another participant's name it passed as one that the model never saw."""
+    original, copied = (dataset / name / "anat" / f"{name}_T1w.nii.gz" for name in ("sub-01", "sub-04"))
+    save(copied, nib.load(original).get_fdata())
+    table = dataset / "participants.tsv"
+    header, *rows = table.read_text().splitlines()
+    splits = ["train"] * 3 + ["test"] * 3 + ["validation"] * 6
+    table.write_text("\n".join([f"{header}\tsplit", *(f"{row}\t{split}" for row, split in zip(rows, splits))]) + "\n")
+    message = refusal(dataset)
+    assert f"(1 scans in two splits):\n{copied} (test) is a copy of {original} (training). Keep one of them" in message
+    table.write_text(table.read_text().replace("\ttest", "\ttrain"))
+    assert len(read(dataset)["training"]) == 8
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path):

@@ -14,7 +14,7 @@ from test_features import write_regressor
 from test_resume import chain
 
 from brain_ldm_bundle.scripts.files import sha256
-from brain_ldm_bundle.scripts.seen import identities
+from brain_ldm_bundle.scripts.images import check_images
 from brain_ldm_bundle.scripts.weights import read_recipe
 
 
@@ -35,16 +35,20 @@ def evaluate(bundle, dataset_dir, tmp_path):
     return run_one
 
 
-def scans(folder, numbers):
-    names = [f"sub-{number:04d}" for number in numbers]
-    return [{"image": str(folder / name / "anat" / f"{name}_T1w.nii.gz")} for name in names]
+def seen(folder, numbers):
+    """The hashes of the scans of these participants."""
+    paths = [str(folder / image(number)) for number in numbers]
+    return sorted(check_images(paths, tiny.SPACING_MM)[1].values())
+
+
+def image(number):
+    return f"sub-{number:04d}/anat/sub-{number:04d}_T1w.nii.gz"
 
 
 def datalist(folder, **splits):
     """A datalist of the participants of these numbers."""
     rows = pd.read_csv(folder / "participants.tsv", sep="\t").drop(columns="split").to_dict("records")
-    images = scans(folder, range(1, len(rows) + 1))
-    return {split: [rows[number - 1] | images[number - 1] for number in numbers] for split, numbers in splits.items()}
+    return {split: [rows[number - 1] | {"image": image(number)} for number in numbers] for split, numbers in splits.items()}
 
 
 def sections(folder):
@@ -53,7 +57,7 @@ def sections(folder):
 
 def test_every_part_refuses_a_split_other_than_the_trainings(evaluate, dataset_dir, tmp_path):
     """`evaluating` with another --seed scored scans that were trained on as held out."""
-    assert read_recipe(tmp_path / "models" / "model.pt")["seen"] == identities(scans(dataset_dir, range(1, 7)))
+    assert read_recipe(tmp_path / "models" / "model.pt")["seen_voxels"] == seen(dataset_dir, range(1, 7))
     other = shutil.copytree(dataset_dir, tmp_path / "other")
     (other / "participants.tsv").write_text(
         re.sub("train$", "validation", (other / "participants.tsv").read_text(), count=3, flags=re.MULTILINE)
@@ -74,9 +78,9 @@ def test_every_part_refuses_a_split_other_than_the_trainings(evaluate, dataset_d
 
 def test_the_autoencoder_says_itself_which_scans_it_was_trained_on(evaluate, dataset_dir, tmp_path):
     """Its file said nothing, so that a diffusion model trained on other scans spoke for it."""
-    assert read_recipe(tmp_path / "models" / "autoencoder.pt")["seen"] == identities(scans(dataset_dir, range(1, 7)))
+    assert read_recipe(tmp_path / "models" / "autoencoder.pt")["seen_voxels"] == seen(dataset_dir, range(1, 7))
     state = torch.load(tmp_path / "models" / "model.pt")
-    recipe = read_recipe(tmp_path / "models" / "model.pt") | {"seen": []}
+    recipe = read_recipe(tmp_path / "models" / "model.pt") | {"seen_voxels": []}
     state["_extra_state"] = torch.tensor(list(json.dumps(recipe).encode()), dtype=torch.uint8)
     torch.save(state, tmp_path / "models" / "model.pt")
     (tmp_path / "list.json").write_text(json.dumps(datalist(dataset_dir, training=[7, 8], validation=[1, 2])))
@@ -89,7 +93,7 @@ def test_a_baseline_that_was_trained_on_held_out_scans_is_refused(bundle, tmp_pa
     dataset_dir = tiny.write_dataset(tmp_path / "blobs", training=12, validation=6)
     models = tiny.train(dataset_dir, tmp_path)
     write_regressor(models / "regressor.pt")
-    recipe = {"seen": identities(scans(dataset_dir, [18]))}
+    recipe = {"seen_voxels": seen(dataset_dir, [18])}
     torch.save({"_extra_state": torch.tensor(list(json.dumps(recipe).encode()), dtype=torch.uint8)}, models / "vaegan.pt")
     made = shutil.copytree(dataset_dir, tmp_path / "made")
     for path in made.glob("sub-*/anat/*.nii.gz"):

@@ -2,8 +2,10 @@
 
 import gzip
 import json
+import os
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 from tiny_images import SPACING_MM, VOLUME, rotated, save, shifted, with_voxel
@@ -18,7 +20,7 @@ def paths(tmp_path):
 
 
 def problems(paths, **options):
-    return images.image_problems(paths, **{"spacing_mm": SPACING_MM} | options)
+    return images.check_images(paths, **{"spacing_mm": SPACING_MM} | options)[0]
 
 
 @pytest.mark.parametrize(
@@ -68,6 +70,18 @@ def test_images_with_the_scanners_code_are_taken_with_one_warning(paths):
     assert len(caught) == 1
 
 
+def test_a_scan_is_known_again_by_its_voxels_alone(tmp_path):
+    """It was known by name and size: forgotten when it was compressed anew, and taken for another cohort's file of one size."""
+    volume = np.round(255 * VOLUME).astype(np.uint8)
+    scan = save(tmp_path / "sub-1_T1w.nii.gz", volume)
+    plain = save(tmp_path / "other name.nii", volume.astype(np.float64))
+    turned = tmp_path / "turned.nii.gz"
+    nib.save(nib.load(scan).as_reoriented([[1, 1], [2, -1], [0, 1]]), turned)
+    mirrored = save(tmp_path / "mirrored" / "sub-1_T1w.nii.gz", volume[::-1])
+    faults, hashes = images.check_images([str(path) for path in (scan, plain, turned, mirrored)], SPACING_MM)
+    assert not faults and hashes[str(scan)] == hashes[str(plain)] == hashes[str(turned)] != hashes[str(mirrored)]
+
+
 # The cache
 
 
@@ -86,8 +100,17 @@ def test_sound_images_are_read_once(paths, tmp_path, monkeypatch):
     assert not problems(paths, cache_file=cache)
     assert read == [str(path)]
     assert [file.name for file in cache.parent.iterdir()] == ["checked.json"]
+    assert images.check_images(paths, SPACING_MM, cache_file=cache) == images.check_images(paths, SPACING_MM)
+    read.clear()
     save(path, with_voxel(np.inf))  # of a sound image
     assert f"{path}: has 1 voxels" in problems(paths, cache_file=cache)[0]
+
+
+def test_images_that_an_earlier_version_remembered_are_read_once_more(paths, tmp_path):
+    """It kept no hash of their voxels."""
+    cache = tmp_path / "checked.json"
+    cache.write_text(json.dumps({path: [os.stat(path).st_size, os.stat(path).st_mtime_ns, SPACING_MM] for path in paths}))
+    assert images.check_images(paths, SPACING_MM, cache_file=cache) == images.check_images(paths, SPACING_MM)
 
 
 def test_a_damaged_cache_only_costs_time(paths, tmp_path):

@@ -7,7 +7,6 @@ import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from brain_ldm_bundle.scripts import reconstruction
-from brain_ldm_bundle.scripts.seen import identities
 
 
 def scored(tmp_path, name, pairs):
@@ -38,7 +37,7 @@ def test_the_summary_gives_mean_and_spread_of_both(tmp_path):
     image = torch.full((1, 1, 12, 13, 14), 0.5)
     scored(tmp_path, "reconstruction", [(image + 0.1, image), (image + 0.3, image)])
     scored(tmp_path, "mean_image", [(image + 0.4, image)])
-    summary = reconstruction.summarise(tmp_path, "validation", {"seen": []})
+    summary = reconstruction.summarise(tmp_path, "validation", {"seen_voxels": []})
     assert summary == json.loads((tmp_path / "reconstruction.json").read_text())
     assert summary["reconstruction"]["n"] == 2 and summary["mean_image"]["n"] == 1
     assert summary["reconstruction"]["l1"]["mean"] == pytest.approx(0.2, abs=1e-5)
@@ -64,11 +63,10 @@ def test_an_empty_split_is_refused_with_what_there_is():
         reconstruction.held_out({"training": [{}], "test": []}, "test", {})
 
 
-def test_scans_that_were_trained_on_are_scored_as_such_or_not_at_all(tmp_path):
+def test_scans_that_were_trained_on_are_scored_as_such_or_not_at_all():
     """Those of a split other than the training's used to pass as held out."""
-    (tmp_path / "a_T1w.nii.gz").write_bytes(bytes(5))
-    item = {"image": str(tmp_path / "a_T1w.nii.gz")}
-    recipe = {"seen": identities([item])}
+    item = {"image": "a_T1w.nii.gz", "voxels_sha256": "0123456789abcdef"}
+    recipe = {"seen_voxels": ["0123456789abcdef"]}
     assert reconstruction.held_out({"training": [item]}, "training", recipe) == [item]
     with pytest.raises(ValueError, match="1 of 1 scans in the split 'test', such as .*a_T1w.nii.gz, are among those that"):
         reconstruction.held_out({"test": [item]}, "test", recipe)

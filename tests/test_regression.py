@@ -226,7 +226,7 @@ def test_scans_that_a_regressor_was_trained_on_are_no_test_of_it(regressor, data
     with pytest.raises(Exception) as error:
         regressor("evaluating", tmp_path / "other")
     assert "12 of 12 scans in the split 'test'" in chain(error) and "were trained on" in chain(error)
-    assert len(regression.load_regressor(models / "regressor.pt", tiny.SPACING_MM).recipe["seen"]) == 24
+    assert len(regression.load_regressor(models / "regressor.pt", tiny.SPACING_MM).recipe["seen_voxels"]) == 24
     assert not (tmp_path / "output" / "regressor.json").exists()
 
 
@@ -243,7 +243,7 @@ def test_a_regressor_learns_from_the_training_scans_alone(parser):
     validated = {item["participant_id"] for item in parser.get_parsed_content("validate#dataset").data}
     assert learnt == {f"sub-{number:04d}" for number in range(1, 25)}
     assert validated == {f"sub-{number:04d}" for number in range(25, 33)}
-    assert len(parser.get_parsed_content("recipe")["seen"]) == 24
+    assert len(parser.get_parsed_content("recipe")["seen_voxels"]) == 24
 
 
 @pytest.mark.parametrize(("stretched", "brightest"), [(False, 0.25), (True, 1.0)])

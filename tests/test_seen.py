@@ -4,10 +4,11 @@ import json
 import shutil
 import warnings
 
+import nibabel as nib
 import pytest
 import torch
 from conftest import ROOT
-from tiny_images import SPACING_MM, save
+from tiny_images import SPACING_MM, VOLUME, save
 
 from brain_ldm_bundle.scripts import bids, seen
 from brain_ldm_bundle.scripts.covariates import CovariateSchema
@@ -23,7 +24,7 @@ def dataset(tmp_path):
     lines = ["participant_id\tage\tsex\tventricles_ml\tbrain_normalised_ml"]
     for number in range(1, 9):
         lines.append(f"sub-{number}\t60\tF\t30\t1500")
-        save(folder / f"sub-{number}" / "anat" / f"sub-{number}_T1w.nii.gz")
+        save(folder / f"sub-{number}" / "anat" / f"sub-{number}_T1w.nii.gz", VOLUME + number)
     (folder / "participants.tsv").write_text("\n".join(lines) + "\n")
     return folder
 
@@ -34,9 +35,12 @@ def write(path, recipe):
     return {"Model": recipe.get("model"), "WeightsSHA256": sha256(path)}
 
 
-def test_scans_are_known_again_wherever_they_lie(dataset, tmp_path):
+def test_scans_are_known_again_wherever_they_lie_and_whatever_their_files_are(dataset, tmp_path):
     data = bids.read_dataset(dataset, SCHEMA, SPACING_MM)
     shutil.copytree(dataset, tmp_path / "moved")
+    for path in (tmp_path / "moved").glob("sub-*/anat/*.nii.gz"):
+        nib.save(nib.load(path), path.with_name(path.name.replace("_T1w.nii.gz", "_run-1_T1w.nii")))
+        path.unlink()
     moved = bids.read_dataset(tmp_path / "moved", SCHEMA, SPACING_MM)
     known = seen.identities(data["training"])
     assert known == seen.identities(moved["training"]) and len(known) == len(data["training"])
@@ -47,7 +51,7 @@ def test_scans_are_known_again_wherever_they_lie(dataset, tmp_path):
 def test_a_split_other_than_the_trainings_is_noticed(dataset):
     """Another --seed, and scans that were trained on passed as held out."""
     data = bids.read_dataset(dataset, SCHEMA, SPACING_MM, seed=0)
-    recipe = {"seen": seen.identities(data["training"])}
+    recipe = {"seen_voxels": seen.identities(data["training"])}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         seen.check_split(data, recipe)
@@ -67,32 +71,32 @@ def test_a_split_other_than_the_trainings_is_noticed(dataset):
 def test_what_weights_have_seen_stays_seen_when_they_are_trained_further(dataset, tmp_path):
     data = bids.read_dataset(dataset, SCHEMA, SPACING_MM)
     known = seen.identities(data["training"][:2])
-    write(tmp_path / "model.pt", {"seen": known})
+    write(tmp_path / "model.pt", {"seen_voxels": known})
     further = seen.identities(data["training"][5:], tmp_path / "model.pt")
     assert further == sorted(known + seen.identities(data["training"][5:]))
 
 
 def test_scans_are_seen_that_either_network_was_trained_on(tmp_path):
     model, autoencoder = tmp_path / "model.pt", tmp_path / "autoencoder.pt"
-    write(model, {"spacing_mm": 8.0, "seen": ["a", "b"]})
-    assert seen.recipe_of(model, autoencoder) == {"spacing_mm": 8.0, "seen": ["a", "b"]}  # it is not there yet
-    write(autoencoder, {"seen": ["b", "c"]})
-    assert seen.recipe_of(model, autoencoder) == {"spacing_mm": 8.0, "seen": ["a", "b", "c"]}
+    write(model, {"spacing_mm": 8.0, "seen_voxels": ["a", "b"]})
+    assert seen.recipe_of(model, autoencoder) == {"spacing_mm": 8.0, "seen_voxels": ["a", "b"]}  # it is not there yet
+    write(autoencoder, {"seen_voxels": ["b", "c"]})
+    assert seen.recipe_of(model, autoencoder) == {"spacing_mm": 8.0, "seen_voxels": ["a", "b", "c"]}
     write(model, {"spacing_mm": 8.0})
-    assert seen.recipe_of(model, autoencoder) == {"spacing_mm": 8.0, "seen": ["b", "c"]}
+    assert seen.recipe_of(model, autoencoder) == {"spacing_mm": 8.0, "seen_voxels": ["b", "c"]}
     write(autoencoder, {})
-    assert "seen" not in seen.recipe_of(model, autoencoder)
+    assert "seen_voxels" not in seen.recipe_of(model, autoencoder)
 
 
 def test_held_out_scans_that_a_baseline_was_trained_on_are_refused(dataset, tmp_path):
     data = bids.read_dataset(dataset, SCHEMA, SPACING_MM, validation_fraction=0.5)
-    made_by_lsgan = write(tmp_path / "lsgan.pt", {"model": "lsgan", "seen": seen.identities(data["training"])})
-    made_by_vaegan = write(tmp_path / "vaegan.pt", {"model": "vaegan", "seen": seen.identities(data["validation"][:3])})
+    made_by_lsgan = write(tmp_path / "lsgan.pt", {"model": "lsgan", "seen_voxels": seen.identities(data["training"])})
+    made_by_vaegan = write(tmp_path / "vaegan.pt", {"model": "vaegan", "seen_voxels": seen.identities(data["validation"][:3])})
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         seen.check_baselines(data, tmp_path, {}, {"Sampler": "ddim", "WeightsSHA256": "0"}, made_by_lsgan)
     with pytest.raises(ValueError, match="3 of 4 .* 'validation', such as .*, are among those that the weights of vaegan were"):
         seen.check_baselines(data, tmp_path, made_by_lsgan, made_by_vaegan)
-    write(tmp_path / "vaegan.pt", {"model": "vaegan", "seen": []})  # trained again since
+    write(tmp_path / "vaegan.pt", {"model": "vaegan", "seen_voxels": []})  # trained again since
     with pytest.warns(UserWarning, match="the weights of vaegan do not say which scans they were trained on"):
         seen.check_baselines(data, tmp_path, made_by_vaegan)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from . import grid
 from .covariates import CovariateSchema, participant_label, refuse
-from .images import image_problems
+from .images import check_images
 
 __all__ = ["find_volumes", "fingerprint", "read_dataset", "refuse_empty"]
 
@@ -48,11 +48,12 @@ def read_dataset(
 
     Returns:
         {"training": [...], "validation": [...], "test": [...]}, with items {"image": path, "participant_id": "sub-X",
-        "covariates": scaled numbers in the schema's order}.
+        "covariates": scaled numbers in the schema's order, "voxels_sha256": the hash of `check_images`}.
 
     Raises:
         FileNotFoundError: no data set, table or datalist there.
-        ValueError: all that is wrong with the table, or else with the images: up to 20 lines, and how many more.
+        ValueError: all that is wrong with the table, or else with the images, or else scans of which a copy is in another
+            split: up to 20 lines, and how many more.
     """
     dataset_dir = Path(dataset_dir)
     if not dataset_dir.is_dir():
@@ -64,9 +65,15 @@ def read_dataset(
         items, problems = _bids_items(dataset_dir, schema)
     else:
         items, problems = _datalist_items(Path(datalist), dataset_dir, schema)
-    problems += image_problems([item["image"] for item in items], spacing_mm, workers, cache_file)
+    faults, hashes = check_images([item["image"] for item in items], spacing_mm, workers, cache_file)
+    problems += faults
     refuse(problems, f"{dataset_dir} cannot be used for training yet ({len(problems)} problems):")
-    return _share_out(items, validation_fraction, seed)
+    for item in items:
+        item["voxels_sha256"] = hashes[item["image"]]
+    shares = _share_out(items, validation_fraction, seed)
+    problems = _copies(shares)
+    refuse(problems, f"{dataset_dir} cannot be used for training yet ({len(problems)} scans in two splits):")
+    return shares
 
 
 def find_volumes(folder: str | Path, spacing_mm: float, cache_file: str | Path | None = None) -> list[dict]:
@@ -85,7 +92,7 @@ def find_volumes(folder: str | Path, spacing_mm: float, cache_file: str | Path |
     paths = sorted(path for path in folder.glob("sub-*/**/*_T1w.nii*") if path.name.endswith((".nii", ".nii.gz")))
     if not paths:
         raise ValueError(f"{folder}: no sub-*/anat/*_T1w.nii.gz below it")
-    problems = image_problems([str(path) for path in paths], spacing_mm, cache_file=cache_file)
+    problems, _ = check_images([str(path) for path in paths], spacing_mm, cache_file=cache_file)
     refuse(problems, f"{folder} cannot be used ({len(problems)} problems):")
     return [{"image": str(path), "participant_id": path.name.split("_")[0]} for path in paths]
 
@@ -204,3 +211,14 @@ def _share_out(items: Sequence[dict], validation_fraction: float, seed: int) -> 
     if not shares["training"]:
         raise ValueError(f"{len(items)} images, but none left to train on. Put some into the split 'train'")
     return shares
+
+
+def _copies(shares: Mapping[str, Sequence[dict]]) -> list[str]:
+    """Scans that are in two splits, under two names."""
+    problems, first = [], {}
+    for split, items in shares.items():
+        for item in items:
+            other, image = first.setdefault(item["voxels_sha256"], (split, item["image"]))
+            if other != split:
+                problems.append(f"{item['image']} ({split}) is a copy of {image} ({other}). Keep one of them")
+    return problems

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import warnings
@@ -19,36 +20,43 @@ from tqdm import tqdm
 from . import grid
 from .files import atomic, read_whole
 
-__all__ = ["image_problems", "refuse_elsewhere"]
+__all__ = ["check_images", "refuse_elsewhere"]
 
 # A head may be smaller than the template's, so this much of the template's brain may lie outside of the image.
 BRAIN_MARGIN_MM = 10.0
 PREPARE = "Bring it there with: python scripts/prepare_data.py"
 
 
-def image_problems(
+def check_images(
     paths: Sequence[str], spacing_mm: float, workers: int | None = None, cache_file: str | Path | None = None
-) -> list[str]:
-    """What is wrong with the images, in their order; sound ones are remembered and not read again."""
+) -> tuple[list[str], dict[str, str]]:
+    """What is wrong with the images, in their order; and for each path of a sound one, the hash by which it is known again.
+
+    The hash, 16 hexadecimal digits of a SHA-256, is of the voxels as float32, from left to right, back to front and bottom to
+    top: a copy with another name, compression, orientation or type of number has the same.
+
+    Args:
+        paths: of NIfTI images.
+        spacing_mm, workers, cache_file: of `scripts.bids.read_dataset`.
+    """
     sound = _read_cache(cache_file)
-    from_scanner = []
+    from_scanner, hashes = [], {}
 
     def check(path: str) -> str | None:
         try:
             stat = os.stat(path)
         except OSError as error:
             return f"{path}: {error.strerror}"
-        key, fingerprint = os.path.abspath(path), [stat.st_size, stat.st_mtime_ns, spacing_mm]
-        if sound.get(key) == fingerprint:
-            return None
-        try:
-            header = _check_header(path, spacing_mm)
-            if max(int(header["sform_code"]), int(header["qform_code"])) == 1:
-                from_scanner.append(path)
-            _check_content(path)
-            sound[key] = fingerprint
-        except ValueError as error:
-            return f"{path}: {error}"
+        key, file = os.path.abspath(path), [stat.st_size, stat.st_mtime_ns, spacing_mm]
+        if sound.get(key, [])[:-1] != file:
+            try:
+                header = _check_header(path, spacing_mm)
+                if max(int(header["sform_code"]), int(header["qform_code"])) == 1:
+                    from_scanner.append(path)
+                sound[key] = [*file, _check_content(path)]
+            except ValueError as error:
+                return f"{path}: {error}"
+        hashes[path] = sound[key][-1]
         return None
 
     try:
@@ -65,10 +73,10 @@ def image_problems(
             f"Their axes and field of view would fit; if they were not registered to MNI space: {PREPARE}",
             stacklevel=3,
         )
-    return [problem for problem in found if problem]
+    return [problem for problem in found if problem], hashes
 
 
-def _read_cache(cache_file: str | Path | None) -> dict[str, list[int]]:
+def _read_cache(cache_file: str | Path | None) -> dict[str, list]:
     try:
         cache = json.loads(Path(cache_file).read_text()) if cache_file is not None else {}
     except (OSError, ValueError):  # none yet, or damaged: everything is read once more
@@ -116,14 +124,15 @@ def refuse_elsewhere(shape: Sequence[int], affine: np.ndarray) -> None:
         )
 
 
-def _check_content(path: str) -> None:
-    """Every voxel."""
-    values = np.asanyarray(read_whole(path).dataobj)
+def _check_content(path: str) -> str:
+    """Every voxel, and their hash."""
+    values = np.asanyarray(nib.as_closest_canonical(read_whole(path)).dataobj)
     bad = values.size - np.count_nonzero(np.isfinite(values))
     if bad:
         raise ValueError(f"has {bad} voxels that are NaN or infinite. Replace them, e.g. by 0")
     if values.min() == values.max():
         raise ValueError(f"is {values.min():g} everywhere. Convert it again, or remove it")
+    return hashlib.sha256(np.ascontiguousarray(values.T, dtype="<f4")).hexdigest()[:16]
 
 
 def _mm(values: np.ndarray) -> str:

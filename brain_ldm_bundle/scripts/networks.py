@@ -50,7 +50,7 @@ class Autoencoder(WithRecipe, AutoencoderKL):
 
     Every level after the first halves the grid, so D, H and W must be multiples of `self.factor`.
 
-    `recipe`: {"seen": `seen.identities` of the training scans}; the published weights have none.
+    `recipe`: {"seen_voxels": `seen.identities` of the training scans}; the published weights have none.
     """
 
     def __init__(
@@ -180,7 +180,8 @@ class Regressor(WithRecipe, nets.Regressor):
     instead of batch normalisation (an answer does not depend on who else is in the batch), and `num_features` features
     before the answer.
 
-    `recipe`: {"covariates": schema, "spacing_mm", "regressor": the arguments below, "seen": `seen.identities` of the training}.
+    `recipe`: {"covariates": schema, "spacing_mm", "regressor": the arguments below, "seen_voxels": `seen.identities` of the
+    training scans}.
 
     Args:
         image_size: voxels of a volume.
@@ -232,7 +233,7 @@ class VolumeGenerator(WithRecipe, nets.Generator):
 
     The last upsampling is a sub-pixel one (Aitken et al. 2017), so that nothing is convolved on the finest grid.
 
-    `recipe`: {"model", "spacing_mm", "generator": the arguments below, "seen": `seen.identities` of the training scans}.
+    `recipe`: {"model", "spacing_mm", "generator": the arguments below, "seen_voxels": `seen.identities` of the training scans}.
 
     Args:
         image_size: voxels of a volume; each side a multiple of 2 ** len(channels).

@@ -228,7 +228,7 @@ def summarise(
         except ValueError as error:
             raise ValueError(f"{covariate.name} in the split {split!r}: {error}") from error
     recipe = read_recipe(model_file)
-    trained = len(recipe["seen"]) if "seen" in recipe else None
+    trained = len(recipe["seen_voxels"]) if "seen_voxels" in recipe else None
     summary = {"split": split, "training_scans": trained, "weights_sha256": sha256(model_file)}
     write_json(output_dir / "regressor.json", summary | {"covariates": scores})
     _draw(output_dir / "regressor.png", pairs)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,28 +13,24 @@ __all__ = ["check_baselines", "check_split", "identities", "recipe_of", "refuse_
 
 
 def identities(items: Sequence[Mapping], init: str | Path | None = None) -> list[str]:
-    """By what scans are known again wherever they lie, without their names: short hashes of file name and size.
+    """By what scans are known again wherever they lie and whatever they are called: the hashes of their voxels.
 
     Args:
         items: of `read_dataset`.
         init: file of weights that training begins with; the scans that they have seen count as well.
     """
-    earlier = read_recipe(init).get("seen", ()) if init is not None else ()
-    return sorted({*earlier, *(_identity(item["image"]) for item in items)})
-
-
-def _identity(image: str) -> str:
-    return hashlib.sha256(f"{Path(image).name} {os.stat(image).st_size}".encode()).hexdigest()[:16]
+    earlier = read_recipe(init).get("seen_voxels", ()) if init is not None else ()
+    return sorted({*earlier, *(item["voxels_sha256"] for item in items)})
 
 
 def recipe_of(model_file: str | Path, autoencoder_file: str | Path) -> dict:
-    """The recipe of a diffusion model, in which "seen" are the scans that it or its autoencoder was trained on.
+    """The recipe of a diffusion model, in which "seen_voxels" are the scans that it or its autoencoder was trained on.
 
     Where one of the two files does not say, the other speaks for both.
     """
     recipe, autoencoder = read_recipe(model_file), read_recipe(autoencoder_file)
-    said = [known["seen"] for known in (recipe, autoencoder) if "seen" in known]
-    return recipe | {"seen": sorted({*said[0], *said[-1]})} if said else recipe
+    said = [known["seen_voxels"] for known in (recipe, autoencoder) if "seen_voxels" in known]
+    return recipe | {"seen_voxels": sorted({*said[0], *said[-1]})} if said else recipe
 
 
 def refuse_seen(items: Sequence[Mapping], recipe: Mapping, split: str, weights: str = "the weights") -> None:
@@ -44,21 +38,21 @@ def refuse_seen(items: Sequence[Mapping], recipe: Mapping, split: str, weights: 
 
     Args:
         items: of `read_dataset`.
-        recipe: of the weights; "seen" are the `identities` of its training scans.
+        recipe: of the weights; "seen_voxels" are the `identities` of its training scans.
         split: of the items, for the message.
         weights: what the message calls them.
 
     Raises:
         ValueError: says how many, and by which settings training and evaluation share out alike.
     """
-    if "seen" not in recipe:
+    if "seen_voxels" not in recipe:
         warnings.warn(
             f"{weights} do not say which scans they were trained on: that held-out ones are new to them is not checked",
             stacklevel=1,  # from everywhere the same place: said once
         )
         return
-    seen = set(recipe["seen"])
-    known = [item["image"] for item in items if _identity(item["image"]) in seen]
+    seen = set(recipe["seen_voxels"])
+    known = [item["image"] for item in items if item["voxels_sha256"] in seen]
     if known:
         raise ValueError(
             f"{len(known)} of {len(items)} scans in the split {split!r}, such as {known[0]}, are among those that {weights} "
@@ -79,12 +73,12 @@ def check_split(data: Mapping[str, Sequence[Mapping]], recipe: Mapping, weights:
     """
     for split in ("validation", "test"):
         refuse_seen(data[split], recipe, split, weights)
-    seen = set(recipe.get("seen", ()))
-    new = [item["image"] for item in data["training"] if _identity(item["image"]) not in seen]
+    seen = set(recipe.get("seen_voxels", ()))
+    new = [item["image"] for item in data["training"] if item["voxels_sha256"] not in seen]
     if seen and new:
         warnings.warn(
             f"{len(new)} of {len(data['training'])} scans in the split 'training', such as {new[0]}, are not those that "
-            f"{weights} were trained on (by file name and size): copies of the others would not be found in an audit",
+            f"{weights} were trained on: copies of the others would not be found in an audit",
             stacklevel=2,
         )
 
@@ -111,6 +105,6 @@ def what_training_knew(split: str, recipe: Mapping) -> str:
     """What a split's scans are to the weights of `recipe`, in words for a reader."""
     if split == "training":
         return "which it was trained on"
-    if "seen" not in recipe:
+    if "seen_voxels" not in recipe:
         return "which should be new to it (its weights do not say which scans they were trained on)"
     return "which chose its best epoch" if split == "validation" else "which it never saw"
