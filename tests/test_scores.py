@@ -11,6 +11,7 @@ from ignite.engine import Engine
 from monai.bundle import run
 from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator
+from monai.metrics import SSIMMetric
 from skimage.metrics import structural_similarity
 
 from spade_fusion_bundle.scripts import scores
@@ -19,7 +20,8 @@ from spade_fusion_bundle.scripts.dataset import identities
 from spade_fusion_bundle.scripts.files import save_weights
 from spade_fusion_bundle.scripts.labels import LabelTable
 from spade_fusion_bundle.scripts.networks import SpadeFusion
-from spade_fusion_bundle.scripts.scores import METHODS, SCORES, brain_scores, flicker, ssim_map
+from spade_fusion_bundle.scripts.scores import METHODS, SCORES, brain_scores, flicker
+from spade_fusion_bundle.scripts.ssim import SSIM, ssim_map
 from spade_fusion_bundle.scripts.synthesis import Synthesiser
 
 INTENSITIES = torch.tensor([0.0, 0.9, 0.3, 0.6])
@@ -86,6 +88,14 @@ def test_ssim_agrees_with_an_independent_implementation(sides):
     torch.testing.assert_close(ssim_map(prediction, target).double(), full, atol=1e-3, rtol=0)  # float32
     assert brain_scores(prediction, target, mask)["ssim"] == pytest.approx(float(full[mask].mean()), abs=1e-5)
     assert float(full[mask].mean()) < 0.95 and abs(float(full[mask].mean() - full.mean())) > 1e-3  # the test can fail
+
+
+def test_the_ssim_of_validations_is_that_of_monai():
+    target = torch.cat([smooth_noise(16, 24, 13), smooth_noise(16, 24, 13, seed=1)])
+    prediction = 0.5 * target + 0.5 * target.flip(4)
+    expected = SSIMMetric(spatial_dims=3, data_range=1.0)(prediction, target)
+    assert expected.shape == (2, 1) and expected.max() < 0.9 and abs(expected[0] - expected[1]) > 1e-3
+    torch.testing.assert_close(SSIM()(prediction, target), expected, atol=5e-5, rtol=0)  # float32
 
 
 def test_flicker_names_the_plane_whose_slices_jump():

@@ -21,6 +21,7 @@ from . import (
     segmentation,
     segmentation_summary,
     spade_stage,
+    ssim,
     steps,
     summary,
     synthesis,

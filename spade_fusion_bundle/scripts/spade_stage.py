@@ -22,7 +22,7 @@ from monai.handlers import (
     from_engine,
 )
 from monai.inferers import Inferer
-from monai.metrics import PSNRMetric, SSIMMetric
+from monai.metrics import PSNRMetric
 from monai.transforms import Compose, Transform
 from monai.utils import convert_to_tensor
 from torch.nn.parallel import DistributedDataParallel
@@ -34,6 +34,7 @@ from .handlers import BestWeights, EpochSeed, Progress, Resume, StopAtNonFinite,
 from .networks import SpadeDiscriminator, SpadeGenerator
 from .panels import Panels
 from .planes import PLANES, RandSlicesd, axis_of, from_the_right
+from .ssim import SSIM
 from .weights import generator_file
 
 __all__ = ["PlaneInferer", "ReestimateBatchNorm", "SpadeStage", "collate_slices", "linear_decay", "map_and_image"]
@@ -227,11 +228,7 @@ class SpadeStage:
             key_val_metric={
                 "val_psnr": IgniteMetricHandler(metric_fn=PSNRMetric(max_val=1.0), output_transform=pred_and_label)
             },
-            additional_metrics={
-                "val_ssim": IgniteMetricHandler(
-                    metric_fn=SSIMMetric(spatial_dims=3, data_range=1.0), output_transform=pred_and_label
-                )
-            },
+            additional_metrics={"val_ssim": IgniteMetricHandler(metric_fn=SSIM(), output_transform=pred_and_label)},
             val_handlers=handlers,
         )
 
