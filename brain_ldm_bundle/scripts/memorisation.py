@@ -57,7 +57,8 @@ class Audit:
     Held-out scans set the threshold. Training scans that went through the autoencoder, the best copies that a latent
     diffusion model can make, are controls: audited like generated volumes, they must be found.
 
-    One volume is in memory at a time, beside about 1500 numbers for the anatomy and one latent of each training scan.
+    One volume and its views are in memory at a time, two of which are encoded together, beside about 1500 numbers for the
+    anatomy and one latent of each training scan.
 
     Args:
         data: of `read_dataset`.
@@ -174,12 +175,12 @@ class Audit:
         with torch.autocast(mu.device.type, dtype=torch.bfloat16, enabled=self.latents.amp):
             return self.latents.autoencoder.decode(mu)[0].float().cpu().clamp(0, 1)
 
-    def _mu(self, volume: torch.Tensor, item: Mapping) -> torch.Tensor:
+    def _mu(self, volumes: torch.Tensor, item: Mapping) -> torch.Tensor:
         with torch.autocast(self.latents.device.type, dtype=torch.bfloat16, enabled=self.latents.amp):
-            mu, _ = self.latents.autoencoder.encode(volume[None].to(self.latents.device))
+            mu, _ = self.latents.autoencoder.encode(volumes.to(self.latents.device))
         if not torch.isfinite(mu).all():
             raise ValueError(f"{item['image']}: its latent is not finite; the autoencoder has diverged")
-        return mu.float().cpu().flatten()
+        return mu.float().cpu().flatten(1)
 
     def _anatomy(self, volume: torch.Tensor, item: Mapping) -> torch.Tensor:
         try:
@@ -192,7 +193,7 @@ class Audit:
         sides = {name: seen[name] for name in ("as it is", "mirrored")}  # a latent's voxels are too large for the shifts
         matches = {
             "image": self.spaces["image"].match(torch.stack([self._anatomy(v, item) for v in seen.values()]), list(seen)),
-            "latent": self.spaces["latent"].match(torch.stack([self._mu(v, item) for v in sides.values()]), list(sides)),
+            "latent": self.spaces["latent"].match(self._mu(torch.stack(list(sides.values())), item), list(sides)),
         }
         return {"kind": kind, "participant_id": item["participant_id"], "image": item["image"], "matches": matches}
 
