@@ -73,14 +73,14 @@ def test_the_planes_are_true_to_scale_and_marked_as_synthetic(tmp_path, drawn):
     classes = np.zeros(SHAPE, int)
     classes[2:18, 1:23, 2:16] = 1  # 32 x 22 x 42 mm
     classes[brain()] = 2
-    volumes = {"scan": classes / 2, "fusion": classes / 4, "median": classes / 3}
+    volumes = {"scan": classes / 2, "fusion": classes / 4, "median": classes / 3, "other": classes / 5}
     figures.draw_planes(tmp_path / "p.png", classes, volumes, brain(), (2.0, 1.0, 3.0), "sub-1")
-    grid = np.array(drawn[0].axes).reshape(3, 3)  # labels, scan, fusion; the median has no column
-    assert [axes.get_title() for axes in grid[0]] == ["labels", "scan", "fusion"]
+    grid = np.array(drawn[0].axes).reshape(3, 4)
+    assert [axes.get_title() for axes in grid[0]] == ["labels", "scan", "median", "fusion"]
     extents_mm = [tuple(axes.images[0].get_extent()) for axes in grid[:, 1]]
     assert extents_mm == [(0, 32, 0, 22), (0, 32, 0, 42), (0, 22, 0, 42)]
     np.testing.assert_allclose(
-        grid[2, 2].images[0].get_array(), figures.radiological(classes[2:18, 1:23, 2:16] / 4, "sagittal", 7)
+        grid[2, 3].images[0].get_array(), figures.radiological(classes[2:18, 1:23, 2:16] / 4, "sagittal", 7)
     )
     assert "Synthetic, not for clinical use" in drawn[0].get_supxlabel()
 
@@ -90,6 +90,10 @@ def test_neighbouring_classes_differ_in_colour_and_background_is_black():
     assert tuple(colours[0]) == (0, 0, 0, 1)
     brightness = colours[1:, :3] @ (0.299, 0.587, 0.114)
     assert np.abs(np.diff(brightness)).min() > 0.1
+
+
+def test_every_way_of_joining_the_planes_has_a_line_and_a_column():
+    assert {"mean", "median", "fusion"} <= set(figures.LINES) and set(METHODS) <= set(figures.COLUMNS)
 
 
 def test_the_first_scan_alone_is_drawn(tmp_path, drawn):
@@ -109,7 +113,8 @@ def test_segmentations_are_drawn_beside_the_scan_in_the_same_place_and_colours(t
     scan = np.random.default_rng(0).random(SHAPE)
     truth, made = brain() * 2, brain() * 3
     maps = {"own label map": truth, "trained on: real": made}
-    figures.draw_segmentations(tmp_path / "s.png", scan, maps, brain(), 5, (2.0, 1.0, 3.0), "sub-1")
+    names = ["background", "skull", "left cortex", "right cortex", "brain stem"]
+    figures.draw_segmentations(tmp_path / "s.png", scan, maps, brain(), names, (2.0, 1.0, 3.0), "sub-1")
     grid = np.array(drawn[0].axes).reshape(2, 3)
     assert [axes.get_title() for axes in grid[0]] == ["scan", "own label map", "trained on:\nreal"]
     assert [tuple(axes.images[0].get_extent()) for axes in grid[:, 1]] == [(0, 40, 0, 24), (0, 40, 0, 54)]  # mm
@@ -117,4 +122,9 @@ def test_segmentations_are_drawn_beside_the_scan_in_the_same_place_and_colours(t
         for axes, volume in zip(row, (scan, truth, made)):
             np.testing.assert_array_equal(axes.images[0].get_array(), figures.radiological(volume, plane, index))
         assert row[1].images[0].get_clim() == row[2].images[0].get_clim() == (-0.5, 4.5)
-    assert "not for clinical use" in drawn[0].get_supxlabel() and drawn[0].get_suptitle() == "sub-1"
+    (legend,) = drawn[0].legends
+    assert "not for clinical use" in legend.get_title().get_text() and drawn[0].get_suptitle() == "sub-1"
+    assert [text.get_text() for text in legend.get_texts()] == ["left cortex", "right cortex"]  # the others are not to be seen
+    for patch, volume in zip(legend.get_patches(), (truth, made)):
+        image = grid[0, 1].images[0]
+        assert patch.get_facecolor() == tuple(image.cmap(image.norm(volume.max())))

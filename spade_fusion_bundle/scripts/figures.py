@@ -22,12 +22,14 @@ LINES = {
     "coronal": {"color": "#009e73", "linewidth": 0.9, "linestyle": (0, (1, 1))},
     "sagittal": {"color": "#cc79a7", "linewidth": 0.9, "linestyle": (0, (4, 1, 1, 1))},
     "mean": {"color": "#0072b2", "linewidth": 1.1, "linestyle": (0, (7, 2))},
+    "median": {"color": "#e69f00", "linewidth": 1.1, "linestyle": (0, (2, 1))},
     "fusion": {"color": "#d55e00", "linewidth": 1.6},
 }
 # Along x, y and z of a RAS volume: the ends and the axis's name.
 DIRECTIONS = (("left", "right"), ("back", "front"), ("bottom", "top"))
-COLUMNS = ("scan", "axial", "coronal", "sagittal", "mean", "fusion", "label_mean")
+COLUMNS = ("scan", "axial", "coronal", "sagittal", "mean", "median", "fusion", "label_mean")
 WIDTH_INCHES = 10.0
+LEGEND_COLUMNS = 5
 MARGIN_MM = 10.0  # of a profile beyond the brain
 
 
@@ -159,41 +161,50 @@ def draw_segmentations(
     scan: np.ndarray,
     segmentations: Mapping[str, np.ndarray],
     mask: np.ndarray,
-    num_classes: int,
+    names: Sequence[str],
     spacing_mm: Sequence[float],
     title: str = "",
 ) -> None:
     """PNG of the axial and the coronal plane (rows) through the brain's centre, of a scan and segmentations of it (columns).
+
+    A legend names the classes that are to be seen.
 
     Args:
         path: of the picture.
         scan: (D, H, W), RAS, 0 is black and 1 white.
         segmentations: classes (D, H, W) by heading.
         mask: the brain, (D, H, W).
-        num_classes: of the colours, background included.
+        names: of the classes, background included.
         spacing_mm: of the voxels, per axis.
         title: such as the participant.
 
     Raises:
         ValueError: empty mask.
     """
+    from matplotlib import colormaps
     from matplotlib.colors import ListedColormap
     from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
 
     centre = brain_centre(mask)
     columns = {"scan": scan} | dict(segmentations)
     extent_mm = [voxels * side_mm for voxels, side_mm in zip(scan.shape, spacing_mm)]
     rows = {plane: [side for axis, side in enumerate(extent_mm) if axis != AXES[plane]] for plane in ("axial", "coronal")}
+    pictures = {plane: {name: radiological(v, plane, centre[AXES[plane]]) for name, v in columns.items()} for plane in rows}
+    seen = sorted({int(c) for row in pictures.values() for name in segmentations for c in np.unique(row[name])} - {0})
     heights_mm = [height for _, height in rows.values()]
     inches_per_mm = (WIDTH_INCHES - 0.4) / (len(columns) * extent_mm[0])
-    figure = Figure(figsize=(WIDTH_INCHES, sum(heights_mm) * inches_per_mm + 0.85), layout="constrained")
+    height_inches = sum(heights_mm) * inches_per_mm + 0.85 + 0.16 * -(-len(seen) // LEGEND_COLUMNS)
+    figure = Figure(figsize=(WIDTH_INCHES, height_inches), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0, hspace=0)
     grid = figure.subplots(len(rows), len(columns), squeeze=False, gridspec_kw={"height_ratios": heights_mm})
-    classes_style = {"cmap": ListedColormap(_class_colours(num_classes, "turbo")), "vmin": -0.5, "vmax": num_classes - 0.5}
+    colours = _class_colours(len(names), "turbo")
+    if len(names) <= 21:  # as many as that map has that can be told apart
+        colours[1:, :3] = colormaps["tab20"].colors[: len(names) - 1]
+    classes_style = {"cmap": ListedColormap(colours), "vmin": -0.5, "vmax": len(names) - 0.5}
     for (plane, sides), row in zip(rows.items(), grid):
-        for (name, volume), axes in zip(columns.items(), row):
+        for (name, picture), axes in zip(pictures[plane].items(), row):
             style = {"cmap": "gray", "vmin": 0, "vmax": 1} if name == "scan" else classes_style
-            picture = radiological(volume, plane, centre[AXES[plane]])
             axes.imshow(picture, extent=(0, sides[0], 0, sides[1]), interpolation="nearest", **style)
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)
@@ -202,10 +213,10 @@ def draw_segmentations(
         row[0].set_ylabel(plane, fontsize=10)
     if title:
         figure.suptitle(title, fontsize=11)
-    figure.supxlabel(
-        "A scan of the data set and segmentations of it; research, not for clinical use. The subject's right is at the left",
-        fontsize=9,
-    )
+    note = "A scan of the data set and segmentations of it; research, not for clinical use. The subject's right is at the left"
+    patches = [Patch(color=colours[number], label=names[number]) for number in seen]
+    style = {"ncols": LEGEND_COLUMNS, "frameon": False, "fontsize": 7.5, "title": note, "title_fontsize": 9}
+    figure.legend(handles=patches, loc="outside lower center", **style)
     _save(figure, path)
 
 

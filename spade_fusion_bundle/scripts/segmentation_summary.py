@@ -84,7 +84,7 @@ def write(
         first["image"],
         {"own label map": first["label"]} | {_heading(one.arm): one.first["pred"] for one in scores},
         np.isin(first["label"], table.brain),
-        table.num_classes,
+        table.names,
         np.broadcast_to(spacing_mm, 3),
         items["test"][0]["participant_id"],
     )
