@@ -100,20 +100,39 @@ def jackknife(
         statistic: of two arrays of rows.
         a, b: rows, independent where they are of different participants.
         groups: of equal size that are left out in turn; single participants where a set has no more of them than this.
-        participants: whom the rows of a and of b show, who are left out with all their rows; None: each row another one.
+        participants: whom the rows of a and of b show, who are left out with all their rows, from both sets at once if anyone
+            is in both; None: each row another one, who is in no other set.
     """
     whole, bias, variance = statistic(a, b), 0.0, 0.0
-    for position, rows in enumerate((a, b)):
-        names = np.arange(len(rows)) if participants[position] is None else participants[position]
-        people, person = np.unique(names, return_inverse=True)
-        parts = np.array_split(np.random.default_rng(0).permutation(len(people)), min(groups, len(people)))
-        without = []
-        for part in parts:
-            rest = rows[~np.isin(person, part)]
-            without.append(statistic(rest, b) if position == 0 else statistic(a, rest))
+    part_a, part_b = _parts(a, b, participants, groups)
+    numbers = np.unique(part_a), np.unique(part_b)
+    for parts in [np.union1d(*numbers)] if len(np.intersect1d(*numbers)) else numbers:
+        without = [statistic(a[part_a != part], b[part_b != part]) for part in parts]
         bias += (len(parts) - 1) * (np.mean(without) - whole)
         variance += (len(parts) - 1) * np.var(without)
     return float(whole - bias), float(np.sqrt(variance))
+
+
+def _parts(
+    a: np.ndarray, b: np.ndarray, participants: tuple[Sequence[str] | None, Sequence[str] | None], groups: int
+) -> list[np.ndarray]:
+    """With which part each row of a and of b is left out. The two sets share numbers of parts only if they share people."""
+    names = [
+        [f"row {row} of {name}" for row in range(len(rows))] if who is None else who
+        for name, rows, who in zip("ab", (a, b), participants, strict=True)
+    ]
+    shared = len(np.intersect1d(*names)) > 0
+    part, number = {}, 0
+    for people in [np.union1d(*names)] if shared else map(np.unique, names):
+        order, count = np.random.default_rng(0).permutation(len(people)), min(groups, len(people))
+        if shared:  # who is in one set alone, and who in both, is spread over all parts: none takes the whole of a small set
+            kind = np.isin(people, names[0]) + 2 * np.isin(people, names[1])
+            order = order[kind[order].argsort(kind="stable")]
+            order = np.concatenate([order[start::count] for start in range(count)])
+        for chosen in np.array_split(order, count):
+            part |= dict.fromkeys(people[chosen].tolist(), number)
+            number += 1
+    return [np.array([part[person] for person in np.asarray(who).tolist()]) for who in names]
 
 
 def median_distance(features: np.ndarray) -> float:
