@@ -113,6 +113,16 @@ def test_a_baseline_that_was_trained_on_held_out_scans_is_refused(bundle, tmp_pa
     assert not sections(tmp_path / "output")
 
 
+def test_the_scans_through_the_autoencoder_are_kept_where_asked_for(evaluate, tmp_path):
+    evaluate("evaluating_reconstruction")
+    assert not (tmp_path / "through").exists()
+    evaluate("evaluating_reconstruction", reconstructions_dir=str(tmp_path / "through"))
+    assert sorted(path.name for path in (tmp_path / "through").glob("sub-*/anat/*.nii.gz")) == [
+        "sub-0007_T1w.nii.gz",
+        "sub-0008_T1w.nii.gz",
+    ]
+
+
 def test_no_section_of_an_earlier_model_stands_beside_the_new_ones(evaluate, tmp_path):
     """The page showed the "passed" audit of another model; and old numbers after a run that had failed."""
     output = tmp_path / "output"

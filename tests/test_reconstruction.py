@@ -2,11 +2,15 @@ import csv
 import json
 from types import SimpleNamespace
 
+import nibabel as nib
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from brain_ldm_bundle.scripts import reconstruction
+from brain_ldm_bundle.scripts import grid, reconstruction
+from brain_ldm_bundle.scripts.covariates import NULL, CovariateSchema
 
 
 def scored(tmp_path, name, pairs):
@@ -79,3 +83,55 @@ def test_scores_that_are_no_numbers_are_refused_by_scan(tmp_path, value):
     with pytest.raises(ValueError, match="1.nii.gz: SSIM, PSNR and L1 are .*. The network's answer is not finite"):
         scored(tmp_path, "reconstruction", [(image + 0.1, image), (torch.full_like(image, value), image)])
     assert not list(tmp_path.iterdir())
+
+
+SPACING_MM = 8.0
+SCHEMA = CovariateSchema.from_dict(
+    {
+        "covariates": [
+            {"name": "age", "unit": "years", "range": [44, 80], "limits": [18, 80], "missing": "allowed"},
+            {"name": "sex", "levels": {"F": 0, "M": 1}},
+        ]
+    }
+)
+
+
+def kept(tmp_path, names, covariates):
+    items = []
+    for name, values in zip(names, covariates, strict=True):
+        (tmp_path / f"{name}_T1w.nii.gz").write_bytes(name.encode())
+        items.append(
+            {"participant_id": name.split("_")[0], "image": str(tmp_path / f"{name}_T1w.nii.gz"), "covariates": values}
+        )
+    (tmp_path / "weights.pt").write_bytes(b"weights")
+    keep = reconstruction.Keep(tmp_path / "kept", SCHEMA, SPACING_MM, items, tmp_path / "weights.pt")
+    for number in range(len(items)):
+        volume = torch.full((1, 1, *grid.size(SPACING_MM)), 0.2 * number)
+        keep._keep(SimpleNamespace(state=SimpleNamespace(output={"pred": volume})))
+    keep._finish(None)
+    return tmp_path / "kept"
+
+
+def test_reconstructions_are_kept_as_generated_volumes_are_with_the_covariates_of_their_scans(tmp_path):
+    ages = [SCHEMA.scale({"age": age, "sex": sex}) for age, sex in ((80, "F"), (61.7, "M"))]  # 80: at its limit
+    folder = kept(tmp_path, ["sub-02", "sub-11"], [*ages])
+    table = pd.read_csv(folder / "participants.tsv", sep="\t")
+    assert table.to_dict("list") == {"participant_id": ["sub-02", "sub-11"], "age": [80, 61.7], "sex": ["F", "M"]}
+    image = nib.load(folder / "sub-11" / "anat" / "sub-11_T1w.nii.gz")
+    assert image.get_data_dtype() == np.uint8 and np.allclose(image.get_fdata(), 51 / 255)
+    assert np.allclose(image.affine, grid.affine(SPACING_MM)) and b"Synthetic" in bytes(image.header["descrip"])
+    sidecar = json.loads((folder / "sub-11" / "anat" / "sub-11_T1w.json").read_text())
+    assert sidecar["EditedImage"] == "sub-11_T1w.nii.gz" and "a scan through an autoencoder" in sidecar["Description"]
+    assert "(of the scan)" in (folder / "participants.json").read_text()
+
+
+def test_each_of_several_scans_of_a_participant_is_kept(tmp_path):
+    folder = kept(tmp_path, ["sub-02_ses-1", "sub-02_ses-2", "sub-03"], [[NULL, 0.0]] * 3)
+    table = pd.read_csv(folder / "participants.tsv", sep="\t")
+    assert list(table["participant_id"]) == ["sub-02ses1", "sub-02ses2", "sub-03"] and table["age"].isna().all()
+
+
+def test_two_scans_of_one_name_are_refused_before_any_is_kept(tmp_path):
+    with pytest.raises(ValueError, match="such as sub-02ses1: give them participant_id or names of BIDS"):
+        kept(tmp_path, ["sub-02_ses-1", "sub-02_ses1"], [[NULL, 0.0]] * 2)
+    assert not (tmp_path / "kept").exists()

@@ -51,6 +51,7 @@ class Derivative:
         shape: voxels of a volume, such as `scripts.grid.size(spacing_mm)`.
         dtype: "uint8", or "float32" for the values as the model gave them.
         name: of the data set.
+        covariates_are: what the table says of them; those of a decoded scan were not requested.
 
     Raises:
         ValueError: the folder holds another data set; no such dtype.
@@ -64,6 +65,7 @@ class Derivative:
         shape: Sequence[int],
         dtype: str = "uint8",
         name: str = "Synthetic T1-weighted brain MRI",
+        covariates_are: str = "requested of the model",
     ) -> None:
         if dtype not in INTENSITIES:
             raise ValueError(f"dtype must be {' or '.join(INTENSITIES)}, got {dtype!r}")
@@ -73,6 +75,7 @@ class Derivative:
         self.shape = tuple(int(n) for n in shape)
         self.dtype = dtype
         self.name = name
+        self.covariates_are = covariates_are
         self._refuse_other_dataset()
         self.output_dir.mkdir(parents=True, exist_ok=True)
         self._write_description()
@@ -213,7 +216,7 @@ class Derivative:
     def _columns(self) -> dict:
         columns = {"participant_id": {"Description": "Synthetic subject; its images are not scans"}}
         for covariate in self.schema.covariates:
-            column = {"Description": f"{covariate.description} (requested of the model)".strip()}
+            column = {"Description": f"{covariate.description} ({self.covariates_are})".strip()}
             if covariate.unit:
                 column["Units"] = covariate.unit
             if covariate.levels is not None:

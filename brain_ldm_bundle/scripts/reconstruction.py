@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import math
+import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -13,12 +15,18 @@ from monai.inferers import Inferer
 from monai.metrics import PSNRMetric
 from tqdm import tqdm
 
-from .files import atomic, write_json
+from . import grid
+from .covariates import NULL, CovariateSchema
+from .derivative import PROVENANCE, Derivative
+from .files import atomic, sha256, write_json
+from .regression import physical
 from .sections import write_section
 from .seen import refuse_seen, what_training_knew
 from .ssim import SSIM
 
-__all__ = ["MeanImage", "Scores", "held_out", "mean_image", "needs", "summarise"]
+__all__ = ["Keep", "MeanImage", "Scores", "held_out", "mean_image", "needs", "summarise"]
+
+NOTICE = "Synthetic: a scan through an autoencoder. It can show whose scan it was. For research, not for clinical use."
 
 
 def needs(model_file: str | Path) -> None:
@@ -100,6 +108,78 @@ class Scores:
         lines = [["participant_id", "file", "ssim", "psnr_db", "l1"], *self.rows]
         with atomic(self.path) as file:
             file.write("".join("\t".join(line) + "\n" for line in lines).encode())
+
+
+class Keep:
+    """Write each reconstruction into a `Derivative`, as generation does, with the covariates of its scan.
+
+    What a measuring tool reads there and not in the scan is the autoencoder's doing, not the diffusion model's.
+
+    Args:
+        output_dir: of the data set.
+        schema: of the covariates.
+        spacing_mm: of the model's grid.
+        items: of the evaluator's scans, in their order, of `scripts.bids.read_dataset`. One of several scans of a participant
+            is named after its file, such as sub-01ses2.
+        autoencoder_file: its hash goes into the sidecars.
+
+    Raises:
+        ValueError: the folder holds another data set; two scans of one name.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | Path,
+        schema: CovariateSchema,
+        spacing_mm: float,
+        items: Sequence[Mapping],
+        autoencoder_file: str | Path,
+    ) -> None:
+        self.items = items
+        self.schema = schema
+        self.names = _names(items)
+        self.weights = sha256(autoencoder_file)
+        self.derivative = Derivative(
+            output_dir,
+            schema,
+            grid.affine(spacing_mm),
+            grid.size(spacing_mm),
+            name="T1-weighted brain MRI through an autoencoder",
+            covariates_are="of the scan",
+        )
+        self.rows: list[dict] = []
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._keep)
+        engine.add_event_handler(Events.COMPLETED, self._finish)
+
+    def _keep(self, engine: Engine) -> None:
+        for volume in engine.state.output["pred"]:
+            item = self.items[len(self.rows)]
+            row = {"participant_id": self.names[len(self.rows)]}
+            for covariate, scaled in zip(self.schema.covariates, item["covariates"], strict=True):
+                row[covariate.name] = None if scaled == NULL else physical(covariate, scaled)
+            source = {"EditedImage": Path(item["image"]).name, "EditedImageSHA256": sha256(item["image"])}
+            made = dict.fromkeys(PROVENANCE) | {"Sampler": "none", "WeightsSHA256": self.weights, "Description": NOTICE}
+            self.derivative.write(row, volume[0].float().cpu(), made | source)
+            self.rows.append(row)
+
+    def _finish(self, engine: Engine) -> None:
+        self.derivative.finish(self.rows)
+
+
+def _names(items: Sequence[Mapping]) -> list[str]:
+    scans = Counter(item["participant_id"] for item in items)
+    names = []
+    for item in items:
+        stem = Path(item["image"]).name.split(".nii")[0].removesuffix("_T1w").removeprefix("sub-")
+        alone = scans[item["participant_id"]] == 1 and re.fullmatch(r"sub-[0-9A-Za-z+]+", item["participant_id"])
+        names.append(item["participant_id"] if alone else f"sub-{re.sub(r'[^0-9A-Za-z]', '', stem)}")
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise ValueError(
+            f"{len(twice)} names are those of several scans, such as {twice[0]}: give them participant_id or names of BIDS"
+        )
+    return names
 
 
 def summarise(output_dir: str | Path, split: str, recipe: Mapping) -> dict:
