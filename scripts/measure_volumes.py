@@ -28,6 +28,7 @@ from tqdm import tqdm
 from volume_table import NORMALISED, VOLUMES, normalised_ml, participant_of, quality_flags, write_table
 
 WEIGHTS = Path(__file__).with_name("volume_net.pt")
+TOOL = "measure_volumes.py"
 
 # The project's box in MNI space, at the 2 mm at which the network works.
 CORNER_MM = (-79.019, -125.977, -61.054)  # lower corner of the first voxel, RAS
@@ -145,7 +146,7 @@ def measure(images: Iterable[Path], weights: Path = WEIGHTS, batch_size: int = 2
 
     Yields for each image participant_id, file, ventricles_ml (lateral, with choroid plexus), brain_ml (grey and white
     matter, cerebellum and brain stem, down to z = -61 mm), icv_ml (brain and all CSF), brain_normalised_ml (brain_ml
-    scaled to the head size of the MNI template, as SIENAX and UK Biobank's field 25009), flags and error: the reason
+    scaled to the head size of the MNI template, as SIENAX and UK Biobank's field 25009), flags, tool and error: the reason
     why an image was refused, with volumes NaN, or "".
     """
     network = load_network(weights)
@@ -153,7 +154,7 @@ def measure(images: Iterable[Path], weights: Path = WEIGHTS, batch_size: int = 2
     for path in images:
         path = Path(path)
         row = {"participant_id": participant_of(path.name), "file": str(path)}
-        row |= dict.fromkeys((*VOLUMES, NORMALISED), float("nan")) | {"flags": "", "error": ""}
+        row |= dict.fromkeys((*VOLUMES, NORMALISED), float("nan")) | {"flags": "", "tool": TOOL, "error": ""}
         rows.append(row)
         try:
             tensors.append(read_on_grid(path))

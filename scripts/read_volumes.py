@@ -361,7 +361,7 @@ def main() -> int:
         print("refused:", row["error"], file=sys.stderr)
     if not good:
         raise ValueError(f"none of {len(refused)} rows can be used; nothing was written")
-    write_table(good, arguments.output, further=["tool"])
+    write_table(good, arguments.output)
     doubtful = sum(bool(row["flags"]) for row in good)
     tools = ", ".join(sorted({row["tool"] for row in good}))
     print(f"{arguments.output}: volumes of {len(good)} participants by {tools}; {doubtful} with flags.")

@@ -36,15 +36,23 @@ def participant_of(name: str) -> str:
     return subject[0] if subject else name.split(".")[0]
 
 
-def write_table(rows: Sequence[Mapping], path: Path, further: Sequence[str] = ()) -> None:
-    """Write rows as TSV, volumes in mL; an interrupted write leaves nothing behind.
+def session_of(name: str) -> str | None:
+    """`ses-Y` of a file's name of BIDS, None where there is none."""
+    session = re.search(r"_(ses-[a-zA-Z0-9]+)_", name)
+    return session[1] if session else None
+
+
+def write_table(rows: Sequence[Mapping], path: Path) -> None:
+    """Write rows as TSV, volumes in mL; an interrupted write leaves nothing behind. A column session_id where a file has one.
 
     Args:
-        rows: participant_id, file, the volumes, flags; other keys are left out.
+        rows: participant_id, file, the volumes, flags, tool; other keys are left out.
         path: of the table.
-        further: names of columns behind these.
     """
-    table = pd.DataFrame(rows, columns=["participant_id", "file", *VOLUMES, NORMALISED, "flags", *further])
+    table = pd.DataFrame(rows, columns=["participant_id", "file", *VOLUMES, NORMALISED, "flags", "tool"])
+    sessions = table["file"].map(lambda file: session_of(Path(file).name))
+    if sessions.notna().any():
+        table.insert(1, "session_id", sessions)
     beside = path.with_name(path.name + ".part")
     table.to_csv(beside, sep="\t", index=False, float_format="%.2f", na_rep="n/a")
     os.replace(beside, path)

@@ -8,7 +8,7 @@ import numpy as np
 import pandas
 import pytest
 import torch
-from volume_table import TEMPLATE_ICV_ML
+from volume_table import TEMPLATE_ICV_ML, write_table
 
 FIELD_MM = (168, 232, 176)  # three different sides, a little larger than the project's box
 LOW_MM = np.array([-83.0, -130.0, -66.0])
@@ -189,13 +189,22 @@ def test_command_measures_the_rest_and_exits_1(save, tmp_path, monkeypatch, caps
     monkeypatch.setattr("sys.argv", ["measure_volumes.py", str(tmp_path), "--output", str(output)])
     assert measure_volumes.main() == 1
     table = pandas.read_csv(output, sep="\t")
-    columns = ["participant_id", "file", "ventricles_ml", "brain_ml", "icv_ml", "brain_normalised_ml", "flags"]
+    columns = ["participant_id", "file", "ventricles_ml", "brain_ml", "icv_ml", "brain_normalised_ml", "flags", "tool"]
     assert table.columns.tolist() == columns
     assert table.participant_id.tolist() == ["sub-a"]
     printed = capsys.readouterr()
     assert "sub-b_T1w.nii.gz: every voxel is 0" in printed.err
     assert "mae" in printed.out  # the accuracy stands beside the result
     assert not list(tmp_path.glob("*.part"))
+
+
+def test_the_table_tells_sessions_apart_where_there_are_any(tmp_path):
+    """The same participant stood there twice, and nothing said which scan was which."""
+    row = {"participant_id": "sub-a", "tool": measure_volumes.TOOL, **dict.fromkeys(measure_volumes.VOLUMES, 1.0)}
+    files = ["x/sub-a_ses-2_run-1_T1w.nii.gz", "ses-9/sub-b_T1w.nii.gz"]
+    write_table([row | {"file": file} for file in files], tmp_path / "v.tsv")
+    table = pandas.read_csv(tmp_path / "v.tsv", sep="\t", keep_default_na=False)
+    assert table.columns[1] == "session_id" and list(table["session_id"]) == ["ses-2", "n/a"]
 
 
 def test_a_folder_without_volumes_is_refused(tmp_path):

@@ -91,7 +91,9 @@ def test_predictions_are_written_in_physical_units(tmp_path):
     table._keep(SimpleNamespace(state=SimpleNamespace(output=output)))
     table._write(None)
     text = (tmp_path / "out" / "a.tsv").read_text()
-    assert text == "participant_id\tsex\tage\nsub-0\tF\t50\nsub-1\tM\t100\n"
+    assert text == (
+        "participant_id\tfile\tsex\tage\ttool\nsub-0\t0.nii.gz\tF\t50\tregressor\nsub-1\t1.nii.gz\tM\t100\tregressor\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -184,7 +186,7 @@ def test_it_beats_the_mean_where_the_volumes_show_the_answer(regressor, dataset_
     assert "It was trained on 24 scans" in section["text"]
     assert "8" in section["tables"][0]["rows"][0] and (tmp_path / "output" / section["figures"][0]["file"]).is_file()
     (row,) = csv.DictReader(predictions.open(), delimiter="\t")
-    assert list(row) == ["participant_id", "sex", "age", "ventricles_ml", "brain_normalised_ml"]
+    assert list(row) == ["participant_id", "file", "sex", "age", "ventricles_ml", "brain_normalised_ml", "tool"]
     (truth,) = (
         r
         for r in csv.DictReader((dataset_dir / "participants.tsv").open(), delimiter="\t")

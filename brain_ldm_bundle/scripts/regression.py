@@ -89,14 +89,14 @@ def regression_step(engine: Engine, batch: Mapping, grad_clip: float, amp: bool)
 
 
 def physical(covariate: Covariate, scaled: float) -> float | str:
-    """A prediction in the covariate's unit, or the level whose code is nearest."""
+    """A scaled value in the covariate's unit, or the level whose code is nearest."""
     if covariate.levels is not None:
         return min(covariate.levels, key=lambda level: abs(covariate.levels[level] - scaled))
-    return covariate.unscaled(scaled)
+    return float(f"{covariate.unscaled(scaled):.12g}")  # that of 80 years is 80, no hair above a limit
 
 
 class Predictions:
-    """Write what a regressor reads from each volume: a table "participant_id" and the covariates, in physical units.
+    """Write what a regressor reads from each volume: a table of participant_id, file, covariates in physical units, and tool.
 
     Args:
         path: TSV, written whole when the last volume is done.
@@ -125,11 +125,12 @@ class Predictions:
                     f"Bring scans there with --stretch_intensities True"
                 )
             values = [physical(c, value) for c, value in zip(self.schema.covariates, scaled.tolist(), strict=True)]
-            self.rows.append([item["participant_id"], *(v if isinstance(v, str) else f"{v:.6g}" for v in values)])
+            cells = (v if isinstance(v, str) else f"{v:.6g}" for v in values)
+            self.rows.append([item["participant_id"], str(item["image"]), *cells, "regressor"])
 
     def _write(self, engine: Engine) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        lines = [["participant_id", *self.schema.names], *self.rows]
+        lines = [["participant_id", "file", *self.schema.names, "tool"], *self.rows]
         with atomic(self.path) as file:
             file.write("".join("\t".join(line) + "\n" for line in lines).encode())
 
@@ -213,7 +214,7 @@ def summarise(
     scores, pairs = {}, {}
     for index, covariate in enumerate(schema.covariates):
         if covariate.name not in rows[0]:
-            raise ValueError(f"the regressor was not trained to read {covariate.name}, only {', '.join(list(rows[0])[1:])}")
+            raise ValueError(f"the regressor was not trained to read {covariate.name}, only {', '.join(list(rows[0])[2:-1])}")
         known = {name: [item["covariates"][index] for item in data[name]] for name in ("training", split)}
         training = [physical(covariate, value) for value in known["training"] if value != NULL]
         both = [(physical(covariate, v), row[covariate.name]) for v, row in zip(known[split], rows, strict=True) if v != NULL]
