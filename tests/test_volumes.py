@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny import SPACING_MM, write_dataset
 
-from brain_ldm_bundle.scripts.volumes import Blurred, Repeated, Volumes, find_samples, halves, refuse_few
+from brain_ldm_bundle.scripts.volumes import Blurred, Remembered, Repeated, Volumes, find_samples, halves, refuse_few
 
 SHAPE = (6, 9, 7)
 
@@ -35,6 +35,25 @@ def test_values_that_no_generated_volume_has_are_refused_by_file():
         sets[2]
     with pytest.raises(ValueError, match=r"constant: is constant \(0.25\)"):
         sets[3]
+
+
+def test_volumes_read_last_are_remembered_as_they_were_and_no_more_than_allowed():
+    images, read = {name: torch.rand(1, *SHAPE) for name in "abc"}, []
+
+    def transform(item):
+        read.append(item["image"])
+        return {"image": images[item["image"]]}
+
+    one_by_one = Volumes([{"image": name, "participant_id": name} for name in "abc"], transform)
+    remembered = Remembered(one_by_one, 2)
+    assert len(remembered) == 3 and remembered.items == one_by_one.items
+    for index in (0, 1, 0, 1, 2, 1, 0):
+        assert torch.equal(remembered[index], one_by_one[index])
+        read.pop()
+    assert read == ["a", "b", "c", "a"]
+    volume = remembered[0]
+    volume.zero_()
+    assert remembered[0].any()  # what is remembered is not what is handed out
 
 
 def test_a_blur_of_8_mm_has_that_width():

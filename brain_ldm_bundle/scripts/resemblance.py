@@ -9,6 +9,7 @@ half of the squared distance between vectors of length 1.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -50,15 +51,20 @@ def anatomy(volume: torch.Tensor, spacing_mm: float) -> torch.Tensor:
         ValueError: the volume is constant in that box.
     """
     cells = F.avg_pool3d(volume.float()[None], max(1, round(ANATOMY_MM / spacing_mm)))[0, 0]  # (d, h, w)
-    affine = grid.affine(spacing_mm * volume.shape[1] / cells.shape[0])
-    centres_mm = nib.affines.apply_affine(affine, np.moveaxis(np.indices(cells.shape), 0, -1))
-    lower, upper = grid.BRAIN_MM
-    values = cells[torch.from_numpy(((centres_mm > lower) & (centres_mm < upper)).all(-1))]
+    values = cells[_in_brain(cells.shape, spacing_mm * volume.shape[1] / cells.shape[0])]
     values = values - values.mean()
     length = values.norm()
     if not length > 1e-6:
         raise ValueError("is constant where the brain should be")
     return values / length
+
+
+@functools.cache
+def _in_brain(shape: Sequence[int], cell_mm: float) -> torch.Tensor:
+    """Which cells of the grid have their centres in the box around the MNI brain."""
+    centres_mm = nib.affines.apply_affine(grid.affine(cell_mm), np.moveaxis(np.indices(shape), 0, -1))
+    lower, upper = grid.BRAIN_MM
+    return torch.from_numpy(((centres_mm > lower) & (centres_mm < upper)).all(-1))
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from .pairs import draw_pairs, mean_over_pairs, multi_scale_ssim, score_pairs
 from .provenance import read_provenance
 from .sample_tables import FLOOR, SPLITS, further_distances, origins, table_1, text
 from .sections import write_section
-from .volumes import BLUR_MM, Blurred, Repeated, Volumes, count_participants, find_samples, halves, refuse_few
+from .volumes import BLUR_MM, Blurred, Remembered, Repeated, Volumes, count_participants, find_samples, halves, refuse_few
 
 __all__ = ["SampleEvaluation"]
 
@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 FEWEST_REAL, FEWEST_GENERATED = 2 * (NEIGHBOURS + 1), 4
 VOLUMES_PER_DIMENSION = 4
+REMEMBERED_BYTES = 2**30  # 187 volumes at 1 mm
 
 HELD_OUT = "real, held out"
 BLUR, MEAN = f"real, blurred by {BLUR_MM:g} mm", "mean scan, repeated"
@@ -106,7 +107,8 @@ class SampleEvaluation:
             volumes[HELD_OUT] = Volumes(held_out, self.preprocessing)
         volumes |= {name: Volumes(items, self.sample_preprocessing) for name, items in generated.items()}
         volumes[BLUR] = Blurred(reference, self.spacing_mm)
-        described = {name: self._describe(dataset, extractor, name) for name, dataset in volumes.items()}
+        number = REMEMBERED_BYTES // math.prod(grid.size(self.spacing_mm))
+        described = {name: self._describe(Remembered(dataset, number), extractor, name) for name, dataset in volumes.items()}
         volumes[MEAN] = Repeated(described[FLOOR].mean)
         described[MEAN] = self._describe(volumes[MEAN], extractor, MEAN)
 
@@ -170,7 +172,7 @@ class SampleEvaluation:
         return self.feature_dimensions or max(1, smallest // VOLUMES_PER_DIMENSION)
 
     def _describe(self, volumes: Dataset, extractor: Extractor, name: str) -> Described:
-        """One pass over the volumes, one in memory at a time; then the pairs, two at a time."""
+        """One pass over the volumes, one in memory at a time; then the pairs, two at a time; and what is `Remembered`."""
         features, checks, histograms, total = [], [], [], torch.zeros(())
         for index in tqdm(range(len(volumes)), f"volumes: {name}", leave=False, disable=None):
             volume = volumes[index]

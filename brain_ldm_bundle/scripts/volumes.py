@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from . import grid
 from .bids import find_volumes
 from .intensities import LEVELS, as_stored
 
-__all__ = ["Blurred", "Repeated", "Volumes", "count_participants", "find_samples", "halves", "refuse_few"]
+__all__ = ["Blurred", "Remembered", "Repeated", "Volumes", "count_participants", "find_samples", "halves", "refuse_few"]
 
 BLUR_MM = 8.0  # full width at half maximum
 
@@ -72,6 +73,28 @@ class Blurred(Dataset):
     def __getitem__(self, index: int) -> torch.Tensor:
         blurred = torch.as_tensor(self.smooth(self.volumes[index])).clamp(0, 1)
         return torch.from_numpy(as_stored(blurred.numpy())).float() / (LEVELS - 1)
+
+
+class Remembered(Dataset):
+    """The same volumes, of which those read last stay in memory at 1 byte per voxel: a volume is in several pairs.
+
+    Args:
+        volumes: in steps of 1/255.
+        number: that stay.
+    """
+
+    def __init__(self, volumes: Volumes | Blurred, number: int) -> None:
+        @functools.lru_cache(maxsize=number)
+        def levels(index: int) -> np.ndarray:
+            return as_stored(volumes[index].numpy())
+
+        self.items, self.levels = volumes.items, levels
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return torch.from_numpy(self.levels(index)).float() / (LEVELS - 1)
 
 
 class Repeated(Dataset):
