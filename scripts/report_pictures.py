@@ -110,7 +110,7 @@ def scatter_image(cohorts: dict[str, Cohort], quantity: str) -> bytes:
 
 def _png(figure: Figure, **options) -> bytes:
     buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=110, **options)
+    figure.savefig(buffer, dpi=110, bbox_inches="tight", **options)  # with the rows' titles, which stand beside their axes
     return buffer.getvalue()
 
 

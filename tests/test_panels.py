@@ -5,7 +5,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from brain_ldm_bundle.scripts.panels import Panels, three_planes
 
 
-def test_the_three_planes_stand_upright_with_the_nose_to_the_right():
+def test_the_three_planes_stand_upright_with_the_nose_to_the_left():
     """The model's arrays are stored from right to left, back to front and bottom to top."""
     volume = torch.zeros(6, 10, 8)
     volume[:, :, 7] = 0.5  # top of the head
@@ -18,8 +18,8 @@ def test_the_three_planes_stand_upright_with_the_nose_to_the_right():
     assert (axial[1:, 0] == 0.25).all()  # the subject's right at the picture's left
     assert (coronal[0, 1:] == 0.5).all()  # top at the top; two rows of padding below
     assert (coronal[1:8, 0] == 0.25).all()
-    assert (sagittal[:8, 9] == 1).all()  # nose to the right
-    assert (sagittal[0, :9] == 0.5).all()
+    assert (sagittal[:8, 0] == 1).all()  # nose to the left
+    assert (sagittal[0, 1:] == 0.5).all()
 
 
 def test_panels_are_drawn_every_few_epochs(tmp_path):

@@ -14,6 +14,7 @@ import pytest
 import report
 import report_cohort
 import report_tables
+from PIL import Image
 from three_planes import three_planes
 from tiny_report import AFFINE, CENTRE_MM, SHAPE, make_cohort, make_labelled, phantom, stored_as, write_section
 
@@ -297,6 +298,13 @@ def test_small_spreads_keep_their_decimals(tmp_path):
     table = pd.DataFrame({"participant_id": [f"sub-{i}" for i in range(6)], "bpf": [ratio + 0.004 for ratio in ratios]})
     table.to_csv(tmp_path / "bpf.tsv", sep="\t", index=False)
     assert cells(page_of((folder, tmp_path / "bpf.tsv")), "Generated: bpf")[3] == "+0.004"
+
+
+def test_long_names_beside_the_pictures_rows_are_not_cut(tmp_path):
+    folder = make_labelled(tmp_path / "generated", [f"sub-0009-with-a-long-name-v{i}" for i in range(2)])
+    report.main([str(folder), "--viewer", "0", "--output", str(tmp_path / "report.html")])
+    picture = np.asarray(Image.open(tmp_path / "report.png").convert("L"))
+    assert picture[:, 0].min() == picture[:, -1].min() == 255  # white
 
 
 def test_label_maps_are_drawn_below_their_volumes(tmp_path):

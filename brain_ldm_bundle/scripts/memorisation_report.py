@@ -30,7 +30,7 @@ TEST_HEADER = [
 
 
 def draw_pairs(path: str | Path, pairs: Sequence[Mapping]) -> None:
-    """One row a pair: sample, scan, sample - scan, in the three mid-planes of `panels.three_planes`.
+    """One row a pair: sample, scan, sample minus scan, in the three mid-planes of `panels.three_planes`.
 
     Args:
         path: PNG to write.
@@ -49,7 +49,7 @@ def draw_pairs(path: str | Path, pairs: Sequence[Mapping]) -> None:
             place.set_axis_off()
         for place, title in zip(axes, pair["titles"]):
             place.set_title(title, fontsize=8, color="#b00020" if pair["flagged"] else "black")
-        figure.colorbar(shown, ax=axes[2], shrink=0.8)
+        figure.colorbar(shown, ax=axes[2], shrink=0.8, label="generated - scan")
     figure.supxlabel(f"First column: {NOTICE[0].lower()}{NOTICE[1:]} Flagged pairs in red.", fontsize=8)
     _save(figure, path)
 
@@ -94,9 +94,9 @@ def write_audit_section(output_dir: Path, summary: Mapping, pairs: int) -> None:
         f"scans' median and 3 interquartile ranges below their lower quartile. Held-out scans, of validation and test, show "
         f"what is ordinary (Dar et al. 2024).\n\n"
         f"The controls are training scans, encoded and decoded: the best copies this model can make. Generated volumes that "
-        f"are nearer than held-out scans as a whole (Meehan et al. 2020: a probability above 0.5 with a small p) hint at "
-        f"overfitting, or at requests drawn from the training table, even where none is a copy. An audit without a finding "
-        f"is no proof of privacy."
+        f"are nearer than held-out scans as a whole (Meehan et al. 2020: a probability above 0.5 with a small p; {len(spaces)} "
+        f"tests, p not corrected for that) hint at overfitting, or at requests drawn from the training table, even where none "
+        f"is a copy. An audit without a finding is no proof of privacy."
     )
     count_rows = []
     for kind, title in TITLES.items():
@@ -122,9 +122,11 @@ def write_audit_section(output_dir: Path, summary: Mapping, pairs: int) -> None:
         [
             {
                 "file": "memorisation.png",
-                "caption": f"The {pairs} generated volumes that resemble a training scan most, that scan, the difference. "
-                "Mid-planes; the subject's left is at the picture's right. A generated volume is drawn in the view that fits "
-                "the scan best: 'mirrored' in its title means that its own sides are swapped. The first column is synthetic.",
+                "caption": f"The {pairs} generated volumes that resemble a training scan most, that scan, and generated minus "
+                "scan, in intensities of 0 to 1: red where the generated one is brighter. Mid-planes; the subject's left is at "
+                "the picture's right, in the sagittal plane the front is at the left. A generated volume is drawn in the view "
+                "that fits the scan best: 'mirrored' in its title means that its own sides are swapped. The first column is "
+                "synthetic.",
             },
             {"file": "memorisation_distances.png", "caption": "Relative distances of all volumes, and the threshold."},
         ],

@@ -16,10 +16,10 @@ def three_planes(volume: torch.Tensor) -> torch.Tensor:
     """Axial, coronal and sagittal mid-plane of a volume (D, H, W) stored from right, back and bottom, as one image (1, h, w).
 
     The subject's left is at the picture's right, as a radiologist looks at it; up is up and, in the sagittal plane, the
-    nose points right.
+    nose points left.
     """
     x, y, z = (side // 2 for side in volume.shape)
-    planes = [plane.T.flip(0) for plane in (volume[:, :, z], volume[:, y, :], volume[x, :, :])]
+    planes = [plane.T.flip(0) for plane in (volume[:, :, z], volume[:, y, :], volume[x].flip(0))]
     height = max(len(plane) for plane in planes)
     padded = [F.pad(plane, (1, 1, 0, height - len(plane))) for plane in planes]
     return torch.cat(padded, dim=1).clamp(0, 1)[None]
