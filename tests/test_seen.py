@@ -13,6 +13,7 @@ from tiny_images import SPACING_MM, VOLUME, save
 from brain_ldm_bundle.scripts import bids, seen
 from brain_ldm_bundle.scripts.covariates import CovariateSchema
 from brain_ldm_bundle.scripts.files import sha256
+from brain_ldm_bundle.scripts.weights import read_recipe
 
 SCHEMA = CovariateSchema.from_file(ROOT / "brain_ldm_bundle" / "configs" / "covariates.json")
 
@@ -76,14 +77,32 @@ def test_what_weights_have_seen_stays_seen_when_they_are_trained_further(dataset
     assert further == sorted(known + seen.identities(data["training"][5:]))
 
 
+def test_weights_that_went_on_from_others_of_unknown_scans_do_not_claim_to_know_all(dataset, tmp_path):
+    """The page said "which it never saw" of weights that had begun with some of 448 other heads."""
+    unknown, first, second = (tmp_path / f"{name}.pt" for name in ("unknown", "first", "second"))
+    write(unknown, {"spacing_mm": 8.0})
+    for init, path in ((unknown, first), (first, second)):
+        write(path, {"seen_voxels": ["a"], "unknown_start": seen.unknown_start(init)})
+    assert read_recipe(second)["unknown_start"] == sha256(unknown)
+    write(first, {"seen_voxels": ["a"], "unknown_start": seen.unknown_start(None)})
+    assert seen.unknown_start(first) is None
+    recipe = read_recipe(second)
+    with pytest.warns(UserWarning, match=f"went on from others .{sha256(unknown)[:12]}. that do not say which scans"):
+        seen.refuse_seen(bids.read_dataset(dataset, SCHEMA, SPACING_MM)["validation"], recipe, "validation")
+    assert seen.what_training_knew("test", recipe).startswith("which it did not see in this training (it went on from weights")
+
+
 def test_scans_are_seen_that_either_network_was_trained_on(tmp_path):
     model, autoencoder = tmp_path / "model.pt", tmp_path / "autoencoder.pt"
     write(model, {"spacing_mm": 8.0, "seen_voxels": ["a", "b"]})
-    assert seen.recipe_of(model, autoencoder) == {"spacing_mm": 8.0, "seen_voxels": ["a", "b"]}  # it is not there yet
+    both = {"spacing_mm": 8.0, "unknown_start": None}
+    assert seen.recipe_of(model, autoencoder) == both | {"seen_voxels": ["a", "b"]}  # it is not there yet
     write(autoencoder, {"seen_voxels": ["b", "c"]})
-    assert seen.recipe_of(model, autoencoder) == {"spacing_mm": 8.0, "seen_voxels": ["a", "b", "c"]}
+    assert seen.recipe_of(model, autoencoder) == both | {"seen_voxels": ["a", "b", "c"]}
     write(model, {"spacing_mm": 8.0})
-    assert seen.recipe_of(model, autoencoder) == {"spacing_mm": 8.0, "seen_voxels": ["b", "c"]}
+    assert seen.recipe_of(model, autoencoder) == both | {"seen_voxels": ["b", "c"]}
+    write(autoencoder, {"seen_voxels": ["b", "c"], "unknown_start": "0123456789abcdef"})
+    assert seen.recipe_of(model, autoencoder)["unknown_start"] == "0123456789abcdef"
     write(autoencoder, {})
     assert "seen_voxels" not in seen.recipe_of(model, autoencoder)
 

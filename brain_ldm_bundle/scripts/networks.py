@@ -50,7 +50,8 @@ class Autoencoder(WithRecipe, AutoencoderKL):
 
     Every level after the first halves the grid, so D, H and W must be multiples of `self.factor`.
 
-    `recipe`: {"seen_voxels": `seen.identities` of the training scans}; the published weights have none.
+    `recipe`: {"seen_voxels": `seen.identities` of the training scans, "unknown_start": `seen.unknown_start`}; the published
+    weights have none.
     """
 
     def __init__(
@@ -197,7 +198,7 @@ class Regressor(WithRecipe, nets.Regressor):
     before the answer.
 
     `recipe`: {"covariates": schema, "spacing_mm", "regressor": the arguments below, "seen_voxels": `seen.identities` of the
-    training scans}.
+    training scans, "unknown_start": `seen.unknown_start`}.
 
     Args:
         image_size: voxels of a volume.

@@ -9,7 +9,7 @@ from pathlib import Path
 from .files import sha256
 from .weights import read_recipe
 
-__all__ = ["check_baselines", "check_split", "identities", "recipe_of", "refuse_seen", "what_training_knew"]
+__all__ = ["check_baselines", "check_split", "identities", "recipe_of", "refuse_seen", "unknown_start", "what_training_knew"]
 
 
 def identities(items: Sequence[Mapping], init: str | Path | None = None) -> list[str]:
@@ -23,14 +23,25 @@ def identities(items: Sequence[Mapping], init: str | Path | None = None) -> list
     return sorted({*earlier, *(item["voxels_sha256"] for item in items)})
 
 
+def unknown_start(init: str | Path | None) -> str | None:
+    """The hash of the weights, at the start of all that led to `init`, that do not say what they were trained on; or None."""
+    if init is None:
+        return None
+    recipe = read_recipe(init)
+    return recipe.get("unknown_start") if "seen_voxels" in recipe else sha256(init)
+
+
 def recipe_of(model_file: str | Path, autoencoder_file: str | Path) -> dict:
     """The recipe of a diffusion model, in which "seen_voxels" are the scans that it or its autoencoder was trained on.
 
-    Where one of the two files does not say, the other speaks for both.
+    Where one of the two files does not say, the other speaks for both; "unknown_start" is that of either.
     """
     recipe, autoencoder = read_recipe(model_file), read_recipe(autoencoder_file)
     said = [known["seen_voxels"] for known in (recipe, autoencoder) if "seen_voxels" in known]
-    return recipe | {"seen_voxels": sorted({*said[0], *said[-1]})} if said else recipe
+    if not said:
+        return recipe
+    start = recipe.get("unknown_start") or autoencoder.get("unknown_start")
+    return recipe | {"seen_voxels": sorted({*said[0], *said[-1]}), "unknown_start": start}
 
 
 def refuse_seen(items: Sequence[Mapping], recipe: Mapping, split: str, weights: str = "the weights") -> None:
@@ -51,6 +62,12 @@ def refuse_seen(items: Sequence[Mapping], recipe: Mapping, split: str, weights: 
             stacklevel=1,  # from everywhere the same place: said once
         )
         return
+    if recipe.get("unknown_start"):
+        warnings.warn(
+            f"{weights} went on from others ({recipe['unknown_start'][:12]}) that do not say which scans they were trained on: "
+            f"that held-out ones are new to those is not checked",
+            stacklevel=1,
+        )
     seen = set(recipe["seen_voxels"])
     known = [item["image"] for item in items if item["voxels_sha256"] in seen]
     if known:
@@ -107,4 +124,7 @@ def what_training_knew(split: str, recipe: Mapping) -> str:
         return "which it was trained on"
     if "seen_voxels" not in recipe:
         return "which should be new to it (its weights do not say which scans they were trained on)"
+    if recipe.get("unknown_start"):
+        known = "chose its best epoch" if split == "validation" else "it did not see in this training"
+        return f"which {known} (it went on from weights that do not say which scans they were trained on)"
     return "which chose its best epoch" if split == "validation" else "which it never saw"
