@@ -14,7 +14,7 @@ from brain_ldm_bundle.scripts.covariates import NULL, CovariateSchema
 
 
 def scored(tmp_path, name, pairs):
-    items = [{"participant_id": f"sub-{i}", "image": f"{i}.nii.gz"} for i in range(len(pairs))]
+    items = [{"participant_id": f"sub-{i}", "image": f"{i}.nii.gz"} for i in range(sum(len(image) for _, image in pairs))]
     scores = reconstruction.Scores(tmp_path / f"{name}.tsv", items)
     for prediction, image in pairs:
         scores._score(SimpleNamespace(state=SimpleNamespace(output={"pred": prediction, "label": image})))
@@ -35,6 +35,16 @@ def test_scores_agree_with_an_independent_implementation(tmp_path):
     _, ssim = structural_similarity(b, a, data_range=1, gaussian_weights=True, sigma=1.5, truncate=3.5, full=True,
                                     use_sample_covariance=False)  # fmt: skip
     assert float(row["ssim"]) == pytest.approx(ssim[5:-5, 5:-5, 5:-5].mean(), abs=2e-3)
+
+
+def test_each_scan_of_a_batch_has_its_own_row(tmp_path):
+    images = torch.rand(3, 1, 12, 13, 14)
+    predictions = images * torch.tensor([0.9, 0.8, 0.7]).view(3, 1, 1, 1, 1)
+    alone = [(predictions[i : i + 1], images[i : i + 1]) for i in range(3)]
+    together = [(predictions[:2], images[:2]), alone[2]]
+    rows = scored(tmp_path, "reconstruction", together)
+    assert rows == scored(tmp_path, "reconstruction", alone) and len({row["l1"] for row in rows}) == 3
+    assert [row["participant_id"] for row in rows] == ["sub-0", "sub-1", "sub-2"]
 
 
 def test_the_summary_gives_mean_and_spread_of_both(tmp_path):

@@ -67,9 +67,11 @@ def low_resolution(volume):
 
 
 def evaluation(real, samples, folder, **given):
+    checked = real.parent / "checked_images.json"
+    scans = find_volumes(real, SPACING_MM, checked)
     settings = {
         "samples": samples,
-        "data": {"training": find_volumes(real, SPACING_MM)[:18], "validation": find_volumes(real, SPACING_MM)[18:]},
+        "data": {"training": scans[:18], "validation": scans[18:]},
         "reference_split": "training",
         "preprocessing": load_stretched,
         "sample_preprocessing": load_as_written,
@@ -80,6 +82,7 @@ def evaluation(real, samples, folder, **given):
         "seed": 0,
         "device": torch.device("cpu"),
         "output_dir": folder,
+        "cache_file": checked,
     }
     return SampleEvaluation(**settings | given)
 

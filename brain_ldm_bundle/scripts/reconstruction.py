@@ -92,16 +92,16 @@ class Scores:
 
     def _score(self, engine: Engine) -> None:
         prediction, image = (engine.state.output[key].float() for key in ("pred", "label"))
-        values = (self.ssim(prediction, image), self.psnr(prediction, image), (prediction - image).abs().mean())
-        item = self.items[len(self.rows)]
-        values = [float(value) for value in values]
-        if not all(map(math.isfinite, values)):
-            found = ", ".join(f"{value:g}" for value in values)
-            raise ValueError(
-                f"{item['image']}: SSIM, PSNR and L1 are {found}. The network's answer is not finite (train it again with a "
-                f"lower learning rate), or equals the scan"
-            )
-        self.rows.append([item["participant_id"], item["image"], *(f"{value:.5f}" for value in values)])
+        l1 = (prediction - image).abs().flatten(1).mean(dim=1, keepdim=True)
+        for values in torch.cat([self.ssim(prediction, image), self.psnr(prediction, image), l1], dim=1).tolist():
+            item = self.items[len(self.rows)]
+            if not all(map(math.isfinite, values)):
+                found = ", ".join(f"{value:g}" for value in values)
+                raise ValueError(
+                    f"{item['image']}: SSIM, PSNR and L1 are {found}. The network's answer is not finite (train it again with "
+                    f"a lower learning rate), or equals the scan"
+                )
+            self.rows.append([item["participant_id"], item["image"], *(f"{value:.5f}" for value in values)])
 
     def _write(self, engine: Engine) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
