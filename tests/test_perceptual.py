@@ -25,6 +25,10 @@ def test_equal_images_are_at_no_distance_and_blurred_ones_at_some(weights):
     assert loss(blurred, image) > 0
 
 
+def test_features_have_an_eighth_of_the_resolution_as_in_medicalnet(weights):
+    assert PerceptualLoss(weights)._features(torch.rand(2, 1, 32, 48, 40)).shape == (2, 512, 4, 6, 5)
+
+
 def test_gradients_reach_the_image_and_not_the_network(weights):
     loss = PerceptualLoss(weights)
     image = torch.rand(1, 1, 32, 32, 32, requires_grad=True)

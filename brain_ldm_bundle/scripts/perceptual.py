@@ -6,9 +6,9 @@ import logging
 from pathlib import Path
 
 import torch
-from monai.networks.nets import resnet10
 
 from .files import sha256
+from .medicalnet import medicalnet
 from .weights import load_weights
 
 __all__ = ["PerceptualLoss", "perceptual_loss"]
@@ -31,8 +31,9 @@ class PerceptualLoss(torch.nn.Module):
 
     def __init__(self, weights: str | Path, expected_sha256: str | None = None) -> None:
         super().__init__()
-        network = resnet10(spatial_dims=3, n_input_channels=1, feed_forward=False, bias_downsample=False, shortcut_type="B")
-        self.network = load_weights(network, weights, made_by="download resnet_10_23dataset.pth from the MedicalNet project")
+        self.network = load_weights(
+            medicalnet(10), weights, made_by="download resnet_10_23dataset.pth from the MedicalNet project"
+        )
         found = sha256(weights)
         if expected_sha256 and found != expected_sha256:
             raise ValueError(f"{weights}: sha256 {found}, expected {expected_sha256}. Fetch the file again.")
@@ -42,10 +43,7 @@ class PerceptualLoss(torch.nn.Module):
         return super().train(False)  # its batch norm must keep the statistics it was trained with
 
     def _features(self, image: torch.Tensor) -> torch.Tensor:
-        image = (image - image.mean()) / (image.std() + 1e-6)
-        network = self.network
-        x = network.maxpool(network.act(network.bn1(network.conv1(image))))
-        x = network.layer4(network.layer3(network.layer2(network.layer1(x))))
+        x = self.network((image - image.mean()) / (image.std() + 1e-6))[-1]
         return x / (x.norm(dim=1, keepdim=True) + 1e-6)
 
     def forward(self, prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
