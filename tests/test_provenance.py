@@ -4,8 +4,10 @@ from pathlib import Path
 import pytest
 from test_memorisation import audit, cohort, head  # noqa: F401 - a fixture
 from test_memorisation import write as write_volume
+from test_seen import write as write_weights
 
-from brain_ldm_bundle.scripts.provenance import describe, read_provenance
+from brain_ldm_bundle.scripts.files import sha256
+from brain_ldm_bundle.scripts.provenance import MODELS, describe, read_provenance, trained_on
 
 LDM = {"Sampler": "ddim", "Steps": 50, "GuidanceScale": 1.0, "WeightsSHA256": "a" * 64, "AutoencoderSHA256": "b" * 64}
 
@@ -52,6 +54,48 @@ def test_a_broken_sidecar_is_named(tmp_path):
     (tmp_path / "a_T1w.json").write_text('{"Steps": 5')
     with pytest.raises(ValueError, match="a_T1w.json: is not JSON"):
         read_provenance(items, "LDM")
+
+
+SCANS = [{"voxels_sha256": voxels} for voxels in ("a", "b", "c", "c")]  # one of them listed twice
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words"),
+    [
+        ({"seen_voxels": ["a", "b", "c"]}, "3 of the 3 training scans"),
+        ({"seen_voxels": ["a", "x", "y"]}, "1 of the 3 training scans and 2 others"),
+        (
+            {"seen_voxels": ["b"], "unknown_start": "e" * 64},
+            "1 of the 3 training scans, after scans that the weights eeeeeeeeeeee, which it went on from, do not tell",
+        ),
+        ({}, "its weights do not say"),
+    ],
+)
+def test_what_a_model_was_trained_on_is_told_from_its_weights(tmp_path, recipe, words):
+    made_by = write_weights(tmp_path / "model.pt", recipe)
+    assert trained_on(made_by, [tmp_path / "absent.pt", tmp_path / "model.pt"], SCANS) == words
+    other = trained_on({"WeightsSHA256": "f" * 64}, [tmp_path / "model.pt"], SCANS)
+    assert other == trained_on({}, [], SCANS) == "not known: its weights are not at hand"
+
+
+def test_the_scans_of_an_autoencoder_count_as_those_of_its_model(tmp_path):
+    made_by = write_weights(tmp_path / "model.pt", {"seen_voxels": ["a"]})
+    made_by["AutoencoderSHA256"] = write_weights(tmp_path / "autoencoder.pt", {"seen_voxels": ["a", "x"]})["WeightsSHA256"]
+    files = [tmp_path / "model.pt", tmp_path / "autoencoder.pt"]
+    assert trained_on(made_by, files, SCANS) == "1 of the 3 training scans and 1 others"
+    assert trained_on(made_by, files[:1], SCANS) == "1 of the 3 training scans"
+
+
+def test_weights_that_come_with_the_bundle_are_known_alone_and_as_a_beginning(tmp_path):
+    """The page compared baselines that had never seen the cohort with a model that had, and did not say so."""
+    for note in MODELS.glob("demo_*.json"):
+        for name, known in json.loads(note.read_text())["sha256"].items():
+            assert sha256(MODELS / name) == known
+            words = trained_on({"WeightsSHA256": known}, [MODELS / name], SCANS)
+            assert words.startswith("448 simulated heads of make_demo_data.py") and f"({name}, which comes" in words
+            made_by = write_weights(tmp_path / "model.pt", {"seen_voxels": ["a"], "unknown_start": known})
+            further = trained_on(made_by, [tmp_path / "model.pt"], SCANS)
+            assert further == f"1 of the 3 training scans, after {words}"
 
 
 def test_an_audit_tells_what_it_audited(cohort, tmp_path):  # noqa: F811

@@ -134,7 +134,9 @@ def test_everything_is_written_for_programs_and_readers(sets, result):
     assert {row["participant_id"] for row in volumes if row["set"] == HELD_OUT} == {f"sub-00{n}" for n in range(19, 25)}
     section = json.loads((folder / "samples.section.json").read_text())
     assert [table["header"][0] for table in section["tables"]] == ["", "", ""]
-    assert found["samples"]["alike"] == {"folder": str(sets[1]["alike"]), "n": 24, "provenance": {}}
+    trained_on = "not known: its weights are not at hand"
+    alike = {"folder": str(sets[1]["alike"]), "n": 24, "provenance": {}, "trained_on": trained_on}
+    assert found["samples"]["alike"] == alike
     assert section["tables"][2]["rows"][0] == ["alike", "24", "unknown", "alike"]  # no place of this computer on a shared page
     assert section["tables"][0]["rows"][0][:2] == [FLOOR, "9 + 9"]
     for needed in ("stand-in", "18 real scans", "at 8 mm", "along the 2 first principal components", "2 scales"):
@@ -266,7 +268,9 @@ def test_rows_tell_which_weights_made_them_and_none_mixes_two(sets, tmp_path):
     found = evaluation(sets[0], {"LDM": folder}, tmp_path / "out").run()
     assert found["samples"]["LDM"]["provenance"] == sidecar
     section = json.loads((tmp_path / "out" / "samples.section.json").read_text())
-    assert section["tables"][2]["rows"][0][2] == "sampler ddim, steps 50, weights 0123456789ab"
+    row = dict(zip(section["tables"][2]["header"], section["tables"][2]["rows"][0], strict=True))
+    assert row["made by, as their sidecars say"] == "sampler ddim, steps 50, weights 0123456789ab"
+    assert row["its model was trained on"] == "not known: its weights are not at hand"
     files[0].write_text(json.dumps(sidecar | {"Steps": 4}))
     with pytest.raises(ValueError, match="LDM, .*not made in one way"):
         evaluation(sets[0], {"LDM": folder}, tmp_path / "out").check()

@@ -14,6 +14,7 @@ from scipy import stats
 from .covariates import NULL, Covariate, CovariateSchema
 from .files import atomic, sha256, write_json
 from .networks import Regressor
+from .provenance import describe_training
 from .sections import write_section
 from .seen import what_training_knew
 from .weights import load_weights, read_recipe
@@ -229,8 +230,8 @@ def summarise(
         except ValueError as error:
             raise ValueError(f"{covariate.name} in the split {split!r}: {error}") from error
     recipe = read_recipe(model_file)
-    trained = len(recipe["seen_voxels"]) if "seen_voxels" in recipe else None
-    summary = {"split": split, "training_scans": trained, "weights_sha256": sha256(model_file)}
+    summary = {"split": split, "weights_sha256": sha256(model_file)}
+    summary["trained_on"] = describe_training(recipe, data["training"], summary["weights_sha256"])
     write_json(output_dir / "regressor.json", summary | {"covariates": scores})
     _draw(output_dir / "regressor.png", pairs)
     _write_section(output_dir, summary, scores, schema, what_training_knew(split, recipe))
@@ -270,13 +271,12 @@ def _write_section(
     tables = [{"header": header, "rows": quantities}] if quantities else []
     if categories:
         tables.append({"header": ["", "n", "right [95 %]", "most frequent of training"], "rows": categories})
-    trained = summary["training_scans"]
     write_section(
         output_dir / "regressor.section.json",
         "The regressor's own accuracy",
         f"Covariates that a 3-D CNN (after Cole et al. 2017) reads from the real scans of the split {summary['split']}, "
-        f"{known}, against their table. {f'It was trained on {trained} scans. ' if trained else ''}What it reads from "
-        f"generated volumes can be no better than on new scans.\n\n"
+        f"{known}, against their table. It was trained on {summary['trained_on']}. What it reads from generated volumes "
+        "can be no better than on new scans.\n\n"
         "r: Pearson's, interval by Fisher's z. Slope: of predicted on true values; below 1 where it leans to the mean. Bias: "
         "predicted - true. For sex and other categories: the share that is right, Wilson's interval. Pinaya et al. 2022 report "
         "r = 0.692 for age, requested against predicted, in generated volumes of UK Biobank.",

@@ -41,8 +41,11 @@ def further_distances(rows: Mapping[str, dict]) -> dict:
 
 
 def origins(samples: Mapping[str, dict]) -> dict:
-    header = ["", "volumes", "made by, as their sidecars say", "folder"]
-    lines = [[name, str(one["n"]), describe(one["provenance"]), Path(one["folder"]).name] for name, one in samples.items()]
+    header = ["", "volumes", "made by, as their sidecars say", "its model was trained on", "folder"]
+    lines = [
+        [name, str(one["n"]), describe(one["provenance"]), one["trained_on"], Path(one["folder"]).name]
+        for name, one in samples.items()
+    ]
     return {"header": header, "rows": lines}
 
 
@@ -80,6 +83,7 @@ def text(result: dict, space: str) -> str:
         f"distributions. Density (about 1) and coverage (near 1): with {NEIGHBOURS} neighbours. Grey values: Wasserstein "
         "distance to those of the reference within the head, in intensity 0 to 1. Background: mean intensity farther than "
         "8 mm from the head. Corners: voxels above 0 in the eight corners. Clipped: voxels of the head at the largest value.",
-        "Third table. What was compared; no folder holds volumes of two models, samplers or weights.",
+        "Third table. What was compared; no folder holds volumes of two models, samplers or weights. Models that were trained "
+        "on other scans, or longer, differ by that, too: the training scans are those of the data set here.",
     )
     return "\n\n".join(paragraphs)

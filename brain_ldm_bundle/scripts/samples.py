@@ -19,7 +19,7 @@ from .features import Extractor
 from .files import atomic, write_json
 from .intensities import histogram_distance, intensity_checks
 from .pairs import draw_pairs, mean_over_pairs, multi_scale_ssim, score_pairs
-from .provenance import read_provenance
+from .provenance import read_provenance, trained_on
 from .sample_tables import FLOOR, SPLITS, further_distances, origins, table_1, text
 from .sections import write_section
 from .volumes import BLUR_MM, Blurred, Remembered, Repeated, Volumes, count_participants, find_samples, halves, refuse_few
@@ -69,6 +69,7 @@ class SampleEvaluation:
         device: that computes.
         output_dir: samples.json, samples.section.json, samples_pairs.tsv, samples_volumes.tsv.
         cache_file: of checked images, as `bids.find_volumes`.
+        weights: files of the models that may have made the sets, to tell what they were trained on.
     """
 
     def __init__(
@@ -86,12 +87,14 @@ class SampleEvaluation:
         device: torch.device,
         output_dir: str | Path,
         cache_file: str | Path | None = None,
+        weights: Sequence[str | Path] = (),
     ) -> None:
         self.samples, self.data, self.reference_split = samples, data, reference_split
         self.preprocessing, self.sample_preprocessing = preprocessing, sample_preprocessing
         self.make_extractor, self.spacing_mm = extractor, spacing_mm
         self.pairs, self.feature_dimensions, self.seed = pairs, feature_dimensions, seed
         self.device, self.output_dir, self.cache_file = device, Path(output_dir), cache_file
+        self.weights = weights
         self.provenance: dict[str, dict] = {}
 
     def run(self) -> dict:
@@ -121,7 +124,12 @@ class SampleEvaluation:
             "reference": {"split": self.reference_split, "n": len(real)},
             "held_out": {"n": len(held_out), "compared": HELD_OUT in volumes},
             "samples": {
-                name: {"folder": str(self.samples[name]), "n": len(items), "provenance": self.provenance[name]}
+                name: {
+                    "folder": str(self.samples[name]),
+                    "n": len(items),
+                    "provenance": self.provenance[name],
+                    "trained_on": trained_on(self.provenance[name], self.weights, self.data["training"]),
+                }
                 for name, items in generated.items()
             },
             "spacing_mm": self.spacing_mm,
