@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import filecmp
 import glob
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -32,7 +33,8 @@ class Cohort:
 
     Both tables have the same rows, in the order of participants.tsv: a row is a volume, named after its participant, or
     sub-X_ses-Y for a participant with several. `expected` has the columns of participants.tsv, `measured` those of the tables
-    of measurement; what was not measured is NaN.
+    of measurement; what was not measured is NaN. Where two tools measured a quantity, `measured` has that of the first;
+    `tools` has both.
     """
 
     folder: Path
@@ -41,7 +43,7 @@ class Cohort:
     measured: pd.DataFrame
     listed: pd.DataFrame  # participants.tsv, everyone
     images: dict[str, Path]  # volume -> its T1w
-    sources: dict[str, Path] = field(default_factory=dict)  # measured column -> table it is from
+    tables: dict[str, pd.DataFrame] = field(default_factory=dict)  # tool -> what it measured, by volume
     units: dict[str, str] = field(default_factory=dict)  # of participants.json
 
     def label_map(self, volume: str) -> Path | None:
@@ -68,6 +70,22 @@ class Cohort:
         known = [name for name in QUANTITIES if name in both]
         return known + [name for name in both if name not in QUANTITIES and _is_number(self.expected[name])]
 
+    def tools(self) -> dict[str, Cohort]:
+        """Tool -> the cohort with what this tool measured, and no other."""
+        return {
+            tool: replace(self, measured=table.reindex(self.expected.index), tables={tool: table})
+            for tool, table in self.tables.items()
+        }
+
+    def readings(self) -> list[tuple[str, str, Cohort]]:
+        """Quantity, tool and the cohort by that tool, for all that is both expected and measured, by quantity."""
+        tools = self.tools().items()
+        return [(name, tool, by_tool) for name in self.quantities() for tool, by_tool in tools if name in by_tool.quantities()]
+
+    def pairs(self, name: str) -> pd.DataFrame:
+        """Expected and measured values of the volumes that have both."""
+        return pd.DataFrame({"expected": self.expected[name], "measured": self.measured[name]}).astype(float).dropna()
+
     def main_quantity(self) -> str | None:
         """What volumes are sorted by at first: measured rather than not, known rather than not, else a column of numbers."""
         numbers = self.numbers()
@@ -83,6 +101,10 @@ class Cohort:
             return self
         rest = ~self.expected["split"].isin(TRAINING) & self.measured[self.quantities()].notna().any(axis=1)
         return replace(self, expected=self.expected[rest], measured=self.measured[rest]) if rest.any() else self
+
+    def by(self, name: str, tool: str) -> str:
+        """ " by the tool" for a quantity that several tools measured, else ""."""
+        return f" by {tool}" if sum(name in table for table in self.tables.values()) > 1 else ""
 
     def title(self, name: str) -> str:
         return QUANTITIES[name][0] if name in QUANTITIES else name
@@ -105,30 +127,31 @@ class Cohort:
 
 
 def read_cohort(folder: Path, measured_files: Sequence[Path] = (), everyone: bool = True) -> Cohort:
-    """Join a folder's participants.tsv with tables of measurement, by participant_id.
+    """Join a folder's participants.tsv with tables of measurement, by volume.
 
     Args:
         folder: with participants.tsv and sub-*/**/sub-*_T1w.nii.gz.
-        measured_files: of scripts/measure_volumes.py, of a regressor: rows of all or some of its participants. Where two
-            have a column, that of the first counts.
+        measured_files: of scripts/measure_volumes.py, of a regressor: rows of all or some of its volumes, see `read_measured`.
         everyone: keep those that were not measured.
 
     Raises:
         FileNotFoundError: a table or an image is missing.
-        ValueError: measured volumes that participants.tsv lacks; nothing both expected and measured; text for a number.
+        ValueError: measured volumes that the folder lacks; nothing both expected and measured; text for a number.
     """
     listed = read_table(folder / "participants.tsv")
-    measured, sources = _join(measured_files, listed, folder)
-    images = {}
-    for participant in listed.index:
-        found = _images(folder, participant)
-        if everyone or not measured_files or participant in measured.index:
-            images |= found
-        else:
-            images |= {volume: path for volume, path in found.items() if volume in measured.index}
-    if several := [name for name in measured.index if name not in images]:
-        raise ValueError(f"{several[0]} has several volumes in {folder}: tables of measurement must say which, as sub-X_ses-Y")
-    expected = listed.loc[[volume if volume in listed.index else volume.split("_")[0] for volume in images]]
+    found = {participant: _images(folder, participant) for participant in listed.index}
+    tables: dict[str, pd.DataFrame] = {}
+    for path in measured_files:
+        tool, table = read_measured(path, folder, found)
+        _refuse_text(table, path)
+        tables[tool] = tables[tool].combine_first(table) if tool in tables else table
+    measured = pd.DataFrame()
+    for table in tables.values():
+        measured = table if measured.empty else measured.join(table[table.columns.difference(measured.columns)], how="outer")
+    images = {volume: path for of_participant in found.values() for volume, path in of_participant.items()}
+    if measured_files and not everyone:
+        images = {volume: path for volume, path in images.items() if volume in measured.index}
+    expected = listed.loc[[participant for participant, volumes in found.items() for volume in volumes if volume in images]]
     cohort = Cohort(
         folder=folder,
         name=_name(folder),
@@ -136,20 +159,23 @@ def read_cohort(folder: Path, measured_files: Sequence[Path] = (), everyone: boo
         measured=measured.reindex(list(images)),
         listed=listed,
         images=images,
-        sources=sources,
+        tables=tables,
         units=_units(folder / "participants.json"),
     )
-    for quantity in [name for name in QUANTITIES if name in cohort.expected and name in sources]:
-        for table, path in ((cohort.expected, folder / "participants.tsv"), (cohort.measured, sources[quantity])):
-            if not _is_number(table[quantity]):
-                row = pd.to_numeric(table[quantity], errors="coerce").isna().idxmax()
-                raise ValueError(f"{path}, {row}: {quantity} is {table.loc[row, quantity]!r}, a number is needed")
+    if measured_files:
+        _refuse_text(cohort.expected[[name for name in cohort.expected if name in measured]], folder / "participants.tsv")
     if measured_files and not cohort.quantities():
         raise ValueError(
             f"{folder / 'participants.tsv'}: nothing to compare, it has none of the columns of numbers of "
             f"{', '.join(map(str, measured_files))}: {', '.join(measured.select_dtypes('number'))}"
         )
     return cohort
+
+
+def _refuse_text(table: pd.DataFrame, path: Path) -> None:
+    for quantity in [name for name in QUANTITIES if name in table and not _is_number(table[name])]:
+        row = pd.to_numeric(table[quantity], errors="coerce").isna().idxmax()
+        raise ValueError(f"{path}, {row}: {quantity} is {table.loc[row, quantity]!r}, a number is needed")
 
 
 def read_table(path: Path) -> pd.DataFrame:
@@ -159,14 +185,20 @@ def read_table(path: Path) -> pd.DataFrame:
         FileNotFoundError: no such table.
         ValueError: no column participant_id, one twice, or one that is no name of a folder.
     """
+    table = _read_rows(path)
+    if table.index.has_duplicates:
+        raise ValueError(f"{path}: {table.index[table.index.duplicated()][0]} is there twice")
+    return table
+
+
+def _read_rows(path: Path) -> pd.DataFrame:
+    """As `read_table`; a participant may have several rows."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such table")
     table = pd.read_csv(path, sep="\t", dtype={"participant_id": str}, encoding="utf-8-sig")
     if "participant_id" not in table:
         raise ValueError(f"{path}: expected a column participant_id")
     names = table["participant_id"]
-    if names.duplicated().any():
-        raise ValueError(f"{path}: {names[names.duplicated()].iloc[0]} is there twice")
     if (bad := ~names.fillna("").str.fullmatch(r"[\w.+-]*\w[\w.+-]*")).any():
         raise ValueError(f"{path}: a participant_id such as sub-0001 is needed, got {names[bad].iloc[0]!r}")
     table = table.set_index("participant_id")
@@ -174,16 +206,59 @@ def read_table(path: Path) -> pd.DataFrame:
     return table.astype(dict.fromkeys(empty, float))
 
 
-def _join(files: Sequence[Path], listed: pd.DataFrame, folder: Path) -> tuple[pd.DataFrame, dict[str, Path]]:
-    joined, sources = pd.DataFrame(), {}
-    for path in files:
-        table = read_table(path)
-        if unknown := [name for name in table.index if name.split("_")[0] not in listed.index]:
-            raise ValueError(f"{path}: {unknown[0]} is not in {folder / 'participants.tsv'}. Measure {folder} itself")
-        new = [name for name in table if name not in sources]
-        sources |= dict.fromkeys(new, path)
-        joined = table[new] if joined.empty else joined.join(table[new], how="outer")
-    return joined, sources
+def read_measured(path: Path, folder: Path, images: Mapping[str, Mapping[str, Path]]) -> tuple[str, pd.DataFrame]:
+    """A table of measurement by volume, and the tool that measured (its column `tool`, else the table's name).
+
+    A row is the volume that its column `file` names. Without such a column, participant_id names the volume.
+
+    Args:
+        path: of the table.
+        folder: that was measured.
+        images: of its volumes, by participant and volume.
+
+    Raises:
+        FileNotFoundError: no such table.
+        ValueError: a row of another folder's volume, one that does not say which of a participant's volumes it is, or two
+            rows of one volume.
+    """
+    table = _read_rows(path)
+    files = table["file"] if "file" in table else pd.Series(np.nan, table.index)
+    volumes = []
+    for name, file in zip(table.index, files):
+        participant = name.split("_")[0] if name not in images else name
+        if participant not in images:
+            raise ValueError(f"{path}: {name} is not in {folder / 'participants.tsv'}. Measure {folder} itself")
+        own = images[participant]
+        if isinstance(file, str) and file.endswith(("_T1w.nii", "_T1w.nii.gz")):
+            volume = next((volume for volume, image in own.items() if _is_measured(Path(file), image, folder)), None)
+            if volume is None:
+                raise ValueError(
+                    f"{path}: {name} was measured in {file}, which is not {' or '.join(map(str, own.values()))}. Measure "
+                    f"{folder} itself; where only its name has changed, correct the column file"
+                )
+        else:
+            volume = next(iter(own)) if len(own) == 1 else name
+        if volume not in own:
+            raise ValueError(f"{path}: {name} has several volumes in {folder}. A column file must say which, or sub-X_ses-Y")
+        volumes.append(volume)
+    table = table.set_axis(volumes, axis=0)
+    if table.index.has_duplicates:
+        raise ValueError(f"{path}: {table.index[table.index.duplicated()][0]} is there twice")
+    tools = table["tool"].dropna().unique() if "tool" in table else []
+    return " and ".join(map(str, tools)) or path.name, table.drop(columns=["file", "tool"], errors="ignore")
+
+
+def _is_measured(file: Path, image: Path, folder: Path) -> bool:
+    """Whether the path in a table is that of an image of the folder, which may have been moved or copied since.
+
+    A file that is there must be the image, or equal and of its name. Of one that is not, the path must be that of the image,
+    from the folder's name on.
+    """
+    inside = image.relative_to(folder).parts
+    if file.is_file():
+        return file.samefile(image) or (file.parts[-len(inside) :] == inside and filecmp.cmp(file, image, shallow=False))
+    names = {folder.absolute().name, folder.resolve().name}
+    return any((name, *inside)[-len(file.parts) :] == file.parts[-len(inside) - 1 :] for name in names)
 
 
 def _images(folder: Path, participant: str) -> dict[str, Path]:
@@ -238,7 +313,7 @@ def describe(cohort: Cohort) -> str:
     if "split" in cohort.listed:
         text += f" ({_counts(cohort.listed['split'])})"
         measured += f" ({_counts(cohort.expected['split'])})"
-    return f"{text}{measured} were measured" if cohort.sources else text
+    return f"{text}{measured} were measured" if cohort.tables else text
 
 
 def _counts(splits: pd.Series) -> str:

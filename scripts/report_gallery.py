@@ -33,10 +33,10 @@ def columns(cohort: Cohort) -> list[Column]:
     found = []
     for name in cohort.expected:
         found.append(_column(_titled(cohort, name), cohort.expected[name]))
-    for name in cohort.quantities():
-        measured = cohort.measured[name]
-        found.append(_column(f"measured {_titled(cohort, name)}", measured))
-        found.append(Column(f"measured − requested {_titled(cohort, name)}", measured - cohort.expected[name], "sorted"))
+    for name, tool, by_tool in cohort.readings():
+        measured, title = by_tool.measured[name], f"{_titled(cohort, name)}{cohort.by(name, tool)}"
+        found.append(_column(f"measured {title}", measured))
+        found.append(Column(f"measured − requested {title}", measured - cohort.expected[name], "sorted"))
     return [column for column in found if column and column.values.nunique() > 1]
 
 
@@ -145,15 +145,14 @@ def gallery(
 
 def caption(cohort: Cohort, volume: str, asked: str) -> str:
     """What a volume should be and what was measured in it, with the measuring tool's doubts."""
-    expected, measured = cohort.expected.loc[volume], cohort.measured.loc[volume]
+    expected, flags = cohort.expected.loc[volume], cohort.measured.loc[volume].get("flags")
     main, compared = cohort.main_quantity(), cohort.quantities()
     heading = volume
     rest = []
     if main is not None and not pd.isna(expected[main]):
         heading = f"{asked} {cohort.value(main, expected[main], 1 if main in compared else None)}"
         if main in compared:
-            missing = pd.isna(measured[main])
-            heading += ", could not be measured" if missing else f", measured {cohort.value(main, measured[main], 1)}"
+            heading += f", {_measured(cohort, volume, main, 1) or 'could not be measured'}"
         rest.append(volume)
     for name in cohort.expected:
         value = expected[name]
@@ -161,10 +160,20 @@ def caption(cohort: Cohort, volume: str, asked: str) -> str:
             continue
         number = isinstance(value, numbers.Real) and not isinstance(value, bool)
         text = f"{cohort.title(name)} {cohort.value(name, value) if number else value}"
-        if name in compared and not pd.isna(measured[name]):
-            text += f" (measured {cohort.value(name, float(measured[name]))})"
+        if found := _measured(cohort, volume, name):
+            text += f" ({found})"
         rest.append(text)
-    flags = measured.get("flags")
     if isinstance(flags, str) and flags not in ("", "n/a"):
         rest.append(flags)
     return f"<b>{escape(heading)}</b><br>{escape(' · '.join(rest))}"
+
+
+def _measured(cohort: Cohort, volume: str, name: str, decimals: int | None = None) -> str:
+    """What each tool measured of a quantity, such as "measured 41.6 mL"; "" where none could."""
+    readings = {tool: by_tool.measured.loc[volume, name] for of, tool, by_tool in cohort.readings() if of == name}
+    texts = [
+        f"{cohort.value(name, float(number), decimals)}{cohort.by(name, tool)}"
+        for tool, number in readings.items()
+        if not pd.isna(number)
+    ]
+    return f"measured {', '.join(texts)}" if texts else ""

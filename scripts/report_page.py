@@ -186,10 +186,6 @@ def _sections(content: Content, labelled: bool) -> Iterator[tuple[str, str, Iter
 
 def _agreement(content: Content) -> Iterator[str]:
     generated, scans = content.cohorts["generated"], content.cohorts.get("cohort")
-    tables: dict[str, list[str]] = {}
-    for name in generated.quantities():
-        tables.setdefault(generated.sources[name].name, []).append(generated.title(name))
-    measured = "; ".join(f"{' and '.join(titles)} from {table}" for table, titles in tables.items())
     left_out = len(scans.expected) - len(scans.unseen().expected) if scans else 0
     note = " {} measured scans of the training split are left out: a network that measures may know them."
     note = note.format(left_out) if left_out else ""
@@ -197,15 +193,18 @@ def _agreement(content: Content) -> Iterator[str]:
         "<p>Generated volumes: requested against measured values. Scans of the cohort: true against measured ones. The "
         "measuring tool knows nothing of what was requested; on the scans it shows how much of the scatter is its own. A model "
         "that ignored the request would do as the lines <i>always answering the mean</i>. "
-        f"Measured values: {escape(measured)}.{escape(note)}</p>"
+        f"Measured values: by {escape(' and '.join(generated.tables))}.{escape(note)}</p>"
     )
     rows = agreement_rows(generated, "Generated")
     if scans:
         rows += agreement_rows(scans.unseen(), "Scans")
     yield table(AGREEMENT_HEADER, rows)
     yield '<div class="plots">'
-    for name in generated.quantities():
-        yield img(scatter_image(content.cohorts, name), f"measured over requested {generated.title(name)}")
+    for name, tool, by_tool in generated.readings():
+        cohorts = {"generated": by_tool}
+        if scans and (tool in scans.tables or not generated.by(name, tool)):
+            cohorts["cohort"] = scans.tools().get(tool, scans)
+        yield img(scatter_image(cohorts, name), f"measured over requested {generated.title(name)}{generated.by(name, tool)}")
     yield "</div>"
 
 

@@ -86,7 +86,7 @@ def _overview_text(cohort: Cohort, volume: str, quantity: str | None, asked: str
     if quantity is None:
         return volume
     text = f"{asked}\n{_rounded(cohort, cohort.expected, volume, quantity)}"
-    if quantity in cohort.sources:
+    if quantity in cohort.measured:
         text += f"\n\nmeasured\n{_rounded(cohort, cohort.measured, volume, quantity)}"
     return text
 

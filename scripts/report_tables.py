@@ -17,22 +17,24 @@ AGREEMENT_HEADER = ["", "n", "Pearson r [95 %]", "slope [95 %]", "bias", "mean a
 def agreement_rows(cohort: Cohort, title: str) -> list[list[str]]:
     """For each quantity a row of the agreement table, and one of the trivial answer: always the mean."""
     rows = []
-    for quantity in cohort.quantities():
-        pairs = pd.concat([cohort.expected[quantity], cohort.measured[quantity]], axis=1, keys=["expected", "measured"])
-        pairs = pairs.astype(float).dropna()
-        expected = pairs["expected"]
-        name = f"{title}: {cohort.title(quantity)}"
+    for quantity, tool, by_tool in cohort.readings():
+        pairs = by_tool.pairs(quantity)
+        name = f"{title}: {cohort.title(quantity)}{cohort.by(quantity, tool)}"
         try:
-            a = agreement(expected, pairs["measured"])
+            a = agreement(pairs["expected"], pairs["measured"])
         except ValueError as error:
-            rows.append([name, str(len(expected)), str(error), *[""] * 3])
+            rows.append([name, str(len(pairs)), str(error), *[""] * 3])
             continue
-        decimals, unit = _decimals(expected), cohort.unit(quantity)
+        decimals, unit = _decimals(pairs["expected"]), cohort.unit(quantity)
         rows.append([name, str(a["n"]), *_agreement_cells(a, decimals, unit)])
-        trivial = (expected - expected.mean()).abs().mean()
-        error = f"{trivial:.{decimals}f} {unit}".strip()
+        error = f"{mean_answer_error(pairs['expected']):.{decimals}f} {unit}".strip()
         rows.append(["— always answering the mean", str(a["n"]), "undefined", "0", "0", error])
     return rows
+
+
+def mean_answer_error(expected: pd.Series) -> float:
+    """Mean absolute error of a tool or model that always answers the mean of these values."""
+    return float((expected - expected.mean()).abs().mean())
 
 
 def tool_accuracy_rows(facts_file: Path) -> list[list[str]] | str:
