@@ -78,8 +78,10 @@ def test_a_scan_is_known_again_by_its_voxels_alone(tmp_path):
     turned = tmp_path / "turned.nii.gz"
     nib.save(nib.load(scan).as_reoriented([[1, 1], [2, -1], [0, 1]]), turned)
     mirrored = save(tmp_path / "mirrored" / "sub-1_T1w.nii.gz", volume[::-1])
-    faults, hashes = images.check_images([str(path) for path in (scan, plain, turned, mirrored)], SPACING_MM)
-    assert not faults and hashes[str(scan)] == hashes[str(plain)] == hashes[str(turned)] != hashes[str(mirrored)]
+    faults, contents = images.check_images([str(path) for path in (scan, plain, turned, mirrored)], SPACING_MM)
+    assert not faults and contents[str(scan)] == contents[str(plain)] == contents[str(turned)]
+    assert contents[str(scan)].voxels_sha256 != contents[str(mirrored)].voxels_sha256
+    assert contents[str(scan)][1:] == contents[str(mirrored)][1:] == (volume.min(), volume.max())
 
 
 # The cache
@@ -107,9 +109,10 @@ def test_sound_images_are_read_once(paths, tmp_path, monkeypatch):
 
 
 def test_images_that_an_earlier_version_remembered_are_read_once_more(paths, tmp_path):
-    """It kept no hash of their voxels."""
+    """It kept no hash of their voxels, or no range."""
     cache = tmp_path / "checked.json"
-    cache.write_text(json.dumps({path: [os.stat(path).st_size, os.stat(path).st_mtime_ns, SPACING_MM] for path in paths}))
+    file = {path: [os.stat(path).st_size, os.stat(path).st_mtime_ns, SPACING_MM] for path in paths}
+    cache.write_text(json.dumps({paths[0]: file[paths[0]]} | {path: [*file[path], "0123456789abcdef"] for path in paths[1:]}))
     assert images.check_images(paths, SPACING_MM, cache_file=cache) == images.check_images(paths, SPACING_MM)
 
 

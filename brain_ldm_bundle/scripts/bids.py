@@ -48,7 +48,7 @@ def read_dataset(
 
     Returns:
         {"training": [...], "validation": [...], "test": [...]}, with items {"image": path, "participant_id": "sub-X",
-        "covariates": scaled numbers in the schema's order, "voxels_sha256": the hash of `check_images`}.
+        "covariates": scaled numbers in the schema's order, "voxels_sha256": of `scripts.images.Content`}.
 
     Raises:
         FileNotFoundError: no data set, table or datalist there.
@@ -65,11 +65,11 @@ def read_dataset(
         items, problems = _bids_items(dataset_dir, schema)
     else:
         items, problems = _datalist_items(Path(datalist), dataset_dir, schema)
-    faults, hashes = check_images([item["image"] for item in items], spacing_mm, workers, cache_file)
+    faults, contents = check_images([item["image"] for item in items], spacing_mm, workers, cache_file)
     problems += faults
     refuse(problems, f"{dataset_dir} cannot be used for training yet ({len(problems)} problems):")
     for item in items:
-        item["voxels_sha256"] = hashes[item["image"]]
+        item["voxels_sha256"] = contents[item["image"]].voxels_sha256
     shares = _share_out(items, validation_fraction, seed)
     problems = _copies(shares)
     refuse(problems, f"{dataset_dir} cannot be used for training yet ({len(problems)} scans in two splits):")
@@ -80,7 +80,7 @@ def find_volumes(folder: str | Path, spacing_mm: float, cache_file: str | Path |
     """All T1w volumes below a folder, such as a generated cohort, checked as those of `read_dataset`; no table is needed.
 
     Returns:
-        {"image": path, "participant_id": "sub-X"}, by path.
+        {"image": path, "participant_id": "sub-X", and the fields of `scripts.images.Content`}, by path.
 
     Raises:
         FileNotFoundError: no such folder.
@@ -92,9 +92,9 @@ def find_volumes(folder: str | Path, spacing_mm: float, cache_file: str | Path |
     paths = sorted(path for path in folder.glob("sub-*/**/*_T1w.nii*") if path.name.endswith((".nii", ".nii.gz")))
     if not paths:
         raise ValueError(f"{folder}: no sub-*/anat/*_T1w.nii.gz below it")
-    problems, _ = check_images([str(path) for path in paths], spacing_mm, cache_file=cache_file)
+    problems, contents = check_images([str(path) for path in paths], spacing_mm, cache_file=cache_file)
     refuse(problems, f"{folder} cannot be used ({len(problems)} problems):")
-    return [{"image": str(path), "participant_id": path.name.split("_")[0]} for path in paths]
+    return [{"image": str(path), "participant_id": path.name.split("_")[0], **contents[str(path)]._asdict()} for path in paths]
 
 
 def refuse_empty(data: Mapping[str, Sequence[dict]], world_size: int = 1) -> None:

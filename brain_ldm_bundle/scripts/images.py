@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -20,27 +21,36 @@ from tqdm import tqdm
 from . import grid
 from .files import atomic, read_whole
 
-__all__ = ["check_images", "refuse_elsewhere"]
+__all__ = ["Content", "check_images", "refuse_elsewhere"]
 
 # A head may be smaller than the template's, so this much of the template's brain may lie outside of the image.
 BRAIN_MARGIN_MM = 10.0
 PREPARE = "Bring it there with: python scripts/prepare_data.py"
 
 
+class Content(NamedTuple):
+    """Of an image's voxels.
+
+    The hash, by which an image is known again, is 16 hexadecimal digits of a SHA-256 of the voxels as float32, from left to
+    right, back to front and bottom to top: a copy with another name, compression, orientation or type of number has the same.
+    """
+
+    voxels_sha256: str
+    lowest: float
+    highest: float
+
+
 def check_images(
     paths: Sequence[str], spacing_mm: float, workers: int | None = None, cache_file: str | Path | None = None
-) -> tuple[list[str], dict[str, str]]:
-    """What is wrong with the images, in their order; and for each path of a sound one, the hash by which it is known again.
-
-    The hash, 16 hexadecimal digits of a SHA-256, is of the voxels as float32, from left to right, back to front and bottom to
-    top: a copy with another name, compression, orientation or type of number has the same.
+) -> tuple[list[str], dict[str, Content]]:
+    """What is wrong with the images, in their order; and the content of each sound one, by its path.
 
     Args:
         paths: of NIfTI images.
         spacing_mm, workers, cache_file: of `scripts.bids.read_dataset`.
     """
     sound = _read_cache(cache_file)
-    from_scanner, hashes = [], {}
+    from_scanner, contents = [], {}
 
     def check(path: str) -> str | None:
         try:
@@ -48,15 +58,15 @@ def check_images(
         except OSError as error:
             return f"{path}: {error.strerror}"
         key, file = os.path.abspath(path), [stat.st_size, stat.st_mtime_ns, spacing_mm]
-        if sound.get(key, [])[:-1] != file:
+        if sound.get(key, [])[: -len(Content._fields)] != file:
             try:
                 header = _check_header(path, spacing_mm)
                 if max(int(header["sform_code"]), int(header["qform_code"])) == 1:
                     from_scanner.append(path)
-                sound[key] = [*file, _check_content(path)]
+                sound[key] = [*file, *_check_content(path)]
             except ValueError as error:
                 return f"{path}: {error}"
-        hashes[path] = sound[key][-1]
+        contents[path] = Content(*sound[key][len(file) :])
         return None
 
     try:
@@ -73,7 +83,7 @@ def check_images(
             f"Their axes and field of view would fit; if they were not registered to MNI space: {PREPARE}",
             stacklevel=3,
         )
-    return [problem for problem in found if problem], hashes
+    return [problem for problem in found if problem], contents
 
 
 def _read_cache(cache_file: str | Path | None) -> dict[str, list]:
@@ -124,15 +134,16 @@ def refuse_elsewhere(shape: Sequence[int], affine: np.ndarray) -> None:
         )
 
 
-def _check_content(path: str) -> str:
-    """Every voxel, and their hash."""
+def _check_content(path: str) -> Content:
+    """Every voxel."""
     values = np.asanyarray(nib.as_closest_canonical(read_whole(path)).dataobj)
     bad = values.size - np.count_nonzero(np.isfinite(values))
     if bad:
         raise ValueError(f"has {bad} voxels that are NaN or infinite. Replace them, e.g. by 0")
-    if values.min() == values.max():
-        raise ValueError(f"is {values.min():g} everywhere. Convert it again, or remove it")
-    return hashlib.sha256(np.ascontiguousarray(values.T, dtype="<f4")).hexdigest()[:16]
+    lowest, highest = float(values.min()), float(values.max())
+    if lowest == highest:
+        raise ValueError(f"is {lowest:g} everywhere. Convert it again, or remove it")
+    return Content(hashlib.sha256(np.ascontiguousarray(values.T, dtype="<f4")).hexdigest()[:16], lowest, highest)
 
 
 def _mm(values: np.ndarray) -> str:
