@@ -1,5 +1,6 @@
 from . import (
     baseline,
+    checked_pairs,
     dataset,
     deformation,
     derivative,
