@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from report_cohort import Cohort, describe, evenly
+from report_cohort import Cohort, describe, evenly, read_json
 from report_gallery import columns, controls, gallery
 from report_html import escape, img, json_block, paragraphs, table
 from report_labels import LabelNames
@@ -22,6 +22,11 @@ NOTE_LABELS = (
     '<p class="note"><b>Synthetic images, made by a generative model from label maps; each has the anatomy of its map. '
     "For research only, not for clinical use.</b></p>"
 )
+NOTE_SIMULATED = (
+    '<p class="note"><b>The scans of this cohort are simulated heads, nobody\'s: where this page says real, scan or '
+    "participant, it means these.</b></p>"
+)
+SIMULATOR = "make_demo_data.py"  # in GeneratedBy of its data sets' dataset_description.json
 TOOL = ("ventricles_ml", "brain_ml", "icv_ml", "brain_normalised_ml")  # what scripts/measure_volumes.py measures
 PLANES = (
     "Axial, coronal and sagittal plane at x 4, y -20, z 12 mm of MNI space. Radiological convention: the subject's left is at "
@@ -95,6 +100,7 @@ def page(content: Content) -> Iterator[str]:
         "<h1>Synthetic brain MRI: a generated cohort</h1>",
         NOTE_LABELS if labelled else NOTE,
         _summary(content),
+        NOTE_SIMULATED if "cohort" in content.cohorts and _is_simulated(content.cohorts["cohort"]) else "",
         f'</header><nav aria-label="On this page"><ul>{links}</ul></nav>\n<main>\n',
         img(content.picture, alt, "picture"),
     ):
@@ -142,6 +148,11 @@ def _part(name: str) -> str:
 
 def _hash(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def _is_simulated(cohort: Cohort) -> bool:
+    description = cohort.folder / "dataset_description.json"
+    return description.is_file() and SIMULATOR in str(read_json(description).get("GeneratedBy"))
 
 
 def _summary(content: Content) -> str:

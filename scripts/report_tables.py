@@ -82,7 +82,8 @@ def training_rows(training_dir: Path) -> list[list[str]]:
             if events:
                 steps = max(steps, max(step for _, step in events))
                 spans.append((events[0][0], max(time for time, _ in events)))
-        rows.append([f"Training, {stage.name}", f"{steps} steps in {_covered(spans) / 60:.1f} min of wall time"])
+        time = f"{steps} steps in {_covered(spans) / 60:.1f} min of wall time"
+        rows.append([f"Training, {stage.name}", f"{time}, without those of other weights, if it went on from any"])
     return rows
 
 
