@@ -25,8 +25,8 @@ def agreement_rows(cohort: Cohort, title: str) -> list[list[str]]:
         except ValueError as error:
             rows.append([name, str(len(pairs)), str(error), *[""] * 3])
             continue
-        decimals, unit = _decimals(pairs["expected"]), cohort.unit(quantity)
-        rows.append([name, str(a["n"]), *_agreement_cells(a, decimals, unit)])
+        decimals, unit = decimals_of(pairs["expected"]), cohort.unit(quantity)
+        rows.append([name, str(a["n"]), *agreement_cells(a, decimals, unit)])
         error = f"{mean_answer_error(pairs['expected']):.{decimals}f} {unit}".strip()
         rows.append(["— always answering the mean", str(a["n"]), "undefined", "0", "0", error])
     return rows
@@ -48,11 +48,11 @@ def tool_accuracy_rows(facts_file: Path) -> list[list[str]] | str:
     rows = []
     for row in facts["accuracy"]:
         title, unit = QUANTITIES[row["volume"]]
-        rows.append([f"{row['images']}, {row['spacing_mm']:g} mm: {title}", str(row["n"]), *_agreement_cells(row, 1, unit)])
+        rows.append([f"{row['images']}, {row['spacing_mm']:g} mm: {title}", str(row["n"]), *agreement_cells(row, 1, unit)])
     return rows
 
 
-def _agreement_cells(a: dict, decimals: int, unit: str) -> list[str]:
+def agreement_cells(a: dict, decimals: int, unit: str) -> list[str]:
     return [
         f"{a['r']:.3f} [{a['r_low']:.3f}, {a['r_high']:.3f}]",
         f"{a['slope']:.2f} [{a['slope_low']:.2f}, {a['slope_high']:.2f}]",
@@ -61,7 +61,7 @@ def _agreement_cells(a: dict, decimals: int, unit: str) -> list[str]:
     ]
 
 
-def _decimals(values: pd.Series) -> int:
+def decimals_of(values: pd.Series) -> int:
     """One, and more for values that spread over less than 1."""
     spread = float(values.std())
     return max(1, 1 - math.floor(math.log10(spread))) if spread > 0 else 1

@@ -2,7 +2,7 @@ import math
 
 import numpy as np
 import pytest
-from agreement import agreement
+from agreement import agreement, partial_correlation
 from scipy import stats
 
 
@@ -50,3 +50,34 @@ def test_bias_is_measured_minus_requested():
 def test_impossible_input_is_refused(requested, measured, message):
     with pytest.raises(ValueError, match=message):
         agreement(requested, measured)
+
+
+def test_partial_correlation_is_that_of_the_textbook():
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=30)
+    x, y = z + rng.normal(size=30), 2 * z + rng.normal(size=30)
+    rxy, rxz, ryz = np.corrcoef([x, y, z])[[0, 0, 1], [1, 2, 2]]
+    found = partial_correlation(x, y, np.column_stack([1e6 * z + 5, np.full(30, 3.0), -z]))  # one column in three ways
+    assert found["held"] == 1
+    assert found["partial_r"] == pytest.approx((rxy - rxz * ryz) / math.sqrt((1 - rxz**2) * (1 - ryz**2)))
+    z_r, margin = math.atanh(found["partial_r"]), 1.959964 / math.sqrt(30 - 1 - 3)
+    assert [found["partial_r_low"], found["partial_r_high"]] == pytest.approx(
+        [math.tanh(z_r - margin), math.tanh(z_r + margin)]
+    )
+
+
+def test_without_other_covariates_it_is_pearsons_r():
+    found = partial_correlation([1, 2, 3, 4], [1, 2, 3, 5], np.empty((4, 0)))
+    assert found["held"] == 0 and found["partial_r"] == pytest.approx(agreement([1, 2, 3, 4], [1, 2, 3, 5])["r"])
+
+
+@pytest.mark.parametrize(
+    ("x", "others", "message"),
+    [
+        ([1, 2, 3, 4], [[1], [5], [2], [2]], "4 pairs are too few to hold 1 covariates, 5 are needed"),
+        ([1, 2, 3, 4, 6], [[2], [4], [6], [8], [12]], "requested or measured values follow from the other covariates"),
+    ],
+)
+def test_where_nothing_is_left_there_is_no_partial_correlation(x, others, message):
+    with pytest.raises(ValueError, match=message):
+        partial_correlation(x, [1, 5, 2, 6, 3][: len(x)], np.array(others))

@@ -1,6 +1,7 @@
 """conditioning.py: requested against measured, each quantity in its unit, the trivial answer beside it."""
 
 import json
+import shutil
 
 import conditioning
 import nibabel as nib
@@ -24,10 +25,15 @@ def generated(tmp_path):
     return table
 
 
-def run(tmp_path, *tables):
-    arguments = [tmp_path / "generated", "--measured", *tables, "--output", tmp_path / "out"]
+def run(tmp_path, *tables, further=()):
+    arguments = [tmp_path / "generated", "--measured", *tables, "--output", tmp_path / "out", *further]
     conditioning.main([str(argument) for argument in arguments])
-    return json.loads((tmp_path / "out" / "conditioning.json").read_text())["quantities"]
+    readings = json.loads((tmp_path / "out" / "conditioning.json").read_text())["readings"]
+    return {(reading["quantity"], reading["tool"]): reading for reading in readings}
+
+
+def section(tmp_path):
+    return json.loads((tmp_path / "out" / "conditioning.section.json").read_text())
 
 
 def save(table, path):
@@ -41,50 +47,91 @@ def test_volumes_and_ages_of_two_tables_are_compared_in_their_units(generated, t
     )
     ages = save(generated[["participant_id"]].assign(age=generated["age"] - 4), tmp_path / "a.tsv")
     found = run(tmp_path, volumes, ages)
-    assert list(found) == ["ventricles_ml", "age"]
-    assert found["ventricles_ml"]["unit"] == "mL" and found["ventricles_ml"]["slope"] == pytest.approx(0.5)
-    assert (
-        found["age"]["unit"] == "years"
-        and found["age"]["bias"] == pytest.approx(-4)
-        and found["age"]["mae"] == pytest.approx(4)
-    )
+    assert list(found) == [("ventricles_ml", "v.tsv"), ("age", "a.tsv")]
+    ventricles, age = found.values()
+    assert ventricles["unit"] == "mL" and ventricles["generated"]["slope"] == pytest.approx(0.5)
+    assert age["unit"] == "years" and age["generated"]["bias"] == pytest.approx(-4)
+    assert age["generated"]["mae"] == pytest.approx(4)
     requested = generated["ventricles_ml"]
-    assert found["ventricles_ml"]["mae_of_the_mean"] == pytest.approx((requested - requested.mean()).abs().mean())
-    section = json.loads((tmp_path / "out" / "conditioning.section.json").read_text())
-    cells = [row[0] for row in section["tables"][0]["rows"]]
-    assert cells[0].endswith("lateral ventricles") and cells[2].endswith("age")
+    assert ventricles["generated"]["mae_of_the_mean"] == pytest.approx((requested - requested.mean()).abs().mean())
+    cells = [row[0] for row in section(tmp_path)["tables"][0]["rows"]]
+    assert cells[0] == "lateral ventricles by v.tsv" and cells[2] == "age by a.tsv"
     assert cells[1] == cells[3] == "— always answering the mean"
-    assert "lateral ventricles: v.tsv; age: a.tsv" in section["text"]
     assert (tmp_path / "out" / "figure3.png").stat().st_size > 10_000
+
+
+def test_what_two_tools_measured_is_shown_of_both_each_beside_the_same_tool_on_scans(generated, tmp_path):
+    """The second table's column was dropped: a model was judged by the worse tool, whose slope on scans nobody saw."""
+    cohorts = {"generated": tmp_path / "generated"}
+    for name in ("real", "through"):
+        cohorts[name] = shutil.copytree(tmp_path / "generated", tmp_path / name)
+    participants = generated.assign(split=["train"] * 2 + ["test"] * 10)
+    save(participants, cohorts["real"] / "participants.tsv")
+    tables = {}
+    for kind, slopes in {"generated": (0.1, 0.3), "real": (0.2, 0.7), "through": (0.1, 0.5)}.items():
+        for tool, slope in zip("ab", slopes, strict=True):
+            measured = generated.assign(ventricles_ml=slope * generated["ventricles_ml"], tool=f"tool {tool}")
+            tables[kind, tool] = save(measured.drop(columns="age"), tmp_path / f"{kind}_{tool}.tsv")
+    further = []
+    for kind, option in {"real": "--real", "through": "--reconstructed"}.items():
+        further += [option, cohorts[kind], f"{option}_measured", tables[kind, "a"], tables[kind, "b"]]
+    found = run(tmp_path, tables["generated", "a"], tables["generated", "b"], further=further)
+    slopes = {
+        tool: [reading[kind]["slope"] for kind in ("generated", "scans", "scans through the autoencoder")]
+        for (_, tool), reading in found.items()
+    }
+    assert slopes["tool a"] == pytest.approx([0.1, 0.2, 0.1]) and slopes["tool b"] == pytest.approx([0.3, 0.7, 0.5])
+    assert found["ventricles_ml", "tool a"]["scans"]["n"] == 10  # without the training split
+    rows = section(tmp_path)["tables"][0]["rows"]
+    assert [row[4].split()[0] for row in rows] == ["0.10", "0", "0.20", "0.10", "0.30", "0", "0.70", "0.50"]
+    assert rows[7][0] == "— the tool on scans through the autoencoder"
+    assert "10 scans and 12 scans through the autoencoder" in section(tmp_path)["text"]
+
+
+def test_what_follows_from_another_request_has_no_partial_correlation(generated, tmp_path):
+    """Requests go together: a tool that reads ventricles alone had a good r of age."""
+    generated["age"] = 50 + generated["ventricles_ml"] / 4 + np.random.default_rng(1).normal(0, 2, 12)
+    save(generated, tmp_path / "generated" / "participants.tsv")
+    noise = np.random.default_rng(5).normal(0, 1, 12)
+    by_ventricles = save(generated.assign(age=50 + generated["ventricles_ml"] / 4 + noise), tmp_path / "v.tsv")
+    age = run(tmp_path, by_ventricles)["age", "v.tsv"]["generated"]
+    assert age["r"] > 0.9 and age["held"] == 1
+    assert age["partial_r_low"] < 0 < age["partial_r_high"]
+
+
+def test_a_folder_to_compare_with_needs_its_tables(generated, tmp_path):
+    table = save(generated, tmp_path / "v.tsv")
+    with pytest.raises(SystemExit, match="scans: give both the folder and the tables"):
+        run(tmp_path, table, further=["--real", tmp_path / "generated"])
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_could_not_be_measured_is_counted(generated, tmp_path):
     measured = generated.assign(ventricles_ml=generated["ventricles_ml"] + np.arange(12) % 3).drop(columns="age")
     measured.loc[[2, 5], "ventricles_ml"] = np.nan
-    found = run(tmp_path, save(measured.drop(index=7), tmp_path / "v.tsv"))["ventricles_ml"]
+    found = run(tmp_path, save(measured.drop(index=7), tmp_path / "v.tsv"))["ventricles_ml", "v.tsv"]["generated"]
     kept = measured.drop(index=[2, 5, 7])
     expected = agreement(generated["ventricles_ml"].loc[kept.index], kept["ventricles_ml"])
     assert found["n"] == 9 and found["unmeasured"] == 3
     assert found["r"] == pytest.approx(expected["r"], abs=1e-6)
-    assert "in no number below: 3 of lateral ventricles" in (tmp_path / "out" / "conditioning.section.json").read_text()
+    assert "in no number below: 3 of lateral ventricles by v.tsv." in section(tmp_path)["text"]
 
 
 def test_a_constant_quantity_does_not_stop_the_others(generated, tmp_path):
     """All requests of one age: the figure of the ventricles was not made either."""
     measured = generated.assign(age=61.0, ventricles_ml=generated["ventricles_ml"] + np.arange(12) % 3)
     found = run(tmp_path, save(measured, tmp_path / "v.tsv"))
-    assert list(found) == ["ventricles_ml"]
+    assert list(found) == [("ventricles_ml", "v.tsv")]
     without = json.loads((tmp_path / "out" / "conditioning.json").read_text())["without"]
-    assert without == {"age": "measured values are all 61: a correlation needs values that differ"}
-    rows = json.loads((tmp_path / "out" / "conditioning.section.json").read_text())["tables"][0]["rows"]
-    assert [row[2] for row in rows if row[0].endswith("age")] == list(without.values())
+    assert without == {"age by v.tsv": "measured values are all 61: a correlation needs values that differ"}
+    assert "No numbers of age by v.tsv: measured values are all 61" in section(tmp_path)["text"]
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda table: table.head(3), "ventricles_ml: agreement needs at least 4 pairs"),
-        (lambda table: table.assign(ventricles_ml=30.0), "ventricles_ml: measured values are all 30"),
+        (lambda table: table.head(3), "lateral ventricles by v.tsv: agreement needs at least 4 pairs"),
+        (lambda table: table.assign(ventricles_ml=30.0), "lateral ventricles by v.tsv: measured values are all 30"),
         (lambda table: table.drop(columns="ventricles_ml").assign(other=1.0), "nothing to compare"),
     ],
 )
