@@ -509,6 +509,7 @@ def test_what_is_undefined_is_called_so_and_is_null_in_json(tmp_path, few_resamp
     assert content["inter_reader"][0]["kappa"] == {"value": None, "low": None, "high": None}
     section = json.loads((tmp_path / "reader_study.section.json").read_text())
     assert [row[2] for row in section["tables"][2]["rows"]] == ["undefined"] * 3
+    assert "one p for each reader, 2 in all, not corrected" in section["text"]
 
 
 def test_commands_make_a_study_and_score_it(tmp_path, cohorts, monkeypatch, few_resamples, capsys):

@@ -373,7 +373,7 @@ def test_the_tables_hold_mean_spread_number_and_paired_differences(tmp_path, cap
     assert comparisons["rows"][0][2:] == ["0 of 3", "0.25", "1.00"] and len(comparisons["rows"]) == 5
     assert [row[0] for row in structures["rows"]] == ["left white matter", "brain stem"]  # no skull
     for part in (
-        "3 real scans of x, split validation, at 2 mm",
+        "3 real scans of the folder x, split validation, at 2 mm",
         "of the maps of 2 subjects",
         "9 steps",
         "p cannot be below 0.25",

@@ -190,7 +190,7 @@ def _text(summary: Mapping) -> str:
     volumes = summary["arms"]["both"]["volumes"]
     n, smallest = summary["n"], summary["smallest_p"]
     parts = [
-        f"Tested on {n} real scan{'s' * (n > 1)} of {summary['data']}, split {summary['split']}, "
+        f"Tested on {n} real scan{'s' * (n > 1)} of the folder {summary['data']}, split {summary['split']}, "
         f"at {summary['spacing_mm']:g} mm.",
         f"Trained on {volumes['synthetic']} synthetic volumes of the maps of {summary['synthetic_sources']} subjects, none of "
         f"them tested on, and on {volumes['real']} real scans; {summary['steps']} steps each.",

@@ -55,7 +55,7 @@ def summarise(output_dir: str | Path, split: str, dataset_dir: str | Path) -> di
         raise ValueError(f"{path}: scans per method {counts}, each must have the same. Delete the file and evaluate again")
     summary = {
         "n": counts["fusion"],
-        "data": f"split {split} of {Path(dataset_dir).resolve().name}",
+        "data": f"split {split} of the folder {Path(dataset_dir).resolve().name}",
         "definition": f"{DEFINITION}\n\n{paired.DEFINITION}",
         "smallest_p": paired.smallest_p(counts["fusion"]),
         "methods": {method: {name: mean_and_std(x) for name, x in scores.items()} for method, scores in values.items()},
