@@ -134,8 +134,8 @@ def explain(numbers: dict, partial: bool) -> str:
 Ratings: mean with 95 % percentile bootstrap, {RESAMPLES} times, drawing whole volumes, since slices of one are alike. The \
 readers are taken as they are: the intervals say nothing about other readers. The yardstick of the synthetic slices is the \
 rating of the real ones. Guesses: share that was right, with two intervals, beside the trivial 50 %. The exact binomial one \
-(Clopper-Pearson) and p take slices as independent, though slices of one volume are alike: they may be too sure. There is one p \
-for each reader, {len(numbers["guesses"]) + len(numbers["computed"])} in all, not corrected for their number. The bootstrap \
+(Clopper-Pearson) and p take slices as independent, though slices of one volume are alike: they may be too sure. There is one \
+p for each reader, {len(numbers["guesses"]) + len(numbers["computed"])} in all, not corrected for their number. The bootstrap \
 that draws whole volumes allows for that, but is too narrow with few volumes, and has no width where all guesses are right: \
 believe the wider one. Agreement: quadratically weighted kappa (0: chance, 1: equal), undefined where both always gave the \
 same rating.""")
