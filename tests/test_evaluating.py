@@ -5,6 +5,8 @@ import re
 import shutil
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pandas as pd
 import pytest
 import tiny
@@ -97,6 +99,8 @@ def test_a_baseline_that_was_trained_on_held_out_scans_is_refused(bundle, tmp_pa
     torch.save({"_extra_state": torch.tensor(list(json.dumps(recipe).encode()), dtype=torch.uint8)}, models / "vaegan.pt")
     made = shutil.copytree(dataset_dir, tmp_path / "made")
     for path in made.glob("sub-*/anat/*.nii.gz"):
+        scan = nib.load(path)
+        nib.save(nib.Nifti1Image(scan.get_fdata(dtype=np.float32) / 255, scan.affine), path)
         sidecar = {"Model": "vaegan", "WeightsSHA256": sha256(models / "vaegan.pt")}
         Path(str(path).replace(".nii.gz", ".json")).write_text(json.dumps(sidecar))
     settings = tiny.places(dataset_dir, tmp_path) | {"use_device": "cpu", "split": "validation"}

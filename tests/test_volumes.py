@@ -1,9 +1,12 @@
+import shutil
+
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
 from tiny import SPACING_MM, write_dataset
 
+from brain_ldm_bundle.scripts.bids import find_volumes
 from brain_ldm_bundle.scripts.volumes import Blurred, Remembered, Repeated, Volumes, find_samples, halves, refuse_few
 
 SHAPE = (6, 9, 7)
@@ -12,6 +15,20 @@ SHAPE = (6, 9, 7)
 def volumes(**images):
     items = [{"image": name, "participant_id": f"sub-{name}"} for name in images]
     return Volumes(items, lambda item: {"image": images[item["image"]]})
+
+
+def generated(folder, number=4, peak=1.0):
+    """Volumes as generation writes them."""
+    write_dataset(folder, training=number, validation=0)
+    for path in folder.glob("sub-*/anat/*.nii.gz"):
+        image = nib.load(path)
+        voxels = image.get_fdata(dtype=np.float32)
+        nib.save(nib.Nifti1Image(voxels / voxels.max() * np.float32(peak), image.affine), path)
+    return folder
+
+
+def path_of(folder, number):
+    return folder / f"sub-000{number}" / "anat" / f"sub-000{number}_T1w.nii.gz"
 
 
 def test_volumes_come_in_steps_of_one_in_255():
@@ -67,7 +84,7 @@ def test_a_blur_of_8_mm_has_that_width():
 
 
 def test_sets_are_found_by_name_and_lie_on_the_grid(tmp_path):
-    write_dataset(tmp_path / "a", training=3, validation=1)
+    generated(tmp_path / "a")
     found = find_samples({"LDM": tmp_path / "a"}, SPACING_MM, fewest=4)
     assert [item["participant_id"] for item in found["LDM"]] == [f"sub-000{n}" for n in range(1, 5)]
     with pytest.raises(ValueError, match="LDM: volumes of 4 participants; at least 5 are needed"):
@@ -81,8 +98,50 @@ def test_sets_are_found_by_name_and_lie_on_the_grid(tmp_path):
             find_samples(nothing, SPACING_MM, fewest=4)
 
 
+def test_the_studys_own_scans_are_no_generated_set(tmp_path):
+    """They passed, in their own folder or another, as a set that is nearer than the floor."""
+    folder = generated(tmp_path / "a")
+    other = shutil.copytree(folder, tmp_path / "b")
+    turned = nib.load(path_of(folder, 3)).as_reoriented([[0, -1], [1, 1], [2, 1]])
+    nib.save(turned, path_of(other, 3))  # another file of the same voxels
+    for number in (1, 2, 4):
+        shutil.rmtree(other / f"sub-000{number}")
+    scans = find_volumes(other, SPACING_MM)
+    with pytest.raises(ValueError, match="LDM: 1 of 4 volumes are scans of the data set.*a.sub-0003.*of .*b.sub-0003"):
+        find_samples({"LDM": folder}, SPACING_MM, fewest=4, scans=scans)
+    shutil.rmtree(folder / "sub-0003")
+    assert len(find_samples({"LDM": folder}, SPACING_MM, fewest=3, scans=scans)["LDM"]) == 3
+
+
+def test_copies_are_no_samples(tmp_path):
+    """One head twelve times counted as 12 volumes."""
+    folder = generated(tmp_path / "a")
+    shutil.copy(path_of(folder, 2), path_of(folder, 4))
+    with pytest.raises(ValueError, match="LDM: .*sub-0002_T1w.nii.gz and .*sub-0004_T1w.nii.gz have the same voxels"):
+        find_samples({"LDM": folder}, SPACING_MM, fewest=4)
+
+
+def test_a_folder_is_one_set_and_not_two(tmp_path):
+    folder = generated(tmp_path / "a", 5)
+    (tmp_path / "b").symlink_to(folder)
+    with pytest.raises(ValueError, match=r"samples: 'LDM' \(.*a\) and 'DDIM' \(.*b\) are the same volumes. Leave one out"):
+        find_samples({"LDM": folder, "DDIM": tmp_path / "b"}, SPACING_MM, fewest=4)
+    (tmp_path / "b").unlink()
+    shutil.copytree(folder, tmp_path / "b")
+    shutil.rmtree(tmp_path / "b" / "sub-0005")  # fewer of the same, to see what n does
+    assert len(find_samples({"LDM": folder, "fewer": tmp_path / "b"}, SPACING_MM, fewest=4)) == 2
+
+
+@pytest.mark.parametrize("peak", [255, -0.5])
+def test_intensities_of_generated_volumes_are_refused_when_they_are_found(tmp_path, peak):
+    """They were found after all real scans had been worked on."""
+    folder = generated(tmp_path / "a", peak=peak)
+    with pytest.raises(ValueError, match="sub-0001_T1w.nii.gz: has intensities of .*; generated volumes are taken as they are"):
+        find_samples({"LDM": folder}, SPACING_MM, fewest=4)
+
+
 def test_a_cropped_volume_is_refused_and_not_padded(tmp_path):
-    path = write_dataset(tmp_path / "a", training=4, validation=0) / "sub-0002" / "anat" / "sub-0002_T1w.nii.gz"
+    path = path_of(generated(tmp_path / "a"), 2)
     image = nib.load(path)
     nib.save(image.slicer[:, 1:, :], path)
     with pytest.raises(
@@ -92,7 +151,7 @@ def test_a_cropped_volume_is_refused_and_not_padded(tmp_path):
 
 
 def test_a_volume_at_another_place_is_refused_and_not_interpolated(tmp_path):
-    path = write_dataset(tmp_path / "a", training=4, validation=0) / "sub-0002" / "anat" / "sub-0002_T1w.nii.gz"
+    path = path_of(generated(tmp_path / "a"), 2)
     image, samples = nib.load(path), {"LDM": tmp_path / "a"}
     for mm, refused in ((4.0, True), (0.02, True), (0.004, False)):  # of voxels of 8 mm
         affine = image.affine.copy()
@@ -106,7 +165,7 @@ def test_a_volume_at_another_place_is_refused_and_not_interpolated(tmp_path):
 
 
 def test_the_grid_may_be_stored_in_any_orientation(tmp_path):
-    path = write_dataset(tmp_path / "a", training=4, validation=0) / "sub-0002" / "anat" / "sub-0002_T1w.nii.gz"
+    path = path_of(generated(tmp_path / "a"), 2)
     image = nib.load(path)
     for axes in ("LAS", "PIR", "SLA"):
         turn = nib.orientations.ornt_transform(nib.io_orientation(image.affine), nib.orientations.axcodes2ornt(axes))

@@ -154,14 +154,14 @@ class SampleEvaluation:
             if type(number) is not int or number < 1:
                 raise ValueError(f"{name} must be a whole number, 1 or more, got {number!r}")
         names = (FLOOR, HELD_OUT, BLUR, MEAN)
-        generated = find_samples(self.samples, self.spacing_mm, FEWEST_GENERATED, names, self.cache_file)
+        everyone = [item for items in self.data.values() for item in items]
+        generated = find_samples(self.samples, self.spacing_mm, FEWEST_GENERATED, names, self.cache_file, everyone)
         self.provenance = {name: read_provenance(items, f"{name}, {self.samples[name]}") for name, items in generated.items()}
-        real, held_out = self._real_scans()
+        real, held_out = self._real_scans(everyone)
         dimensions = self._dimensions(count_participants(real), [count_participants(items) for items in generated.values()])
         return generated, real, held_out, dimensions, self.make_extractor()
 
-    def _real_scans(self) -> tuple[list[dict], list[dict]]:
-        everyone = [item for items in self.data.values() for item in items]
+    def _real_scans(self, everyone: Sequence[dict]) -> tuple[list[dict], list[dict]]:
         if self.reference_split != "all" and self.reference_split not in self.data:
             raise ValueError(f"reference_split must be all, {', '.join(self.data)}, got {self.reference_split!r}")
         real = everyone if self.reference_split == "all" else list(self.data[self.reference_split])

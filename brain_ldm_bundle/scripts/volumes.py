@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import nibabel as nib
@@ -49,11 +49,7 @@ class Volumes(Dataset):
         if not torch.isfinite(volume).all():
             raise ValueError(f"{item['image']}: has voxels that are NaN or infinite. Generate or prepare it again")
         lowest, highest = float(volume.min()), float(volume.max())
-        if lowest < -1e-3 or highest > 1 + 1e-3:
-            raise ValueError(
-                f"{item['image']}: has intensities of {lowest:g} to {highest:g}; generated volumes are taken as they are and "
-                f"must lie in 0 to 1"
-            )
+        _refuse_range(item["image"], lowest, highest)
         levels = as_stored(volume.clamp(0, 1).numpy())
         if levels.min() == levels.max():
             raise ValueError(f"{item['image']}: is constant ({lowest:g}): there is nothing to compare. Leave it out")
@@ -116,6 +112,7 @@ def find_samples(
     fewest: int,
     taken: Container[str] = (),
     cache_file: str | Path | None = None,
+    scans: Iterable[Mapping] = (),
 ) -> dict[str, list[dict]]:
     """The volumes of each generated set, by its name.
 
@@ -125,9 +122,11 @@ def find_samples(
         fewest: participants of a set.
         taken: names that no set may have.
         cache_file: of checked images, as `find_volumes`.
+        scans: the study's own, items of `read_dataset`, none of which can be a sample.
 
     Raises:
-        ValueError: no sets, a name that is one of ours, volumes of another grid or too few of them.
+        ValueError: no sets, a name that is one of ours, volumes of another grid or range of intensities, or too few of them;
+            copies of the study's scans, of each other, or a whole set under two names.
         FileNotFoundError: a folder that is not there.
     """
     if not isinstance(samples, Mapping) or not samples:
@@ -135,13 +134,44 @@ def find_samples(
     for name in samples:
         if name in taken:
             raise ValueError(f"samples: {name!r} is the name of a row that is always there. Choose another")
-    found = {}
+    own = {scan["voxels_sha256"]: scan["image"] for scan in scans}
+    found, same = {}, {}
     for name, folder in samples.items():
         found[name] = find_volumes(folder, spacing_mm, cache_file)
         refuse_few(found[name], name, fewest)
+        _refuse_copies(found[name], name, own)
         for item in found[name]:
             _refuse_off_grid(item["image"], spacing_mm)
+            _refuse_range(item["image"], item["lowest"], item["highest"])
+        other = same.setdefault(frozenset(item["voxels_sha256"] for item in found[name]), name)
+        if other != name:
+            raise ValueError(
+                f"samples: {other!r} ({samples[other]}) and {name!r} ({folder}) are the same volumes. Leave one out"
+            )
     return found
+
+
+def _refuse_copies(items: Sequence[Mapping], name: str, own: Mapping[str, str]) -> None:
+    """Of the study's scans (`own`: their paths by the hash of their voxels), and of each other."""
+    copies = [(item["image"], own[item["voxels_sha256"]]) for item in items if item["voxels_sha256"] in own]
+    if copies:
+        raise ValueError(
+            f"{name}: {len(copies)} of {len(items)} volumes are scans of the data set itself, such as {copies[0][0]}, which "
+            f"has the voxels of {copies[0][1]}. Give the folder of generated volumes"
+        )
+    first = {}
+    for item in items:
+        other = first.setdefault(item["voxels_sha256"], item["image"])
+        if other != item["image"]:
+            raise ValueError(f"{name}: {other} and {item['image']} have the same voxels, and are one sample. Leave one out")
+
+
+def _refuse_range(path: str, lowest: float, highest: float) -> None:
+    if lowest < -1e-3 or highest > 1 + 1e-3:
+        raise ValueError(
+            f"{path}: has intensities of {lowest:g} to {highest:g}; generated volumes are taken as they are and "
+            f"must lie in 0 to 1"
+        )
 
 
 def _refuse_off_grid(path: str, spacing_mm: float) -> None:
