@@ -27,6 +27,7 @@ NOTE_SIMULATED = (
     "participant, it means these.</b></p>"
 )
 SIMULATOR = "make_demo_data.py"  # in GeneratedBy of its data sets' dataset_description.json
+FIGURE_3 = "conditioning.section.json"  # of scripts/conditioning.py: requested against measured, with more beside it
 TOOL = ("ventricles_ml", "brain_ml", "icv_ml", "brain_normalised_ml")  # what scripts/measure_volumes.py measures
 PLANES = (
     "Axial, coronal and sagittal plane at x 4, y -20, z 12 mm of MNI space. Radiological convention: the subject's left is at "
@@ -168,7 +169,7 @@ def _summary(content: Content) -> str:
 def _sections(content: Content, labelled: bool) -> Iterator[tuple[str, str, Iterable[str]]]:
     """Id, title and HTML of each part of the page."""
     generated, scans = content.cohorts["generated"], content.cohorts.get("cohort")
-    if generated.quantities():
+    if generated.quantities() and not any(section["name"] == FIGURE_3 for section in content.sections):
         yield "agreement", "Do they have what they were asked for?", _agreement(content)
     for number, section in enumerate(content.sections):
         yield f"evaluation-{number}", section["title"], _evaluation(section)

@@ -15,7 +15,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def find_sections(folders: Sequence[Path]) -> list[dict]:
-    """All sections below the folders, in order of path, none twice; each figure's "path" is added.
+    """All sections below the folders, in order of path, none twice; each one's "name" and each figure's "path" are added.
 
     Raises:
         FileNotFoundError: no such folder; a figure that is not there.
@@ -33,7 +33,7 @@ def find_sections(folders: Sequence[Path]) -> list[dict]:
 
 
 def _read(path: Path) -> dict:
-    section = {"tables": [], "figures": []} | read_json(path)
+    section = {"tables": [], "figures": []} | read_json(path) | {"name": path.name}
     if not isinstance(section.get("title"), str) or not isinstance(section.get("text"), str):
         raise ValueError(f"{path}: a section needs a title and a text")
     try:

@@ -222,6 +222,16 @@ def test_mistakes_are_named_and_no_page_is_written(generated, change):
     assert not list(folder.parent.glob("*report*"))
 
 
+def test_requested_against_measured_is_shown_once(generated, tmp_path):
+    """The page held the rows of Figure 3 twice, the second time without those of the tool on scans."""
+    assert "Do they have what they were asked for?" in page_of(
+        generated, "--evaluation", write_section(tmp_path / "evaluation")
+    )
+    write_section(tmp_path / "evaluation", "conditioning")
+    page = page_of(generated, "--evaluation", tmp_path / "evaluation")
+    assert "Do they have what they were asked for?" not in page and "How well does the measuring tool" in page
+
+
 SESSIONS = ["sub-1_ses-1", "sub-1_ses-2", "sub-2_ses-1", "sub-3"]
 
 
