@@ -84,6 +84,6 @@ def text(result: dict, space: str) -> str:
         "distance to those of the reference within the head, in intensity 0 to 1. Background: mean intensity farther than "
         "8 mm from the head. Corners: voxels above 0 in the eight corners. Clipped: voxels of the head at the largest value.",
         "Third table. What was compared; no folder holds volumes of two models, samplers or weights. Models that were trained "
-        "on other scans, or longer, differ by that, too: the training scans are those of the data set here.",
+        "on other scans, or longer, differ by that, too. 'Training scans' are those of this data set.",
     )
     return "\n\n".join(paragraphs)
