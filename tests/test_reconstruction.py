@@ -55,12 +55,13 @@ def test_the_summary_gives_mean_and_spread_of_both(tmp_path):
     assert summary == json.loads((tmp_path / "reconstruction.json").read_text())
     assert summary["reconstruction"]["n"] == 2 and summary["mean_image"]["n"] == 1
     assert summary["reconstruction"]["l1"]["mean"] == pytest.approx(0.2, abs=1e-5)
-    assert summary["reconstruction"]["l1"]["std"] == pytest.approx(0.1, abs=1e-5)
+    assert summary["reconstruction"]["l1"]["std"] == pytest.approx(np.std([0.1, 0.3], ddof=1), abs=1e-5)
+    assert summary["mean_image"]["l1"]["std"] is None
     section = json.loads((tmp_path / "reconstruction.section.json").read_text())
     assert "the scans of the split validation, which chose its best epoch;" in section["text"]
     (table,) = section["tables"]
     l1 = {row[0]: row[-1] for row in table["rows"]}
-    assert l1["autoencoder"] == "0.2 ± 0.1 [0.004, 0.396]"
+    assert l1["autoencoder"] == "0.2 ± 0.14 [-1.071, 1.471]"  # 12.7 standard errors: of two scans little is known
     assert l1["trivial answer: the mean training scan"] == "0.4"  # one scan has no spread
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import re
+import statistics
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from ignite.engine import Engine, Events
 from monai.inferers import Inferer
 from monai.metrics import PSNRMetric
+from scipy import stats
 from tqdm import tqdm
 
 from . import grid
@@ -183,8 +185,8 @@ def _names(items: Sequence[Mapping]) -> list[str]:
 
 
 def summarise(output_dir: str | Path, split: str, recipe: Mapping) -> dict:
-    """Mean and standard deviation over the scans, for the autoencoder and the mean image; printed, and kept for programs
-    (reconstruction.json) and readers (reconstruction.section.json).
+    """Mean and standard deviation (n - 1; None of one scan) over the scans, for the autoencoder and the mean image; printed,
+    and kept for programs (reconstruction.json) and readers (reconstruction.section.json, with the mean's t interval).
 
     Args:
         split: of the scans.
@@ -194,10 +196,13 @@ def summarise(output_dir: str | Path, split: str, recipe: Mapping) -> dict:
     for name in ("reconstruction", "mean_image"):
         with open(output_dir / f"{name}.tsv", newline="") as file:
             rows = list(csv.DictReader(file, delimiter="\t"))
-        columns = {key: torch.tensor([float(row[key]) for row in rows]) for key in ("ssim", "psnr_db", "l1")}
-        scores = {key: {"mean": x.mean().item(), "std": x.std(correction=0).item()} for key, x in columns.items()}
+        columns = {key: [float(row[key]) for row in rows] for key in ("ssim", "psnr_db", "l1")}
+        scores = {
+            key: {"mean": statistics.fmean(x), "std": statistics.stdev(x) if len(x) > 1 else None} for key, x in columns.items()
+        }
         summary[name] = {"n": len(rows), **scores}
-        print(f"{name:15s} n {len(rows):4d}", *(f"  {key} {v['mean']:.3f} +- {v['std']:.3f}" for key, v in scores.items()))
+        cells = [f"{key} {_cell(score, len(rows))}" for key, score in scores.items()]
+        print(f"{name:15s} n {len(rows):4d}", *cells, sep="  ")
     write_json(output_dir / "reconstruction.json", summary)
     titles = {"reconstruction": "autoencoder", "mean_image": "trivial answer: the mean training scan"}
     table = {
@@ -216,9 +221,9 @@ def summarise(output_dir: str | Path, split: str, recipe: Mapping) -> dict:
     return summary
 
 
-def _cell(score: Mapping[str, float], n: int) -> str:
+def _cell(score: Mapping[str, float | None], n: int) -> str:
     mean, std = score["mean"], score["std"]
-    if n < 2:
+    if std is None:
         return f"{mean:.4g}"
-    margin = 1.96 * std / math.sqrt(n - 1)
+    margin = stats.t.ppf(0.975, n - 1) * std / math.sqrt(n)
     return f"{mean:.4g} ± {std:.2g} [{mean - margin:.4g}, {mean + margin:.4g}]"
