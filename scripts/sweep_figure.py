@@ -4,6 +4,7 @@
         --noises 2 --extrapolate
     (generate GENERATED_DIR for sweep.tsv and measure it)
     python scripts/sweep_figure.py GENERATED_DIR --sweep ventricles_ml --sweep age --measured volumes.tsv ages.tsv --output DIR
+        [--real COHORT_DIR --real_measured real_volumes.tsv ...]
 
 writes into DIR
 
@@ -20,21 +21,23 @@ import argparse
 import io
 import json
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pandas as pd
-from agreement import agreement
 from matplotlib.figure import Figure
 from report_cohort import Cohort, evenly, read_cohort
+from report_tables import mean_answer_error
 from scipy import stats
 from section import write_section, write_whole
 from three_planes import POINT_MM, cut, read_canonical, white_level
 
 COLUMNS = 8  # pictures in a row
+PANELS = 4  # plots in a row
+FEWEST_NOISES = 3  # for an interval
 INSIDE, OUTSIDE = "#2b6cb0", "#c05621"
 NOTICE = "All volumes are synthetic. For research, not for clinical use."
 ORIENTATION = "Axial and coronal plane; the subject's left is at the picture's right."
@@ -46,12 +49,14 @@ class Sweep:
 
     Attributes:
         name: the covariate.
-        rows: by volume, in the order of `requested`: requested, scaled (0 to 1 is the range), measured
-            (NaN where it was not), white (the intensity drawn white).
+        rows: by volume, in the order of `requested`: requested, scaled (0 to 1 is the range), and what each tool measured
+            (NaN where it could not).
+        tools: that measured the covariate, columns of `rows`.
     """
 
     name: str
     rows: pd.DataFrame
+    tools: tuple[str, ...]
 
     @property
     def inside(self) -> pd.DataFrame:
@@ -96,19 +101,28 @@ def find_sweeps(cohort: Cohort, name: str) -> list[Sweep]:
         raise ValueError(f"{name} is a category, only a quantity can be swept")
     others = [("", "seed"), *(("value", other) for other in names if other != name)]
     groups = requested.groupby(others, dropna=False, sort=True)
+    measured = {tool: by_tool.measured[name] for of, tool, by_tool in cohort.readings() if of == name}
     sweeps = []
     for _, group in groups:
         rows = pd.DataFrame({"requested": group["value", name], "scaled": group["scaled", name]}).astype(float)
-        rows["measured"] = cohort.measured[name].reindex(rows.index) if name in cohort.measured else np.nan
+        rows = rows.assign(**{tool: values.reindex(rows.index) for tool, values in measured.items()})
         rows = rows.sort_values("requested", kind="stable")
         if rows["requested"].nunique() >= 3:
-            sweeps.append(Sweep(name, rows))
+            sweeps.append(Sweep(name, rows, tuple(measured)))
     if not sweeps:
         raise ValueError(
             f"{cohort.folder}: no three volumes of one noise that differ in {name} alone. Request them with: "
             f"python scripts/make_requests.py PARTICIPANTS_TSV OUT_TSV --sweep {name} LOW HIGH"
         )
     return sweeps
+
+
+def by_tool(sweeps: Sequence[Sweep]) -> Iterator[tuple[str, str | None, list[Sweep]]]:
+    """Each covariate and each tool that measured it (None where none did), with the covariate's sweeps."""
+    for name in dict.fromkeys(sweep.name for sweep in sweeps):
+        own = [sweep for sweep in sweeps if sweep.name == name]
+        for tool in own[0].tools or (None,):
+            yield name, tool, own
 
 
 # --- Pictures ------------------------------------------------------------------------------------------------------
@@ -131,8 +145,8 @@ def draw_row(axes: Sequence, cohort: Cohort, sweep: Sweep, volumes: Sequence[str
         row = sweep.rows.loc[volume]
         place.imshow(two_planes(cohort.images[volume], white), cmap="gray", vmin=0, vmax=1, interpolation="bilinear")
         text = cohort.value(sweep.name, row["requested"], 0)
-        if not np.isnan(row["measured"]):
-            text += f"\nmeasured {row['measured']:.0f}"
+        if sweep.tools and row[list(sweep.tools)].notna().any():
+            text += f"\nmeasured {', '.join('?' if np.isnan(row[tool]) else f'{row[tool]:.0f}' for tool in sweep.tools)}"
         colour = INSIDE if volume in sweep.inside.index else OUTSIDE
         place.text(0.5, -0.04, text, transform=place.transAxes, ha="center", va="top", fontsize=8, color=colour)
 
@@ -154,46 +168,60 @@ def figure2(cohort: Cohort, sweeps: Sequence[Sweep]) -> bytes:
     for row, sweep, volumes in zip(figure.subplots(len(sweeps), columns, squeeze=False), sweeps, shown):
         draw_row(row, cohort, sweep, volumes)
         name_row(row[0], cohort.title(sweep.name))
-    figure.supxlabel(f"{ORIENTATION} One noise a row; below: requested, measured. {NOTICE}", fontsize=8)
+    measured = f" by {', '.join(cohort.tables)}" if cohort.tables else ""
+    figure.supxlabel(f"{ORIENTATION} One noise a row; below: requested, measured{measured}. {NOTICE}", fontsize=8)
     return png(figure)
 
 
-def figure4(cohort: Cohort, sweeps: Sequence[Sweep]) -> bytes:
-    """Values beyond the range beside those at its ends and middle; at the right, measured against requested."""
+def figure4(cohort: Cohort, sweeps: Sequence[Sweep], scans: Cohort | None) -> bytes:
+    """Values beyond the range beside those at its ends and middle; below, measured against requested, by each tool."""
     shown = [sorted({*sweep.outside.index, *evenly(list(sweep.inside.index), 3)}, key=list(sweep.rows.index).index)
              for sweep in sweeps]  # fmt: skip
     columns = max(map(len, shown))
-    names = list(dict.fromkeys(sweep.name for sweep in sweeps))
-    height = max(1.65 * len(sweeps), 3.4 * len(names))
-    figure = Figure(figsize=(1.8 * columns + 5.2, height + 0.4), layout="constrained", facecolor="white")
+    readings = list(by_tool(sweeps))
+    rows = -(-len(readings) // PANELS)
+    heights = (1.65 * len(sweeps), 3.9 * rows)
+    figure = Figure(figsize=(max(1.8 * columns + 0.6, 14), sum(heights) + 0.4), layout="constrained", facecolor="white")
     figure.get_layout_engine().set(h_pad=0.03, w_pad=0.02)
-    pictures, plots = figure.subfigures(1, 2, width_ratios=(1.8 * columns + 0.6, 4.6))
+    pictures, plots = figure.subfigures(2, 1, height_ratios=heights)
     for row, sweep, volumes in zip(pictures.subplots(len(sweeps), columns, squeeze=False), sweeps, shown):
         draw_row(row, cohort, sweep, volumes)
         name_row(row[0], cohort.title(sweep.name))
-    for axes, name in zip(plots.subplots(len(names), 1, squeeze=False)[:, 0], names):
-        draw_plot(axes, cohort, [sweep for sweep in sweeps if sweep.name == name])
-    figure.supxlabel(f"{ORIENTATION} Blue: within the range, orange: beyond it. One noise a row. {NOTICE}", fontsize=8)
+    places = plots.subplots(rows, PANELS, squeeze=False).ravel()
+    for axes in places[len(readings) :]:
+        axes.set_axis_off()
+    for axes, (_, tool, own) in zip(places, readings):
+        draw_response(axes, cohort, own, tool, scans)
+    figure.supxlabel(f"{ORIENTATION} {NOTICE}", fontsize=8)
     return png(figure)
 
 
-def draw_plot(axes, cohort: Cohort, sweeps: Sequence[Sweep]) -> None:
-    """Measured against requested values of one covariate, a line for each noise; the range is shaded."""
+def draw_response(axes, cohort: Cohort, sweeps: Sequence[Sweep], tool: str | None, scans: Cohort | None) -> None:
+    """Measured against requested for one covariate and tool, with the range, the line of equality, and the tool on scans."""
     name = sweeps[0].name
-    low, high = model_range(sweeps)
-    axes.axvspan(low, high, color=INSIDE, alpha=0.1, linewidth=0, label="range, scaled to 0 to 1")
-    ends = [min(s.rows["requested"].min() for s in sweeps), max(s.rows["requested"].max() for s in sweeps)]
+    axes.axvspan(*model_range(sweeps), color="#e8eef6", label="range of the model")
+    requested = pd.concat([sweep.rows["requested"] for sweep in sweeps])
+    ends = [requested.min(), requested.max()]
     axes.plot(ends, ends, color="#333333", linewidth=0.8, label="equal")
-    for sweep in sweeps:
-        axes.plot(sweep.rows["requested"], sweep.rows["measured"], color="#999999", linewidth=0.8)
+    if (pairs := scan_pairs(scans, name, tool)) is not None:
+        axes.plot(
+            pairs["expected"], pairs["measured"], "x", color="#4a90d9", markersize=4, alpha=0.7, label="the tool on scans"
+        )
+    for sweep in sweeps if tool else ():
+        axes.plot(sweep.rows["requested"], sweep.rows[tool], color="#999999", linewidth=0.8)
         for part, colour in ((sweep.inside, INSIDE), (sweep.outside, OUTSIDE)):
-            axes.plot(part["requested"], part["measured"], "o", color=colour, markersize=4)
-    unit = cohort.unit(name)
-    axes.set_xlabel(f"requested {cohort.title(name)} ({unit})" if unit else f"requested {cohort.title(name)}")
-    axes.set_ylabel(f"measured ({unit})" if unit else "measured")
-    if all(sweep.rows["measured"].isna().all() for sweep in sweeps):
-        axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center")
+            axes.plot(part["requested"], part[tool], "o", color=colour, markersize=4)
+    unit = f" ({cohort.unit(name)})" if cohort.unit(name) else ""
+    axes.set_xlabel(f"requested {cohort.title(name)}{unit}", fontsize=9)
+    axes.set_ylabel(f"measured{unit}")
+    axes.set_title(f"by {tool}" if tool else "not measured", fontsize=9)
     axes.legend(frameon=False, fontsize=8)
+
+
+def scan_pairs(scans: Cohort | None, name: str, tool: str | None) -> pd.DataFrame | None:
+    """True and measured values of the scans that this tool measured; None where there are none."""
+    found = [by.pairs(name) for of, by_this, by in scans.readings() if (of, by_this) == (name, tool)] if scans else []
+    return found[0] if found and len(found[0]) else None
 
 
 def png(figure: Figure) -> bytes:
@@ -216,43 +244,45 @@ def model_range(sweeps: Sequence[Sweep]) -> tuple[float, float]:
     return ends if straight or not positive else tuple(np.exp(ends))
 
 
-def slope_cell(rows: pd.DataFrame) -> str:
-    """Least-squares slope of measured on requested values with its 95 % t interval, or why there is none."""
-    rows = rows.dropna()
-    if len(rows) < 3 or rows["requested"].nunique() < 2:
-        return f"— (n = {len(rows)})"
-    line = stats.linregress(rows["requested"], rows["measured"])
-    margin = stats.t.ppf(0.975, len(rows) - 2) * line.stderr
-    return f"{line.slope:.2f} [{line.slope - margin:.2f}, {line.slope + margin:.2f}]"
+def slope_cell(parts: Sequence[pd.DataFrame], tool: str | None) -> str:
+    """Mean of the noises' least-squares slopes of measured on requested values, their range, and for 3 or more noises the
+    95 % t interval of the mean. Values of one noise are points of one curve, no independent samples."""
+    slopes = []
+    for part in parts if tool else ():
+        pairs = part[["requested", tool]].dropna()
+        if pairs["requested"].nunique() > 1:
+            slopes.append(stats.linregress(pairs["requested"], pairs[tool]).slope)
+    if not slopes:
+        return "—"
+    text = f"{np.mean(slopes):.2f}"
+    if len(slopes) >= FEWEST_NOISES:
+        low, high = stats.t.interval(0.95, len(slopes) - 1, np.mean(slopes), stats.sem(slopes))
+        text += f" [{low:.2f}, {high:.2f}]"
+    return f"{text} ({min(slopes):.2f} to {max(slopes):.2f})" if len(slopes) > 1 else text
 
 
-SWEEP_HEADER = ["covariate", "noises", "n", "Pearson r [95 %]", "slope [95 %]", "bias", "mean absolute error", "… of the mean"]
+SLOPE = "mean of the noises [95 %] (range)"
+SWEEP_HEADER = ["covariate", "noises", "values", f"slope, {SLOPE}", "mean absolute error", "… of the mean"]
 
 
 def sweep_rows(cohort: Cohort, sweeps: Sequence[Sweep]) -> list[list[str]]:
-    """For each covariate the agreement within the range, over all noises; last, the error of always answering the mean."""
+    """For each covariate and tool what was measured within the range; last, the error of always answering the mean."""
     rows = []
-    for name in dict.fromkeys(sweep.name for sweep in sweeps):
-        own = [sweep for sweep in sweeps if sweep.name == name]
-        inside = pd.concat([sweep.inside for sweep in own]).dropna()
-        start = [cohort.title(name), str(len(own)), str(len(inside))]
-        try:
-            a = agreement(inside["requested"], inside["measured"])
-        except ValueError as error:
-            rows.append([*start, "not measured" if inside.empty else str(error), *[""] * 4])
+    for name, tool, own in by_tool(sweeps):
+        pairs = pd.concat([sweep.inside for sweep in own])
+        pairs = pairs[["requested", tool]].dropna() if tool else pairs[:0]
+        start = [_title(cohort, name, tool), str(len(own)), str(len(pairs))]
+        if pairs.empty:
+            rows.append([*start, "not measured", "", ""])
             continue
-        trivial = (inside["requested"] - inside["requested"].mean()).abs().mean()
-        rows.append(
-            [
-                *start,
-                f"{a['r']:.3f} [{a['r_low']:.3f}, {a['r_high']:.3f}]",
-                f"{a['slope']:.2f} [{a['slope_low']:.2f}, {a['slope_high']:.2f}]",
-                f"{a['bias']:+.1f} {cohort.unit(name)}".strip(),
-                f"{a['mae']:.1f} {cohort.unit(name)}".strip(),
-                f"{trivial:.1f} {cohort.unit(name)}".strip(),
-            ]
-        )
+        errors = (pairs[tool] - pairs["requested"]).abs().mean(), mean_answer_error(pairs["requested"])
+        cell = slope_cell([sweep.inside for sweep in own], tool)
+        rows.append([*start, cell, *(f"{error:.1f} {cohort.unit(name)}".strip() for error in errors)])
     return rows
+
+
+def _title(cohort: Cohort, name: str, tool: str | None) -> str:
+    return f"{cohort.title(name)} by {tool}" if tool else cohort.title(name)
 
 
 VALUE_HEADER = ["covariate", "requested", "scaled (range: 0 to 1)", "n", "measured, mean (range)", "nearest end of the range"]
@@ -261,52 +291,60 @@ VALUE_HEADER = ["covariate", "requested", "scaled (range: 0 to 1)", "n", "measur
 def value_rows(cohort: Cohort, sweeps: Sequence[Sweep]) -> list[list[str]]:
     """Each value beyond the range with what was measured, over all noises, and the end at which a model might stay."""
     rows = []
-    for name in dict.fromkeys(sweep.name for sweep in sweeps):
-        own = [sweep for sweep in sweeps if sweep.name == name]
+    for name, tool, own in by_tool(sweeps):
         low, high = model_range(own)
         for requested, group in pd.concat([sweep.outside for sweep in own]).groupby("requested"):
-            measured, scaled = group["measured"].dropna(), group["scaled"].iloc[0]
-            spread = (
-                f"{measured.mean():.1f} ({measured.min():.1f} to {measured.max():.1f})" if len(measured) else "not measured"
-            )
+            measured, scaled = group[tool].dropna() if tool else (), group["scaled"].iloc[0]
+            spread = f"{measured.mean():.1f}" if len(measured) else "not measured"
+            if len(measured) > 1:
+                spread += f" ({measured.min():.1f} to {measured.max():.1f})"
             end = cohort.value(name, low if scaled < 0 else high, 1)
             value = cohort.value(name, requested, 1)
-            rows.append([cohort.title(name), value, f"{scaled:.2f}", str(len(measured)), spread, end])
+            rows.append([_title(cohort, name, tool), value, f"{scaled:.2f}", str(len(measured)), spread, end])
     return rows
 
 
-SLOPE_HEADER = ["covariate", "slope below the range [95 %]", "slope within [95 %]", "slope above [95 %]"]
+SLOPE_HEADER = ["covariate", f"slope below the range, {SLOPE}", "within", "above"]
 
 
 def slope_rows(cohort: Cohort, sweeps: Sequence[Sweep]) -> list[list[str]]:
-    """Slopes over all noises. Beyond the range the value nearest to its end, inside, is the first point of the line."""
+    """Slopes of the noises. Beyond the range the value nearest to its end, inside, is the first point of the line."""
     rows = []
-    for name in dict.fromkeys(sweep.name for sweep in sweeps):
-        everything = pd.concat([sweep.rows for sweep in sweeps if sweep.name == name])
-        inside = pd.concat([sweep.inside for sweep in sweeps if sweep.name == name])
-        parts = []
-        for beyond, end in (
-            (everything["scaled"] < inside["scaled"].min(), inside["scaled"].min()),
-            (everything["scaled"] > inside["scaled"].max(), inside["scaled"].max()),
-        ):
-            parts.append(everything[beyond | (everything["scaled"] == end)] if beyond.any() else everything[:0])
-        rows.append([cohort.title(name), slope_cell(parts[0]), slope_cell(inside), slope_cell(parts[1])])
+    for name, tool, own in by_tool(sweeps):
+        inside = [sweep.inside for sweep in own]
+        below = [sweep.rows[sweep.rows["scaled"] <= part["scaled"].min()] for sweep, part in zip(own, inside)]
+        above = [sweep.rows[sweep.rows["scaled"] >= part["scaled"].max()] for sweep, part in zip(own, inside)]
+        rows.append([_title(cohort, name, tool), *(slope_cell(parts, tool) for parts in (below, inside, above))])
+    return rows
+
+
+TOOL_HEADER = ["the tool on scans", "n", "smallest: true, read as", "largest: true, read as"]
+
+
+def tool_rows(cohort: Cohort, sweeps: Sequence[Sweep], scans: Cohort | None) -> list[list[str]]:
+    """What each tool makes of the smallest and the largest scan of known value: beyond these nobody has tested it."""
+    rows = []
+    for name, tool, _ in by_tool(sweeps):
+        if (pairs := scan_pairs(scans, name, tool)) is not None:
+            ends = pairs.loc[[pairs["expected"].idxmin(), pairs["expected"].idxmax()]]
+            cells = [", ".join(cohort.value(name, number, 1) for number in end) for end in ends.to_numpy()]
+            rows.append([_title(cohort, name, tool), str(len(pairs)), *cells])
     return rows
 
 
 # --- Command -------------------------------------------------------------------------------------------------------
 
 
-def write_figures(cohort: Cohort, sweeps: Sequence[Sweep], output: Path) -> list[str]:
+def write_figures(cohort: Cohort, sweeps: Sequence[Sweep], output: Path, scans: Cohort | None = None) -> list[str]:
     """Draw both figures as far as there are volumes for them, and write their sections; the names of the files."""
-    tables = ", ".join(dict.fromkeys(path.name for path in cohort.sources.values())) or "nothing"
+    tools = " and ".join(cohort.tables) or "nothing"
     within = [sweep for sweep in sweeps if len(sweep.inside) >= 2]
     beyond = [sweep for sweep in sweeps if len(sweep.outside) and len(sweep.inside)]
     pictures = {}
     if within:
         pictures["figure2"] = figure2(cohort, within)
     if beyond:
-        pictures["figure4"] = figure4(cohort, beyond)
+        pictures["figure4"] = figure4(cohort, beyond, scans)
     if not pictures:
         raise ValueError(f"{cohort.folder}: no sweep has two values within the range of the model")
     output.mkdir(parents=True, exist_ok=True)
@@ -317,25 +355,29 @@ def write_figures(cohort: Cohort, sweeps: Sequence[Sweep], output: Path) -> list
             output / "figure2.section.json",
             "One covariate changes, the noise stays (Figure 2)",
             f"Volumes of {cohort.name}. Within a row the noise and all other covariates stay; whatever differs is what the "
-            f"model makes of the one covariate. Each row is drawn in one brightness. Measured values are from {tables}.\n\n"
-            "The table compares requested and measured values over all noises, within the range of the model. A model "
-            "that ignored the covariate would have slope 0 and the error of the last column.",
+            f"model makes of the one covariate. Each row is drawn in one brightness. Measured by {tools}.\n\n"
+            "The table compares requested and measured values within the range of the model. Values of one noise are points of "
+            f"one curve, no independent samples: a slope is that of each noise, its interval needs {FEWEST_NOISES} noises; a "
+            "correlation says nothing. A model that ignored the covariate would have slope 0 and the error of the last column.",
             [{"header": SWEEP_HEADER, "rows": sweep_rows(cohort, within)}],
             [{"file": "figure2.png", "caption": f"{ORIENTATION} {NOTICE}"}],
         )
     if beyond:
+        known = tool_rows(cohort, beyond, scans)
         write_section(
             output / "figure4.section.json",
             "Beyond the range (Figure 4)",
             f"Volumes of {cohort.name}, of one noise a row. The range is what the model's covariates scale to 0 to 1, declared "
             f"for its training data, which need not fill it; Pinaya et al. 2022 asked for -0.5 to 1.9. Values below zero are "
-            f"none that a head can have: they show where the model leads. Measured values are from {tables}, whose tool knows "
-            f"no such heads either.\n\n"
+            "none that a head can have: they show where the model leads.\n\n"
             "A slope of 1 beyond the range: the model goes on as within; 0: it stays. The lines beyond start at the value "
-            "within that is nearest to the end.",
+            f"within that is nearest to the end. A slope is that of each noise; its interval needs {FEWEST_NOISES} noises.\n\n"
+            f"Measured by {tools}. A tool that reads its largest scan too small stays behind whatever the model does"
+            + (": see the last table, beyond which no tool was tested." if known else "; measure scans, too (--real)."),
             [
                 {"header": SLOPE_HEADER, "rows": slope_rows(cohort, beyond)},
                 {"header": VALUE_HEADER, "rows": value_rows(cohort, beyond)},
+                *([{"header": TOOL_HEADER, "rows": known}] if known else []),
             ],
             [{"file": "figure4.png", "caption": f"Blue: within the range; orange: beyond. {ORIENTATION} {NOTICE}"}],
         )
@@ -347,12 +389,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("generated", type=Path, metavar="GENERATED_DIR", help="what inference wrote for a table of sweeps")
     parser.add_argument("--sweep", action="append", required=True, metavar="NAME", help="covariate; may be given several times")
     parser.add_argument("--measured", type=Path, nargs="+", default=[], metavar="TABLE_TSV", help="what was measured in them")
+    parser.add_argument("--real", type=Path, metavar="COHORT_DIR", help="BIDS cohort with true values: what the tools can read")
+    parser.add_argument("--real_measured", type=Path, nargs="+", default=[], metavar="TABLE_TSV", help="by the same tools")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for figures and sections")
     options = parser.parse_args(arguments)
     try:
         cohort = read_cohort(options.generated, options.measured)
         sweeps = [sweep for name in dict.fromkeys(options.sweep) for sweep in find_sweeps(cohort, name)]
-        written = write_figures(cohort, sweeps, options.output)
+        if (options.real is None) != (not options.real_measured):
+            raise ValueError("give both --real, the folder of scans, and --real_measured, what was measured in them")
+        scans = read_cohort(options.real, options.real_measured, everyone=False).unseen() if options.real else None
+        written = write_figures(cohort, sweeps, options.output, scans)
     except (ValueError, FileNotFoundError) as error:
         raise SystemExit(f"error: {error}") from None
     print(f"{options.output}: {', '.join(written)}")

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import sweep_figure
 from report_cohort import read_cohort
+from tiny_report import make_cohort
 
 from brain_ldm_bundle.scripts import cohort, grid
 from brain_ldm_bundle.scripts.covariates import CovariateSchema
@@ -73,51 +74,79 @@ def test_a_sweep_is_one_noise_and_one_changing_covariate(swept):
     noises = {sweep.rows.index[0][:6] for sweep in (first, second)}
     assert noises == {"sub-v1", "sub-v2"}
     (ages,) = sweep_figure.find_sweeps(swept, "age")
-    assert list(ages.rows.index) == ["sub-a45", "sub-a58", "sub-a75"] and ages.rows["measured"].isna().all()
+    assert list(ages.rows.index) == ["sub-a45", "sub-a58", "sub-a75"] and ages.tools == ()
 
 
 def test_slopes_are_measured_within_and_beyond_the_range(swept):
     ((name, below, within, above),) = sweep_figure.slope_rows(swept, sweep_figure.find_sweeps(swept, "ventricles_ml"))
-    assert name == "lateral ventricles"
-    assert [cell.split(" ")[0] for cell in (below, within, above)] == ["0.50", "1.00", "0.50"]
+    assert name == "lateral ventricles by volumes.tsv"
+    assert (below, within, above) == ("0.50 (0.50 to 0.50)", "1.00 (1.00 to 1.00)", "0.50 (0.50 to 0.50)")
+
+
+def test_the_values_of_one_noise_are_no_samples():
+    """Six points of one deterministic curve had r 0.995 [0.951, 0.999]; an interval is that of noises, from three on."""
+    parts = [
+        pd.DataFrame({"requested": [10.0, 20.0, 40.0], "a tool": [slope * x + 5 for x in (10, 20, 40)]})
+        for slope in (0.2, 0.4, 0.9)
+    ]
+    assert sweep_figure.slope_cell(parts[:1], "a tool") == "0.20"
+    assert sweep_figure.slope_cell(parts[:2], "a tool") == "0.30 (0.20 to 0.40)"
+    margin = 4.302653 * np.std([0.2, 0.4, 0.9], ddof=1) / np.sqrt(3)  # t of 2 degrees of freedom
+    assert sweep_figure.slope_cell(parts, "a tool") == f"0.50 [{0.5 - margin:.2f}, {0.5 + margin:.2f}] (0.20 to 0.90)"
+    assert sweep_figure.slope_cell([parts[0][:1]], "a tool") == sweep_figure.slope_cell(parts, None) == "—"
 
 
 def test_each_value_beyond_is_listed_with_what_was_measured_and_where_the_range_ends(swept):
     rows = sweep_figure.value_rows(swept, sweep_figure.find_sweeps(swept, "ventricles_ml"))
     space = "\N{NO-BREAK SPACE}"
-    assert rows[0] == ["lateral ventricles", f"-50.0{space}mL", "-0.50", "2", "-23.5 (-25.0 to -22.0)", f"0.0{space}mL"]
+    assert rows[0] == [
+        "lateral ventricles by volumes.tsv",
+        f"-50.0{space}mL",
+        "-0.50",
+        "2",
+        "-23.5 (-25.0 to -22.0)",
+        f"0.0{space}mL",
+    ]
     assert [row[1] for row in rows] == [f"{value}.0{space}mL" for value in (-50, 150, 190)]
     assert rows[2][2] == "1.90" and rows[2][5] == f"100.0{space}mL"
 
 
 def test_the_range_is_found_for_a_logarithmic_scale_too():
-    rows = pd.DataFrame({"requested": [10.0, 100.0, 1000.0], "scaled": [0.0, 0.5, 1.0], "measured": np.nan})
-    assert sweep_figure.model_range([sweep_figure.Sweep("x", rows)]) == pytest.approx((10, 1000))
-    linear = pd.DataFrame({"requested": [20.0, 60.0, 120.0], "scaled": [-0.5, 0.5, 2.0], "measured": np.nan})
-    assert sweep_figure.model_range([sweep_figure.Sweep("x", linear)]) == pytest.approx((40, 80))
+    rows = pd.DataFrame({"requested": [10.0, 100.0, 1000.0], "scaled": [0.0, 0.5, 1.0]})
+    assert sweep_figure.model_range([sweep_figure.Sweep("x", rows, ())]) == pytest.approx((10, 1000))
+    linear = pd.DataFrame({"requested": [20.0, 60.0, 120.0], "scaled": [-0.5, 0.5, 2.0]})
+    assert sweep_figure.model_range([sweep_figure.Sweep("x", linear, ())]) == pytest.approx((40, 80))
 
 
 def test_both_figures_and_sections_are_written(swept, tmp_path):
-    arguments = [
-        "--sweep",
-        "ventricles_ml",
-        "--sweep",
-        "age",
-        "--measured",
-        tmp_path / "volumes.tsv",
-        "--output",
-        tmp_path / "out",
-    ]
+    second = pd.read_csv(tmp_path / "volumes.tsv", sep="\t").assign(tool="another tool")
+    second["ventricles_ml"] = second["ventricles_ml"].clip(upper=110)  # it reads none larger
+    second.to_csv(tmp_path / "second.tsv", sep="\t", index=False)
+    scans, scans_measured = make_cohort(tmp_path / "scans", ["sub-1", "sub-2", "sub-3"], [90.0, 9.0, 140.0], [0.0, 0.0, 0.0])
+    by_second = pd.DataFrame({"participant_id": ["sub-1", "sub-2", "sub-3"], "ventricles_ml": [88.0, 12.0, 110.0]})
+    by_second.assign(tool="another tool").to_csv(scans_measured, sep="\t", index=False)
+    arguments = ["--sweep", "ventricles_ml", "--sweep", "age", "--output", tmp_path / "out"]
+    arguments += ["--measured", tmp_path / "volumes.tsv", tmp_path / "second.tsv"]
+    arguments += ["--real", scans, "--real_measured", scans_measured]
     sweep_figure.main([str(part) for part in (swept.folder, *arguments)])
     for name in ("figure2", "figure4"):
         section = json.loads((tmp_path / "out" / f"{name}.section.json").read_text())
         assert section["figures"][0]["file"] == f"{name}.png"
         assert (tmp_path / "out" / f"{name}.png").stat().st_size > 10_000
         assert all(len(row) == len(table["header"]) for table in section["tables"] for row in table["rows"])
+    slopes, values, ceiling = (table["rows"] for table in section["tables"])
+    assert [row[3].split()[0] for row in slopes] == ["0.50", "0.10"]  # the second tool's: its own, not the model's
+    assert [row[0] for row in values[::3]] == ["lateral ventricles by volumes.tsv", "lateral ventricles by another tool"]
+    assert [text.replace("\N{NO-BREAK SPACE}", " ") for text in ceiling[0]] == [
+        "lateral ventricles by another tool",
+        "3",
+        "9.0 mL, 12.0 mL",
+        "140.0 mL, 110.0 mL",
+    ]
     (table,) = json.loads((tmp_path / "out" / "figure2.section.json").read_text())["tables"]
-    ventricles, age = table["rows"]
-    assert ventricles[:3] == ["lateral ventricles", "2", "10"] and ventricles[4].startswith("1.00 [")
-    assert ventricles[7] == "30.0 mL"  # of 0, 25, 50, 75, 100 from their mean
+    ventricles, again, age = table["rows"]
+    assert ventricles[:4] == ["lateral ventricles by volumes.tsv", "2", "10", "1.00 (1.00 to 1.00)"]
+    assert ventricles[5] == again[5] == "30.0 mL"  # of 0, 25, 50, 75, 100 from their mean
     assert age[:4] == ["age", "1", "0", "not measured"]
 
 
@@ -145,6 +174,7 @@ def test_mistakes_are_named_and_nothing_is_written(swept, tmp_path):
 
     assert "no covariate is called 'height'; there are sex, age, ventricles_ml" in refused("--sweep", "height")
     assert "sex is a category" in refused("--sweep", "sex")
+    assert "give both --real, the folder of scans, and" in refused("--sweep", "age", "--real", swept.folder)
     (swept.folder / "sub-own" / "anat" / "sub-own_T1w.json").write_text("{}")
     assert "sub-own_T1w.json: not the sidecar of a generated volume" in refused("--sweep", "age")
 
