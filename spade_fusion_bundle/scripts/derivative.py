@@ -179,7 +179,7 @@ class Derivative:
         with atomic(self.output_dir / "participants.tsv") as file:
             file.write("".join("\t".join(line) + "\n" for line in lines).encode())
         columns = {
-            "participant_id": "Synthetic subject; not a person",
+            "participant_id": "Synthetic subject: its T1w is not a scan, its anatomy is of the label map",
             "source_participant_id": "Whose label map it was made from. Keep those of one source in one split",
             "variant": "0: the first of a label map; further ones are deformed, each by another field",
         }
