@@ -254,9 +254,11 @@ something only if the requests were distributed as the real heads are. Seed {see
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("real", type=Path, metavar="REAL.tsv", help="volumes of real scans, best of some it was not trained on")
+    parser.add_argument("real", type=Path, metavar="REAL.tsv", help="volumes of real scans that it was not trained on")
     parser.add_argument("generated", type=Path, metavar="GENERATED.tsv", help="volumes of generated ones, by the same tool")
-    through = "volumes of the same real scans through the autoencoder (--reconstructions_dir of configs/evaluate.json)"
+    through = (
+        "volumes of real scans through the autoencoder (--reconstructions_dir of configs/evaluate.json); of REAL only these"
+    )
     parser.add_argument("--reconstructed", type=Path, metavar="RECONSTRUCTED.tsv", help=through)
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to write into")
     parser.add_argument("--seed", type=int, default=0, help="of resampling")
@@ -265,6 +267,11 @@ def main() -> int:
     files = {REAL: arguments.real, GENERATED: arguments.generated, RECONSTRUCTED: arguments.reconstructed}
     files = {kind: file for kind, file in files.items() if file}
     tables = {kind: read_volumes(file) for kind, file in files.items()}
+    if RECONSTRUCTED in tables:
+        same = tables[RECONSTRUCTED].index
+        if len(others := same.difference(tables[REAL].index)):
+            raise ValueError(f"{arguments.reconstructed}: {others[0]} is not in {arguments.real}. Measure the same scans")
+        tables[REAL] = tables[REAL].loc[same]
     distances = compare(tables, arguments.seed)
     output = arguments.output
     output.mkdir(parents=True, exist_ok=True)

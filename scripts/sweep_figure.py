@@ -1,7 +1,7 @@
 """Figures 2 and 4 of Pinaya et al. 2022 for a generated folder: one covariate changes, the noise stays.
 
     python scripts/make_requests.py participants.tsv sweep.tsv --rows 8 --sweep ventricles_ml 10 150 --sweep age 45 80
-        --noises 2 --extrapolate
+        --noises 3 --extrapolate
     (generate GENERATED_DIR for sweep.tsv and measure it)
     python scripts/sweep_figure.py GENERATED_DIR --sweep ventricles_ml --sweep age --measured volumes.tsv ages.tsv --output DIR
         [--real COHORT_DIR --real_measured real_volumes.tsv ...]

@@ -163,6 +163,18 @@ def test_command_writes_numbers_picture_and_a_section_for_the_page(tmp_path, mon
     assert not list(output.glob("*.part"))
 
 
+def test_only_scans_that_went_through_the_autoencoder_are_compared(tmp_path, monkeypatch):
+    real, generated = table(tmp_path, "real.tsv", HEADS), table(tmp_path, "generated.tsv", HEADS + 30)
+    through = table(tmp_path, "through.tsv", HEADS[:10] + 5)
+    arguments = ["_", real, generated, "--reconstructed", through, "--output", tmp_path / "out"]
+    monkeypatch.setattr("sys.argv", list(map(str, arguments)))
+    assert compare_volumes.main() == 0
+    assert pd.read_csv(tmp_path / "out" / "volumes.tsv", sep="\t")["n_real"].tolist() == [10, 10, 10]
+    through.write_text(through.read_text().replace("sub-3", "sub-x"))
+    with pytest.raises(ValueError, match="through.tsv: sub-x is not in .*real.tsv. Measure the same scans"):
+        compare_volumes.main()
+
+
 def test_a_section_of_the_tools_is_written_as_one_of_the_bundles(tmp_path):
     content = ("Title", "One.\n\nTwo ±.", [{"header": ["", "mL"], "rows": [["real", "1"]]}])
     write_section(tmp_path / "theirs.section.json", *content)
