@@ -139,7 +139,7 @@ def test_everything_is_written_for_programs_and_readers(sets, result):
     assert found["samples"]["alike"] == alike
     assert section["tables"][2]["rows"][0] == ["alike", "24", "unknown", trained_on, "alike"]  # no place of this computer
     assert section["tables"][0]["rows"][0][:2] == [FLOOR, "9 + 9"]
-    for needed in ("stand-in", "18 real scans", "at 8 mm", "along the 2 first principal components", "2 scales"):
+    for needed in ("stand-in", "18 real scans", "at 8 mm", "along the 2 first principal components", "2 scales", "all scans"):
         assert needed in section["text"], needed
     assert "The row of held-out scans is what new scans" in section["text"] and "no row of held-out" not in section["text"]
 

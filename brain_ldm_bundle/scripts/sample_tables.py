@@ -73,7 +73,8 @@ def text(result: dict, space: str) -> str:
         "volumes; the corrected one is extrapolated to infinitely many (jackknife). For equal distributions it "
         "scatters about 0 where a few directions hold most of the features' variance; where they hold little, it stays too "
         f"large, and its interval misses 0. The floor is the mean over {SPLITS} splits of the reference's participants into "
-        f"halves. {control}",
+        "halves, with the interval of a single split; its pairs, background, corners and clipped voxels are those "
+        f"of all scans of the reference. {control}",
         f"MS-SSIM ({result['scales']} scales, window of 7 voxels) and 4-G-R-SSIM compare pairs of participants within a set. "
         "Real scans have the numbers to reach. Higher: less diverse, or smoother; compare with the blurred row. Lower: often "
         "noise. Their intervals count participants, not pairs.",
