@@ -150,10 +150,12 @@ class Audit:
         """Every volume with its nearest training scan in both spaces; one volume in memory at a time."""
         n = len(self.participants)
         anatomies = [self._anatomy(self._scan(i), self.latents.data[i]) for i in tqdm(range(n), "training scans", leave=False)]
-        mus = [self.latents[i]["mu"].flatten() for i in range(n)]
+        mus = torch.empty(n, self.latents[0]["mu"].numel())
+        for i, mu in enumerate(mus):
+            mu.copy_(self.latents[i]["mu"].flatten())
         self.spaces = {
             "image": Neighbours(torch.stack(anatomies), self.participants, self.neighbours),
-            "latent": Neighbours(torch.stack(mus), self.participants, self.neighbours),
+            "latent": Neighbours(mus, self.participants, self.neighbours),
         }
         rows = []
         for i, item in enumerate(tqdm(self.held_out, "held-out scans", leave=False)):

@@ -88,7 +88,7 @@ class Neighbours:
     """Nearest training participants by correlation, after the mean training vector is taken away.
 
     Args:
-        vectors: (n, F) of the training scans; n F numbers of 4 bytes stay in memory.
+        vectors: (n, F) of the training scans, which are overwritten: n F numbers of 4 bytes stay in memory, and no others.
         participants: whose scans they are; further scans of the nearest participant are no second neighbours.
         neighbours: how many further participants a relative distance is measured by; fewer where there are fewer.
     """
@@ -96,7 +96,7 @@ class Neighbours:
     def __init__(self, vectors: torch.Tensor, participants: Sequence[str], neighbours: int = 5) -> None:
         numbers = {name: number for number, name in enumerate(dict.fromkeys(participants))}
         self.mean = vectors.mean(0)
-        self.residuals = F.normalize(vectors - self.mean, dim=1)
+        self.residuals = F.normalize(vectors.sub_(self.mean), dim=1, out=vectors)
         self.participant = torch.tensor([numbers[name] for name in participants])
         self.count = len(numbers)
         self.neighbours = min(neighbours, self.count - 1)
