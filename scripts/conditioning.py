@@ -191,12 +191,16 @@ def write(cohorts: Mapping[str, Cohort], output: Path) -> None:
         for reading in readings
         if reading.numbers[GENERATED]["unmeasured"]
     )
+    several = [
+        kind for kind, cohort in cohorts.items() if len({name.split("_")[0] for name in cohort.images}) < len(cohort.images)
+    ]
     yardsticks = [f"{len(cohort.expected)} {kind}" for kind, cohort in cohorts.items() if kind != GENERATED]
     write_section(
         output / "conditioning.section.json",
         "Requested against measured (Figure 3)",
         f"{len(generated.expected)} volumes of {generated.name}. "
         + (f"Not measured, and in no number below: {unmeasured}. " if unmeasured else "")
+        + (f"Participants with several volumes ({', '.join(several)}) make the intervals too narrow. " if several else "")
         + "".join(f"No numbers of {name}: {reason}. " for name, reason in without.items())
         + "r: Pearson's, 95 % interval by Fisher's z; slope of measured on requested by least squares, 95 % t interval; bias: "
         "mean of measured - requested. Partial r: of what a linear regression on the k other requested covariates leaves of "

@@ -99,6 +99,17 @@ def test_what_follows_from_another_request_has_no_partial_correlation(generated,
     assert age["partial_r_low"] < 0 < age["partial_r_high"]
 
 
+def test_several_volumes_of_a_participant_are_named_as_no_independent_ones(generated, tmp_path):
+    table = save(generated, tmp_path / "v.tsv")
+    second = tmp_path / "generated" / "sub-00" / "ses-2" / "anat" / "sub-00_ses-2_T1w.nii.gz"
+    second.parent.mkdir(parents=True)
+    run(tmp_path, table)
+    assert "Participants with several volumes" not in section(tmp_path)["text"]
+    shutil.copy(tmp_path / "generated" / "sub-00" / "anat" / "sub-00_T1w.nii.gz", second)
+    run(tmp_path, table)
+    assert "Participants with several volumes (generated) make the intervals too narrow" in section(tmp_path)["text"]
+
+
 def test_a_folder_to_compare_with_needs_its_tables(generated, tmp_path):
     table = save(generated, tmp_path / "v.tsv")
     with pytest.raises(SystemExit, match="scans: give both the folder and the tables"):
