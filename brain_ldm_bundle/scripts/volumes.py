@@ -156,8 +156,8 @@ def _refuse_copies(items: Sequence[Mapping], name: str, own: Mapping[str, str]) 
     copies = [(item["image"], own[item["voxels_sha256"]]) for item in items if item["voxels_sha256"] in own]
     if copies:
         raise ValueError(
-            f"{name}: {len(copies)} of {len(items)} volumes are scans of the data set itself, such as {copies[0][0]}, which "
-            f"has the voxels of {copies[0][1]}. Give the folder of generated volumes"
+            f"{name}: {len(copies)} of {len(items)} volumes are scans of the data set itself, such as {copies[0][0]} (the "
+            f"voxels of {copies[0][1]}). Give the folder of generated volumes"
         )
     first = {}
     for item in items:
