@@ -122,7 +122,7 @@ def test_one_table_given_twice_is_refused(tmp_path):
         ("participant_id\tventricles_ml\n", "no rows in it, nothing was measured"),
         (
             "participant_id\tbrain_ml\nsub-1\t1.2\n",
-            "row 2: brain_ml would be 1.2 mL, possible are 300 to 2500; .* like L for mL",
+            "its median: brain_ml would be 1.2 mL, possible are 300 to 2500; .* like L for mL",
         ),
         ("participant_id\tventricles_ml\nsub-1\t7\nsub-2\tmany\n", "row 3: ventricles_ml must be a volume in mL, got many"),
         ("participant_id\tventricles_ml\nsub-1\t7\nsub-2\t-8\n", "row 3: ventricles_ml must be a volume in mL, got -8"),
@@ -132,6 +132,12 @@ def test_damaged_tables_are_refused(tmp_path, content, message):
     (tmp_path / "a.tsv").write_text(content)
     with pytest.raises(ValueError, match=message):
         compare_volumes.read_volumes(tmp_path / "a.tsv")
+
+
+def test_a_head_without_ventricles_is_compared_all_the_same(tmp_path):
+    ventricles_ml = [0.0, 0.02, 0.03, 0.01]
+    path = table(tmp_path, "a.tsv", ventricles_ml, brain_ml=1200.0)
+    assert compare_volumes.read_volumes(path)["ventricles_ml"].tolist() == ventricles_ml
 
 
 def test_an_absent_table_is_refused(tmp_path):
