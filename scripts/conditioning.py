@@ -26,7 +26,7 @@ import numpy as np
 import pandas as pd
 from agreement import agreement, partial_correlation
 from matplotlib.figure import Figure
-from report_cohort import BOOKKEEPING, Cohort, read_cohort
+from report_cohort import BOOKKEEPING, Cohort, read_cohort, refuse_other_tools
 from report_tables import agreement_cells, decimals_of, mean_answer_error
 from section import write_json, write_section, write_whole
 
@@ -63,9 +63,11 @@ def compare(cohorts: Mapping[str, Cohort]) -> tuple[list[Reading], dict[str, str
         the readings, and why there is none of a quantity: too few pairs, or constant ones.
 
     Raises:
-        ValueError: no numbers of any quantity.
+        ValueError: no numbers of any quantity, or no tool that measured both.
     """
     generated = cohorts[GENERATED]
+    for cohort in cohorts.values():
+        refuse_other_tools(generated, cohort)
     requested = [name for name in generated.expected if name not in (*BOOKKEEPING, "split")]
     readings, without = [], {}
     for name, tool, _ in generated.readings():
@@ -93,10 +95,8 @@ def numbers_of(cohort: Cohort, name: str, others: Sequence[str]) -> dict:
     """
     pairs = cohort.pairs(name)
     found = agreement(pairs["expected"], pairs["measured"])
-    held = pd.get_dummies(
-        cohort.expected.loc[pairs.index, [other for other in others if other in cohort.expected]], drop_first=True
-    )
-    held = held.astype(float).dropna()
+    known = cohort.expected.loc[pairs.index, [other for other in others if other in cohort.expected]].dropna()
+    held = pd.get_dummies(known, drop_first=True).astype(float)
     try:
         found |= partial_correlation(*pairs.loc[held.index].to_numpy().T, held.to_numpy())
     except ValueError as error:

@@ -172,6 +172,15 @@ def read_cohort(folder: Path, measured_files: Sequence[Path] = (), everyone: boo
     return cohort
 
 
+def refuse_other_tools(first: Cohort, second: Cohort) -> None:
+    """Raise ValueError where no tool measured both: what one reads says nothing of another."""
+    if not set(first.tables) & set(second.tables):
+        raise ValueError(
+            f"{first.folder} was measured by {' and '.join(first.tables) or 'nothing'}, {second.folder} by "
+            f"{' and '.join(second.tables) or 'nothing'}. Measure both with one tool; its name is the column tool of its tables"
+        )
+
+
 def _refuse_text(table: pd.DataFrame, path: Path) -> None:
     for quantity in [name for name in QUANTITIES if name in table and not _is_number(table[name])]:
         row = pd.to_numeric(table[quantity], errors="coerce").isna().idxmax()

@@ -29,7 +29,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from report_cohort import Cohort, evenly, read_cohort
+from report_cohort import Cohort, evenly, read_cohort, refuse_other_tools
 from report_tables import mean_answer_error
 from scipy import stats
 from section import write_section, write_whole
@@ -399,6 +399,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if (options.real is None) != (not options.real_measured):
             raise ValueError("give both --real, the folder of scans, and --real_measured, what was measured in them")
         scans = read_cohort(options.real, options.real_measured, everyone=False).unseen() if options.real else None
+        if scans:
+            refuse_other_tools(cohort, scans)
         written = write_figures(cohort, sweeps, options.output, scans)
     except (ValueError, FileNotFoundError) as error:
         raise SystemExit(f"error: {error}") from None

@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
-from agreement import agreement
+from agreement import agreement, partial_correlation
 
 
 @pytest.fixture
@@ -99,6 +99,20 @@ def test_what_follows_from_another_request_has_no_partial_correlation(generated,
     assert age["partial_r_low"] < 0 < age["partial_r_high"]
 
 
+def test_volumes_whose_other_requests_are_unknown_are_left_out_of_the_partial_correlation(generated, tmp_path):
+    """A missing sex counted as female."""
+    generated["sex"] = ["F", "M", "M"] * 4
+    generated.loc[3, "sex"] = np.nan
+    save(generated, tmp_path / "generated" / "participants.tsv")
+    measured = generated.assign(age=generated["age"] + np.arange(12) % 5)
+    found = run(tmp_path, save(measured[["participant_id", "age"]], tmp_path / "v.tsv"))["age", "v.tsv"]["generated"]
+    rest = generated.drop(index=3)
+    others = np.column_stack([rest["ventricles_ml"], rest["sex"] == "M"])
+    expected = partial_correlation(rest["age"], measured["age"].drop(index=3), others)
+    assert found["n"] == 12 and found["held"] == 2
+    assert found["partial_r"] == pytest.approx(expected["partial_r"], abs=1e-9)
+
+
 def test_several_volumes_of_a_participant_are_named_as_no_independent_ones(generated, tmp_path):
     table = save(generated, tmp_path / "v.tsv")
     second = tmp_path / "generated" / "sub-00" / "ses-2" / "anat" / "sub-00_ses-2_T1w.nii.gz"
@@ -110,10 +124,13 @@ def test_several_volumes_of_a_participant_are_named_as_no_independent_ones(gener
     assert "Participants with several volumes (generated) make the intervals too narrow" in section(tmp_path)["text"]
 
 
-def test_a_folder_to_compare_with_needs_its_tables(generated, tmp_path):
+def test_a_folder_to_compare_with_needs_tables_of_the_same_tool(generated, tmp_path):
     table = save(generated, tmp_path / "v.tsv")
     with pytest.raises(SystemExit, match="scans: give both the folder and the tables"):
         run(tmp_path, table, further=["--real", tmp_path / "generated"])
+    other = save(generated.assign(tool="another"), tmp_path / "w.tsv")
+    with pytest.raises(SystemExit, match="generated was measured by v.tsv, .* by another. Measure both with one tool"):
+        run(tmp_path, table, further=["--real", tmp_path / "generated", "--real_measured", other])
     assert not (tmp_path / "out").exists()
 
 
