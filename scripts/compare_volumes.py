@@ -99,7 +99,7 @@ def volume_distance(real: np.ndarray, generated: np.ndarray, seed: int = 0) -> d
         if not np.isfinite(values).all():
             raise ValueError(f"{name} volumes must be finite, row {int(np.argmin(np.isfinite(values))) + 1} is not")
     if np.ptp(real) == 0:
-        raise ValueError(f"all {len(real)} real volumes are {real[0]:g}: nothing to compare with")
+        raise ValueError(f"all {len(real)} volumes to compare with are {real[0]:g}")
 
     rng = np.random.default_rng(seed)
     distance = stats.wasserstein_distance
@@ -129,7 +129,7 @@ def volume_distance(real: np.ndarray, generated: np.ndarray, seed: int = 0) -> d
     }
 
 
-def compare(tables: Mapping[str, pd.DataFrame], seed: int = 0) -> pd.DataFrame:
+def compare(tables: Mapping[str, pd.DataFrame], seed: int = 0) -> tuple[pd.DataFrame, list[str]]:
     """`volume_distance` of each volume that all tables have, between all pairs of tables; rows without a value do not count.
 
     Args:
@@ -138,7 +138,8 @@ def compare(tables: Mapping[str, pd.DataFrame], seed: int = 0) -> pd.DataFrame:
 
     Returns:
         volume, first and second (kinds), the numbers of `volume_distance`, and p_holm, corrected for all tests of the table
-        (Holm 1979, Scand. J. Stat. 6). Scans and scans through the autoencoder are the same heads: no test of these.
+        (Holm 1979, Scand. J. Stat. 6). Scans and scans through the autoencoder are the same heads: no test of these. And why
+        there is no distance from scans through an autoencoder, such as one that gives all of them one volume.
 
     Raises:
         ValueError: volumes measured by different tools, none in common, or too few; equal tables.
@@ -155,18 +156,21 @@ def compare(tables: Mapping[str, pd.DataFrame], seed: int = 0) -> pd.DataFrame:
     for first, second in pairs:
         if all(tables[first][name].dropna().tolist() == tables[second][name].dropna().tolist() for name in common):
             raise ValueError(f"{first} and {second}: all volumes are the same. Was one table given twice?")
-    rows = []
+    rows, without = [], []
     for first, second in pairs:
         for name in common:
             try:
                 numbers = volume_distance(tables[first][name].dropna(), tables[second][name].dropna(), seed)
             except ValueError as error:
-                raise ValueError(f"{name} of {first} and {second}: {error}") from error
+                if RECONSTRUCTED not in (first, second):
+                    raise ValueError(f"{name}: {error}") from error
+                without.append(f"{TITLES[name]}, {second} from {first}: {error}")
+                continue
             if GENERATED not in (first, second):
                 numbers |= dict.fromkeys(("distance_low", "distance_high", "p"), np.nan)
             rows.append({"volume": name, "first": first, "second": second} | numbers)
     table = pd.DataFrame(rows)
-    return table.assign(p_holm=holm(table["p"]))
+    return table.assign(p_holm=holm(table["p"])), without
 
 
 def holm(p: pd.Series) -> pd.Series:
@@ -273,19 +277,19 @@ def main() -> int:
         if len(others := same.difference(tables[REAL].index)):
             raise ValueError(f"{arguments.reconstructed}: {others[0]} is not in {arguments.real}. Measure the same scans")
         tables[REAL] = tables[REAL].loc[same]
-    distances = compare(tables, arguments.seed)
+    distances, without = compare(tables, arguments.seed)
     output = arguments.output
     output.mkdir(parents=True, exist_ok=True)
     write_whole(output / "volumes.tsv", distances.to_csv(sep="\t", index=False, float_format="%.4g", na_rep="n/a").encode())
     settings = {"unit": "mL", "tool": tables[REAL]["tool"].iloc[0], "seed": arguments.seed, "resamples": RESAMPLES}
     settings |= {"splits": SPLITS, "files": {kind: str(file) for kind, file in files.items()}}
     rows = [{name: value for name, value in row.items() if not pd.isna(value)} for row in distances.to_dict("records")]
-    write_json(output / "volumes.json", settings | {"volumes": rows})
+    write_json(output / "volumes.json", settings | {"volumes": rows, "without": without})
     write_whole(output / "volumes.png", draw_histograms(tables, distances))
     write_section(
         output / "volumes.section.json",
         "Sizes of ventricles, brain and head",
-        explain(tables, files, distances, arguments.seed),
+        explain(tables, files, distances, arguments.seed) + "".join(f"\n\nNo distance of {reason}." for reason in without),
         section_tables(tables, distances),
         [{"file": "volumes.png", "caption": "Volumes of real and generated heads. Generated heads are synthetic."}],
     )

@@ -66,7 +66,7 @@ def test_the_seed_decides_the_interval_and_nothing_else():
         ([1, 2, 3], [1, 2, 3, 4], "at least 4 real volumes, got 3"),
         ([1, 2, 3, 4], [], "at least 4 generated volumes, got 0"),
         ([1, 2, np.nan, 4], [1, 2, 3, 4], "real volumes must be finite, row 3"),
-        ([5, 5, 5, 5], [1, 2, 3, 4], "all 4 real volumes are 5"),
+        ([5, 5, 5, 5], [1, 2, 3, 4], "all 4 volumes to compare with are 5"),
     ],
 )
 def test_impossible_samples_are_refused(real, generated, message):
@@ -76,7 +76,7 @@ def test_impossible_samples_are_refused(real, generated, message):
 
 def test_rows_without_a_value_are_left_out_and_not_counted(tmp_path):
     real = compare_volumes.read_volumes(table(tmp_path, "a.tsv", [1, 2, 3, 4, np.nan]))
-    found = compare({REAL: real, GENERATED: real.assign(ventricles_ml=real["ventricles_ml"] + 1)})
+    found, _ = compare({REAL: real, GENERATED: real.assign(ventricles_ml=real["ventricles_ml"] + 1)})
     assert found[["n_real", "n_generated"]].to_numpy().tolist() == [[4, 4]]
 
 
@@ -91,12 +91,26 @@ def test_scans_through_the_autoencoder_tell_what_the_tool_does(tmp_path):
     """The tool read the very same heads 40 mL larger when they were smooth, and that counted as the model's mistake."""
     tables = {REAL: HEADS, GENERATED: HEADS[::-1] + 41, RECONSTRUCTED: HEADS + 40}
     tables = {kind: compare_volumes.read_volumes(table(tmp_path, f"{kind}.tsv", values)) for kind, values in tables.items()}
-    found = compare(tables).set_index(["second", "first"])
+    found, without = compare(tables)
+    found = found.set_index(["second", "first"])
+    assert not without
     assert found["distance"].to_dict() == pytest.approx(
         {(GENERATED, REAL): 41, (GENERATED, RECONSTRUCTED): 1, (RECONSTRUCTED, REAL): 40}, abs=0.01
     )
     assert found["p"][GENERATED, REAL] < 0.01 < 0.5 < found["p"][GENERATED, RECONSTRUCTED]
     assert np.isnan(found["p"][RECONSTRUCTED, REAL])  # the same heads
+
+
+def test_an_autoencoder_that_gives_all_heads_one_volume_hides_no_other_number(tmp_path):
+    tables = {REAL: HEADS, GENERATED: HEADS + 5, RECONSTRUCTED: np.zeros(40)}
+    tables = {
+        kind: compare_volumes.read_volumes(table(tmp_path, f"{kind}.tsv", x, brain_ml=1200 + x)) for kind, x in tables.items()
+    }
+    found, without = compare(tables)
+    assert list(zip(found["second"], found["first"])) == [(GENERATED, REAL)] * 2 + [(RECONSTRUCTED, REAL)] * 2
+    assert without[0] == (
+        "lateral ventricles, generated from scans through the autoencoder: all 40 volumes to compare with are 0"
+    )
 
 
 def test_p_is_corrected_for_all_tests_of_the_table():
