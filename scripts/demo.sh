@@ -214,23 +214,31 @@ measure_more() {
 }
 
 evaluate() {
-    local folder="$output/evaluation/brain_ldm" sweeps=() argument
+    local folder="$output/evaluation/brain_ldm" sweeps=() scans argument
     # shellcheck disable=SC2086
     bundle brain_ldm_bundle --config_file configs/evaluate.json --dataset_dir "$output/data" --models_dir "$output/models" \
         --output_dir "$folder" --cache_dir "$output/cache" --pairs "$PAIRS" $COMPONENTS \
+        --reconstructions_dir "$output/reconstructions" \
         --samples "{'LDM, 1000 steps':'$output/generated_1000','LDM, 50 DDIM steps':'$output/generated','VAE-GAN':'$output/baselines/vaegan','LSGAN':'$output/baselines/lsgan'}"
     # An audit that finds copies ends with an error; here the page tells.
     rm -f "$folder/memorisation.section.json"
     bundle brain_ldm_bundle auditing --config_file configs/evaluate.json --dataset_dir "$output/data" \
         --models_dir "$output/models" --output_dir "$folder" --cache_dir "$output/cache" --audited_dir "$output/generated" ||
         [ -f "$folder/memorisation.section.json" ]
-    python scripts/conditioning.py "$output/generated" --measured "$output"/generated_{volumes,ages}.tsv --output "$folder"
+    measure_volumes "$output/reconstructed_volumes.tsv" "$output/reconstructions"
+    read_covariates "$output/reconstructed_ages.tsv" "$output/reconstructions"
+    scans=(--real "$output/data" --real_measured "$output/cohort_volumes.tsv" "$folder/regressor.tsv")
+    python scripts/conditioning.py "$output/generated" --measured "$output"/generated_{volumes,ages}.tsv "${scans[@]}" \
+        --reconstructed "$output/reconstructions" --reconstructed_measured "$output"/reconstructed_{volumes,ages}.tsv \
+        --output "$folder"
     for argument in $SWEEPS; do
         case "$argument" in ventricles_ml | age) sweeps+=(--sweep "$argument") ;; esac
     done
     sweeps+=(--sweep brain_normalised_ml)  # of which --extrapolate makes one beyond the range
-    python scripts/sweep_figure.py "$output/sweeps" "${sweeps[@]}" --measured "$output"/sweeps_{volumes,ages}.tsv --output "$folder"
-    python scripts/compare_volumes.py "$output/cohort_volumes.tsv" "$output/generated_volumes.tsv" --output "$folder"
+    python scripts/sweep_figure.py "$output/sweeps" "${sweeps[@]}" --measured "$output"/sweeps_{volumes,ages}.tsv "${scans[@]}" \
+        --output "$folder"
+    python scripts/compare_volumes.py "$output/cohort_volumes.tsv" "$output/generated_volumes.tsv" \
+        --reconstructed "$output/reconstructed_volumes.tsv" --output "$folder"
 }
 
 train_spade() {
