@@ -42,8 +42,8 @@ while [ $# -gt 0 ]; do
         --tiny)
             SUBJECTS=20
             REQUESTS=8
-            TRAINING="--autoencoder_epochs 1 --diffusion_epochs 1"
-            SAMPLING="--steps 4"
+            TRAINING="--autoencoder_epochs 1 --autoencoder_lr 1e-4 --diffusion_epochs 1 --diffusion_lr 1e-5"
+            SAMPLING="--steps 10"
             CHAIN="--sampler_name ddpm --steps 1000 --batch_size 4"
             CHAIN_VOLUMES=4
             SWEEPS="--sweep ventricles_ml 10 150 --rows 2 --noises 1 --extrapolate"
