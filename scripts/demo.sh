@@ -309,19 +309,19 @@ doing="[1/$STEPS] Set up Python (minutes the first time, about 2 GB to download)
 printf '%s\n' "$doing"
 . scripts/setup.sh
 
-step data "Simulate a cohort: $SUBJECTS heads at 4 mm, volumes known (about 1 minute)" \
+step data "Simulate a cohort: $SUBJECTS heads at 4 mm, volumes known (seconds)" \
     python scripts/make_demo_data.py "$output/data" --subjects "$SUBJECTS" --spacing_mm 4 --seed "$SEED"
-step training "Train the autoencoder, then the diffusion model (about 2 minutes)" train
+step training "Train the autoencoder, then the diffusion model (about 1 minute)" train
 step requests "Draw $REQUESTS plausible requests from the cohort, and sweeps (seconds)" request
 step generation "Generate $REQUESTS volumes (about 1 minute)" generate
-step measurement "Measure the generated volumes and the test scans (about 1 minute)" measure
+step measurement "Measure the generated volumes and the test scans (half a minute)" measure
 step first_report "Write a first page, $output/report.html (seconds)" first_report
 step regressor "Train a network that reads age and volumes from a scan (seconds)" train_regressor
 step baselines "Sample the paper's baselines, VAE-GAN and LSGAN (seconds)" sample_baselines
-step more_generation "Generate sweeps, and $CHAIN_VOLUMES volumes by all 1000 steps (about 6 minutes)" generate_more
-step more_measurement "Measure the sweeps, and read the ages of all (about 1 minute)" measure_more
-step evaluation "Compare with real scans: Table 1, conditioning, copies (about 3 minutes)" evaluate
-step spade_training "Train three SPADE GANs and the fusion on the cohort's label maps (about 5 minutes)" train_spade
+step more_generation "Generate sweeps, and $CHAIN_VOLUMES volumes by all 1000 steps (about 4 minutes)" generate_more
+step more_measurement "Measure the sweeps, and read the ages of all (half a minute)" measure_more
+step evaluation "Compare with real scans: Table 1, conditioning, copies (about 1 minute)" evaluate
+step spade_training "Train three SPADE GANs and the fusion on the cohort's label maps (about 3 minutes)" train_spade
 step spade_synthesis "Make $VARIANTS anatomies of one label map, and T1w of training and test maps (about 2 minutes)" synthesise
 step spade_evaluation "Compare synthetic T1w with the scans, and train segmenters on both (about 2 minutes)" evaluate_spade
 step studies "Write the pages of two reader studies, and let simple rules read them (seconds)" make_studies
