@@ -18,7 +18,7 @@ from monai.optimizers import WarmupCosineSchedule
 from PIL import Image
 from tiny_spade import SHAPE, SPACING_MM, label_map, write_dataset
 
-from spade_fusion_bundle.scripts import baseline, segmentation, segmentation_summary, synthesis
+from spade_fusion_bundle.scripts import baseline, label_maps, segmentation, segmentation_summary
 from spade_fusion_bundle.scripts.derivative import Derivative
 from spade_fusion_bundle.scripts.files import sha256
 from spade_fusion_bundle.scripts.labels import LabelTable
@@ -98,8 +98,8 @@ def test_what_inference_writes_of_the_training_maps_is_taken_and_of_all_maps_ref
 
     def infer(folder, split):
         derivative = Derivative(folder, table)
-        rows = synthesis.rows(synthesis.find_maps(cohort / "bids", folder, split), variants=2)
-        for row in synthesis.pending(rows, derivative, table, {"WeightsSHA256": "ab"}):
+        rows = label_maps.rows(label_maps.find_maps(cohort / "bids", folder, split), variants=2)
+        for row in label_maps.pending(rows, derivative, table, {"WeightsSHA256": "ab"}):
             values = np.asarray(nib.load(row["image"]).dataobj)
             derivative.write(row, values / 17, values)
         return folder

@@ -9,6 +9,7 @@ from . import (
     files,
     fusion_data,
     handlers,
+    label_maps,
     labels,
     losses,
     networks,
