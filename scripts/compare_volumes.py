@@ -225,7 +225,7 @@ def section_tables(tables: Mapping[str, pd.DataFrame], distances: pd.DataFrame) 
 
 
 def p_text(p: float) -> str:
-    return "same heads" if np.isnan(p) else f"{p:.3f}" if p >= 0.001 else "< 0.001"
+    return "—" if np.isnan(p) else f"{p:.3f}" if p >= 0.001 else "< 0.001"
 
 
 def explain(tables: Mapping[str, pd.DataFrame], files: Mapping[str, Path], distances: pd.DataFrame, seed: int) -> str:

@@ -216,7 +216,12 @@ def write(cohorts: Mapping[str, Cohort], output: Path) -> None:
             else "What the tool gets wrong by itself is part of every number: measure scans, too (--real, --reconstructed)."
         ),
         [{"header": HEADER, "rows": table_rows(readings)}],
-        [{"file": "figure3.png", "caption": f"Orange: generated; crosses: the same tool on scans. {NOTICE}"}],
+        [
+            {
+                "file": "figure3.png",
+                "caption": f"Orange: generated; x: the same tool on scans; +: on scans through the autoencoder. {NOTICE}",
+            }
+        ],
     )
 
 

@@ -240,9 +240,8 @@ def describe_accuracy(weights: Path) -> str:
     facts = json.loads(sidecar.read_text())
     if facts["sha256"] != hashlib.sha256(weights.read_bytes()).hexdigest():
         return f"Accuracy of {weights.name}: unknown, {sidecar.name} describes other weights."
-    return "Accuracy of these measurements on images it was not trained on (bias and mae in mL):\n" + format_table(
-        facts["accuracy"]
-    )
+    table = format_table(facts["accuracy"])
+    return f"Accuracy of these measurements on images it was not trained on (bias and mae in mL):\n{table}\n{facts['limits']}"
 
 
 def format_table(rows: list[dict]) -> str:

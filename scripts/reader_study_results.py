@@ -102,13 +102,18 @@ def tables(numbers: dict) -> list[dict]:
     between, with_computed = (
         [[" and ".join(row["readers"]), str(row["n"]), _with_interval(row["kappa"]), ""] for row in rows] for rows in pairs
     )
+    agreement = {
+        "header": ["agreement of ratings", "n items", "weighted kappa [95 %] (chance: 0)", "equal ratings"],
+        "rows": between + agreeing + with_computed,
+    }
+    if not agreeing:  # the last column is theirs
+        agreement = {"header": agreement["header"][:-1], "rows": [row[:-1] for row in agreement["rows"]]}
     return [
         {"header": ["mean rating (1 very good to 5 very poor) [95 %]", "n ratings real, synthetic", "real", "synthetic",
                     "synthetic - real"], "rows": ratings},
         {"header": ["guesses by", "n", "right, % [95 %, exact]", "[95 %, volumes drawn]", "right of real", "right of synthetic",
                     "p against 50 %", "always one answer, %"], "rows": told},
-        {"header": ["agreement of ratings", "n items", "weighted kappa [95 %] (chance: 0)", "equal ratings"],
-         "rows": between + agreeing + with_computed},
+        agreement,
     ]  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from report_gallery import columns, controls, gallery
 from report_html import escape, img, json_block, paragraphs, table
 from report_labels import LabelNames
 from report_pictures import scatter_image
-from report_tables import AGREEMENT_HEADER, agreement_rows, tool_accuracy_rows
+from report_tables import AGREEMENT_HEADER, agreement_rows, tool_accuracy
 from report_volumes import viewer_entry
 
 PARTS = Path(__file__).with_name("report_viewer")
@@ -174,10 +174,11 @@ def _sections(content: Content, labelled: bool) -> Iterator[tuple[str, str, Iter
     for number, section in enumerate(content.sections):
         yield f"evaluation-{number}", section["title"], _evaluation(section)
     if any(name in TOOL for name in generated.quantities()):
-        accuracy = tool_accuracy_rows(content.facts_file)
+        accuracy, limits = tool_accuracy(content.facts_file)
         yield "tool", "How well does the measuring tool measure?", [
             "<p>Volumes, by scripts/measure_volumes.py, on images that it was not trained on, against their label maps.</p>",
-            f"<p>{escape(accuracy)}</p>" if isinstance(accuracy, str) else table(AGREEMENT_HEADER, accuracy),
+            f"<p>{escape(limits)}</p>",
+            table(AGREEMENT_HEADER, accuracy) if accuracy else "",
         ]  # fmt: skip
     if content.provenance:
         yield "provenance", "What made them", [table(["", ""], content.provenance, "facts")]

@@ -37,19 +37,19 @@ def mean_answer_error(expected: pd.Series) -> float:
     return float((expected - expected.mean()).abs().mean())
 
 
-def tool_accuracy_rows(facts_file: Path) -> list[list[str]] | str:
-    """How well measure_volumes.py measures, as stored beside its weights; or why that is unknown."""
+def tool_accuracy(facts_file: Path) -> tuple[list[list[str]], str]:
+    """How well measure_volumes.py measures, as stored beside its weights, and the limits of that; no rows if unknown."""
     weights = facts_file.with_suffix(".pt")
     if not facts_file.is_file() or not weights.is_file():
-        return f"Unknown: {facts_file.name} is missing."
+        return [], f"Unknown: {facts_file.name} is missing."
     facts = read_json(facts_file)
     if facts["sha256"] != hashlib.sha256(weights.read_bytes()).hexdigest():
-        return f"Unknown: {facts_file.name} describes other weights than {weights.name}."
+        return [], f"Unknown: {facts_file.name} describes other weights than {weights.name}."
     rows = []
     for row in facts["accuracy"]:
         title, unit = QUANTITIES[row["volume"]]
         rows.append([f"{row['images']}, {row['spacing_mm']:g} mm: {title}", str(row["n"]), *agreement_cells(row, 1, unit)])
-    return rows
+    return rows, facts["limits"]
 
 
 def agreement_cells(a: dict, decimals: int, unit: str) -> list[str]:

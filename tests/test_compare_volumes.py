@@ -178,7 +178,7 @@ def test_command_writes_numbers_picture_and_a_section_for_the_page(tmp_path, mon
     assert "40 of generated, 0 of scans through" in section["text"] and "for all 4 tests" in section["text"]
     sizes, rows = (part["rows"] for part in section["tables"])
     assert sizes[0][0] == "lateral ventricles" and rows[0][:2] == ["lateral ventricles: generated from real scans", "40, 40"]
-    assert [row[5] for row in rows[4:]] == ["same heads"] * 2
+    assert [row[5] for row in rows[4:]] == ["—"] * 2
     assert (output / section["figures"][0]["file"]).read_bytes().startswith(b"\x89PNG")
     assert not list(output.glob("*.part"))
 

@@ -136,6 +136,14 @@ def test_reconstructions_are_kept_as_generated_volumes_are_with_the_covariates_o
     assert "(of the scan)" in (folder / "participants.json").read_text()
 
 
+def test_reconstructions_are_not_mixed_with_generated_volumes(tmp_path):
+    (tmp_path / "kept").mkdir()
+    description = {"Name": "Synthetic T1-weighted brain MRI", "GeneratedBy": [{"Name": "brain_ldm_bundle"}]}
+    (tmp_path / "kept" / "dataset_description.json").write_text(json.dumps(description))
+    with pytest.raises(ValueError, match="holds the data set 'Synthetic T1-weighted brain MRI'. Choose a new folder"):
+        kept(tmp_path, ["sub-02"], [[NULL, 0.0]])
+
+
 def test_each_of_several_scans_of_a_participant_is_kept(tmp_path):
     folder = kept(tmp_path, ["sub-02_ses-1", "sub-02_ses-2", "sub-03"], [[NULL, 0.0]] * 3)
     table = pd.read_csv(folder / "participants.tsv", sep="\t")

@@ -191,10 +191,12 @@ def test_the_tools_accuracy_is_shown_only_for_its_own_weights(tmp_path):
     row |= {"slope": 1.0, "slope_low": 0.98, "slope_high": 1.02, "bias": -0.3, "mae": 1.2}
     weights, facts = tmp_path / "net.pt", tmp_path / "net.json"
     weights.write_bytes(b"weights")
-    facts.write_text(json.dumps({"sha256": hashlib.sha256(b"weights").hexdigest(), "accuracy": [row]}))
-    assert report_tables.tool_accuracy_rows(facts)[0][1:3] == ["40", "0.990 [0.980, 0.995]"]
+    facts.write_text(json.dumps({"sha256": hashlib.sha256(b"weights").hexdigest(), "accuracy": [row], "limits": "Simulated."}))
+    rows, limits = report_tables.tool_accuracy(facts)
+    assert rows[0][1:3] == ["40", "0.990 [0.980, 0.995]"] and limits == "Simulated."
     weights.write_bytes(b"others")
-    assert "describes other weights" in report_tables.tool_accuracy_rows(facts)
+    rows, limits = report_tables.tool_accuracy(facts)
+    assert not rows and "describes other weights" in limits
 
 
 @pytest.mark.parametrize("change", ["unknown", "twice", "no quantity", "no image", "no table"])

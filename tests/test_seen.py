@@ -99,11 +99,16 @@ def test_scans_are_seen_that_either_network_was_trained_on(tmp_path):
     assert seen.recipe_of(model, autoencoder) == both | {"seen_voxels": ["a", "b"]}  # it is not there yet
     write(autoencoder, {"seen_voxels": ["b", "c"]})
     assert seen.recipe_of(model, autoencoder) == both | {"seen_voxels": ["a", "b", "c"]}
-    write(model, {"spacing_mm": 8.0})
-    assert seen.recipe_of(model, autoencoder) == both | {"seen_voxels": ["b", "c"]}
+    write(model, {"spacing_mm": 8.0})  # one that does not say: the published one, say
+    assert seen.recipe_of(model, autoencoder) == {
+        "spacing_mm": 8.0, "seen_voxels": ["b", "c"], "unknown_start": sha256(model)
+    }  # fmt: skip
+    write(model, {"seen_voxels": ["a"], "unknown_start": None})
     write(autoencoder, {"seen_voxels": ["b", "c"], "unknown_start": "0123456789abcdef"})
     assert seen.recipe_of(model, autoencoder)["unknown_start"] == "0123456789abcdef"
     write(autoencoder, {})
+    assert seen.recipe_of(model, autoencoder)["unknown_start"] == sha256(autoencoder)
+    write(model, {})
     assert "seen_voxels" not in seen.recipe_of(model, autoencoder)
 
 

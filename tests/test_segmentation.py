@@ -418,7 +418,9 @@ def test_the_command_tells_what_each_arm_is_worth(cohort, spade_bundle):
     rows = {(row["arm"], row["structure"]): row for row in read_table(cohort / "out" / "segmentation.tsv")}
     assert int(rows["real", "right cerebral cortex"]["voxels"]) == (truth == 3).sum()
     section = json.loads((cohort / "out" / "segmentation.section.json").read_text())
-    assert (cohort / "out" / section["figures"][0]["file"]).is_file() and "1 real scan of bids, split test" in section["text"]
+    assert (
+        cohort / "out" / section["figures"][0]["file"]
+    ).is_file() and "1 real scan of the folder bids, split test" in section["text"]
 
 
 def test_the_command_refuses_leaked_maps_before_anything_is_trained(cohort, spade_bundle):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 import re
 import statistics
@@ -29,6 +30,8 @@ from .ssim import SSIM
 __all__ = ["Keep", "MeanImage", "Scores", "held_out", "mean_image", "needs", "summarise"]
 
 NOTICE = "Synthetic: a scan through an autoencoder. It can show whose scan it was. For research, not for clinical use."
+
+RECONSTRUCTIONS = "T1-weighted brain MRI through an autoencoder"
 
 
 def needs(model_file: str | Path) -> None:
@@ -137,6 +140,10 @@ class Keep:
         items: Sequence[Mapping],
         autoencoder_file: str | Path,
     ) -> None:
+        there = Path(output_dir) / "dataset_description.json"
+        name = json.loads(there.read_text(encoding="utf-8")).get("Name") if there.is_file() else RECONSTRUCTIONS
+        if name != RECONSTRUCTIONS:
+            raise ValueError(f"reconstructions_dir {output_dir} holds the data set {name!r}. Choose a new folder")
         self.items = items
         self.schema = schema
         self.names = _names(items)
@@ -146,7 +153,7 @@ class Keep:
             schema,
             grid.affine(spacing_mm),
             grid.size(spacing_mm),
-            name="T1-weighted brain MRI through an autoencoder",
+            name=RECONSTRUCTIONS,
             covariates_are="of the scan",
         )
         self.rows: list[dict] = []
@@ -217,7 +224,7 @@ def summarise(output_dir: str | Path, split: str, recipe: Mapping) -> dict:
         f"diffusion model on its latents lack what it loses. SSIM (Wang et al. 2004, in three dimensions, Gaussian window of "
         f"11 voxels, sigma 1.5), PSNR and mean absolute error of the whole volume, intensities 0 to 1."
     )
-    write_section(output_dir / "reconstruction.section.json", "Reconstruction", text, [table])
+    write_section(output_dir / "reconstruction.section.json", "Reconstruction by the autoencoder", text, [table])
     return summary
 
 

@@ -247,4 +247,6 @@ class SampleEvaluation:
         for table in tables:
             for cells in [table["header"], *table["rows"]]:
                 print("  ".join(f"{cell:26s}" for cell in cells).rstrip())
-        write_section(self.output_dir / "samples.section.json", "Quality of the generated volumes", text(result, space), tables)
+        write_section(
+            self.output_dir / "samples.section.json", "Quality of the generated volumes (Table 1)", text(result, space), tables
+        )

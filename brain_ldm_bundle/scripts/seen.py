@@ -34,14 +34,15 @@ def unknown_start(init: str | Path | None) -> str | None:
 def recipe_of(model_file: str | Path, autoencoder_file: str | Path) -> dict:
     """The recipe of a diffusion model, in which "seen_voxels" are the scans that it or its autoencoder was trained on.
 
-    Where one of the two files does not say, the other speaks for both; "unknown_start" is that of either.
+    Where only one of the two files says, the hash of the other is the "unknown_start"; else it is that of either recipe.
     """
-    recipe, autoencoder = read_recipe(model_file), read_recipe(autoencoder_file)
-    said = [known["seen_voxels"] for known in (recipe, autoencoder) if "seen_voxels" in known]
+    recipe = read_recipe(model_file)
+    files = [file for file in (model_file, autoencoder_file) if Path(file).is_file()]
+    said = [known["seen_voxels"] for known in map(read_recipe, files) if "seen_voxels" in known]
     if not said:
         return recipe
-    start = recipe.get("unknown_start") or autoencoder.get("unknown_start")
-    return recipe | {"seen_voxels": sorted({*said[0], *said[-1]}), "unknown_start": start}
+    starts = [start for start in (unknown_start(file) for file in files) if start]
+    return recipe | {"seen_voxels": sorted({*said[0], *said[-1]}), "unknown_start": starts[0] if starts else None}
 
 
 def refuse_seen(items: Sequence[Mapping], recipe: Mapping, split: str, weights: str = "the weights") -> None:
@@ -126,5 +127,5 @@ def what_training_knew(split: str, recipe: Mapping) -> str:
         return "which should be new to it (its weights do not say which scans they were trained on)"
     if recipe.get("unknown_start"):
         known = "chose its best epoch" if split == "validation" else "it did not see in this training"
-        return f"which {known} (it went on from weights that do not say which scans they were trained on)"
+        return f"which {known} (it went on from weights without hashes of their training scans: not checked)"
     return "which chose its best epoch" if split == "validation" else "which it never saw"

@@ -100,7 +100,7 @@
     point = mm.map((x, axis) => Math.min(Math.max(x, Number(sliders[axis].min)), Number(sliders[axis].max)));
     sliders.forEach((slider, axis) => {
       slider.value = point[axis];
-      slider.nextElementSibling.textContent = `${Math.round(point[axis])} mm ${AXES[axis][Number(point[axis] >= 0)]}`;
+      slider.nextElementSibling.textContent = `${Math.abs(Math.round(point[axis]))} mm ${AXES[axis][Number(point[axis] >= 0)]}`;
     });
     for (const pane of panes) {
       if (!pane.current) continue;

@@ -91,7 +91,9 @@ def write(
     tables, text = _tables(summary), _text(summary)
     caption = "The first test scan, its own label map, and what the networks and the trivial answer make of the scan."
     figures = [{"file": "segmentation.png", "caption": caption}]
-    write_section(output_dir / "segmentation.section.json", "Segmentation learnt from synthetic volumes", text, tables, figures)
+    write_section(
+        output_dir / "segmentation.section.json", "SPADE fusion: segmentation learnt from its volumes", text, tables, figures
+    )
     print(f"{text}\n")
     for part in tables:
         print_table(part)

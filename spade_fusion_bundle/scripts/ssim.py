@@ -37,5 +37,7 @@ class SSIM(RegressionMetric):
     """Mean over the voxels around which the whole window fits, as `monai.metrics.SSIMMetric` for volumes from 0 to 1."""
 
     def _compute_metric(self, y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        if min(y.shape[2:]) < WINDOW:
+            raise ValueError(f"volumes of {tuple(y.shape[2:])} voxels are smaller than the window of {WINDOW}")
         fits = slice(WINDOW // 2, -(WINDOW // 2))
         return ssim_map(y_pred.float(), y.float())[..., fits, fits, fits].flatten(1).mean(dim=1, keepdim=True)  # (B, 1)

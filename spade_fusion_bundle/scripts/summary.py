@@ -66,7 +66,9 @@ def summarise(output_dir: str | Path, split: str, dataset_dir: str | Path) -> di
     tables, note = _tables(summary), _smallest_p_note(summary)
     figures = [{"file": name, "caption": text} for name, text in FIGURES.items() if (output_dir / name).is_file()]
     text = f"{summary['n']} scan{'s' * (summary['n'] > 1)}: {summary['data']}. {note}\n\n{summary['definition']}"
-    write_section(output_dir / "synthesis.section.json", "Synthesis: how close to the scans", text, tables, figures)
+    write_section(
+        output_dir / "synthesis.section.json", "SPADE fusion: how close to the scans (Figures 4A and 4B)", text, tables, figures
+    )
     print(f"{text}\n")
     for table in tables:
         print_table(table)
