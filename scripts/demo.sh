@@ -62,7 +62,7 @@ while [ $# -gt 0 ]; do
 done
 
 # The folder is ours alone: the mark says who made it, and with which settings.
-settings="subjects $SUBJECTS of seed $SEED, requests $REQUESTS, training '$TRAINING', sampling '$SAMPLING', chain '$CHAIN' \
+settings="version 2, subjects $SUBJECTS of seed $SEED, requests $REQUESTS, training '$TRAINING', sampling '$SAMPLING', chain '$CHAIN' \
 $CHAIN_VOLUMES, sweeps '$SWEEPS', regressor '$REGRESSOR_TRAINING', baselines '$BASELINE_TRAINING', spade '$SPADE_TRAINING'"
 mark="$output/.made_by_demo"
 if [ -n "$fresh" ] && [ -f "$mark" ]; then

@@ -68,7 +68,7 @@ SCANS = [{"voxels_sha256": voxels} for voxels in ("a", "b", "c", "c")]  # one of
             {"seen_voxels": ["b"], "unknown_start": "e" * 64},
             "1 of the 3 training scans, after scans that the weights eeeeeeeeeeee, which it went on from, do not tell",
         ),
-        ({}, "its weights do not say"),
+        ({}, "scans that its weights do not tell"),
     ],
 )
 def test_what_a_model_was_trained_on_is_told_from_its_weights(tmp_path, recipe, words):

@@ -107,14 +107,14 @@ SCHEMA = CovariateSchema.from_dict(
 )
 
 
-def kept(tmp_path, names, covariates):
+def kept(tmp_path, names, covariates, weights=b"weights"):
     items = []
     for name, values in zip(names, covariates, strict=True):
         (tmp_path / f"{name}_T1w.nii.gz").write_bytes(name.encode())
         items.append(
             {"participant_id": name.split("_")[0], "image": str(tmp_path / f"{name}_T1w.nii.gz"), "covariates": values}
         )
-    (tmp_path / "weights.pt").write_bytes(b"weights")
+    (tmp_path / "weights.pt").write_bytes(weights)
     keep = reconstruction.Keep(tmp_path / "kept", SCHEMA, SPACING_MM, items, tmp_path / "weights.pt")
     for number in range(len(items)):
         volume = torch.full((1, 1, *grid.size(SPACING_MM)), 0.2 * number)
@@ -142,6 +142,15 @@ def test_reconstructions_are_not_mixed_with_generated_volumes(tmp_path):
     (tmp_path / "kept" / "dataset_description.json").write_text(json.dumps(description))
     with pytest.raises(ValueError, match="holds the data set 'Synthetic T1-weighted brain MRI'. Choose a new folder"):
         kept(tmp_path, ["sub-02"], [[NULL, 0.0]])
+
+
+@pytest.mark.parametrize(("names", "weights"), [(["sub-02"], b"others"), (["sub-03"], b"weights")], ids=["weights", "scans"])
+def test_reconstructions_of_other_weights_or_scans_do_not_stay_beside_new_ones(names, weights, tmp_path):
+    """They were measured with them: a yardstick of two autoencoders."""
+    kept(tmp_path, ["sub-02"], [[NULL, 0.0]])
+    kept(tmp_path, ["sub-02"], [[NULL, 0.0]])  # the same once more
+    with pytest.raises(ValueError, match="holds sub-02_T1w.json, of another scan or autoencoder .* Choose a new folder"):
+        kept(tmp_path, names, [[NULL, 0.0]], weights)
 
 
 def test_each_of_several_scans_of_a_participant_is_kept(tmp_path):

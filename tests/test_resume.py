@@ -4,10 +4,14 @@ import shutil
 import signal
 import time
 
+import nibabel as nib
 import pytest
 import tiny
 import torch
 from conftest import ROOT
+
+from brain_ldm_bundle.scripts.files import save_weights, sha256
+from brain_ldm_bundle.scripts.weights import read_recipe
 
 # The wait for a process of its own to import PyTorch and train for an epoch, on a busy machine.
 PATIENCE_S = 300
@@ -47,6 +51,25 @@ def test_an_autoencoder_trained_in_two_goes_equals_one_trained_in_one(bundle, da
     assert (first["epoch"], last["epoch"]) == (1, 3)
     for part in ("autoencoder", "discriminator"):
         assert any(not torch.equal(last[part][key], value) for key, value in first[part].items()), f"{part} did not train"
+
+
+def test_weights_tell_what_they_began_with_and_go_on_with_the_scans_they_know(bundle, dataset_dir, tmp_path):
+    own = shutil.copytree(dataset_dir, tmp_path / "data")
+    began = tiny.train(own, tmp_path / "began", autoencoder_epochs=1, diffusion_epochs=1)
+    for name in ("autoencoder", "model"):  # as if they did not say what they have seen
+        state = load(began / f"{name}.pt")
+        save_weights({key: value for key, value in state.items() if not key.endswith("_extra_state")}, tmp_path / f"{name}.pt")
+    starts = {"init_autoencoder": str(tmp_path / "autoencoder.pt"), "autoencoder_epochs": 1, "diffusion_epochs": 1}
+    models = tiny.train(own, tmp_path / "went_on", **starts)
+    start = sha256(tmp_path / "autoencoder.pt")
+    assert read_recipe(models / "autoencoder.pt")["unknown_start"] == start
+    # Scans that were prepared again are others.
+    scan = next(own.glob("sub-*/anat/*_T1w.nii.gz"))
+    image = nib.load(scan)
+    nib.save(nib.Nifti1Image(image.get_fdata(dtype="float32") * 0.9, image.affine), scan)
+    with pytest.raises(Exception) as error:
+        tiny.train(own, tmp_path / "went_on", "training_autoencoder", **starts | {"autoencoder_epochs": 2})
+    assert "autoencoder.pt was made by a run with other settings (seen_voxels: " in chain(error)
 
 
 def test_a_diffusion_model_trained_in_two_goes_equals_one_trained_in_one(bundle, dataset_dir, tmp_path):

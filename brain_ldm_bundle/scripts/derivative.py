@@ -253,7 +253,7 @@ class Derivative:
         with atomic(self.output_dir / "README") as file:
             file.write(
                 f"{self.name}\n\n{NOTICE}\n\n"
-                "participants.tsv holds the covariates that each image was made for, participants.json their units.\n"
+                f"participants.tsv holds the covariates of each image ({self.covariates_are}), participants.json their units.\n"
                 "The sidecar of each image says with which weights, sampler and seed it was made.\n"
                 "Where it names an EditedImage, the image was made from that scan, and can show whose scan it was.\n\n"
                 f"Space: {SPACE}.\nIntensities: {INTENSITIES[self.dtype]}.\n".encode()

@@ -91,7 +91,8 @@ class Autoencoder(WithRecipe, AutoencoderKL):
         """Of a single small volume a batch of two, which takes a CPU a quarter of the time: PyTorch leaves the convolution of
         one image to oneDNN only if channels x D x H exceed 20480 (`use_mkldnn` in ATen/native/Convolution.cpp)."""
         small = self.finest_channels * image_size[0] * image_size[1] <= 20480
-        return torch.cat([x, x]) if small and len(x) == 1 and x.device.type == "cpu" else x
+        alone = len(x) == 1 and x.device.type == "cpu" and not torch.jit.is_tracing()  # a trace must take any number
+        return torch.cat([x, x]) if small and alone else x
 
     def latent_shape(self, image_size: Sequence[int]) -> tuple[int, ...]:
         """Channels and grid of the latent of an image of `image_size` voxels.

@@ -91,7 +91,7 @@ def describe_training(recipe: Mapping, training: Sequence[Mapping], weights_sha2
         weights_sha256: of their file.
     """
     if "seen_voxels" not in recipe:
-        return _told_elsewhere(weights_sha256) or "its weights do not say"
+        return _told_elsewhere(weights_sha256) or "scans that its weights do not tell"
     seen, own = set(recipe["seen_voxels"]), {item["voxels_sha256"] for item in training}
     text = f"{len(seen & own)} of the {len(own)} training scans"
     text += f" and {len(seen - own)} others" if seen - own else ""

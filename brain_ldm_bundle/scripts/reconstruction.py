@@ -129,7 +129,8 @@ class Keep:
         autoencoder_file: its hash goes into the sidecars.
 
     Raises:
-        ValueError: the folder holds another data set; two scans of one name.
+        ValueError: the folder holds another data set, or reconstructions of other scans or by other weights; two scans of one
+            name.
     """
 
     def __init__(
@@ -148,6 +149,13 @@ class Keep:
         self.schema = schema
         self.names = _names(items)
         self.weights = sha256(autoencoder_file)
+        for sidecar in sorted(Path(output_dir).glob("sub-*/anat/*_T1w.json")):
+            weights = json.loads(sidecar.read_text(encoding="utf-8"))["WeightsSHA256"]
+            if sidecar.parts[-3] not in self.names or weights != self.weights:
+                raise ValueError(
+                    f"reconstructions_dir {output_dir} holds {sidecar.name}, of another scan or autoencoder ({weights[:12]}) "
+                    f"than these ({self.weights[:12]}): they would be measured together. Choose a new folder"
+                )
         self.derivative = Derivative(
             output_dir,
             schema,

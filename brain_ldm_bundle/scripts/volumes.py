@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import math
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,8 @@ from .bids import find_volumes
 from .intensities import LEVELS, as_stored
 
 __all__ = ["Blurred", "Remembered", "Repeated", "Volumes", "count_participants", "find_samples", "halves", "refuse_few"]
+
+logger = logging.getLogger(__name__)
 
 BLUR_MM = 8.0  # full width at half maximum
 
@@ -126,7 +129,7 @@ def find_samples(
 
     Raises:
         ValueError: no sets, a name that is one of ours, volumes of another grid or range of intensities, or too few of them;
-            copies of the study's scans, of each other, or a whole set under two names.
+            copies of the study's scans, or a whole set under two names.
         FileNotFoundError: a folder that is not there.
     """
     if not isinstance(samples, Mapping) or not samples:
@@ -152,18 +155,19 @@ def find_samples(
 
 
 def _refuse_copies(items: Sequence[Mapping], name: str, own: Mapping[str, str]) -> None:
-    """Of the study's scans (`own`: their paths by the hash of their voxels), and of each other."""
+    """Of the study's scans (`own`: their paths by the hash of their voxels); of each other they are counted, with a warning."""
     copies = [(item["image"], own[item["voxels_sha256"]]) for item in items if item["voxels_sha256"] in own]
     if copies:
         raise ValueError(
             f"{name}: {len(copies)} of {len(items)} volumes are scans of the data set itself, such as {copies[0][0]} (the "
             f"voxels of {copies[0][1]}). Give the folder of generated volumes"
         )
-    first = {}
-    for item in items:
-        other = first.setdefault(item["voxels_sha256"], item["image"])
-        if other != item["image"]:
-            raise ValueError(f"{name}: {other} and {item['image']} have the same voxels, and are one sample. Leave one out")
+    repeated = len(items) - len({item["voxels_sha256"] for item in items})
+    if repeated:
+        logger.warning(
+            f"{name}: {repeated} of {len(items)} volumes have the very voxels of another. Either files were copied (leave "
+            f"these out, intervals count them as samples), or the generator repeats itself"
+        )
 
 
 def _refuse_range(path: str, lowest: float, highest: float) -> None:
