@@ -1,5 +1,6 @@
 """A run that is stopped goes on as if nothing had happened: bit for bit from an epoch's end, and after any kill."""
 
+import json
 import shutil
 import signal
 import time
@@ -58,11 +59,14 @@ def test_weights_tell_what_they_began_with_and_go_on_with_the_scans_they_know(bu
     began = tiny.train(own, tmp_path / "began", autoencoder_epochs=1, diffusion_epochs=1)
     for name in ("autoencoder", "model"):  # as if they did not say what they have seen
         state = load(began / f"{name}.pt")
-        save_weights({key: value for key, value in state.items() if not key.endswith("_extra_state")}, tmp_path / f"{name}.pt")
-    starts = {"init_autoencoder": str(tmp_path / "autoencoder.pt"), "autoencoder_epochs": 1, "diffusion_epochs": 1}
+        recipe = {key: value for key, value in read_recipe(began / f"{name}.pt").items() if key != "seen_voxels"}
+        state["_extra_state"] = torch.tensor(list(json.dumps(recipe).encode()), dtype=torch.uint8)
+        save_weights(state, tmp_path / f"{name}.pt")
+    files = {"autoencoder": tmp_path / "autoencoder.pt", "diffusion": tmp_path / "model.pt"}
+    starts = {"autoencoder_epochs": 1, "diffusion_epochs": 1} | {f"init_{part}": str(file) for part, file in files.items()}
     models = tiny.train(own, tmp_path / "went_on", **starts)
-    start = sha256(tmp_path / "autoencoder.pt")
-    assert read_recipe(models / "autoencoder.pt")["unknown_start"] == start
+    for file in files.values():
+        assert read_recipe(models / file.name)["unknown_start"] == sha256(file)
     # Scans that were prepared again are others.
     scan = next(own.glob("sub-*/anat/*_T1w.nii.gz"))
     image = nib.load(scan)
