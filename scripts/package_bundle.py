@@ -60,8 +60,9 @@ def files_of(bundle: Path, weights: Path | None = None) -> dict[str, Path]:
         raise FileNotFoundError(f"{bundle}: not a bundle, there is no configs/metadata.json. Give the folder of a bundle")
     files = {}
     for folder, patterns in CONTENT.items():
-        here = [path for path in (bundle / folder).iterdir() if path.is_file()] if (bundle / folder).is_dir() else []
-        for path in here:
+        for path in (bundle / folder).glob("*" if folder == "." else "**/*"):
+            if not path.is_file() or "__pycache__" in path.parts:
+                continue
             if not any(path.match(pattern) for pattern in patterns):
                 raise ValueError(f"{path}: does not belong in a bundle ({folder}: {', '.join(patterns)}). Move or delete it")
             files[path.relative_to(bundle).as_posix()] = path
@@ -143,9 +144,26 @@ def config_problems(files: Mapping[str, Path]) -> Iterator[str]:
         except (ValueError, KeyError) as error:
             yield f"{name}: {error}"
             continue
-        for module in sorted(set(re.findall(r"\bscripts\.([a-z_]+)\.", text))):
-            if f"scripts/{module}.py" not in files:
-                yield f"{name} uses scripts/{module}.py, which is missing"
+        for dotted in sorted(set(re.findall(r"\bscripts\.([a-z]\w*(?:\.\w+)*)", text))):
+            if missing := missing_module(dotted.split("."), files):
+                yield f"{name} uses {missing}, which is missing"
+
+
+def missing_module(names: list[str], files: Mapping[str, Path]) -> str | None:
+    """The module or folder that is missing on the way to an object of a bundle's code, or None.
+
+    Args:
+        names: the parts of its dotted name after `scripts`, for instance `["model", "networks", "DiffusionUNet"]`.
+        files: of `files_of`.
+    """
+    place = "scripts"
+    for name in names:
+        place = f"{place}/{name}"
+        if f"{place}.py" in files:
+            return None
+        if not any(file.startswith(f"{place}/") for file in files):
+            return f"{place}.py"
+    return None
 
 
 def refuse_twice(pairs: list[tuple[str, object]]) -> dict:

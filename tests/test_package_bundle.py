@@ -40,6 +40,11 @@ def names(path: Path) -> list[str]:
         return archive.namelist()
 
 
+def write(path: Path) -> None:
+    path.parent.mkdir(parents=True)
+    path.touch()
+
+
 def edit(path: Path, **changes) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
@@ -53,6 +58,8 @@ def test_a_release_holds_the_bundle_and_nothing_that_runs_leave(bundle):
     assert {"LICENSE", "large_files.yml", "configs/train.json", "scripts/__init__.py", "docs/README.md"} <= inside
     assert {name for name in inside if name.startswith("models/")} == {"models/model.pt", "models/autoencoder.pt"}
     assert inside.isdisjoint(OTHERS)
+    code = {path.relative_to(bundle).as_posix() for path in (bundle / "scripts").rglob("*.py")}
+    assert code and {name for name in inside if name.endswith(".py")} == code
     with zipfile.ZipFile(path) as archive:
         assert archive.read("brain_ldm_bundle/LICENSE") == (bundle / "LICENSE").read_bytes()
 
@@ -87,8 +94,10 @@ def test_without_weights_only_those_of_the_project_go(bundle):
         (lambda b: (b / "configs/demo.json").write_text('{"a": 1, "a": 2}'), "configs/demo.json: given twice: a"),
         (lambda b: edit(b / "configs/demo.json", a="/home/me/data"), "names a place on one computer: /home/me/data"),
         (lambda b: edit(b / "configs/demo.json", a="$scripts.gone.f()"), "uses scripts/gone.py, which is missing"),
+        (lambda b: edit(b / "configs/demo.json", a="$scripts.cellar.f()"), "uses scripts/cellar.py, which is missing"),
         (lambda b: (b / "models/model.pt").write_bytes(bytes(25_000_001)), "models/model.pt has 25 MB, the zoo takes 25"),
         (lambda b: (b / "configs/notes.doc").touch(), "notes.doc: does not belong in a bundle"),
+        (lambda b: write(b / "scripts/cellar/notes.doc"), "notes.doc: does not belong in a bundle"),
     ],
 )
 def test_what_the_zoo_would_refuse_is_refused_with_its_name(bundle, change, message):
@@ -120,6 +129,12 @@ def test_a_large_file_that_is_named_is_left_out_if_it_is_the_one(bundle):
         release(bundle)
 
 
+def test_code_in_a_folder_of_its_own_is_packed(bundle):
+    write(bundle / "scripts" / "cellar" / "deep" / "wine.py")
+    edit(bundle / "configs" / "demo.json", a="$scripts.cellar.deep.wine.taste()")
+    assert "brain_ldm_bundle/scripts/cellar/deep/wine.py" in names(release(bundle))
+
+
 @pytest.mark.parametrize("name", BUNDLES)
 def test_this_projects_bundles_are_fit_for_release(tmp_path, name):
     copy = copy_bundle(name, tmp_path)
@@ -138,6 +153,27 @@ def test_a_dry_run_of_publishing_names_what_would_be_uploaded(bundle, capsys):
     (bundle / "LICENSE").unlink()
     with pytest.raises(SystemExit, match="LICENSE is missing"):
         publish_bundle.main(arguments)
+
+
+@pytest.mark.parametrize("name", BUNDLES)
+def test_a_packed_copy_runs_from_another_folder(tmp_path, name):
+    copy = copy_bundle(name, tmp_path / "made")
+    with zipfile.ZipFile(package_bundle.release(copy, tmp_path / "dist", copy / "models")) as archive:
+        archive.extractall(tmp_path / "unpacked")
+    shutil.rmtree(tmp_path / "made")
+    asked = REQUEST | {"steps": 2} if name == LDM else {"label_maps": tiny_spade.write_dataset(tmp_path / "data")}
+    settings = asked | {"use_device": "cpu", "output_dir": tmp_path / "out"}
+    config = tmp_path / "unpacked" / name / "configs" / "inference.json"
+    process = subprocess.run(
+        [sys.executable, "-m", "monai.bundle", "run", "--config_file", config]
+        + [str(word) for key, value in settings.items() for word in (f"--{key}", value)],
+        cwd=tmp_path,
+        env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 0, process.stderr[-3000:]
+    assert list((tmp_path / "out").glob("sub-*/anat/*_T1w.nii.gz"))
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
