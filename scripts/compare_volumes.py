@@ -26,11 +26,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from cohorts.section import write_json, write_section, write_whole
 from matplotlib.figure import Figure
+from measurement.volume_table import NORMALISED
 from read_volumes import check_unit
 from scipy import stats
-from section import write_json, write_section, write_whole
-from volume_table import NORMALISED
 
 TITLES = {
     "ventricles_ml": "lateral ventricles",

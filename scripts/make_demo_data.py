@@ -17,14 +17,14 @@ from functools import lru_cache, partial
 from multiprocessing import get_context
 from pathlib import Path
 
-import demo_subject
-import label_subject
 import nibabel as nib
 import numpy as np
 import pandas as pd
 import torch
-from demo_atlas import load_atlas
-from demo_subject import Person, affine_of, measure_ml
+from simulation import labelled_subject as label_subject
+from simulation import subject as demo_subject
+from simulation.atlas import load_atlas
+from simulation.subject import Person, affine_of, measure_ml
 from tqdm import tqdm
 
 VERSION = "1.2"

@@ -19,15 +19,15 @@ import nibabel
 import numpy as np
 import pandas
 import torch
-from agreement import agreement
+from cohorts.agreement import agreement
+from measurement.volume_table import NORMALISED, VOLUMES, normalised_ml, participant_of, quality_flags, write_table
 from monai.data import MetaTensor
 from monai.networks.nets import UNet
 from monai.transforms import SpatialResample
 from scipy import ndimage
 from tqdm import tqdm
-from volume_table import NORMALISED, VOLUMES, normalised_ml, participant_of, quality_flags, write_table
 
-WEIGHTS = Path(__file__).with_name("volume_net.pt")
+WEIGHTS = Path(__file__).with_name("measurement").joinpath("volume_net.pt")
 TOOL = "measure_volumes.py"
 
 # The project's box in MNI space, at the 2 mm at which the network works.

@@ -27,7 +27,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import SimpleITK as sitk
-from registration import LPS_TO_RAS, MEASURES, assess, register, to_sitk
+from registration.rigid import LPS_TO_RAS, MEASURES, assess, register, to_sitk
 from scipy.linalg import polar
 
 # The box of the published UK Biobank model (Pinaya et al. 2022), in MNI space, RAS.

@@ -32,10 +32,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from reader_study_make import make_study, read_splits
-from reader_study_rate import rate
-from reader_study_results import write_scores
-from reader_study_score import read_key, read_results, score, unblind
+from readers.computed import rate
+from readers.results import write_scores
+from readers.scores import read_key, read_results, score, unblind
+from readers.study import make_study, read_splits
 
 
 def main() -> int:

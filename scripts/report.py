@@ -16,13 +16,13 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from report_cohort import describe, read_cohort, read_json
-from report_labels import read_label_names
-from report_page import Content, page
-from report_pictures import overview
-from report_sections import find_sections
-from report_tables import provenance_rows, training_rows
-from training_curves import draw as draw_curves
+from cohorts.cohort import describe, read_cohort, read_json
+from report_page.evaluation_sections import find_sections
+from report_page.label_names import read_label_names
+from report_page.page import Content, page
+from report_page.pictures import overview
+from report_page.tables import provenance_rows, training_rows
+from report_page.training_curves import draw as draw_curves
 
 LARGE_MB = 50  # a page that some browsers take seconds to open
 
@@ -47,7 +47,7 @@ def read_content(options: argparse.Namespace) -> Content:
         names=read_label_names(options.generated),
         shown=options.gallery,
         in_viewer=options.viewer,
-        facts_file=Path(__file__).with_name("volume_net.json"),
+        facts_file=Path(__file__).with_name("measurement").joinpath("volume_net.json"),
         scans_in_viewer=options.viewer_scans,
         viewer_spacing_mm=options.viewer_spacing_mm,
         sections=sections,

@@ -26,13 +26,13 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pandas as pd
+from cohorts.cohort import Cohort, evenly, read_cohort, refuse_other_tools
+from cohorts.section import write_section, write_whole
+from cohorts.sweeps import Sweep, by_tool, find_sweeps, model_range, scan_pairs
 from matplotlib.figure import Figure
-from report_cohort import Cohort, evenly, read_cohort, refuse_other_tools
-from report_tables import mean_answer_error
+from report_page.tables import mean_answer_error
+from report_page.three_planes import POINT_MM, cut, read_canonical, white_level
 from scipy import stats
-from section import write_section, write_whole
-from sweeps import Sweep, by_tool, find_sweeps, model_range, scan_pairs
-from three_planes import POINT_MM, cut, read_canonical, white_level
 
 COLUMNS = 8  # pictures in a row
 PANELS = 4  # plots in a row

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Put NiiVue, the volume viewer of the report page, into scripts/report_viewer from its npm package. Run it to change the
+# Put NiiVue, the volume viewer of the report page, into scripts/report_page/viewer from its npm package. Run it to change the
 # version; needs npm and a network. The result is in git, nobody else needs to run this.
 set -euo pipefail
-cd "$(dirname "$0")/report_viewer"
+cd "$(dirname "$0")/report_page/viewer"
 
 # What the bundled file is made of: its dependencies in package.json, and theirs. Here for their licences only.
 PACKAGES="

@@ -14,11 +14,11 @@ import tiny_spade
 import torch
 from conftest import ROOT, forgotten_scripts
 
-from brain_ldm_bundle.scripts.covariates import NULL, CovariateSchema
-from brain_ldm_bundle.scripts.networks import Autoencoder, DiffusionUNet, OneInputUNet
-from spade_fusion_bundle.scripts.labels import LabelTable
-from spade_fusion_bundle.scripts.networks import SpadeFusion
-from spade_fusion_bundle.scripts.planes import PLANES
+from brain_ldm_bundle.scripts.data.covariates import NULL, CovariateSchema
+from brain_ldm_bundle.scripts.model.networks import Autoencoder, DiffusionUNet, OneInputUNet
+from spade_fusion_bundle.scripts.data.labels import LabelTable
+from spade_fusion_bundle.scripts.data.planes import PLANES
+from spade_fusion_bundle.scripts.model.networks import SpadeFusion
 
 SCHEMA = ROOT.parent / "shared" / "reference" / "meta_schema_20240725.json"
 LDM, SPADE = BUNDLES = ("brain_ldm_bundle", "spade_fusion_bundle")

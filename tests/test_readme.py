@@ -15,8 +15,8 @@ import nibabel as nib
 import pytest
 from conftest import ROOT
 
-from brain_ldm_bundle.scripts import overrides
-from brain_ldm_bundle.scripts.covariates import CovariateSchema
+from brain_ldm_bundle.scripts.data.covariates import CovariateSchema
+from brain_ldm_bundle.scripts.shared import overrides
 
 README = ROOT / "README.md"
 EVALUATION = ROOT / "brain_ldm_bundle" / "docs" / "evaluation.md"

@@ -8,11 +8,12 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import torch
+from conftest import ROOT
 from monai.bundle import run
 
-from brain_ldm_bundle.scripts.networks import Autoencoder, DiffusionUNet
+from brain_ldm_bundle.scripts.model.networks import Autoencoder, DiffusionUNet
 
-BUNDLE = Path(__file__).resolve().parents[1] / "brain_ldm_bundle"
+BUNDLE = ROOT / "brain_ldm_bundle"
 SPACING_MM = 8.0
 SIZES = {
     "autoencoder_channels": [8, 8, 8],
@@ -36,7 +37,7 @@ SETTINGS = SIZES | {
     "ema_momentum": 0.1,
     "lr_warmup_steps": 2,
     "panel_interval": 1000,
-    "discriminator_def": {"_target_": "scripts.networks.Discriminator", "channels": 4, "num_layers_d": 1},
+    "discriminator_def": {"_target_": "scripts.model.networks.Discriminator", "channels": 4, "num_layers_d": 1},
 }
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from brain_ldm_bundle.scripts import grid
+from brain_ldm_bundle.scripts.data import grid
 
 SPACING_MM = 8.0
 VOLUME = np.random.default_rng(0).random(grid.size(SPACING_MM), dtype=np.float32)  # (20, 28, 20)

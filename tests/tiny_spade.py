@@ -4,10 +4,11 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from conftest import ROOT
 from monai.bundle import run
 from tiny import places
 
-BUNDLE = Path(__file__).resolve().parents[1] / "spade_fusion_bundle"
+BUNDLE = ROOT / "spade_fusion_bundle"
 SPACING_MM = 4.0
 SIZES = {"ngf": 2, "hidden": 4, "fusion_channels": 4, "fusion_layers": 2}
 SETTINGS = SIZES | {

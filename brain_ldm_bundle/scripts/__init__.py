@@ -1,43 +1,8 @@
-from . import (
-    baselines,
-    bids,
-    cohort,
-    covariates,
-    derivative,
-    device,
-    distances,
-    editing,
-    features,
-    files,
-    gradient_ssim,
-    grid,
-    handlers,
-    images,
-    intensities,
-    latents,
-    medicalnet,
-    memorisation,
-    memorisation_report,
-    networks,
-    overrides,
-    pairs,
-    panels,
-    perceptual,
-    previews,
-    provenance,
-    radimagenet,
-    reconstruction,
-    regression,
-    resemblance,
-    sample_tables,
-    sampler,
-    samples,
-    scheduler,
-    sections,
-    seen,
-    separable,
-    ssim,
-    steps,
-    volumes,
-    weights,
-)
+"""What MONAI lacks for this bundle. Imports run downwards: evaluation, generation, training, model, data, shared."""
+
+import importlib
+import pkgutil
+
+# Configs write `scripts.data.bids.read_dataset(...)`, which needs every module to be imported.
+for _module in pkgutil.walk_packages(__path__, f"{__name__}."):
+    importlib.import_module(_module.name)

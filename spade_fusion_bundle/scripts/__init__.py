@@ -1,32 +1,8 @@
-from . import (
-    baseline,
-    checked_pairs,
-    dataset,
-    deformation,
-    derivative,
-    device,
-    figures,
-    files,
-    fusion_data,
-    handlers,
-    label_maps,
-    labels,
-    losses,
-    networks,
-    overrides,
-    paired,
-    panels,
-    perceptual,
-    planes,
-    scores,
-    sections,
-    segmentation,
-    segmentation_summary,
-    spade_stage,
-    ssim,
-    steps,
-    summary,
-    synthesis,
-    tables,
-    weights,
-)
+"""What MONAI lacks for this bundle. Imports run downwards: evaluation, generation, training, model, data, shared."""
+
+import importlib
+import pkgutil
+
+# Configs write `scripts.data.bids.read_dataset(...)`, which needs every module to be imported.
+for _module in pkgutil.walk_packages(__path__, f"{__name__}."):
+    importlib.import_module(_module.name)

@@ -1,0 +1,1 @@
+"""How good are reconstructions, volumes and models? Nothing else imports this room."""

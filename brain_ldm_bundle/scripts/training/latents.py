@@ -1,0 +1,146 @@
+"""Encode every scan once: the diffusion stage trains on these latents and never touches the encoder."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from ..model.networks import Autoencoder, DiffusionUNet
+from ..model.weights import load_weights
+from ..shared.files import sha256
+
+__all__ = ["LatentDataset", "prepare"]
+
+
+class LatentDataset(Dataset):
+    """The latent distribution (mu, sigma) of each scan, encoded once per autoencoder and kept on disk.
+
+    An item is {"mu": (3, d, h, w), "sigma": (3, d, h, w), "covariates": (1, C)}. The distribution and not a sample of
+    it is kept: noise drawn once and stored would be learnt as anatomy.
+
+    Nothing is read before `encode` is called, so a data set may be built before its autoencoder has been trained.
+
+    Args:
+        data: items of `scripts.data.bids.read_dataset`.
+        transform: from such an item to one with "image" (1, D, H, W) on the model's grid; no random transforms.
+        autoencoder: the network; its weights are loaded by `encode`.
+        weights: file of the autoencoder's weights.
+        cache_dir: one `.npy` of float32 (2, 3, d, h, w) a scan. Its name holds the autoencoder, the file and its date:
+            after a change of any of these the scan is encoded anew.
+        spacing_mm: of the model's grid, part of the name.
+        device: where to encode.
+        amp: encode in bfloat16.
+    """
+
+    def __init__(
+        self,
+        data: Sequence[dict],
+        transform: Callable,
+        autoencoder: Autoencoder,
+        weights: str | Path,
+        cache_dir: str | Path,
+        spacing_mm: float,
+        device: torch.device | str = "cpu",
+        amp: bool = False,
+    ) -> None:
+        self.data = list(data)
+        self.transform = transform
+        self.autoencoder = autoencoder
+        self.weights = Path(weights)
+        self.cache_dir = Path(cache_dir)
+        self.spacing_mm = spacing_mm
+        self.device = torch.device(device)
+        self.amp = amp
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        mu, sigma = torch.from_numpy(np.load(self.file(index)))
+        return {"mu": mu, "sigma": sigma, "covariates": torch.tensor([self.data[index]["covariates"]])}
+
+    def file(self, index: int) -> Path:
+        """Where the latent of one scan lies."""
+        image = Path(self.data[index]["image"])
+        stat = image.stat()
+        identity = f"{sha256(self.weights)} {image.resolve()} {stat.st_mtime_ns} {stat.st_size} {self.spacing_mm} {self.amp}"
+        return self.cache_dir / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.npy"
+
+    def _is_encoded(self, index: int) -> bool:
+        try:
+            np.load(self.file(index), mmap_mode="r")  # notices a file cut short, without reading it
+        except (OSError, ValueError, EOFError):
+            return False
+        return True
+
+    @torch.inference_mode()
+    def encode(self, rank: int = 0, world_size: int = 1) -> None:
+        """Encode what is not on disk yet; with several ranks, each takes every n-th scan."""
+        load_weights(self.autoencoder, self.weights, made_by="python -m monai.bundle run training_autoencoder ...")
+        self.autoencoder.to(self.device).eval()
+        self.cache_dir.mkdir(parents=True, exist_ok=True)
+        scans = list({self.file(i): i for i in range(len(self))}.values())  # a datalist may name one several times
+        todo = [i for i in scans[rank::world_size] if not self._is_encoded(i)]
+        for index in tqdm(todo, desc="encoding", unit="scan", disable=not todo or rank > 0):
+            image = self.transform(self.data[index])["image"][None].to(self.device)  # (1, 1, D, H, W)
+            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.amp):
+                mu, sigma = self.autoencoder.encode(torch.as_tensor(image))
+            latent = torch.cat([mu, sigma]).float().cpu().numpy()  # (2, 3, d, h, w)
+            if not np.isfinite(latent).all():
+                raise ValueError(f"{self.data[index]['image']}: its latent is not finite; the autoencoder has diverged.")
+            beside = self.file(index).with_suffix(f".{os.getpid()}.partial")
+            with open(beside, "wb") as file:
+                np.save(file, latent)
+            os.replace(beside, self.file(index))
+
+    def scale_factor(self) -> float:
+        """1 / standard deviation of the latents of the whole set, over all scans, channels and voxels."""
+        n, total, squares = 0, 0.0, 0.0
+        for index in range(len(self)):
+            mu, sigma = np.load(self.file(index)).astype(np.float64)
+            n += mu.size
+            total += mu.sum()
+            squares += (mu**2 + sigma**2).sum()  # E[z^2] of z ~ N(mu, sigma)
+        return float((squares / n - (total / n) ** 2) ** -0.5)
+
+
+def prepare(network: DiffusionUNet, dataset: LatentDataset, init: str | Path | None, recipe: Mapping) -> None:
+    """Before stage two: set the scale factor and the recipe that will travel with the weights of `network`.
+
+    Args:
+        network: starts from the weights in `init`, where given, and then keeps their scale factor.
+        dataset: the training set, encoded.
+        init: file of weights to fine-tune.
+        recipe: prediction type, condition dropout, spacing and covariates of this training.
+
+    Raises:
+        ValueError: `init` predicts something else than `recipe` says.
+    """
+    if init is None:
+        network.scale_factor.fill_(dataset.scale_factor())
+    else:
+        load_weights(network, init)
+        predicts = network.recipe.get("prediction_type", "epsilon")
+        if predicts != recipe["prediction_type"]:
+            raise ValueError(f"{init} predicts {predicts}: set --prediction_type {predicts}, not {recipe['prediction_type']}")
+        schemas = (known.get("covariates", {}) for known in (network.recipe, recipe))
+        theirs, ours = (schema.get("covariates") for schema in schemas)
+        if theirs is not None and _meaning(theirs) != _meaning(ours):
+            raise ValueError(
+                f"{init} was trained on other covariates ({_meaning(theirs)}) than are asked for ({_meaning(ours)}). "
+                f"Give the schema it was trained with by --covariates_file, or train anew"
+            )
+    network.recipe = {key: value for key, value in recipe.items() if not key.startswith("_")}
+    network.recipe["autoencoder_sha256"] = sha256(dataset.weights)
+
+
+def _meaning(covariates: Sequence[Mapping]) -> list[tuple]:
+    """What a network's inputs stand for: names, ranges and codes, in order."""
+    return [tuple(str(entry.get(key)) for key in ("name", "range", "levels", "scale")) for entry in covariates]

@@ -1,0 +1,1 @@
+"""Cohorts with their covariates, and tables of what was measured in them."""

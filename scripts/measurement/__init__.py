@@ -1,0 +1,1 @@
+"""The network that measures volumes, and tables of volumes."""

@@ -1,0 +1,1 @@
+"""The reader study: its page, computed readers, scores."""

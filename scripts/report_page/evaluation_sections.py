@@ -1,0 +1,58 @@
+"""Sections that the evaluations wrote for people: NAME.section.json files, read and checked.
+
+A section is {"title", "text" (a blank line starts a paragraph), "tables": [{"header": cells, "rows": lists of cells}],
+"figures": [{"file": a PNG beside it, "caption"}]}.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from cohorts.cohort import read_json
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def find_sections(folders: Sequence[Path]) -> list[dict]:
+    """All sections below the folders, in order of path, none twice; each one's "name" and each figure's "path" are added.
+
+    Raises:
+        FileNotFoundError: no such folder; a figure that is not there.
+        ValueError: a folder without sections; a section or figure that is none.
+    """
+    files: dict[Path, None] = {}
+    for folder in folders:
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{folder}: no such folder. Name one that an evaluation wrote")
+        found = sorted(folder.rglob("*.section.json"))
+        if not found:
+            raise ValueError(f"{folder}: no *.section.json below it. Name a folder that an evaluation wrote")
+        files |= dict.fromkeys(path.resolve() for path in found)
+    return [_read(path) for path in files]
+
+
+def _read(path: Path) -> dict:
+    section = {"tables": [], "figures": []} | read_json(path) | {"name": path.name}
+    if not isinstance(section.get("title"), str) or not isinstance(section.get("text"), str):
+        raise ValueError(f"{path}: a section needs a title and a text")
+    try:
+        for table in section["tables"]:
+            if bad := [row for row in table["rows"] if len(row) != len(table["header"])]:
+                raise ValueError(f"{path}: the row {bad[0]} has {len(bad[0])} cells, its header {len(table['header'])}")
+        section["figures"] = [figure | {"path": _figure(path, figure["file"])} for figure in section["figures"]]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path}: a table needs header and rows, a figure its file ({error!r})") from None
+    return section
+
+
+def _figure(path: Path, name: str) -> Path:
+    figure = path.parent / name
+    if figure.parent != path.parent:
+        raise ValueError(f"{path}: a figure must lie beside the section, got {name!r}")
+    if not figure.is_file():
+        raise FileNotFoundError(f"{path}: its figure {name} is not beside it")
+    with open(figure, "rb") as file:
+        if file.read(len(PNG)) != PNG:
+            raise ValueError(f"{path}: its figure {name} is no PNG")
+    return figure

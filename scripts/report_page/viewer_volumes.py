@@ -1,0 +1,78 @@
+"""Volumes inside the report page, for its viewer: 8-bit NIfTI, gzipped, as base64 text."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from cohorts.cohort import Cohort
+from nibabel.processing import resample_to_output
+from scipy.ndimage import gaussian_filter
+
+from report_page.label_names import LabelNames
+from report_page.three_planes import read_canonical, white_level
+
+
+def viewer_entry(
+    cohort: Cohort, volume: str, names: LabelNames, spacing_mm: float | None = None, synthetic: bool = True
+) -> tuple[dict, dict[str, str]]:
+    """What the viewer needs of a volume.
+
+    Args:
+        cohort: that has it.
+        volume: its name.
+        names: of label values.
+        spacing_mm: the volume is resampled to it where it is finer; None keeps it as it is.
+        synthetic: marked so in the header; not for scans.
+
+    Returns:
+        For JSON: "white" (intensity that is drawn white, as in the gallery), "bounds_mm" (first and last voxel's centre along
+        right, front, top), "point_mm" (where the crosshair starts), "labels" (names and colours of the values of its label
+        map, in order) or None. And the base64 text of "image" and, with a label map, "labels".
+    """
+    array, affine = _read(cohort.images[volume], spacing_mm, labels=False)
+    mark = "Synthetic, not for clinical use" if synthetic else ""
+    corners = nib.affines.apply_affine(affine, [[0, 0, 0], np.array(array.shape) - 1])
+    entry = {
+        "white": white_level(array),
+        "bounds_mm": [[float(low), float(high)] for low, high in zip(corners.min(axis=0), corners.max(axis=0))],
+        "point_mm": [float(mm) for mm in cohort.point_mm(volume)],
+        "labels": None,
+    }
+    low, high = float(array.min()), float(array.max())
+    slope = (high - low) / 255 or 1.0
+    data = {"image": _encode(np.rint((array - low) / slope).astype(np.uint8), affine, slope, low, mark)}
+    if (label_map := cohort.label_map(volume)) is not None:
+        labels, label_affine = _read(label_map, spacing_mm, labels=True)
+        values, index = np.unique(np.rint(labels).astype(int), return_inverse=True)
+        if values[0] != 0:  # index 0 is see-through in the viewer
+            values, index = np.concatenate([[0], values]), index + 1
+        if len(values) > 256:
+            raise ValueError(f"{label_map}: {len(values)} labels, the viewer can show 255. --viewer 0 makes a page without it")
+        entry["labels"] = {
+            "names": [names.name(value) for value in values.tolist()],
+            "colours": names.colours(values.tolist()).T.tolist(),
+        }
+        data["labels"] = _encode(index.reshape(labels.shape).astype(np.uint8), label_affine, 1, 0, mark)
+    return entry, data
+
+
+def _read(path: Path, spacing_mm: float | None, labels: bool) -> tuple[np.ndarray, np.ndarray]:
+    array, affine = read_canonical(path)
+    finest = float(nib.affines.voxel_sizes(affine).min())
+    if spacing_mm is None or spacing_mm <= finest * 1.001:
+        return array, affine
+    if not labels:  # against aliasing; the width is skimage.transform.resize's
+        array = gaussian_filter(array, [max(0, (spacing_mm / size - 1) / 2) for size in nib.affines.voxel_sizes(affine)])
+    image = resample_to_output(nib.Nifti1Image(array, affine), [spacing_mm] * 3, order=0 if labels else 1)
+    return np.asarray(image.dataobj, dtype=np.float32), image.affine
+
+
+def _encode(array: np.ndarray, affine: np.ndarray, slope: float, inter: float, mark: str) -> str:
+    image = nib.Nifti1Image(array, affine)
+    image.header.set_slope_inter(slope, inter)
+    image.header["descrip"] = mark
+    return base64.b64encode(gzip.compress(image.to_bytes(), 6, mtime=0)).decode()

@@ -1,0 +1,219 @@
+"""One synthetic head: the ICBM152 template warped to a requested head size, ventricular volume and brain volume."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.spatial.transform import Rotation
+
+from simulation.acquisition import acquire, smooth_field
+from simulation.atlas import CLASSES, Atlas, sample_grid
+from simulation.skull_and_scalp import surround
+
+FIELD_OF_VIEW_MM = (160, 224, 160)
+CORNER_MM = np.array([-79.019, -125.977, -61.054])  # outer edge of the first voxel; the UK Biobank model's grid
+LABELS = {
+    0: "background",
+    1: "sulcal CSF",
+    2: "left cerebral cortex",
+    3: "right cerebral cortex",
+    4: "left cerebral white matter",
+    5: "right cerebral white matter",
+    6: "left lateral ventricle",
+    7: "right lateral ventricle",
+    8: "third and fourth ventricle",
+    9: "left deep grey matter",
+    10: "right deep grey matter",
+    11: "left cerebellar cortex",
+    12: "right cerebellar cortex",
+    13: "left cerebellar white matter",
+    14: "right cerebellar white matter",
+    15: "brain stem",
+    16: "skull",
+    17: "scalp and face",
+}
+VOLUMES = {
+    "ventricles_ml": (6, 7),
+    "brain_ml": (2, 3, 4, 5, 9, 10, 11, 12, 13, 14, 15),
+    "icv_ml": tuple(range(1, 16)),
+}
+BRAIN_STEM = 15
+LEFT_LABEL = {"cortex": 2, "white_matter": 4, "deep_grey": 9, "cerebellar_cortex": 11, "cerebellar_white_matter": 13}
+LEFT_LABEL["brain_stem"] = BRAIN_STEM  # the only tissue without sides; elsewhere the right label is one more
+TISSUES = tuple(LEFT_LABEL)
+
+# T1w signal, mean and spread between subjects: chosen by eye next to the template.
+SIGNAL = {
+    "sulcal_csf": (0.10, 0.01),
+    "cortex": (0.46, 0.02),
+    "white_matter": (0.78, 0.02),
+    "lateral_ventricle": (0.09, 0.01),
+    "third_fourth_ventricle": (0.12, 0.01),
+    "deep_grey": (0.60, 0.02),
+    "cerebellar_cortex": (0.45, 0.02),
+    "cerebellar_white_matter": (0.72, 0.02),
+    "brain_stem": (0.69, 0.02),
+}
+TEMPLATE_SIGNAL = dict(zip(CLASSES, (0.30, 0.65, 0.86, 0.30, 0.74, 0.66, 0.80, 0.76), strict=True))
+REACH_MM = 40.0  # how far from the ventricles tissue gives way to them
+SEPTUM_MM = 1.5  # thickness of the septum pellucidum between the lateral ventricles
+CENTRE_MM = torch.tensor([0.0, -18.0, 20.0])[:, None, None, None]  # heads are scaled about this point
+
+
+@dataclass(frozen=True)
+class Person:
+    """What is asked of a subject; volumes in mL, `brain_fraction` = brain / intracranial volume."""
+
+    age_years: float
+    sex: str
+    icv_ml: float
+    brain_fraction: float
+    ventricles_ml: float
+
+
+def affine_of(spacing_mm: float) -> np.ndarray:
+    """Voxel to MNI RAS millimetres for the project's box at `spacing_mm`."""
+    affine = np.diag([spacing_mm] * 3 + [1.0])
+    affine[:3, 3] = CORNER_MM + spacing_mm / 2
+    return affine
+
+
+def measure_ml(labels: np.ndarray, spacing_mm: float, groups: dict[str, tuple] = VOLUMES) -> dict[str, float]:
+    """Volumes in mL: voxels whose value is in each group of label values, times the volume of a voxel."""
+    voxel_ml = spacing_mm**3 / 1000
+    return {name: float(np.isin(labels, values).sum() * voxel_ml) for name, values in groups.items()}
+
+
+@torch.no_grad()
+def make_subject(person: Person, atlas: Atlas, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """T1w (float32, 0 to 1) and labels (uint8, see LABELS) on the project's box at the atlas' spacing, RAS order."""
+    spacing_mm = atlas.spacing_mm
+    shape = tuple(size // spacing_mm for size in FIELD_OF_VIEW_MM)
+    generator = torch.Generator().manual_seed(seed)
+    # What does not depend on the spacing is drawn first: the same seed is about the same head at every spacing.
+    mean_signal = {name: mean + sd * float(torch.randn((), generator=generator)) for name, (mean, sd) in SIGNAL.items()}
+    mean_signal["cortex"] += 0.0005 * (person.age_years - 63)  # grey and white matter lose contrast with age
+    mean_signal["white_matter"] -= 0.0012 * (person.age_years - 63)
+
+    head_mm, scale = _warp(person, atlas, shape, generator)
+    maps = atlas.sample(head_mm, "skull_distance", "ventricle_distance", "ventricle_normal")
+    skull_distance, ventricle_distance, normal = maps[0] * scale, maps[1] * scale, maps[2]  # mm in the subject
+    weights, labels, detail = _tissues(person, atlas, head_mm, scale, skull_distance, ventricle_distance, normal, generator)
+
+    signal = sum(weight * mean_signal[name] for name, weight in weights.items()) + detail
+    texture = 0.6 * smooth_field(generator, shape, spacing_mm, max(3.0, 1.5 * spacing_mm))[0]
+    texture += 0.4 * smooth_field(generator, shape, spacing_mm, 12.0)[0]
+    inside = sum(weights.values())
+    signal += 0.022 * texture * inside
+
+    intracranial = labels > 0
+    surroundings, outer_labels = surround(skull_distance, head_mm, spacing_mm, generator)
+    signal += surroundings * (1 - inside)
+    labels = torch.where(intracranial, labels, outer_labels)
+    return acquire(signal, intracranial, spacing_mm, generator).numpy(), labels.numpy().astype(np.uint8)
+
+
+def _normal(generator, size):
+    return torch.randn(size, generator=generator).numpy()
+
+
+def voxel_centres_mm(shape, spacing_mm):
+    first_mm = CORNER_MM + spacing_mm / 2
+    axes = [first + spacing_mm * torch.arange(size) for first, size in zip(first_mm, shape, strict=True)]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij")).float()  # (3, X, Y, Z)
+
+
+def random_warp(generator: torch.Generator) -> torch.Tensor:
+    """Smooth displacement (3, 40, 56, 40) in mm on a 4 mm lattice over the box, a few mm at most places, no folds."""
+    lattice = tuple(size // 4 for size in FIELD_OF_VIEW_MM)
+    lattice_mm = voxel_centres_mm(lattice, 4)
+    velocity = 2.0 * torch.cat([smooth_field(generator, lattice, 4, 45.0) for _ in range(3)])
+    velocity += 0.75 * torch.cat([smooth_field(generator, lattice, 4, 20.0) for _ in range(3)])
+    shift_mm = velocity / 16
+    for _ in range(4):  # scaling and squaring: a stationary velocity field keeps the anatomy in one piece
+        shift_mm = shift_mm + sample_grid(shift_mm, lattice_mm + shift_mm, CORNER_MM + 2, 4)
+    return shift_mm
+
+
+def _warp(person, atlas, shape, generator):
+    """Template position (mm) of every voxel, and the linear scale that gives the requested intracranial volume."""
+    spacing_mm = atlas.spacing_mm
+    aspect = np.exp(0.02 * _normal(generator, 3))
+    aspect /= aspect.prod() ** (1 / 3)
+    rotation = Rotation.from_euler("xyz", 2.0 * _normal(generator, 3), degrees=True).as_matrix()
+    centred_mm = voxel_centres_mm(shape, spacing_mm)
+    shift_mm = sample_grid(random_warp(generator), centred_mm, CORNER_MM + 2, 4)
+    centred_mm = centred_mm - CENTRE_MM
+
+    scale = (person.icv_ml / atlas.icv_ml) ** (1 / 3)
+    step = max(1, 4 // spacing_mm)  # a 4 mm lattice is enough to count litres
+    coarse, lattice_ml = slice(step // 2, None, step), (step * spacing_mm) ** 3 / 1000
+    for _ in range(5):  # only the part of the skull inside the box counts, so the scale is found by trying
+        matrix = torch.tensor(rotation @ np.diag(1 / (scale * aspect)), dtype=torch.float32)
+        in_template_mm = torch.einsum("ij,jxyz->ixyz", matrix, centred_mm) + CENTRE_MM + shift_mm
+        (distance,) = atlas.sample(in_template_mm[:, coarse, coarse, coarse], "skull_distance")
+        realised_ml = float((distance < 0).sum() * lattice_ml)
+        if abs(realised_ml / person.icv_ml - 1) < 0.001:
+            break
+        scale *= (person.icv_ml / realised_ml) ** (1 / 3)
+    return in_template_mm, scale
+
+
+def _tissues(person, atlas, head_mm, scale, skull_distance, ventricle_distance, normal, generator):
+    """Soft weights by class, hard labels of everything inside the skull (0 outside), and the template's own detail."""
+    spacing_mm, shape = atlas.spacing_mm, skull_distance.shape
+    inside = (0.5 - skull_distance / spacing_mm).clamp(0, 1)
+    intracranial = skull_distance < 0
+    lattice = tuple(size // 4 for size in FIELD_OF_VIEW_MM)
+    ripple_mm = F.interpolate(smooth_field(generator, lattice, 4, 25.0)[None], size=shape, mode="trilinear")[0, 0]
+
+    # The ventricle is where `distance` < `edge`; the edge is the quantile that holds the requested number of voxels.
+    distance = ventricle_distance + ripple_mm
+    septum = ((SEPTUM_MM / 2 - head_mm[0].abs() * scale) / spacing_mm + 0.5).clamp(0, min(1, SEPTUM_MM / spacing_mm))
+    beside_septum = intracranial & (septum < 0.5)
+    edge = _value_of_rank(distance[beside_septum], person.ventricles_ml * 1000 / spacing_mm**3)
+    is_lateral = beside_septum & (distance < edge)
+    within_edge = ((edge - distance) / spacing_mm + 0.5).clamp(0, 1) * inside
+    lateral, septum = within_edge * (1 - septum), within_edge * septum
+
+    # Tissue makes room: what lay at the ventricle's wall is pushed to its new edge, what is REACH_MM away stays.
+    pushed = torch.where(distance < edge, distance - edge, (distance - edge) * REACH_MM / (REACH_MM - edge))
+    pushed = torch.where(distance > REACH_MM, distance, pushed)
+    in_template_mm = head_mm + normal * ((pushed - distance) / scale)
+    classes, template_t1w = atlas.sample(in_template_mm, "classes", "t1w")
+    soft = dict(zip(CLASSES, classes, strict=True))
+    detail = template_t1w - sum(TEMPLATE_SIGNAL[name] * soft[name] for name in CLASSES) / classes.sum(0).clamp_min(1e-3)
+
+    # Sulci widen by one shift of the logit of CSF, the quantile that leaves the requested number of brain voxels.
+    soft["white_matter"] += septum
+    tissue = torch.stack([soft[name] for name in TISSUES]) + 1e-6
+    csf = soft["sulcal_csf"].clamp_min(0.004)
+    logit = 1.25 * torch.logit((csf / (csf + tissue.sum(0))).clamp(1e-4, 1 - 1e-4))
+    folds = 0.9 if spacing_mm < 4 else 0.45
+    logit += folds * smooth_field(generator, shape, spacing_mm, max(7.0, 2.0 * spacing_mm))[0]
+    is_third_fourth = intracranial & ~is_lateral & (soft["third_fourth_ventricle"] > 0.5)
+    free = intracranial & ~is_lateral & ~is_third_fourth
+    logit -= _value_of_rank(logit[free], person.brain_fraction * float(intracranial.sum()))
+
+    rest = inside * (1 - lateral)
+    weights = {"lateral_ventricle": lateral, "third_fourth_ventricle": rest * soft["third_fourth_ventricle"]}
+    rest = rest - weights["third_fourth_ventricle"]
+    weights["sulcal_csf"] = rest * torch.sigmoid(logit)
+    tissue = tissue**1.3  # the template is an average of 152 heads: sharpen its borders
+    tissue *= (rest - weights["sulcal_csf"]) / tissue.sum(0)
+    weights |= dict(zip(TISSUES, tissue, strict=True))
+
+    right = (in_template_mm[0] > 0).long()
+    labels = torch.tensor([LEFT_LABEL[name] for name in TISSUES])[tissue.argmax(0)]
+    labels += right * (labels != BRAIN_STEM)
+    labels[free & (logit >= 0)], labels[is_third_fourth] = 1, 8
+    labels[is_lateral] = (6 + right)[is_lateral]
+    shown = sum(weights[name] for name in ("deep_grey", "brain_stem", "white_matter", "cerebellar_white_matter"))
+    return weights, labels * intracranial, 0.6 * detail.clamp(-0.12, 0.12) * shown
+
+
+def _value_of_rank(values: torch.Tensor, count: float) -> float:
+    """The threshold with `count` of `values` below it."""
+    rank = min(max(round(count), 1), values.numel() - 1)
+    return float(np.partition(values.numpy(), rank)[rank])

@@ -1,0 +1,198 @@
+"""How close synthetic T1w volumes come to the real scans, in the brain only, for every way of making them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from ignite.engine import Engine, Events
+from monai.inferers import Inferer
+from monai.utils import convert_to_tensor
+
+from ..data.planes import AXES, PLANES
+from ..data.scans_and_maps import identities
+from ..generation.synthesis import Synthesiser, box_around
+from ..model.ssim import WINDOW, ssim_map
+from .tables import write_table
+from .trivial_answers import paint
+
+__all__ = [
+    "DEFINITION",
+    "METHODS",
+    "SCORES",
+    "EveryMethod",
+    "Scores",
+    "brain_scores",
+    "flicker",
+    "held_out",
+    "labels_to_image",
+]
+
+METHODS = (*PLANES, "mean", "median", "fusion", "label_mean")
+SCORES = ("ssim", "mse", "psnr_db", *(f"flicker_{plane}" for plane in PLANES))
+DEFINITION = """\
+Intensities 0 to 1 on the model's grid (RAS); brain voxels only (Ayaz et al.). Mean ± standard deviation (n - 1) over the scans.
+
+SSIM: mean over the brain of the SSIM map of the whole volumes (Wang et al. 2004 in 3-D: Gaussian window of 11 voxels, sigma
+1.5, data range 1; background, 0, beyond the volume's border). MSE, PSNR: over the brain's voxels, peak 1.
+
+Flicker: mean absolute difference of neighbouring slices across a plane, of the synthetic volume divided by that of the real
+scan; 1 is real, above 1 the slices jump, below 1 they are too smooth.
+
+Label mean, the trivial answer: each class painted with its mean training intensity, no network."""
+
+
+def held_out(data: Mapping[str, list[dict]], split: str, recipe: Mapping) -> list[dict]:
+    """The items of a split that the model of `recipe` was not trained on.
+
+    Raises:
+        ValueError: an empty split, with what there is; or one with scans that GANs or fusion have seen.
+    """
+    if not data.get(split):
+        counts = ", ".join(f"{name}: {len(items)}" for name, items in data.items())
+        raise ValueError(f"no scans in the split {split!r} ({counts}). Choose another with --split")
+    seen = set(recipe.get("seen", ()))
+    known = [item["image"] for item in data[split] if not seen.isdisjoint(identities([item]))]
+    if known:
+        raise ValueError(
+            f"{len(known)} of {len(data[split])} scans in the split {split!r}, such as {known[0]}, were trained on. Share "
+            f"out as training did (--seed, --validation_fraction, --fusion_fraction, --folds, participants.tsv), or name others"
+        )
+    return data[split]
+
+
+def labels_to_image(batch: dict, device: torch.device, non_blocking: bool = False, **kwargs) -> tuple:
+    """Input and target of a synthesis: the classes and the real T1w, each (B, 1, D, H, W), without meta data."""
+    classes, image = (convert_to_tensor(batch[key], track_meta=False) for key in ("label", "image"))
+    return classes.to(device, non_blocking=non_blocking), image.to(device, non_blocking=non_blocking)
+
+
+class EveryMethod(Inferer):
+    """Synthesise in every way that is compared: the slices are made once, then combined.
+
+    Args:
+        synthesiser: that of inference; how it merges patches and whether it runs in bfloat16 holds here, too.
+        class_intensities: of the label-mean baseline, see `baseline.mean_intensity`.
+    """
+
+    def __init__(self, synthesiser: Synthesiser, class_intensities: torch.Tensor) -> None:
+        super().__init__()
+        self.synthesiser = synthesiser
+        self.class_intensities = class_intensities
+
+    @torch.inference_mode()
+    def __call__(self, inputs: torch.Tensor, network: torch.nn.Module) -> torch.Tensor:
+        """Volumes (B, 7, D, H, W) from 0 to 1 in the order of METHODS, for classes (B, 1, D, H, W)."""
+        with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=self.synthesiser.amp):
+            planes = network.slice_volumes(inputs)  # (B, 3, D, H, W)
+        # The slices take nearly all the time: the synthesiser is given those that are made.
+        made = SimpleNamespace(slice_volumes=lambda labels: planes, fusion=network.fusion)
+        fusion = self.synthesiser(inputs, made)  # (B, 1, D, H, W)
+        mean, median = planes.mean(dim=1, keepdim=True), planes.median(dim=1, keepdim=True).values
+        return torch.cat([planes, mean, median, fusion, paint(inputs, self.class_intensities)], dim=1)
+
+
+def flicker(prediction: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> dict[str, float]:
+    """Per plane: mean |difference of neighbouring slices| of the prediction divided by that of the target; 1 is real.
+
+    Args:
+        prediction, target: (1, 1, D, H, W), RAS.
+        mask: bool; a pair of voxels counts where both are inside.
+
+    Raises:
+        ValueError: the mask is one slice thick, or all slices of the target are the same.
+    """
+    ratios = {}
+    for plane, axis in AXES.items():
+        inside = mask.movedim(2 + axis, 0)
+        pairs = inside[1:] & inside[:-1]
+        if not pairs.any():
+            raise ValueError(f"the brain mask has no two neighbouring {plane} slices: flicker cannot be measured")
+        steps = [volume.double().movedim(2 + axis, 0).diff(dim=0)[pairs].abs().mean() for volume in (prediction, target)]
+        if not steps[1]:
+            raise ValueError(f"the real scan is the same in all {plane} slices of the brain: flicker cannot be measured")
+        ratios[plane] = float(steps[0] / steps[1])
+    return ratios
+
+
+def brain_scores(prediction: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> dict[str, float]:
+    """SCORES of one synthetic volume, as DEFINITION says.
+
+    A prediction that equals the target in the whole brain has a PSNR of infinity.
+
+    Args:
+        prediction, target: (1, 1, D, H, W), intensities 0 to 1, RAS.
+        mask: of the same shape, true in the brain.
+
+    Raises:
+        ValueError: other shapes, an empty mask, intensities that are not finite, beyond 0 to 1, or constant in the brain.
+    """
+    mask = mask.bool()
+    for name, volume in (("synthetic volume", prediction), ("real scan", target)):
+        _refuse_unusable(name, volume, mask)
+    box = box_around(mask, margin=WINDOW // 2)  # further off, nothing reaches a brain voxel
+    prediction, target, mask = prediction[box].float(), target[box].float(), mask[box]
+    mse = float((prediction - target).double()[mask].square().mean())
+    psnr_db = -10 * float(torch.tensor(mse, dtype=torch.float64).log10())
+    ssim = float(ssim_map(prediction, target).double()[mask].mean())
+    ratios = flicker(prediction, target, mask)
+    return {"ssim": ssim, "mse": mse, "psnr_db": psnr_db} | {f"flicker_{plane}": ratio for plane, ratio in ratios.items()}
+
+
+def _refuse_unusable(name: str, volume: torch.Tensor, mask: torch.Tensor) -> None:
+    if volume.shape != mask.shape or volume.ndim != 5 or volume.shape[:2] != (1, 1):
+        raise ValueError(
+            f"{name} of shape {tuple(volume.shape)} with a brain mask of shape {tuple(mask.shape)}: both must be one volume "
+            f"(1, 1, D, H, W) on the same grid"
+        )
+    if not mask.any():
+        raise ValueError("the brain mask is empty: no label of the map is a brain class of the label table")
+    if not torch.isfinite(volume).all():
+        raise ValueError(f"{name}: {int((~torch.isfinite(volume)).sum())} voxels are not finite")
+    low, high = float(volume.min()), float(volume.max())
+    if low < -1e-3 or high > 1 + 1e-3:
+        raise ValueError(f"{name}: intensities from {low:.4g} to {high:.4g}, expected 0 to 1")
+    if volume[mask].min() == volume[mask].max():
+        raise ValueError(
+            f"{name}: the intensity is {float(volume[mask][0]):.4g} in the whole brain, there is nothing to compare"
+        )
+
+
+class Scores:
+    """Score every method on each scan that an evaluator with `EveryMethod` runs; one scan, then the next.
+
+    Writes `scores.tsv`, one row per scan and method, when all are done.
+
+    Args:
+        output_dir: of the table.
+        items: in the evaluator's order, {"image", "participant_id"}.
+        brain: the classes that are brain.
+    """
+
+    def __init__(self, output_dir: str | Path, items: Sequence[dict], brain: Sequence[int]) -> None:
+        self.path = Path(output_dir) / "scores.tsv"
+        self.items = items
+        self.brain = torch.tensor(list(brain))
+        self.rows: list[list[str]] = []
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, lambda engine: self.rows.clear())
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._score)
+        engine.add_event_handler(Events.COMPLETED, self._write)
+
+    def _score(self, engine: Engine) -> None:
+        classes, target, predictions = (engine.state.output[key] for key in ("image", "label", "pred"))
+        mask = torch.isin(classes, self.brain.to(classes))
+        item = self.items[len(self.rows) // len(METHODS)]
+        for method, prediction in zip(METHODS, predictions.split(1, dim=1)):
+            try:
+                scores = brain_scores(prediction, target, mask)
+            except ValueError as error:
+                raise ValueError(f"{item['participant_id']} ({item['image']}), {method}: {error}") from error
+            values = [f"{scores[name]:.6g}" for name in SCORES]
+            self.rows.append([item["participant_id"], Path(item["image"]).name, method, *values])
+
+    def _write(self, engine: Engine) -> None:
+        write_table(self.path, [["participant_id", "file", "method", *SCORES], *self.rows])

@@ -1,0 +1,92 @@
+"""The VGG loss of SPADE from a local file of weights. Nothing is downloaded, and nothing random is used."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..shared.files import read_tensors, sha256
+
+__all__ = ["VGGLoss", "vgg_loss"]
+
+logger = logging.getLogger(__name__)
+
+# VGG-19 (Simonyan and Zisserman 2015, Table 1, E) up to relu5_1: widths of the convolutions between poolings.
+STAGES = ((64, 64), (128, 128), (256, 256, 256, 256), (512, 512, 512, 512), (512,))
+# Of relu1_1, relu2_1, relu3_1, relu4_1 and relu5_1 (Wang et al. 2018, pix2pixHD).
+WEIGHTS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0)
+
+
+class VGGLoss(nn.Module):
+    """L1 between features of a VGG-19 trained on ImageNet, after the first ReLU of each of its five stages.
+
+    Images go in as they are, -1 to 1, without ImageNet's mean and spread, as in SPADE; one channel is taken for three.
+
+    Args:
+        weights: `vgg19-dcbb9e9d.pth` of torchvision.
+        expected_sha256: how the file's hash must begin; torchvision puts the first eight digits into the name.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file, another hash, or weights of another network.
+    """
+
+    def __init__(self, weights: str | Path, expected_sha256: str | None = "dcbb9e9d") -> None:
+        super().__init__()
+        if not Path(weights).is_file():
+            raise FileNotFoundError(
+                f"{weights}: no such file. Download vgg19-dcbb9e9d.pth from https://download.pytorch.org/models , or leave "
+                f"--vgg_file out to train without the VGG loss"
+            )
+        found = sha256(weights)
+        if expected_sha256 and not found.startswith(expected_sha256):
+            raise ValueError(f"{weights}: sha256 {found}, expected {expected_sha256}... . Fetch the file again")
+        layers, before = [], 3
+        for stage, widths in enumerate(STAGES):
+            if stage:
+                layers.append(nn.MaxPool2d(2))
+            for width in widths:
+                layers += [nn.Conv2d(before, width, 3, padding=1), nn.ReLU()]
+                before = width
+        self.features = nn.Sequential(*layers)
+        self._load(weights)
+        self.eval().requires_grad_(False)
+
+    def _load(self, weights: str | Path) -> None:
+        state = read_tensors(weights)
+        wanted = self.state_dict()
+        known = isinstance(state, Mapping)
+        if not known or any(key not in state or state[key].shape != value.shape for key, value in wanted.items()):
+            raise ValueError(f"{weights}: not the weights of torchvision's vgg19. Download vgg19-dcbb9e9d.pth")
+        self.load_state_dict({key: state[key] for key in wanted})
+
+    def forward(self, fake: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+        """Of two batches of slices (N, 1, H, W) in -1 to 1; only the first is differentiated."""
+        fake, real = (image.expand(-1, 3, -1, -1) for image in (fake, real.detach()))
+        loss, weights = torch.zeros((), device=fake.device), iter(WEIGHTS)
+        first_of_stage = True
+        for layer in self.features:
+            fake = layer(fake)
+            with torch.no_grad():
+                real = layer(real)
+            if isinstance(layer, nn.MaxPool2d):
+                first_of_stage = True
+            elif isinstance(layer, nn.ReLU) and first_of_stage:
+                loss = loss + next(weights) * F.l1_loss(fake.float(), real.float())
+                first_of_stage = False
+        return loss
+
+
+def vgg_loss(weights: str | Path | None, expected_sha256: str | None, device: torch.device) -> VGGLoss | None:
+    """The loss on a device, or None with one warning where no file is named."""
+    if weights is None:
+        logger.warning(
+            "The GANs train without the VGG loss of SPADE: --vgg_file names no file. Feature matching remains; textures may "
+            "come out less sharp"
+        )
+        return None
+    return VGGLoss(weights, expected_sha256).to(device)

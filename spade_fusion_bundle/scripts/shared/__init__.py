@@ -1,0 +1,1 @@
+"""What both bundles need; the same folder in each."""

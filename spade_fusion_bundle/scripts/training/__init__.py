@@ -1,0 +1,1 @@
+"""One training step per file, and what the stages need."""

@@ -1,0 +1,314 @@
+"""Stage one: the SPADE GAN of each plane, one after the other or each in a process of its own."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice, repeat
+from pathlib import Path
+
+import ignite.distributed as idist
+import torch
+from ignite.engine import Engine, Events
+from monai.data import DataLoader, Dataset, DistributedSampler, list_data_collate, pad_list_data_collate
+from monai.engines import AdversarialTrainer, SupervisedEvaluator
+from monai.handlers import (
+    IgniteMetricHandler,
+    LrScheduleHandler,
+    MLFlowHandler,
+    TensorBoardStatsHandler,
+    ValidationHandler,
+    from_engine,
+)
+from monai.inferers import Inferer
+from monai.metrics import PSNRMetric
+from monai.transforms import Compose, Transform
+from monai.utils import convert_to_tensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import update_bn
+
+from ..data.planes import PLANES, RandSlicesd, axis_of, from_the_right
+from ..model.networks import SpadeDiscriminator, SpadeGenerator
+from ..model.ssim import SSIM
+from ..model.weights import generator_file
+from ..shared.handlers import BestWeights, EpochSeed, Progress, Resume, StopAtNonFinite, validation_interval
+from ..shared.panels import Panels
+
+__all__ = ["PlaneInferer", "ReestimateBatchNorm", "SpadeStage", "collate_slices", "linear_decay", "map_and_image"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class SpadeStage:
+    """Everything that training the GAN of a plane needs; `run` does it for one plane, `run_all` for the three.
+
+    What a user changes comes from the config as parts that make other parts, because each plane has networks, optimisers
+    and files of its own: models_dir/spade_<plane>.pt (the best generator), models_dir/resume/spade_<plane>.pt.
+
+    Args:
+        volumes, val_volumes: data sets of {"image": (1, X, Y, Z) in 0 to 1, "label": classes (1, X, Y, Z)}, RAS, sides
+            multiples of 32.
+        folds: fold of each of `volumes`, for cross-validation; None without.
+        mirror: random left-right flip, before slices are drawn.
+        generator, discriminator: called, they make a network.
+        optimizer, discriminator_optimizer: called with parameters, they make an optimiser.
+        step: `scripts.training.steps.spade_step` with its settings.
+        epochs, decay_epochs: the learning rate falls linearly to 0 over the last `decay_epochs` of `epochs`.
+        batch_size: slices in a step, of `batch_size / slices_per_volume` volumes.
+        visits: how often an epoch comes to each volume.
+        batch_norm_batches: batches over which the statistics of batch norm are measured before each validation.
+        recipe: travels with the weights.
+        settings: what a run must have in common with one that it goes on from.
+        distributed: wrap the networks for several processes, with batch norm over all of them on GPUs.
+        tracking: called with run_name and more, it makes an MLFlowHandler; None without.
+
+    Raises:
+        ValueError: batch_size is no multiple of slices_per_volume, or 1; when run, too few volumes for more than one slice.
+    """
+
+    volumes: Dataset
+    val_volumes: Dataset
+    folds: Sequence[int] | None
+    mirror: Transform
+    generator: Callable[[], SpadeGenerator]
+    discriminator: Callable[[], SpadeDiscriminator]
+    optimizer: Callable[[Iterable], Optimizer]
+    discriminator_optimizer: Callable[[Iterable], Optimizer]
+    step: Callable[[Engine, dict], list[dict]]
+    epochs: int
+    decay_epochs: int
+    batch_size: int
+    slices_per_volume: int
+    visits: int
+    empty_fraction: float
+    batch_norm_batches: int
+    val_interval: int
+    panel_interval: int
+    num_workers: int
+    models_dir: str | Path
+    output_dir: str | Path
+    device: torch.device | str
+    recipe: Mapping
+    settings: Mapping
+    seed: int = 0
+    distributed: bool = False
+    tracking: Callable[..., MLFlowHandler] | None = None
+
+    def __post_init__(self) -> None:
+        if self.batch_size == 1:
+            raise ValueError("spade_batch_size 1: batch norm needs several slices to take statistics of. Use 2 or more")
+        if self.batch_size % self.slices_per_volume:
+            raise ValueError(
+                f"spade_batch_size {self.batch_size} is no multiple of slices_per_volume {self.slices_per_volume}: each "
+                f"volume of a batch gives so many slices"
+            )
+        self.device = torch.device(self.device)
+        self.main = idist.get_rank() == 0
+
+    def run_all(self) -> None:
+        """The three planes, and with cross-validation each of them once more without each fold."""
+        folds = sorted(set(self.folds)) if self.folds else []
+        for plane in PLANES:
+            for fold in [None, *folds]:
+                self.run(plane, fold)
+
+    def run(self, plane: str, fold: int | None = None) -> None:
+        """Train one plane's GAN; with `fold` without the volumes of that fold.
+
+        Raises:
+            ValueError: no such plane or fold.
+        """
+        axis_of(plane)
+        if fold is not None and fold not in (self.folds or ()):
+            raise ValueError(f"--fold {fold}: there is none of that number. Set --folds K too; folds are 0 to K - 1")
+        torch.manual_seed(self.seed + PLANES.index(plane))
+        self.trainer(plane, fold).run()
+        idist.barrier()
+
+    def trainer(self, plane: str, fold: int | None = None) -> AdversarialTrainer:
+        """The engine that trains one plane, with validation, logs and checkpoints."""
+        name = generator_file("", plane, fold).stem
+        generator, discriminator = self.generator(), self.discriminator()
+        generator.recipe = dict(self.recipe, plane=plane)
+        if self.distributed and self.device.type == "cuda":  # on CPUs there is no synchronised batch norm
+            generator = torch.nn.SyncBatchNorm.convert_sync_batchnorm(generator)
+        generator, discriminator = generator.to(self.device), discriminator.to(self.device)
+        optimizers = self.optimizer(generator.parameters()), self.discriminator_optimizer(discriminator.parameters())
+        schedules = [LambdaLR(optimizer, linear_decay(self.epochs, self.decay_epochs)) for optimizer in optimizers]
+
+        loader = self._train_loader(plane, fold)
+        best = BestWeights(generator_file(self.models_dir, plane, fold), generator, metric="val_psnr", writes=self.main)
+        inferer = PlaneInferer(plane, self.batch_size)
+        evaluator = self._evaluator(generator, inferer, loader, best, name)
+        parts = {
+            "generator": generator,
+            "discriminator": discriminator,
+            "optimizer": optimizers[0],
+            "discriminator_optimizer": optimizers[1],
+            "schedule": schedules[0],
+            "discriminator_schedule": schedules[1],
+            "best": best,
+        }
+        resume_file = Path(self.models_dir) / "resume" / f"{name}.pt"
+        handlers = [
+            EpochSeed(self.seed, idist.get_rank()),
+            StopAtNonFinite(),
+            *(LrScheduleHandler(schedule, print_lr=False) for schedule in schedules),
+            ValidationHandler(validation_interval(self.val_interval, self.epochs), evaluator),
+        ]
+        if self.main:
+            handlers += [
+                TensorBoardStatsHandler(log_dir=self._log_dir(name), epoch_log=False),
+                Panels(self._log_dir(name), lambda: self._pictures(generator, inferer), self.panel_interval),
+            ]
+            if self.tracking:
+                handlers.append(self.tracking(run_name=name, close_on_complete=True))
+        handlers.append(Resume(resume_file, parts, dict(self.settings), writes=self.main))
+        if self.main:
+            handlers.append(Progress(f"SPADE {plane}" + ("" if fold is None else f", without fold {fold}")))
+        return AdversarialTrainer(
+            device=self.device,
+            max_epochs=self.epochs,
+            train_data_loader=loader,
+            g_network=self._distribute(generator),
+            g_optimizer=optimizers[0],
+            g_loss_function=None,
+            recon_loss_function=None,
+            d_network=self._distribute(discriminator),
+            d_optimizer=optimizers[1],
+            d_loss_function=None,
+            iteration_update=self.step,
+            train_handlers=handlers,
+        )
+
+    def _train_loader(self, plane: str, fold: int | None) -> DataLoader:
+        kept = [i for i in range(len(self.volumes)) if fold is None or self.folds[i] != fold]
+        slices = RandSlicesd(("image", "label"), "label", plane, self.slices_per_volume, self.empty_fraction)
+        visits = torch.utils.data.Subset(self.volumes, kept * self.visits)
+        dataset = Dataset(visits, Compose([self.mirror, slices]))
+        sampler = DistributedSampler(dataset, even_divisible=True, shuffle=True) if self.distributed else None
+        batch_size = min(self.batch_size // self.slices_per_volume, len(dataset) // idist.get_world_size())
+        if batch_size * self.slices_per_volume == 1:
+            raise ValueError(
+                f"{len(kept)} scans for {idist.get_world_size()} processes with slices_per_volume 1 make batches of one slice; "
+                f"batch norm needs several to take statistics of. Raise --slices_per_volume"
+            )
+        return DataLoader(
+            dataset,
+            batch_size=batch_size,
+            sampler=sampler,
+            shuffle=sampler is None,
+            drop_last=True,
+            num_workers=self.num_workers,
+            collate_fn=collate_slices,
+            pin_memory=self.device.type == "cuda",
+        )
+
+    def _evaluator(
+        self, generator: SpadeGenerator, inferer: Inferer, loader: DataLoader, best: BestWeights, name: str
+    ) -> SupervisedEvaluator:
+        sampler = DistributedSampler(self.val_volumes, even_divisible=False, shuffle=False) if self.distributed else None
+        pred_and_label = from_engine(["pred", "label"])
+        handlers = [ReestimateBatchNorm(generator, loader, self.batch_norm_batches, self.device), best]
+        if self.main:
+            handlers.append(TensorBoardStatsHandler(log_dir=self._log_dir(name), iteration_log=False))
+            if self.tracking:
+                handlers.append(self.tracking(run_name=name, iteration_log=False))
+        return SupervisedEvaluator(
+            device=self.device,
+            val_data_loader=DataLoader(self.val_volumes, batch_size=1, sampler=sampler, num_workers=self.num_workers),
+            network=generator,
+            inferer=inferer,
+            prepare_batch=map_and_image,
+            decollate=False,
+            key_val_metric={
+                "val_psnr": IgniteMetricHandler(metric_fn=PSNRMetric(max_val=1.0), output_transform=pred_and_label)
+            },
+            additional_metrics={"val_ssim": IgniteMetricHandler(metric_fn=SSIM(), output_transform=pred_and_label)},
+            val_handlers=handlers,
+        )
+
+    def _log_dir(self, name: str) -> str:
+        return str(Path(self.output_dir) / "tensorboard" / name)
+
+    def _distribute(self, network: torch.nn.Module) -> torch.nn.Module:
+        if not self.distributed:
+            return network
+        device_ids = [self.device] if self.device.type == "cuda" else None
+        # Without broadcast: two forwards come before each backward, and a broadcast between would change what the first left.
+        return DistributedDataParallel(network, device_ids=device_ids, broadcast_buffers=False)
+
+    @torch.no_grad()
+    def _pictures(self, generator: SpadeGenerator, inferer: Inferer) -> dict[str, torch.Tensor]:
+        generator.eval()
+        pictures = {}
+        for number in range(min(2, len(self.val_volumes))):
+            item = self.val_volumes[number]
+            synthetic = inferer(item["label"][None].to(self.device), generator).cpu()
+            pictures[f"scan and synthesis {number}"] = from_the_right(torch.cat([item["image"][None], synthetic]))
+        return pictures
+
+
+class PlaneInferer(Inferer):
+    """Volumes (B, 1, X, Y, Z) from 0 to 1 of classes of that size, by a generator of slices."""
+
+    def __init__(self, plane: str, slices_per_batch: int) -> None:
+        super().__init__()
+        self.plane = plane
+        self.slices_per_batch = slices_per_batch
+
+    def __call__(self, inputs: torch.Tensor, network: SpadeGenerator) -> torch.Tensor:
+        return network.volumes(inputs, self.plane, self.slices_per_batch)
+
+
+class ReestimateBatchNorm:
+    """Measure the statistics of batch norm anew before a validation, from training slices and the weights as they are.
+
+    While training they are averages over weights that have changed since, under which a GAN's images may fall apart.
+    """
+
+    def __init__(self, generator: torch.nn.Module, loader: DataLoader, batches: int, device: torch.device) -> None:
+        self.generator = generator
+        self.loader = loader
+        self.batches = batches
+        self.device = device
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        self.generator.train()
+        update_bn(islice(self._labels(), self.batches), self.generator, self.device)
+        self.generator.eval()
+
+    def _labels(self) -> Iterator[torch.Tensor]:
+        return (batch["label"] for batch in chain.from_iterable(repeat(self.loader)))
+
+
+def collate_slices(batch: Sequence[list[dict]]) -> dict[str, torch.Tensor]:
+    """The slices of several volumes as one batch; smaller ones get background around them, 0 in image and labels."""
+    slices = list(chain.from_iterable(batch))
+    if len({item["label"].shape for item in slices}) == 1:
+        return list_data_collate(slices)
+    padded = pad_list_data_collate(slices)
+    # Plain again: padding gives MetaTensors, and everything computed from one would be one, the gradients too.
+    return convert_to_tensor({key: padded[key] for key in ("image", "label")}, track_meta=False)
+
+
+def map_and_image(batch: dict, device: torch.device, non_blocking: bool = False, **kwargs) -> tuple:
+    """Input and target of a validation: classes and scan."""
+    return tuple(torch.as_tensor(batch[key]).to(device, non_blocking=non_blocking) for key in ("label", "image"))
+
+
+def linear_decay(epochs: int, decay_epochs: int) -> Callable[[int], float]:
+    """Factor of the learning rate after so many epochs: 1, then linearly to 0 over the last `decay_epochs`, or all if fewer."""
+    decay_epochs = min(decay_epochs, epochs)
+
+    def factor(epoch: int) -> float:
+        return min(1.0, (epochs - epoch) / decay_epochs) if decay_epochs else 1.0
+
+    return factor

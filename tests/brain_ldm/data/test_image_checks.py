@@ -1,0 +1,130 @@
+"""Which images are refused, in which words; and that a sound one is read once."""
+
+import gzip
+import json
+import os
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from tiny_images import SPACING_MM, VOLUME, rotated, save, shifted, with_voxel
+
+from brain_ldm_bundle.scripts.data import grid
+from brain_ldm_bundle.scripts.data import image_checks as images
+
+
+@pytest.fixture
+def paths(tmp_path):
+    """Three sound images."""
+    return [str(save(tmp_path / f"sub-{number}_T1w.nii.gz")) for number in range(3)]
+
+
+def problems(paths, **options):
+    return images.check_images(paths, **{"spacing_mm": SPACING_MM} | options)[0]
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        ({"volume": VOLUME[..., None]}, "has 4 dimensions (20, 28, 20, 1); three are needed"),
+        ({"affine": grid.affine(SPACING_MM) * [[1.02], [1], [1], [1]]}, "has voxels of (8.16, 8, 8) mm, not 8 mm"),
+        ({"code": 0}, "has neither a qform nor an sform"),
+        ({"affine": rotated(2)}, "has axes oblique by 2.0 degrees: not in MNI space."),
+        ({"affine": shifted(z=40)}, "reaches from (-79.02, -126, -21.05) mm to (80.98, 98.02, 138.9) mm"),
+        ({"volume": VOLUME[:, :20]}, "reaches from (-79.02, -126, -61.05) mm to (80.98, 34.02, 98.95) mm"),
+        ({"volume": with_voxel(np.nan)}, "has 1 voxels that are NaN or infinite"),
+        ({"volume": with_voxel(-np.inf)}, "has 1 voxels that are NaN or infinite"),
+        ({"volume": np.zeros_like(VOLUME)}, "is 0 everywhere"),
+        ({"volume": np.full_like(VOLUME, 7)}, "is 7 everywhere"),
+        ({"volume": VOLUME.astype(np.complex64)}, "has voxels of type complex64"),
+    ],
+)
+def test_an_image_that_cannot_be_used_is_named_with_its_fault(paths, tmp_path, image, message):
+    path = save(tmp_path / "sub-1_T1w.nii.gz", **image)
+    (problem,) = problems(paths)
+    assert problem.startswith(f"{path}: {message}")
+
+
+@pytest.mark.parametrize("lost_bytes", [4, 2000])
+def test_a_truncated_image_is_refused(tmp_path, lost_bytes):
+    """Four bytes are missing after the last voxel: nibabel alone reads such a file without an error."""
+    path = save(tmp_path / "sub-1_T1w.nii.gz")
+    path.write_bytes(path.read_bytes()[:-lost_bytes])
+    no_nifti = tmp_path / "sub-2_T1w.nii"
+    no_nifti.write_bytes(gzip.compress(b"no"))
+    short, other = problems([str(path), str(no_nifti)])
+    assert f"{path}: cannot be read to its end" in short
+    assert "is not a NIfTI image that can be read" in other
+
+
+@pytest.mark.parametrize("affine", [shifted(x=6, y=-9, z=4), shifted(z=9)], ids=["moved", "lower end cut"])
+def test_an_image_a_little_off_the_grid_is_taken(tmp_path, affine):
+    assert not problems([str(save(tmp_path / "sub-1_T1w.nii.gz", affine=affine))])
+
+
+def test_images_with_the_scanners_code_are_taken_with_one_warning(paths):
+    for path in paths[1:]:
+        save(Path(path), code=1)
+    with pytest.warns(UserWarning, match="2 images, such as .*sub-1_T1w.nii.gz, have the NIfTI code 1") as caught:
+        assert not problems(paths)
+    assert len(caught) == 1
+
+
+def test_a_scan_is_known_again_by_its_voxels_alone(tmp_path):
+    """It was known by name and size: forgotten when it was compressed anew, and taken for another cohort's file of one size."""
+    volume = np.round(255 * VOLUME).astype(np.uint8)
+    scan = save(tmp_path / "sub-1_T1w.nii.gz", volume)
+    plain = save(tmp_path / "other name.nii", volume.astype(np.float64))
+    turned = tmp_path / "turned.nii.gz"
+    nib.save(nib.load(scan).as_reoriented([[1, 1], [2, -1], [0, 1]]), turned)
+    mirrored = save(tmp_path / "mirrored" / "sub-1_T1w.nii.gz", volume[::-1])
+    faults, contents = images.check_images([str(path) for path in (scan, plain, turned, mirrored)], SPACING_MM)
+    assert not faults and contents[str(scan)] == contents[str(plain)] == contents[str(turned)]
+    assert contents[str(scan)].voxels_sha256 != contents[str(mirrored)].voxels_sha256
+    assert contents[str(scan)][1:] == contents[str(mirrored)][1:] == (volume.min(), volume.max())
+
+
+# The cache
+
+
+def test_sound_images_are_read_once(paths, tmp_path, monkeypatch):
+    cache = tmp_path / "cache" / "checked.json"
+    path = save(tmp_path / "sub-1_T1w.nii.gz", with_voxel(np.nan))
+    whole, read = images.read_whole, []
+    monkeypatch.setattr(images, "read_whole", lambda path: (read.append(path), whole(path))[1])
+    assert "NaN" in problems(paths, cache_file=cache)[0]
+    assert sorted(read) == paths
+    read.clear()
+    assert "NaN" in problems(paths, cache_file=cache)[0]
+    assert read == [str(path)]
+    read.clear()
+    save(path)
+    assert not problems(paths, cache_file=cache)
+    assert read == [str(path)]
+    assert [file.name for file in cache.parent.iterdir()] == ["checked.json"]
+    assert images.check_images(paths, SPACING_MM, cache_file=cache) == images.check_images(paths, SPACING_MM)
+    read.clear()
+    save(path, with_voxel(np.inf))  # of a sound image
+    assert f"{path}: has 1 voxels" in problems(paths, cache_file=cache)[0]
+
+
+def test_images_that_an_earlier_version_remembered_are_read_once_more(paths, tmp_path):
+    """It kept no hash of their voxels, or no range."""
+    cache = tmp_path / "checked.json"
+    file = {path: [os.stat(path).st_size, os.stat(path).st_mtime_ns, SPACING_MM] for path in paths}
+    cache.write_text(json.dumps({paths[0]: file[paths[0]]} | {path: [*file[path], "0123456789abcdef"] for path in paths[1:]}))
+    assert images.check_images(paths, SPACING_MM, cache_file=cache) == images.check_images(paths, SPACING_MM)
+
+
+def test_a_damaged_cache_only_costs_time(paths, tmp_path):
+    cache = tmp_path / "checked.json"
+    cache.write_text('{"half')
+    assert not problems(paths, cache_file=cache)
+    assert sorted(json.loads(cache.read_text())) == paths
+
+
+def test_another_spacing_is_refused_in_spite_of_the_cache(paths, tmp_path):
+    assert not problems(paths, cache_file=tmp_path / "checked.json")
+    found = problems(paths, cache_file=tmp_path / "checked.json", spacing_mm=4)
+    assert len(found) == 3 and all("not 4 mm (spacing_mm)" in problem for problem in found)

@@ -1,0 +1,262 @@
+"""The regressor learns what volumes show, carries what it needs, and tells how far it can be trusted."""
+
+import csv
+import json
+import re
+import shutil
+from types import SimpleNamespace
+
+import nibabel as nib
+import numpy as np
+import pytest
+import tiny
+import torch
+from brain_ldm.training.test_resume import assert_equal, chain, load
+from monai.bundle import ConfigParser, run
+from scipy.stats import norm
+
+from brain_ldm_bundle.scripts.data.covariates import NULL, CovariateSchema
+from brain_ldm_bundle.scripts.evaluation import regressor as regression
+from brain_ldm_bundle.scripts.model.networks import Regressor
+
+SIZES = {"image_size": [20, 28, 20], "num_outputs": 4, "channels": [4, 8], "num_features": 6, "norm_num_groups": 2}
+KNOBS = {
+    "spacing_mm": tiny.SPACING_MM,
+    "use_device": "cpu",
+    "num_workers": 0,
+    "cache_rate": 1.0,
+    "regressor_channels": [4, 8],
+    "regressor_groups": 2,
+    "regressor_epochs": 1,
+    "regressor_batch_size": 3,
+}
+SCHEMA = CovariateSchema.from_dict(
+    {"covariates": [{"name": "sex", "levels": {"F": 0, "M": 1}}, {"name": "age", "unit": "years", "range": [40, 80]}]}
+)
+
+
+def weights(folder, **recipe):
+    """A regressor's file, with weights of no use."""
+    torch.manual_seed(0)
+    network = tiny.perturbed(Regressor(**SIZES))
+    network.recipe = {"spacing_mm": tiny.SPACING_MM, "covariates": SCHEMA.to_dict(), "regressor": SIZES} | recipe
+    torch.save(network.state_dict(), folder / "regressor.pt")
+    return folder / "regressor.pt"
+
+
+def test_answers_and_features_have_their_lengths_on_a_grid_of_three_sides():
+    network = Regressor((22, 28, 18), 3, channels=[4, 8], num_features=6, norm_num_groups=2)
+    volumes = torch.rand(2, 1, 22, 28, 18)
+    assert network(volumes).shape == (2, 3) and network.features(volumes).shape == (2, 6)
+
+
+def test_an_answer_is_linear_in_the_features_and_does_not_depend_on_the_batch():
+    torch.manual_seed(0)
+    network = tiny.perturbed(Regressor(**SIZES))
+    volumes = torch.rand(3, 1, 20, 28, 20)
+    together = network(volumes)
+    torch.testing.assert_close(network.final[-1](network.features(volumes)), together)
+    torch.testing.assert_close(torch.cat([network(volume[None]) for volume in volumes]), together)
+
+
+def test_a_loaded_regressor_equals_the_saved_one_and_knows_its_covariates(tmp_path):
+    path = weights(tmp_path)
+    network = regression.load_regressor(path, tiny.SPACING_MM)
+    assert not network.training and network.recipe["covariates"] == SCHEMA.to_dict()
+    assert_equal(network.state_dict(), load(path))
+
+
+def test_a_file_that_is_missing_of_another_spacing_or_no_regressor_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="absent.pt: no such regressor. Train it first: .*train_regressor.json"):
+        regression.load_regressor(tmp_path / "absent.pt", 1.0)
+    with pytest.raises(ValueError, match="reads volumes of 8 mm, not of 4 mm. Give --spacing_mm 8"):
+        regression.load_regressor(weights(tmp_path), 4.0)
+    torch.save(tiny.unet().state_dict(), tmp_path / "unet.pt")
+    with pytest.raises(ValueError, match="unet.pt: these are not a regressor's weights"):
+        regression.load_regressor(tmp_path / "unet.pt", 8.0)
+
+
+def test_unknown_covariates_do_not_count_in_the_loss():
+    prediction = torch.tensor([[0.5, 9.0], [0.2, 0.4]])
+    target = torch.tensor([[0.1, NULL], [0.5, 0.6]])
+    assert regression.covariate_loss(prediction, target).item() == pytest.approx((0.4 + 0.3 + 0.2) / 3)
+    assert regression.covariate_loss(prediction, torch.full((2, 2), NULL)).item() == 0
+
+
+def test_predictions_are_written_in_physical_units(tmp_path):
+    items = [{"participant_id": f"sub-{n}", "image": f"{n}.nii.gz"} for n in range(2)]
+    table = regression.Predictions(tmp_path / "out" / "a.tsv", items, {"covariates": SCHEMA.to_dict()})
+    image = torch.rand(2, 1, 4, 6, 5)
+    output = {"image": image, "pred": torch.tensor([[0.4, 0.25], [0.6, 1.5]])}
+    table._keep(SimpleNamespace(state=SimpleNamespace(output=output)))
+    table._write(None)
+    text = (tmp_path / "out" / "a.tsv").read_text()
+    assert text == (
+        "participant_id\tfile\tsex\tage\ttool\nsub-0\t0.nii.gz\tF\t50\tregressor\nsub-1\t1.nii.gz\tM\t100\tregressor\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "image", [torch.rand(1, 4, 6, 5) * 900, torch.full((1, 4, 6, 5), 0.5), torch.full((1, 4, 6, 5), torch.nan)]
+)
+def test_images_of_another_scale_constant_or_not_finite_are_refused(tmp_path, image):
+    table = regression.Predictions(
+        tmp_path / "a.tsv", [{"participant_id": "sub-0", "image": "0.nii.gz"}], {"covariates": SCHEMA.to_dict()}
+    )
+    engine = SimpleNamespace(state=SimpleNamespace(output={"image": image[None], "pred": torch.zeros(1, 2)}))
+    with pytest.raises(ValueError, match="0.nii.gz: values from .* vary within 0 to 1"):
+        table._keep(engine)
+
+
+def test_agreement_is_that_of_a_hand_calculation():
+    truth, predicted = [50.0, 60.0, 70.0, 80.0, 90.0], [58.0, 57.0, 66.0, 71.0, 73.0]
+    found = regression.agreement(truth, predicted, trivial=60.0)
+    x, y = np.subtract(truth, 70.0), np.subtract(predicted, 65.0)
+    r = (x @ y) / np.sqrt((x @ x) * (y @ y))
+    z = np.arctanh(r) + norm.ppf([0.025, 0.975]) / np.sqrt(5 - 3)
+    assert found["n"] == 5
+    assert found["r"] == pytest.approx(r) and found["r_95"] == pytest.approx(np.tanh(z))
+    assert found["slope"] == pytest.approx((x @ y) / (x @ x))
+    assert found["bias"] == pytest.approx(-5) and found["mae"] == pytest.approx((8 + 3 + 4 + 9 + 17) / 5)
+    assert found["mae_trivial"] == pytest.approx((10 + 0 + 10 + 20 + 30) / 5)
+
+
+@pytest.mark.parametrize(
+    ("truth", "predicted", "message"),
+    [
+        ([1, 2, 3], [1, 2, 3], "3 scans with a known value: too few"),
+        ([5, 5, 5, 5], [1, 2, 3, 4], "all 4 true values are 5: there is no correlation"),
+        ([1, 2, 3, 4], [7, 7, 7, 7], "all 4 predicted values are 7"),
+        ([1, 2, 3, 4], [1, 2, 3, float("nan")], "a predicted value is not finite"),
+    ],
+)
+def test_no_number_comes_of_too_few_constant_or_broken_values(truth, predicted, message):
+    with pytest.raises(ValueError, match=message):
+        regression.agreement(truth, predicted, trivial=2.0)
+
+
+def test_categories_are_counted_beside_the_most_frequent_one():
+    found = regression.hits(list("FFMM"), list("FMMM"), trivial="F")
+    assert (found["accuracy"], found["accuracy_trivial"]) == (0.75, 0.5)
+    low, high = found["accuracy_95"]
+    assert (low, high) == pytest.approx((0.3006, 0.9544), abs=1e-4)  # Wilson 1927, for 3 of 4
+
+
+@pytest.fixture
+def regressor(bundle, tmp_path):
+    """Run a run id of train_regressor.json in a folder; the folder of the weights comes back."""
+
+    def run_one(run_id, dataset_dir, folder="", **settings):
+        places = tiny.places(dataset_dir, tmp_path / folder)
+        run(run_id, config_file="configs/train_regressor.json", **places, **KNOBS | settings)
+        return tmp_path / folder / "models"
+
+    return run_one
+
+
+@pytest.fixture(scope="module")
+def dataset_dir(tmp_path_factory):
+    return tiny.write_dataset(tmp_path_factory.mktemp("blobs"), training=24, validation=8)
+
+
+def test_it_beats_the_mean_where_the_volumes_show_the_answer(regressor, dataset_dir, tmp_path):
+    """The size of the dark ellipsoid is the ventricles' volume."""
+    settings = {"regressor_lr": 0.01, "regressor_epochs": 30, "val_interval": 5, "shift_mm": 0.0}
+    models = regressor("training", dataset_dir, **settings)
+    assert (models / "regressor.pt").is_file()
+    generated = tmp_path / "generated"
+    (generated / "sub-9" / "anat").mkdir(parents=True)
+    source = dataset_dir / "sub-0001" / "anat" / "sub-0001_T1w.nii.gz"
+    (generated / "sub-9" / "anat" / "sub-9_T1w.nii.gz").write_bytes(source.read_bytes())
+    predictions = tmp_path / "predictions.tsv"
+    regressor(
+        "predicting",
+        dataset_dir,
+        split="validation",
+        predict_dir=str(generated),
+        predictions=str(predictions),
+        stretch_intensities=True,
+    )
+    summary = json.loads((tmp_path / "output" / "regressor.json").read_text())
+    assert summary["trained_on"] == "24 of the 24 training scans"
+    ventricles = summary["covariates"]["ventricles_ml"]
+    assert ventricles["n"] == 8 and ventricles["r"] > 0.8 and ventricles["mae"] < 0.6 * ventricles["mae_trivial"]
+    section = json.loads((tmp_path / "output" / "regressor.section.json").read_text())
+    assert "the split validation, which chose its best epoch, against" in section["text"]
+    assert "It was trained on 24 of the 24 training scans. What" in section["text"]
+    assert "8" in section["tables"][0]["rows"][0] and (tmp_path / "output" / section["figures"][0]["file"]).is_file()
+    (row,) = csv.DictReader(predictions.open(), delimiter="\t")
+    assert list(row) == ["participant_id", "file", "sex", "age", "ventricles_ml", "brain_normalised_ml", "tool"]
+    (truth,) = (
+        r
+        for r in csv.DictReader((dataset_dir / "participants.tsv").open(), delimiter="\t")
+        if r["participant_id"] == "sub-0001"
+    )
+    assert float(row["ventricles_ml"]) == pytest.approx(float(truth["ventricles_ml"]), abs=50)
+
+
+def test_a_regressor_trained_in_two_goes_equals_one_trained_in_one(regressor, dataset_dir):
+    schedule = {"train#lr_scheduler#epochs": 2}
+    one = regressor("training", dataset_dir, "one", regressor_epochs=2, **schedule)
+    regressor("training", dataset_dir, "two", regressor_epochs=1, **schedule)
+    two = regressor("training", dataset_dir, "two", regressor_epochs=2, **schedule)
+    for name in ("resume/regressor.pt", "regressor.pt"):
+        assert_equal(load(two / name), load(one / name))
+    with pytest.raises(Exception) as error:
+        regressor("training", dataset_dir, "two", regressor_epochs=3, regressor_channels=[4, 4])
+    assert "made by a run with other settings" in chain(error)
+
+
+def test_nothing_to_predict_and_unknown_overrides_are_refused_before_any_work(regressor, dataset_dir, tmp_path, monkeypatch):
+    with pytest.raises(Exception) as error:
+        regressor("predicting", dataset_dir)
+    assert "nothing to predict. Give --predict_dir FOLDER" in chain(error)
+    command = ["monai.bundle", "run", "training", "--config_file", "configs/train_regressor.json", "--regressor_epoch", "3"]
+    monkeypatch.setattr("sys.argv", command)
+    with pytest.raises(Exception) as error:
+        regressor("training", dataset_dir)
+    assert "no setting is called 'regressor_epoch'" in chain(error) and "'regressor_epochs'" in chain(error)
+    assert not (tmp_path / "models").exists()
+
+
+def test_scans_that_a_regressor_was_trained_on_are_no_test_of_it(regressor, dataset_dir, tmp_path):
+    """Another split than training's went unnoticed."""
+    models = regressor("training", dataset_dir)
+    table = (dataset_dir / "participants.tsv").read_text()
+    shutil.copytree(dataset_dir, tmp_path / "other")
+    (tmp_path / "other" / "participants.tsv").write_text(re.sub("train$", "test", table, count=12, flags=re.MULTILINE))
+    with pytest.raises(Exception) as error:
+        regressor("evaluating", tmp_path / "other")
+    assert "12 of 12 scans in the split 'test'" in chain(error) and "were trained on" in chain(error)
+    assert len(regression.load_regressor(models / "regressor.pt", tiny.SPACING_MM).recipe["seen_voxels"]) == 24
+    assert not (tmp_path / "output" / "regressor.json").exists()
+
+
+@pytest.fixture
+def parser(bundle, dataset_dir, tmp_path):
+    """train_regressor.json with settings, for a look at its parts."""
+    parser = ConfigParser(ConfigParser.load_config_file("configs/train_regressor.json"))
+    parser.update(tiny.places(dataset_dir, tmp_path) | KNOBS | {"cache_rate": 0.0})
+    return parser
+
+
+def test_a_regressor_learns_from_the_training_scans_alone(parser):
+    learnt = {item["participant_id"] for item in parser.get_parsed_content("train#dataset").data}
+    validated = {item["participant_id"] for item in parser.get_parsed_content("validate#dataset").data}
+    assert learnt == {f"sub-{number:04d}" for number in range(1, 25)}
+    assert validated == {f"sub-{number:04d}" for number in range(25, 33)}
+    assert len(parser.get_parsed_content("recipe")["seen_voxels"]) == 24
+
+
+@pytest.mark.parametrize(("stretched", "brightest"), [(False, 0.25), (True, 1.0)])
+def test_generated_volumes_are_read_as_written_unless_told(parser, tmp_path, stretched, brightest):
+    """A faint volume must not look like a bright one."""
+    affine = np.diag([tiny.SPACING_MM] * 3 + [1.0])
+    affine[:3, 3] = np.array([-79.019, -125.977, -61.054]) + tiny.SPACING_MM / 2
+    faint = nib.Nifti1Image(np.linspace(0, 0.25, 20 * 28 * 20, dtype=np.float32).reshape(20, 28, 20), affine)
+    faint.set_sform(affine, code="mni")
+    (tmp_path / "generated" / "sub-1" / "anat").mkdir(parents=True)
+    nib.save(faint, tmp_path / "generated" / "sub-1" / "anat" / "sub-1_T1w.nii.gz")
+    parser.update({"predict_dir": str(tmp_path / "generated"), "stretch_intensities": stretched})
+    image = parser.get_parsed_content("predict#dataset")[0]["image"]
+    assert image.max().item() == pytest.approx(brightest, abs=1e-3)

@@ -1,0 +1,249 @@
+"""An edited head lies where the given one lay; strength goes from its reconstruction to a new head; a request repeats."""
+
+import json
+import warnings
+
+import nibabel as nib
+import numpy as np
+import pytest
+import tiny
+import torch
+from conftest import ROOT
+from monai.bundle import ConfigParser, run
+from monai.data import MetaTensor
+from test_bundle_format import write_ldm_weights
+
+from brain_ldm_bundle.scripts.data.covariates import CovariateSchema
+from brain_ldm_bundle.scripts.generation.editing import Editor, read_request
+from brain_ldm_bundle.scripts.model.noise_schedule import make_sampler
+from brain_ldm_bundle.scripts.model.sampler import LatentSampler
+
+IMAGE_SIZE = (8, 12, 4)
+SCHEMA = CovariateSchema.from_dict(
+    {"covariates": [{"name": "age", "unit": "years", "range": [40, 80]}, {"name": "sex", "levels": {"F": 0, "M": 1}}]}
+)
+REQUEST = {"age": 60, "sex": "F", "strength": 0.4, "seed": 3}
+
+
+def editor(steps=10):
+    return Editor(LatentSampler(tiny.autoencoder(), make_sampler("ddim", steps), IMAGE_SIZE), SCHEMA, REQUEST)
+
+
+def image():
+    return torch.rand((1, 1, *IMAGE_SIZE), generator=torch.Generator().manual_seed(5))
+
+
+def edited(**changes):
+    return editor()(image(), tiny.unet(), REQUEST | changes)
+
+
+def distance(a, b):
+    return (a - b).abs().mean().item()
+
+
+# Strength
+
+
+def test_strength_0_is_the_reconstruction_whatever_is_asked():
+    with torch.inference_mode():
+        expected = tiny.autoencoder().reconstruct(image()).clamp(0, 1)
+    torch.testing.assert_close(edited(strength=0), expected)
+    assert torch.equal(edited(strength=0, age=75, seed=9), edited(strength=0))
+
+
+def test_strength_1_is_the_volume_that_a_cohort_has_for_that_seed():
+    sampler = editor().sampler
+    expected = sampler(torch.tensor([[[0.5, 0.0]]]), tiny.unet(), [3]).clamp(0, 1)
+    assert torch.equal(edited(strength=1), expected)
+
+
+def test_the_stronger_the_edit_the_further_from_the_image():
+    distances = [distance(edited(strength=strength), edited(strength=0)) for strength in (0.1, 0.3, 0.6, 1)]
+    assert distances == sorted(distances) and distances[0] > 0
+
+
+def test_the_walk_begins_at_the_step_that_the_strength_names():
+    """Of ten steps 900, 800, ..., 0, strength 0.3 takes the last three, from a latent noised to step 200."""
+    sampler = editor().sampler
+    seen = []
+    predict = sampler._predict
+
+    def noted(network, latent, t, context):
+        seen.append((t, latent.clone()))
+        return predict(network, latent, t, context)
+
+    sampler._predict = noted
+    start = torch.ones(1, 3, 4, 6, 2)
+    sampler(torch.tensor([[[0.5, 0.0]]]), tiny.unet(), [3], start, 0.3)
+    assert [t for t, _ in seen] == [200, 100, 0]
+    noise = torch.randn((1, 3, 4, 6, 2), generator=torch.Generator().manual_seed(3))
+    kept = sampler.scheduler.alphas_cumprod[200]
+    torch.testing.assert_close(seen[0][1], kept.sqrt() * start + (1 - kept).sqrt() * noise)
+
+
+def test_latents_are_scaled_before_they_are_noised():
+    """A network that answers nothing leaves the image as it is, whatever the scale, when no noise is to be removed."""
+    network = tiny.unet()
+    network.scale_factor.fill_(0.25)
+    torch.testing.assert_close(editor()(image(), network, REQUEST | {"strength": 0}), edited(strength=0))
+    assert distance(editor()(image(), network, REQUEST), edited()) > 1e-3
+
+
+def test_a_request_gives_the_same_volume_again_and_seed_and_covariates_another():
+    torch.manual_seed(1)
+    first = edited()
+    torch.manual_seed(2)
+    assert torch.equal(edited(), first)
+    assert not torch.equal(edited(seed=4), first)
+    assert not torch.equal(edited(age=79), first)
+    assert torch.equal(edited(age="60", strength="0.4", seed="3"), first)  # as a form sends them
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"strength": 1.2}, r"strength must be a number from 0 .* to 1 .*, got 1\.2"),
+        ({"strength": "much"}, "strength must be .* got 'much'"),
+        ({"strength": True}, "strength must be .* got True"),
+        ({"strength": None}, "strength must be .* got None"),
+        ({"seed": -1}, "seed must be a whole number from 0 .* got -1"),
+        ({"seed": 1.5}, "seed must be a whole number .* got 1.5"),
+        ({"age": "old"}, "age must be a number in years.* got 'old'"),
+        ({"age": 720}, "age is 720, which looks like months"),
+        ({"sex": "W"}, "sex must be 'F' or 'M', got 'W'"),
+        ({"age": None}, "age is missing"),
+        ({"gae": 60}, r"unknown covariate 'gae' \(did you mean 'age'\?\)"),
+    ],
+)
+def test_a_bad_request_is_refused_with_what_is_wrong(changes, message):
+    with pytest.raises(ValueError, match=message):
+        read_request(SCHEMA, REQUEST | changes)
+
+
+def test_images_without_a_head_are_refused():
+    network = tiny.unet()
+    with pytest.raises(ValueError, match="the image: is the same everywhere in the model's field of view"):
+        editor()(torch.zeros(1, 1, *IMAGE_SIZE), network)
+    with pytest.raises(ValueError, match="has voxels that are NaN"):
+        editor()(torch.full((1, 1, *IMAGE_SIZE), torch.nan), network)
+    with pytest.raises(ValueError, match=r"one image of one channel .* got \(1, 2, 8, 12, 4\)"):
+        editor()(torch.rand(1, 2, *IMAGE_SIZE), network)
+    far = MetaTensor(image(), meta={"filename_or_obj": "far.nii", "spatial_shape": (20, 28, 20)})
+    far.meta["original_affine"] = torch.diag(torch.tensor([8.0, 8.0, 8.0, 1.0]))
+    with pytest.raises(ValueError, match=r"far\.nii: reaches from .* too little for a brain in MNI space"):
+        editor()(far, network)
+    assert editor()(far, network, REQUEST | {"strength": 1}).shape == far.shape  # only its grid is taken
+
+
+def test_a_network_without_the_weights_is_refused():
+    """MONAI Label goes on with random weights where a file fits nothing."""
+    guarded = editor()
+    guarded.recipe = {"spacing_mm": 8.0}
+    with pytest.raises(ValueError, match="the network does not hold the weights of model.pt"):
+        guarded(image(), tiny.unet())
+
+
+# The workflow
+
+
+def test_what_a_request_can_set_are_the_covariates_of_the_bundle():
+    config = json.loads((ROOT / "brain_ldm_bundle" / "configs" / "inference.json").read_text())
+    schema = CovariateSchema.from_file(ROOT / "brain_ldm_bundle" / "configs" / "covariates.json")
+    assert sorted(config["displayable_configs"]) == sorted([*schema.names, "strength", "seed"])
+    read_request(schema, config["displayable_configs"])
+
+
+@pytest.fixture
+def workflow(bundle, tmp_path):
+    """The configuration, tiny weights, and a head in the order PIR that lies on no voxel of the model's grid."""
+    (tmp_path / "models").mkdir()
+    write_ldm_weights(tmp_path / "models")
+    tiny.write_dataset(tmp_path / "data", 1, 0)
+    nifti = nib.load(next((tmp_path / "data").rglob("*_T1w.nii.gz")))
+    wanted = nib.orientations.axcodes2ornt("PIR")
+    nifti = nifti.as_reoriented(nib.orientations.ornt_transform(nib.io_orientation(nifti.affine), wanted))
+    affine = nifti.affine.copy()
+    affine[:3, 3] += (3, -2, 1)
+    image = nib.Nifti1Image(np.asarray(nifti.dataobj)[:, 1:, :-2], affine)
+    image.set_sform(affine, code="mni")
+    nib.save(image, tmp_path / "head.nii.gz")
+    return tmp_path
+
+
+def test_an_edited_head_lies_where_the_head_lay(workflow):
+    request = {"age": 70, "sex": "F", "ventricles_ml": 90, "brain_normalised_ml": 1500}
+    settings = {"models_dir": str(workflow / "models"), "use_device": "cpu", "steps": 4, "request": request}
+    image = workflow / "head.nii.gz"
+    run(
+        "editing",
+        config_file="configs/inference.json",
+        image=str(image),
+        strength=0,
+        output_dir=str(workflow / "out"),
+        **settings,
+    )
+    (path,) = (workflow / "out").glob("sub-*/anat/*_T1w.nii.gz")
+    given, made = nib.load(image), nib.load(path)
+    assert made.shape == given.shape
+    np.testing.assert_allclose(made.affine, given.affine, atol=1e-4)
+    sidecar = json.loads(path.with_name(path.name.replace(".nii.gz", ".json")).read_text())
+    assert sidecar["Synthetic"] and sidecar["Description"].startswith("Synthetic: a scan, edited")
+    assert (sidecar["Strength"], sidecar["EditedImage"]) == (0, "head.nii.gz")
+
+    # By hand: onto the grid, through the autoencoder, back.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        parser = ConfigParser(ConfigParser.load_config_file("configs/inference.json"))
+    parser.update(settings)
+    network, preprocessing, postprocessing = (
+        parser.get_parsed_content(key) for key in ("autoencoder", "preprocessing", "postprocessing")
+    )
+    data = preprocessing({"image": str(image)})
+    with torch.inference_mode():
+        data["pred"] = MetaTensor(network.reconstruct(data["image"][None].as_tensor())[0].clamp(0, 1), meta=data["image"].meta)
+    expected = np.asarray(postprocessing(data)["pred"][0])
+    np.testing.assert_allclose(made.get_fdata(), expected, atol=1.01 / 255)
+    assert expected.std() > 0.01
+
+
+def test_a_new_head_is_not_called_an_edited_scan(workflow):
+    """At strength 1 nothing of the scan is left but its grid."""
+    settings = {"image": str(workflow / "head.nii.gz"), "output_dir": str(workflow / "out"), "strength": 1, "steps": 2}
+    settings["request"] = {"age": 70, "sex": "F", "ventricles_ml": 90, "brain_normalised_ml": 1500}
+    settings |= {"models_dir": str(workflow / "models"), "use_device": "cpu"}
+    run("editing", config_file="configs/inference.json", **settings)
+    (sidecar,) = (workflow / "out").glob("sub-*/anat/*_T1w.json")
+    assert json.loads(sidecar.read_text())["Description"].startswith("Synthetic image, made by a generative model. Not a scan.")
+
+
+def test_other_weights_or_steps_do_not_overwrite_an_edit(workflow):
+    request = {"age": 70, "sex": "F", "ventricles_ml": 90, "brain_normalised_ml": 1500}
+    settings = {"image": str(workflow / "head.nii.gz"), "request": request, "output_dir": str(workflow / "out")}
+    settings |= {"models_dir": str(workflow / "models"), "use_device": "cpu"}
+    made = []
+    for steps in (2, 3, 3):
+        run("editing", config_file="configs/inference.json", steps=steps, **settings)
+        made.append(len(list((workflow / "out").glob("sub-*/anat/*_T1w.nii.gz"))))
+    weights = torch.load(workflow / "models" / "model.pt")
+    key = next(key for key, value in weights.items() if value.is_floating_point())
+    torch.save(weights | {key: weights[key] + 1}, workflow / "models" / "model.pt")
+    run("editing", config_file="configs/inference.json", steps=3, **settings)
+    made.append(len(list((workflow / "out").glob("sub-*/anat/*_T1w.nii.gz"))))
+    assert made == [1, 2, 2, 3]
+
+
+def test_a_missing_image_is_named(bundle, tmp_path):
+    (tmp_path / "models").mkdir()
+    write_ldm_weights(tmp_path / "models")
+    settings = {
+        "image": str(tmp_path / "none.nii"),
+        "models_dir": str(tmp_path / "models"),
+        "output_dir": str(tmp_path / "out"),
+    }
+    with pytest.raises(RuntimeError) as caught:  # MONAI's, around ours
+        run("editing", config_file="configs/inference.json", **settings)
+    assert "none.nii: no such file. Give --image FILE" in str(caught.value.__cause__)
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,116 @@
+"""Requests become volumes: each by exactly one rank, with a seed of its own, and none twice."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from brain_ldm_bundle.scripts.data.covariates import CovariateSchema
+from brain_ldm_bundle.scripts.data.derivative import Derivative
+from brain_ldm_bundle.scripts.generation import requests as cohort
+
+PROVENANCE = {"Sampler": "ddim", "Steps": 2, "GuidanceScale": 1.0, "PredictionType": "epsilon", "WeightsSHA256": "ab" * 32}
+SHAPE = (4, 6, 5)
+
+
+@pytest.fixture
+def schema():
+    return CovariateSchema.from_dict({"covariates": [{"name": "age", "unit": "years", "range": [40, 80]}]})
+
+
+@pytest.fixture
+def derivative(schema, tmp_path):
+    return Derivative(tmp_path / "cohort", schema, np.diag([-1.0, 1, 1, 1]), SHAPE)
+
+
+def requests(n):
+    return [{"participant_id": f"sub-{i:02d}", "age": 50 + i} for i in range(n)]
+
+
+def test_a_single_request_is_named_for_what_it_asks(schema):
+    (row,) = cohort.read_requests(schema, None, {"age": 60})
+    (again,) = cohort.read_requests(schema, None, {"age": 60})
+    (other,) = cohort.read_requests(schema, None, {"age": 61})
+    assert row == again and row["age"] == 60
+    assert row["participant_id"] != other["participant_id"]
+
+
+def test_a_request_of_nothing_or_of_two_kinds_is_refused(schema, tmp_path):
+    with pytest.raises(ValueError, match="nothing was requested. Give --requests TABLE.tsv, or .* --age"):
+        cohort.read_requests(schema, None, {})
+    with pytest.raises(ValueError, match="both a table .* and single covariates"):
+        cohort.read_requests(schema, tmp_path / "table.tsv", {"age": 60})
+
+
+def test_every_row_belongs_to_one_rank_and_keeps_its_seed(schema, derivative):
+    alone = cohort.pending(requests(7), schema, derivative, PROVENANCE, base_seed=5)
+    shared = [cohort.pending(requests(7), schema, derivative, PROVENANCE, 5, rank, 3) for rank in range(3)]
+    seeds = {item["request"]["participant_id"]: item["provenance"]["Seed"] for items in shared for item in items}
+    assert sum(map(len, shared)) == len(seeds) == 7
+    assert seeds == {item["request"]["participant_id"]: item["provenance"]["Seed"] for item in alone}
+    assert len(set(seeds.values())) == 7
+
+
+def test_rows_with_the_same_noise_share_a_seed_whichever_others_there_are(schema, derivative, tmp_path):
+    table = tmp_path / "requests.tsv"
+    table.write_text("participant_id\tage\tnoise\nsub-a\t50\t1\nsub-b\t60\t1\nsub-c\t60\t2\nsub-d\t60\tn/a\nsub-1\t60\t\n")
+    rows = cohort.read_requests(schema, table, {})
+    seeds = {
+        item["request"]["participant_id"]: item["provenance"]["Seed"]
+        for rank in range(2)
+        for item in cohort.pending(rows, schema, derivative, PROVENANCE, 5, rank, 2)
+    }
+    assert seeds["sub-a"] == seeds["sub-b"]
+    assert len(set(seeds.values())) == 4  # that of sub-1 is not that of the noise 1
+    unnamed = cohort.pending([{"participant_id": "sub-d", "age": 60}], schema, derivative, PROVENANCE, base_seed=5)
+    assert seeds["sub-d"] == unnamed[0]["provenance"]["Seed"]
+    other = cohort.pending(rows[:1], schema, derivative, PROVENANCE, base_seed=6)
+    assert other[0]["provenance"]["Seed"] != seeds["sub-a"]
+
+
+def test_made_rows_are_left_out_until_something_about_them_changes(schema, derivative):
+    items = cohort.pending(requests(3), schema, derivative, PROVENANCE, base_seed=5)
+    derivative.write(items[1]["request"], np.full(SHAPE, 0.5), items[1]["provenance"])
+
+    def left(rows=None, seed=5, **changes):
+        items = cohort.pending(rows or requests(3), schema, derivative, PROVENANCE | changes, base_seed=seed)
+        return [item["request"]["participant_id"] for item in items]
+
+    assert left() == ["sub-00", "sub-02"]
+    assert left(seed=6) == left(Steps=3) == left(WeightsSHA256="cd" * 32) == ["sub-00", "sub-01", "sub-02"]
+    assert left([{**row, "age": 70} for row in requests(3)]) == ["sub-00", "sub-01", "sub-02"]
+
+
+def test_volumes_that_will_be_replaced_are_announced(schema, derivative, caplog):
+    items = cohort.pending(requests(2), schema, derivative, PROVENANCE, base_seed=5)
+    derivative.write(items[0]["request"], np.full(SHAPE, 0.5), items[0]["provenance"])
+    cohort.pending(requests(2), schema, derivative, PROVENANCE, base_seed=5)
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    cohort.pending(requests(2), schema, derivative, PROVENANCE, base_seed=6)
+    assert "1 volumes, such as" in caplog.text and "sub-00_T1w.nii.gz" in caplog.text
+
+
+def test_one_volume_that_is_not_finite_does_not_stop_the_others(schema, derivative):
+    items = cohort.pending(requests(3), schema, derivative, PROVENANCE, base_seed=5)
+    volumes = torch.full((3, 1, *SHAPE), 0.5)
+    volumes[1, 0, 0, 0, 0] = torch.nan
+    writer = cohort.WriteVolumes(derivative)
+    writer(SimpleNamespace(state=SimpleNamespace(batch=items, output={"pred": volumes})))
+    assert [derivative.image_file(item["request"]).exists() for item in items] == [True, False, True]
+    with pytest.raises(RuntimeError, match="1 volumes were not written, all others were:\nsub-01"):
+        writer.report()
+
+
+def test_the_batch_carries_scaled_covariates_and_seeds(schema, derivative):
+    items = cohort.pending(requests(3), schema, derivative, PROVENANCE, base_seed=5)
+    context, _, _, arguments = cohort.request_batch(items, torch.device("cpu"))
+    assert context.shape == (3, 1, 1)
+    torch.testing.assert_close(context.flatten(), torch.tensor([10, 11, 12]) / 40)
+    assert arguments["seeds"] == [item["provenance"]["Seed"] for item in items]
+
+
+def test_the_schema_in_the_weights_comes_before_that_of_the_file(schema, tmp_path):
+    assert cohort.schema_of({"covariates": schema.to_dict()}, tmp_path / "missing.json").names == ["age"]
+    with pytest.raises(FileNotFoundError):
+        cohort.schema_of({}, tmp_path / "missing.json")

@@ -1,0 +1,153 @@
+"""A requested row gives one volume, whatever is made beside it; guidance and scaling by their formulas."""
+
+import pytest
+import tiny
+import torch
+
+from brain_ldm_bundle.scripts.data.covariates import NULL
+from brain_ldm_bundle.scripts.model.noise_schedule import make_sampler
+from brain_ldm_bundle.scripts.model.sampler import LatentSampler, Reconstructor, row_seed
+
+IMAGE_SIZE = (8, 12, 4)
+CONTEXT = torch.tensor([[[0.1, 0.9]], [[0.5, 0.2]], [[1.0, 0.0]]])
+SEEDS = [11, 12, 13]
+
+
+def ddpm():
+    """The end of the chain: a thousand steps take minutes."""
+    scheduler = make_sampler("ddpm", 1000)
+    scheduler.timesteps = scheduler.timesteps[-6:]
+    return scheduler
+
+
+def sampler(scheduler=None, **settings):
+    return LatentSampler(tiny.autoencoder(), scheduler or make_sampler("ddim", 5), IMAGE_SIZE, **settings)
+
+
+def unet(**recipe):
+    network = tiny.unet()
+    network.recipe = recipe
+    return network
+
+
+def without_steps(**settings):
+    """Decodes the noise as it is."""
+    scheduler = make_sampler("ddim", 5)
+    scheduler.timesteps = scheduler.timesteps[:0]
+    return sampler(scheduler, **settings)
+
+
+def relative_difference(found, wanted):
+    return ((found - wanted).abs().max() / wanted.abs().max()).item()
+
+
+# One row, one volume
+
+
+@pytest.mark.parametrize("scheduler", [None, ddpm], ids=["ddim", "ddpm"])
+def test_a_row_gives_the_same_volume_in_any_batch_and_order(scheduler):
+    scheduler = scheduler() if scheduler else None
+    together = sampler(scheduler)(CONTEXT, unet(), SEEDS)
+    assert together.shape == (3, 1, *IMAGE_SIZE)
+    order = [2, 0, 1]
+    shuffled = sampler(scheduler)(CONTEXT[order], unet(), [SEEDS[i] for i in order])
+    for position, row in enumerate(order):
+        alone = sampler(scheduler)(CONTEXT[[row]], unet(), [SEEDS[row]])
+        assert relative_difference(alone[0], together[row]) < 1e-4
+        assert relative_difference(shuffled[position], together[row]) < 1e-4
+
+
+def test_guided_rows_do_not_depend_on_the_batch_either():
+    network = unet(condition_dropout=0.1)
+    together = sampler(guidance_scale=3.0)(CONTEXT, network, SEEDS)
+    alone = sampler(guidance_scale=3.0)(CONTEXT[[1]], network, SEEDS[1:2])
+    assert relative_difference(alone[0], together[1]) < 1e-4
+
+
+def test_seed_and_covariates_both_change_the_volume():
+    volumes = sampler()(CONTEXT[[0, 0, 1]], unet(), [11, 12, 11])
+    assert relative_difference(volumes[1], volumes[0]) > 1e-2
+    assert relative_difference(volumes[2], volumes[0]) > 1e-4
+
+
+def test_the_global_generator_neither_changes_a_volume_nor_is_changed():
+    torch.manual_seed(1)
+    first, state = sampler(ddpm())(CONTEXT, unet(), SEEDS), torch.get_rng_state()
+    torch.manual_seed(2)
+    tiny_rng = torch.get_rng_state()
+    networks = sampler(ddpm()), unet()  # building them seeds the global generator
+    torch.set_rng_state(tiny_rng)
+    assert torch.equal(networks[0](CONTEXT, networks[1], SEEDS), first)
+    assert torch.equal(torch.get_rng_state(), tiny_rng) and not torch.equal(state, tiny_rng)
+
+
+def test_a_rows_seed_is_fixed_for_all_time():
+    """Cohorts that were made before would change otherwise."""
+    assert row_seed(0, "sub-0001") == 28673793796841598
+
+
+def test_rows_and_base_seeds_give_different_seeds():
+    seeds = {row_seed(base, f"sub-{row}") for base in range(20) for row in range(50)}
+    assert len(seeds) == 1000
+
+
+# The formulas
+
+
+def test_guidance_moves_from_the_unconditional_prediction_by_its_scale():
+    network, latent = unet(condition_dropout=0.1), torch.randn(3, 3, 4, 6, 2)
+    timesteps = torch.full((3,), 600)
+    with torch.inference_mode():
+        conditional = network(latent, timesteps, CONTEXT)
+        unconditional = network(latent, timesteps, torch.full_like(CONTEXT, NULL))
+        found = sampler(guidance_scale=2.5)._predict(network, latent, 600, CONTEXT)
+    torch.testing.assert_close(found, unconditional + 2.5 * (conditional - unconditional), rtol=1e-4, atol=1e-4)
+    assert relative_difference(found, conditional) > 1e-3
+
+
+def test_latents_are_divided_by_the_scale_factor_before_they_are_decoded():
+    network = unet()
+    network.scale_factor.fill_(0.25)
+    noise = torch.randn((1, 3, 4, 6, 2), generator=torch.Generator().manual_seed(11))
+    found = without_steps()(CONTEXT[:1], network, [11])
+    with torch.inference_mode():
+        torch.testing.assert_close(found, tiny.autoencoder().decode(noise / 0.25))
+
+
+def test_the_networks_recipe_says_what_it_predicts():
+    epsilon, v = (sampler()(CONTEXT[:1], unet(prediction_type=kind), [11]) for kind in ("epsilon", "v_prediction"))
+    assert torch.equal(sampler()(CONTEXT[:1], unet(), [11]), epsilon)
+    assert relative_difference(v, epsilon) > 1e-2
+
+
+def test_one_sampler_serves_two_networks_of_different_predictions():
+    shared = sampler()
+    shared(CONTEXT[:1], unet(prediction_type="v_prediction"), [11])
+    assert torch.equal(shared(CONTEXT[:1], unet(), [11]), sampler()(CONTEXT[:1], unet(), [11]))
+
+
+def test_bfloat16_stays_near_float32():
+    full, half = (sampler(amp=amp)(CONTEXT, unet(), SEEDS) for amp in (False, True))
+    assert half.dtype == torch.float32
+    assert 0 < relative_difference(half, full) < 0.1
+
+
+def test_a_reconstruction_is_the_decoded_mean_and_the_same_every_time():
+    autoencoder, image = tiny.autoencoder(), torch.rand(2, 1, *IMAGE_SIZE)
+    with torch.inference_mode():
+        expected = autoencoder.decode(autoencoder.encode(image)[0])
+        assert torch.equal(Reconstructor()(image, autoencoder), expected)
+
+
+# What is refused
+
+
+@pytest.mark.parametrize("recipe", [{}, {"condition_dropout": 0.0}], ids=["published", "dropout 0"])
+def test_guidance_of_a_model_without_condition_dropout_is_refused(recipe):
+    with pytest.raises(ValueError, match=r"guidance_scale 2\.0: this model was trained without condition dropout"):
+        sampler(guidance_scale=2.0)(CONTEXT, unet(**recipe), SEEDS)
+
+
+def test_an_image_size_that_the_autoencoder_cannot_make_is_refused():
+    with pytest.raises(ValueError, match=r"\(8, 11, 4\): every side must be a multiple of 2"):
+        LatentSampler(tiny.autoencoder(), make_sampler("ddim", 5), (8, 11, 4))

@@ -1,0 +1,246 @@
+"""Weights: every layout in circulation loads exactly, everything else is refused by name, no file is ever half written."""
+
+import hashlib
+import os
+import pickle
+import resource
+
+import pytest
+import tiny
+import torch
+
+from brain_ldm_bundle.scripts.model.networks import Autoencoder
+from brain_ldm_bundle.scripts.model.weights import load_weights, read_recipe, start_from
+from brain_ldm_bundle.scripts.shared.files import save_weights, sha256
+
+BEYOND_PUBLISHED = ("scale_factor", "_extra_state")
+RECIPE = {"prediction_type": "v_prediction", "spacing_mm": 2.0, "covariates": [{"name": "age", "range": [44, 82]}]}
+
+
+def old_layout(state):
+    """The names of monai-generative 0.2."""
+    renamed = {key.replace(".postconv.", ".conv.").replace(".out_proj.", ".to_out.0."): value for key, value in state.items()}
+    assert renamed.keys() != state.keys()
+    return renamed
+
+
+def published(state):
+    return {key: value for key, value in state.items() if key not in BEYOND_PUBLISHED}
+
+
+def blank(network):
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.zero_()
+    return network
+
+
+def assert_same_weights(found, wanted):
+    found, wanted = found.state_dict(), wanted.state_dict()
+    assert found.keys() == wanted.keys()
+    for key, value in wanted.items():
+        assert torch.equal(found[key], value), key
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "weights.pt"
+
+
+LAYOUTS = {
+    "as MONAI 1.6": lambda state: state,
+    "as monai-generative 0.2": lambda state: old_layout(published(state)),
+    "with the prefix of DDP": lambda state: {f"module.{key}": value for key, value in state.items()},
+    "inside 'model'": lambda state: {"model": state, "epoch": 3},
+    "inside 'state_dict', with the prefix": lambda state: {"state_dict": {f"module.{k}": v for k, v in state.items()}},
+    "inside 'network', old": lambda state: {"network": old_layout(published(state))},
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize("make", [tiny.autoencoder, tiny.unet])
+def test_every_layout_gives_every_weight_back(path, layout, make):
+    torch.save(layout(make().state_dict()), path)
+    assert_same_weights(load_weights(blank(make()), path), make())
+
+
+# What is refused
+
+
+def test_another_architecture_names_the_first_keys_and_both_shapes(path):
+    torch.save(tiny.autoencoder().state_dict(), path)
+    wider = Autoencoder(channels=[8, 16], num_res_blocks=1, norm_num_groups=4)
+    expected = r"weights\.pt: weights of another architecture.*encoder\.blocks\.3\.conv1\.conv\.weight \(8, 8, 3, 3, 3\) "
+    with pytest.raises(ValueError, match=expected + r"instead of \(16, 8, 3, 3, 3\)"):
+        load_weights(wider, path)
+
+
+def test_a_key_missing_and_a_key_too_many_are_both_named(path):
+    state = tiny.autoencoder().state_dict()
+    state["decoder.surplus"] = state.pop("quant_conv_mu.conv.bias")
+    torch.save(state, path)
+    with pytest.raises(ValueError, match=r"1 keys missing, first: quant_conv_mu\.conv\.bias.*first: decoder\.surplus"):
+        load_weights(tiny.autoencoder(), path)
+
+
+@pytest.mark.parametrize("key", ["encoder.blocks.9.conv.weight", "epoch"])
+def test_one_key_too_many_is_enough(path, key):
+    torch.save(tiny.autoencoder().state_dict() | {key: torch.ones(1)}, path)
+    with pytest.raises(ValueError, match=f"1 keys not of this network, first: {key}"):
+        load_weights(tiny.autoencoder(), path)
+
+
+def test_a_network_is_untouched_by_weights_that_do_not_fit(path):
+    state = {key: torch.zeros_like(value) for key, value in tiny.autoencoder().state_dict().items()}
+    del state["quant_conv_mu.conv.bias"]
+    torch.save(state, path)
+    network = tiny.autoencoder()
+    with pytest.raises(ValueError):
+        load_weights(network, path)
+    assert_same_weights(network, tiny.autoencoder())
+
+
+@pytest.mark.parametrize("lacking", BEYOND_PUBLISHED)
+def test_half_of_what_goes_beyond_the_published_weights_is_refused(path, lacking):
+    torch.save({key: value for key, value in tiny.unet().state_dict().items() if key != lacking}, path)
+    with pytest.raises(ValueError, match=f"1 keys missing, first: {lacking}"):
+        load_weights(tiny.unet(), path)
+
+
+def test_a_missing_file_names_the_command_that_makes_it(path):
+    with pytest.raises(FileNotFoundError, match=r"weights\.pt: no such weights file\. Make it with: run training_x"):
+        load_weights(tiny.autoencoder(), path, made_by="run training_x")
+
+
+GARBAGE = {
+    "empty": b"",
+    "a web page": b"<!DOCTYPE html><title>404</title>",
+    "a text": b"404: Not Found",
+    "a pointer of Git LFS": b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a21\nsize 12345\n",
+    "zeros": bytes(1000),
+    "read by pickle as a pop from an empty stack": b"0\n",
+    "read by pickle as half a float": b"GG",
+    "a damaged legacy file": b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02",
+}
+
+
+@pytest.mark.parametrize("content", GARBAGE.values(), ids=GARBAGE)
+def test_garbage_is_refused_by_file_name(path, content):
+    path.write_bytes(content)
+    for read in (lambda: load_weights(tiny.autoencoder(), path), lambda: read_recipe(path)):
+        with pytest.raises(ValueError, match=r"weights\.pt: not a file of PyTorch weights, or damaged \(.+\)"):
+            read()
+
+
+@pytest.mark.parametrize("kept", [0.1, 0.5, 0.99])
+def test_a_truncated_file_is_refused(path, kept):
+    torch.save(tiny.autoencoder().state_dict(), path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(kept * len(content))])
+    with pytest.raises(ValueError, match="damaged"):
+        load_weights(tiny.autoencoder(), path)
+
+
+def test_a_pickle_that_would_run_a_command_is_refused_and_does_not_run(path):
+    class Harmful:
+        def __reduce__(self):
+            return os.mkdir, (str(path.with_name("harm")),)
+
+    path.write_bytes(pickle.dumps(Harmful()))
+    with pytest.raises(ValueError, match="not a file of PyTorch weights"):
+        load_weights(tiny.autoencoder(), path)
+    assert not path.with_name("harm").exists()
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"epoch": 3}, {"model": {"a": 1}}], ids=str)
+def test_a_file_of_something_else_than_tensors_is_refused(path, content):
+    torch.save(content, path)
+    with pytest.raises(ValueError, match="expected a state dict"):
+        load_weights(tiny.autoencoder(), path)
+
+
+def test_another_autoencoder_than_the_models_own_is_refused(path):
+    save_weights(tiny.autoencoder().state_dict(), path)
+    load_weights(tiny.autoencoder(), path, expected_sha256=sha256(path))
+    with pytest.raises(ValueError, match="Keep together what was trained together"):
+        load_weights(tiny.autoencoder(), path, expected_sha256="0" * 64)
+
+
+def test_the_hash_is_sha256_and_follows_the_content(path):
+    for content in (b"one", b"three"):
+        path.write_bytes(content)
+        assert sha256(path) == hashlib.sha256(content).hexdigest()
+
+
+# What travels with the weights
+
+
+def test_recipe_and_scale_factor_survive_a_file(path):
+    network = tiny.unet()
+    network.recipe = RECIPE
+    network.scale_factor.fill_(0.37)
+    save_weights(network.state_dict(), path)
+    loaded = load_weights(tiny.unet(), path)
+    assert loaded.recipe == RECIPE == read_recipe(path)
+    assert loaded.scale_factor.item() == pytest.approx(0.37)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_the_recipe_is_read_from_every_layout_that_loads(path, layout):
+    network = tiny.unet()
+    network.recipe = RECIPE
+    torch.save(LAYOUTS[layout](network.state_dict()), path)
+    assert read_recipe(path) == ({} if "old" in layout or "0.2" in layout else RECIPE)
+
+
+def test_published_weights_have_no_recipe_and_unscaled_latents(path):
+    torch.save(old_layout(published(tiny.unet().state_dict())), path)
+    assert read_recipe(path) == {}
+    loaded = load_weights(tiny.unet(), path)
+    assert loaded.recipe == {} and loaded.scale_factor.item() == 1
+
+
+def test_the_recipe_of_a_file_that_is_not_there_yet_is_empty(path):
+    assert read_recipe(path) == {}
+
+
+def test_fine_tuning_starts_from_a_file_or_from_nothing(path):
+    save_weights(tiny.autoencoder().state_dict(), path)
+    network = blank(tiny.autoencoder())
+    start_from(network, None)
+    assert not any(parameter.any() for parameter in network.parameters())
+    start_from(network, path)
+    assert_same_weights(network, tiny.autoencoder())
+
+
+# Writing
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_broken_network_is_not_written_and_the_older_file_stays(path, value):
+    save_weights({"network": {"weight": torch.ones(3)}}, path)
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=r"not written, network\.weight is not finite"):
+        save_weights({"network": {"weight": torch.tensor([1.0, value])}}, path)
+    assert path.read_bytes() == before
+
+
+def test_a_full_disk_leaves_the_older_file_and_nothing_else(path):
+    save_weights({"weight": torch.ones(3)}, path)
+    before = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises((OSError, RuntimeError)):
+            save_weights({"weight": torch.ones(1_000_000)}, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == before
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_folders_are_made_and_the_file_alone_is_left(tmp_path):
+    path = tmp_path / "models" / "resume" / "network.pt"
+    save_weights({"weight": torch.ones(3)}, path)
+    assert torch.equal(torch.load(path, weights_only=True)["weight"], torch.ones(3))
+    assert list(path.parent.iterdir()) == [path]

@@ -1,0 +1,90 @@
+"""Two processes share one training and one cohort: no hang, each scan and each row once, one set of files.
+
+On the CPU, by gloo; what differs on GPUs is the device and nccl.
+"""
+
+import re
+import sys
+
+import nibabel as nib
+import numpy as np
+import pytest
+import tiny
+import torch
+from monai.bundle import run
+
+from brain_ldm_bundle.scripts.model.networks import DiffusionUNet
+from brain_ldm_bundle.scripts.model.weights import load_weights, read_recipe
+
+PATIENCE_S = 300
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+
+
+def torchrun(arguments):
+    """Run a `python -m monai.bundle ...` command in two processes; what it says comes back."""
+    process = tiny.start([*TORCHRUN, *arguments[1:]], OMP_NUM_THREADS="1")
+    try:
+        output, _ = process.communicate(timeout=PATIENCE_S)
+    finally:
+        process.kill()
+    assert process.returncode == 0, output
+    return output
+
+
+def files(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Both stages for two epochs, the discriminator in the second, by two processes."""
+    folder = tmp_path_factory.mktemp("multi_gpu")
+    settings = tiny.places(tiny.write_dataset(folder / "dataset"), folder) | tiny.SETTINGS
+    settings |= {"autoencoder_epochs": 2, "diffusion_epochs": 2, "adversarial_from_epoch": 2}
+    output = torchrun(tiny.command("training", "['configs/train.json','configs/multi_gpu.json']", **settings))
+    (folder / "log.txt").write_text(output)
+    return folder
+
+
+def test_training_leaves_one_set_of_files(folder):
+    assert files(folder / "models") == ["autoencoder.pt", "model.pt", "resume/autoencoder.pt", "resume/diffusion.pt"]
+    assert len(files(folder / "cache" / "latents")) == 8
+    assert len(files(folder / "output" / "tensorboard" / "diffusion")) > 0
+
+
+def test_each_rank_takes_its_half_of_the_scans(folder):
+    """Six scans in batches of three are two steps for one process, and one for each of two."""
+    for stage in ("autoencoder", "diffusion"):
+        state = torch.load(folder / "models" / "resume" / f"{stage}.pt", weights_only=True)
+        assert (state["epoch"], state["epoch_length"]) == (2, 1)
+        assert state["optimizer"]["state"][0]["step"] == 2
+    assert re.search(r"encoding: 100%.* 3/3", (folder / "log.txt").read_text())
+
+
+def test_the_weights_load_without_ddp(folder):
+    path = folder / "models" / "model.pt"
+    assert not any(key.startswith("module.") for key in torch.load(path, weights_only=True))
+    load_weights(DiffusionUNet(**read_recipe(path)["unet"]), path)
+
+
+def test_one_process_goes_on_where_two_stopped(folder, bundle):
+    models = tiny.train(folder / "dataset", folder, "training_diffusion", diffusion_epochs=3)
+    assert torch.load(models / "resume" / "diffusion.pt", weights_only=True)["epoch"] == 3
+
+
+@pytest.mark.slow
+def test_two_processes_make_each_row_once_and_as_one_process_does(folder, bundle):
+    table = folder / "requests.tsv"
+    rows = [f"sub-{i}\t{45 + 5 * i}\tF\t{20 + 9 * i}\t1500" for i in range(5)]
+    table.write_text("\n".join(["participant_id\tage\tsex\tventricles_ml\tbrain_normalised_ml", *rows]) + "\n")
+    settings = {"models_dir": str(folder / "models"), "requests": str(table), "use_device": "cpu", "steps": 4, "batch_size": 2}
+    config_file = "configs/inference.json"
+    output = torchrun(tiny.command("generating", config_file, output_dir=folder / "two", output_dtype="float32", **settings))
+    assert "rank 0: 3 of 5 volumes" in output and "rank 1: 2 of 5 volumes" in output
+    run("generating", config_file=config_file, output_dir=str(folder / "one"), output_dtype="float32", **settings)
+    assert files(folder / "two") == files(folder / "one")
+    images = [name for name in files(folder / "one") if name.endswith(".nii.gz")]
+    assert len(images) == 5
+    for name in images:
+        one, two = (np.asarray(nib.load(folder / made / name).dataobj) for made in ("one", "two"))
+        np.testing.assert_allclose(two, one, atol=1e-4)

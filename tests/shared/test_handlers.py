@@ -1,0 +1,228 @@
+"""What keeps a long run safe: seeds by epoch, resuming, the best weights, stopping at NaN."""
+
+import math
+import os
+import signal
+from types import SimpleNamespace
+
+import pytest
+import torch
+from ignite.engine import Engine, Events
+
+from brain_ldm_bundle.scripts.shared.handlers import (
+    BestWeights,
+    EpochSeed,
+    MovingAverage,
+    Progress,
+    Resume,
+    StopAtNonFinite,
+    validation_interval,
+)
+
+
+def trainer(network, optimizer, handlers, batches=3, noise=True):
+    """A regression on noise of torch's own generator: without equal seeds two runs differ."""
+
+    def step(engine, batch):
+        optimizer.zero_grad()
+        target = torch.randn(4) if noise else torch.ones(4)
+        loss = (network(torch.full((4, 2), float(batch))).squeeze() - target).square().mean()
+        loss.backward()
+        optimizer.step()
+        return [{"loss": loss.item()}]
+
+    engine = Engine(step)
+    engine.data_loader = SimpleNamespace(dataset=[])
+    for handler in handlers:
+        handler.attach(engine)
+    return engine, list(range(batches))
+
+
+def fresh():
+    torch.manual_seed(0)
+    network = torch.nn.Linear(2, 1)
+    return network, torch.optim.Adam(network.parameters(), lr=0.1)
+
+
+def train(path, max_epochs, stop_at=None, **options):
+    """Weights after training; `stop_at` is an iteration at which this process is sent SIGTERM."""
+    network, optimizer = fresh()
+    resume = Resume(path, {"network": network, "optimizer": optimizer}, **options)
+    engine, data = trainer(network, optimizer, [EpochSeed(7), resume])
+
+    def interrupt(engine):
+        if engine.state.iteration == stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    # First of all handlers of an iteration, as a signal that came during it.
+    engine._event_handlers[Events.ITERATION_COMPLETED].insert(0, (interrupt, (engine,), {}))
+    engine.run(data, max_epochs=max_epochs)
+    return network.weight.detach().clone()
+
+
+def test_two_and_two_epochs_are_four_bit_for_bit(tmp_path):
+    whole = train(tmp_path / "whole.pt", 4)
+    train(tmp_path / "halves.pt", 2)
+    assert torch.equal(train(tmp_path / "halves.pt", 4), whole)
+
+
+@pytest.mark.parametrize("stop_at", [3, 4])  # the end of an epoch, and its middle
+def test_sigterm_saves_and_ends_with_143_and_the_next_run_goes_on(tmp_path, stop_at):
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as end:
+        train(tmp_path / "resume.pt", 4, stop_at=stop_at)
+    assert end.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) == before
+    state = torch.load(tmp_path / "resume.pt", weights_only=True)
+    assert 3 * state["epoch"] + state["iteration_of_epoch"] == stop_at
+    whole, resumed = train(tmp_path / "whole.pt", 4), train(tmp_path / "resume.pt", 4)
+    assert torch.equal(resumed, whole) == (stop_at == 3)  # within an epoch, the rest of it is drawn anew
+
+
+def test_a_finished_stage_does_nothing_when_run_again(tmp_path):
+    once = train(tmp_path / "resume.pt", 2)
+    assert torch.equal(train(tmp_path / "resume.pt", 2), once)
+
+
+def test_a_long_epoch_is_saved_within(tmp_path):
+    network, optimizer = fresh()
+    resume = Resume(tmp_path / "resume.pt", {"network": network}, every_minutes=0)
+    positions = []
+    engine, data = trainer(network, optimizer, [resume])
+    resume.save, save = lambda e: (save(e), positions.append(e.state.iteration)), resume.save
+    engine.run(data, max_epochs=1)
+    assert positions[:2] == [1, 2]
+
+
+def test_ranks_that_do_not_write_leave_no_file(tmp_path):
+    train(tmp_path / "resume.pt", 1, writes=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
+    train(tmp_path / "resume.pt", 1)
+    network = torch.nn.Linear(3, 1)
+    resume = Resume(tmp_path / "resume.pt", {"network": network})
+    engine, data = trainer(network, torch.optim.Adam(network.parameters()), [resume])
+    with pytest.raises(ValueError, match="made by a run with other settings .*or delete the file to start over"):
+        engine.run(data, max_epochs=2)
+
+
+def test_a_schedule_keeps_its_place_but_takes_its_length_from_the_new_run(tmp_path):
+    def run(total_epochs, epochs):
+        network, optimizer = fresh()
+        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=3 * total_epochs)
+        engine, data = trainer(network, optimizer, [Resume(tmp_path / "resume.pt", {"optimizer": optimizer, "s": schedule})])
+        engine.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: schedule.step())
+        engine.run(data, max_epochs=epochs)
+        return schedule
+
+    run(2, 1)
+    longer = run(10, 2)
+    assert longer.total_iters == 30 and longer.last_epoch == 6
+
+
+def test_the_best_weights_stay_when_later_ones_are_worse_or_not_finite(tmp_path):
+    network = torch.nn.Linear(1, 1)
+    best = BestWeights(tmp_path / "model.pt", network, "loss", larger_is_better=False)
+
+    def evaluate(value, weight):
+        torch.nn.init.constant_(network.weight, weight)
+        best(SimpleNamespace(state=SimpleNamespace(metrics={"loss": value}, epoch=1)))
+        return torch.load(tmp_path / "model.pt", weights_only=True)["weight"].item()
+
+    assert evaluate(0.5, 1.0) == 1.0
+    assert evaluate(0.7, 2.0) == 1.0
+    assert evaluate(math.nan, 3.0) == 1.0
+    assert evaluate(0.4, 4.0) == 4.0
+    with pytest.raises(ValueError, match="weight is not finite"):
+        evaluate(0.1, math.inf)
+    assert torch.load(tmp_path / "model.pt", weights_only=True)["weight"].item() == 4.0
+
+    again = BestWeights(tmp_path / "model.pt", network, "loss", larger_is_better=False)
+    again.load_state_dict(best.state_dict())
+    again(SimpleNamespace(state=SimpleNamespace(metrics={"loss": 0.45}, epoch=1)))
+    assert torch.load(tmp_path / "model.pt", weights_only=True)["weight"].item() == 4.0
+
+
+def test_what_was_best_before_the_adversarial_phase_does_not_count_in_it(tmp_path):
+    network = torch.nn.Linear(1, 1)
+    best = BestWeights(tmp_path / "model.pt", network, "ssim", restart_at_epoch=3)
+
+    def written(epoch, ssim):
+        torch.nn.init.constant_(network.weight, epoch)
+        best(SimpleNamespace(state=SimpleNamespace(metrics={"ssim": ssim}, epoch=epoch)))
+        return torch.load(tmp_path / "model.pt", weights_only=True)["weight"].item()
+
+    assert [written(*pair) for pair in [(1, 0.8), (2, 0.9), (3, 0.6), (4, 0.7), (5, 0.65)]] == [1, 2, 3, 4, 4]
+
+
+def test_other_data_or_spacing_does_not_go_on_from_this_checkpoint(tmp_path):
+    network, _ = fresh()
+    objects = {"network": network}
+    for settings in ({"data": "a"}, {"data": "b"}):
+        engine, data = trainer(network, torch.optim.Adam(network.parameters()), [])
+        Resume(tmp_path / "resume.pt", objects, settings=settings).attach(engine)
+        if settings["data"] == "b":
+            with pytest.raises(ValueError, match="other settings .*data: a, now b"):
+                engine.run(data, max_epochs=2)
+        else:
+            engine.run(data, max_epochs=1)
+
+
+def test_a_lower_learning_rate_is_taken_up_on_resuming(tmp_path):
+    """A run that diverged says "lower the learning rate and run again": the checkpoint's rate must not win."""
+
+    def run(lr, epochs):
+        network, optimizer = fresh()
+        optimizer.param_groups[0]["lr"] = lr
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+        objects = {"network": network, "optimizer": optimizer, "schedule": schedule}
+        engine, data = trainer(network, optimizer, [Resume(tmp_path / "resume.pt", objects)])
+        engine.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: schedule.step())
+        engine.run(data, max_epochs=epochs)
+        return optimizer.param_groups[0]["lr"]
+
+    assert run(0.1, 1) == 0.1
+    assert run(0.001, 2) == 0.001
+
+
+def test_after_a_short_run_the_average_is_of_what_was_learnt_not_of_the_start():
+    network, optimizer = fresh()
+    average = MovingAverage(network, momentum=1e-4)
+    engine, data = trainer(network, optimizer, [average], batches=100, noise=False)
+    start = network.weight.detach().clone()
+    engine.run([1] * 100, max_epochs=1)
+    left = (average.ema_model.weight - network.weight).norm() / (start - network.weight).norm()
+    assert left < 0.1  # with a constant momentum it would be 0.99
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(tmp_path):
+    network, optimizer = fresh()
+    optimizer.param_groups[0]["lr"] = math.inf
+    engine, data = trainer(network, optimizer, [StopAtNonFinite(), Resume(tmp_path / "resume.pt", {"network": network})])
+    with pytest.raises(RuntimeError, match=r"loss of iteration 2 \(epoch 1\) is not finite"):
+        engine.run(data, max_epochs=1)
+    assert not (tmp_path / "resume.pt").exists()
+
+
+def test_one_bar_counts_the_steps_of_all_epochs(capsys):
+    network, optimizer = fresh()
+    progress = Progress("stage")
+    engine, data = trainer(network, optimizer, [progress], noise=False)
+    engine.run(data, max_epochs=2)
+    assert progress.bar.total == progress.bar.n == 6
+    assert "stage" in capsys.readouterr().err
+
+
+def test_ranks_and_epochs_draw_different_numbers():
+    def draw(rank, epoch):
+        EpochSeed(7, rank)(SimpleNamespace(state=SimpleNamespace(epoch=epoch), data_loader=SimpleNamespace(dataset=[])))
+        return torch.rand(()).item()
+
+    assert draw(0, 1) == draw(0, 1)
+    assert len({draw(rank, epoch) for rank in range(3) for epoch in range(3)}) == 9
+
+
+def test_the_last_epoch_is_always_validated():
+    assert [validation_interval(5, epochs) for epochs in (1, 3, 5, 9, 30, 31)] == [1, 3, 5, 3, 5, 1]

@@ -1,0 +1,47 @@
+import json
+
+import pytest
+
+from brain_ldm_bundle.scripts.shared.files import write_json
+from brain_ldm_bundle.scripts.shared.sections import drop_sections, write_section
+
+
+def test_a_section_keeps_its_tables_and_figures(tmp_path):
+    (tmp_path / "plot.png").write_bytes(b"png")
+    tables = [{"header": ["", "FID"], "rows": [["real", "0.1"]]}]
+    write_section(tmp_path / "a.section.json", "Title", "One.\n\nTwo.", tables, [{"file": "plot.png", "caption": "A plot"}])
+    assert json.loads((tmp_path / "a.section.json").read_text()) == {
+        "title": "Title",
+        "text": "One.\n\nTwo.",
+        "tables": tables,
+        "figures": [{"file": "plot.png", "caption": "A plot"}],
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "tables", "figures", "message"),
+    [
+        ("a.json", [], [], "must end in .section.json"),
+        ("a.section.json", [{"header": ["", "FID"], "rows": [["real"]]}], [], "has 1 cells, its header 2"),
+        ("a.section.json", [], [{"file": "absent.png", "caption": ""}], "absent.png is not beside it"),
+    ],
+)
+def test_what_a_page_could_not_show_is_refused(tmp_path, name, tables, figures, message):
+    with pytest.raises(ValueError, match=message):
+        write_section(tmp_path / name, "Title", "Text", tables, figures)
+    assert not list(tmp_path.iterdir())
+
+
+def test_sections_are_dropped_by_name_and_others_stay(tmp_path):
+    for name in ("samples", "memorisation"):
+        write_section(tmp_path / f"{name}.section.json", "Title", "Text")
+    drop_sections(tmp_path, "samples", "reconstruction")
+    assert [path.name for path in tmp_path.iterdir()] == ["memorisation.section.json"]
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_json_with_a_number_that_json_does_not_know_is_refused(tmp_path, number):
+    """Python writes NaN, which no other reader takes."""
+    with pytest.raises(ValueError, match="scores.json: not written, it would hold a number that is NaN or infinite"):
+        write_json(tmp_path / "scores.json", {"ssim": {"mean": number}})
+    assert not list(tmp_path.iterdir())

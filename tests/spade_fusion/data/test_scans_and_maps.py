@@ -1,0 +1,538 @@
+"""Pairs of scan and label map: which are found, how they are shared out, what is refused before training."""
+
+import json
+import shutil
+import warnings
+
+import nibabel as nib
+import numpy as np
+import pytest
+from conftest import ROOT
+from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
+
+from spade_fusion_bundle.scripts.data import pair_checks as checked_pairs
+from spade_fusion_bundle.scripts.data.labels import LabelTable, ToClassesd
+from spade_fusion_bundle.scripts.data.scans_and_maps import fingerprint, read_dataset, refuse_too_few
+
+TABLES = ROOT / "spade_fusion_bundle" / "configs" / "labels.json"
+TABLE = LabelTable.from_file(TABLES, "freesurfer")
+AFFINE = np.array([[-1.0, 0, 0, 5], [0, 0, 1.2, 6], [0, -0.9, 0, 7], [0, 0, 0, 1]])  # LIA
+SCAN = np.random.default_rng(0).random((5, 6, 7), dtype=np.float32)
+MAP = np.random.default_rng(1).choice(np.array([0, 2, 3, 41, 42, 515], np.int16), (5, 6, 7))
+LABELS = "derivatives/synthseg"
+
+
+def save(path, volume=SCAN, affine=AFFINE, code=1):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = nib.Nifti1Image(volume, affine)
+    image.set_sform(affine, code)
+    image.set_qform(affine if code else None, code)
+    nib.save(image, path)
+    return path
+
+
+def add(folder, name, labels=LABELS):
+    """A scan and its map; `name` such as "sub-01/ses-1/anat/sub-01_ses-1"."""
+    save(folder / f"{name}_T1w.nii.gz")
+    save(folder / labels / f"{name}_dseg.nii.gz", MAP)
+
+
+@pytest.fixture(scope="module")
+def sound_cohort(tmp_path_factory):
+    """Twelve participants, the second with two sessions, the third with two runs, the fourth's map beside the scan."""
+    folder = tmp_path_factory.mktemp("sound") / "cohort"
+    for number in range(1, 13):
+        name = f"sub-{number:02}"
+        for entities in {2: ["ses-1", "ses-2"], 3: ["run-1", "run-2"]}.get(number, [""]):
+            session = f"{entities}/" if entities.startswith("ses") else ""
+            labels = "." if number == 4 else LABELS
+            add(folder, f"{name}/{session}anat/{'_'.join(filter(None, [name, entities]))}", labels)
+    save(folder / "sub-01" / "anat" / "sub-01_T2w.nii.gz")
+    return folder
+
+
+@pytest.fixture
+def cohort(sound_cohort, tmp_path):
+    return shutil.copytree(sound_cohort, tmp_path / "cohort")
+
+
+def read(folder, **options):
+    return read_dataset(folder, TABLE, **options)
+
+
+def refusal(folder, **options):
+    with pytest.raises(ValueError) as error:
+        read(folder, **options)
+    return str(error.value)
+
+
+def names(items):
+    return {item["participant_id"] for item in items}
+
+
+def pairs(shares):
+    return {item["image"]: item["label"] for items in shares.values() for item in items}
+
+
+# What is found
+
+
+def test_every_scan_is_paired_with_its_own_map(cohort):
+    shares = read(cohort)
+    assert list(shares) == ["training", "fusion", "validation", "test"]
+    found = pairs(shares)
+    assert len(found) == 14
+    for image, label in found.items():
+        own = image.replace("_T1w", "_dseg")
+        assert label == (own if "sub-04" in image else own.replace(str(cohort), str(cohort / LABELS)))
+    assert set(shares["training"][0]) == {"image", "label", "participant_id"}
+
+
+def test_a_map_of_another_space_or_description_name_is_found(cohort):
+    """Entities that only derivatives have, such as space and desc, do not part the map from its scan."""
+    old = cohort / LABELS / "sub-03" / "anat" / "sub-03_run-2_dseg.nii.gz"
+    new = old.rename(old.with_name("sub-03_run-2_space-orig_desc-aseg_dseg.nii.gz"))
+    assert str(new) in pairs(read(cohort)).values()
+
+
+def test_a_map_of_another_acquisition_is_not_taken(cohort):
+    add(cohort, "sub-05/anat/sub-05_acq-fast")
+    save(cohort / "sub-13" / "anat" / "sub-13_acq-fast_T1w.nii.gz")
+    save(cohort / LABELS / "sub-13" / "anat" / "sub-13_acq-slow_dseg.nii.gz", MAP)
+    (cohort / "sub-05" / "anat" / "sub-05_T1w.nii.gz").rename(cohort / "sub-05" / "anat" / "sub-05_acq-slow_T1w.nii.gz")
+    plain = cohort / LABELS / "sub-05" / "anat" / "sub-05_dseg.nii.gz"
+    plain.rename(plain.with_name("sub-05_acq-slow_dseg.nii.gz"))
+    with pytest.warns(UserWarning, match="1 of 16 T1w scans in .*, such as sub-13_acq-fast_T1w.nii.gz, have no label map"):
+        found = pairs(read(cohort))
+    for speed in ("fast", "slow"):
+        image = cohort / "sub-05" / "anat" / f"sub-05_acq-{speed}_T1w.nii.gz"
+        assert found[str(image)].endswith(f"sub-05_acq-{speed}_dseg.nii.gz")
+
+
+def test_two_maps_of_one_scan_are_listed_and_refused(cohort):
+    save(cohort / "derivatives" / "freesurfer" / "sub-05" / "anat" / "sub-05_dseg.nii.gz", MAP)
+    message = refusal(cohort)
+    assert "sub-05_T1w.nii.gz: 2 label maps belong to it: derivatives/freesurfer/sub-05/anat/sub-05_dseg.nii.gz, " in message
+    assert f"{LABELS}/sub-05/anat/sub-05_dseg.nii.gz. Say which one in a --datalist" in message and "(1 problems)" in message
+
+
+def test_what_the_bundle_has_synthesised_there_is_no_training_data(cohort):
+    before = read(cohort)
+    made = cohort / "derivatives" / "synthetic"
+    shutil.copytree(cohort / LABELS, made)
+    with pytest.raises(ValueError, match="2 label maps belong to it"):
+        read(cohort)
+    (made / "dataset_description.json").write_text('{"Name": "x", "GeneratedBy": [{"Name": "spade_fusion_bundle"}]}')
+    assert read(cohort) == before
+
+
+def test_scans_without_a_map_are_left_out_with_one_warning(cohort):
+    for number in ("06", "07"):
+        shutil.rmtree(cohort / LABELS / f"sub-{number}")
+    with pytest.warns(UserWarning, match="2 of 14 T1w scans .* such as sub-06_T1w.nii.gz, have no label map") as caught:
+        shares = read(cohort)
+    assert len(caught) == 1 and len(pairs(shares)) == 12
+
+
+def test_a_sound_data_set_gives_no_warning(cohort):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read(cohort)
+
+
+def test_a_data_set_without_any_map_is_refused(cohort):
+    shutil.rmtree(cohort / "derivatives")
+    shutil.rmtree(cohort / "sub-04")
+    message = "none of 13 T1w scans has a label map, such as derivatives/ANY_NAME/sub-01/anat/sub-01_dseg.nii.gz"
+    assert message in refusal(cohort)
+
+
+def test_a_folder_without_scans_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere: no such folder"):
+        read(tmp_path / "nowhere")
+    assert "no T1w scans" in refusal(tmp_path)
+
+
+def test_a_file_named_for_another_participant_is_refused(cohort):
+    save(cohort / "sub-05" / "anat" / "sub-06_T1w.nii.gz")
+    assert "begin with sub-05_" in refusal(cohort)
+
+
+# Shares
+
+
+def test_no_participant_is_in_two_splits(cohort):
+    for seed in range(5):
+        shares = read(cohort, seed=seed, validation_fraction=0.25, fusion_fraction=0.3)
+        found = [names(shares[split]) for split in ("training", "fusion", "validation")]
+        assert [len(participants) for participants in found] == [6, 3, 3]
+        assert len(set.union(*found)) == 12
+        assert not shares["test"]
+
+
+def test_a_small_fraction_is_one_participant_and_none_is_none(cohort):
+    shares = read(cohort, validation_fraction=0.01, fusion_fraction=0.01)
+    assert len(names(shares["validation"])) == len(names(shares["fusion"])) == 1
+    shares = read(cohort, validation_fraction=0, fusion_fraction=0)
+    assert not shares["validation"] and not shares["fusion"] and len(shares["training"]) == 14
+
+
+def test_the_shares_depend_on_the_seed_and_the_ids_alone(cohort):
+    def split(**options):
+        return {name: names(items) for name, items in read(cohort, validation_fraction=0.3, **options).items()}
+
+    first = split()
+    assert split() == first
+    assert any(split(seed=seed) != first for seed in (1, 2))
+    for path in (cohort / "sub-01" / "anat").iterdir():  # files touched, dates changed: the same participants
+        path.touch()
+    assert split() == first
+
+
+def write_table(folder, cells, header="participant_id\tage\tsplit", newline="\n"):
+    """Cells of the column split by number of participant; the others are in training."""
+    rows = [f"sub-{number:02}\t60\t{cells.get(number, 'train')}" for number in range(12, 0, -1)]
+    path = folder / "participants.tsv"
+    path.write_text(newline.join([header, *rows]) + newline, encoding="utf-8")
+    return path
+
+
+def test_a_split_column_is_honoured(cohort):
+    write_table(cohort, {1: "validation", 2: "validation", 3: "test", 4: "fusion", 5: "fusion"}, newline="\r\n")
+    shares = read(cohort)
+    assert names(shares["validation"]) == {"sub-01", "sub-02"} and len(shares["validation"]) == 3
+    assert names(shares["test"]) == {"sub-03"} and names(shares["fusion"]) == {"sub-04", "sub-05"}
+    assert len(names(shares["training"])) == 7
+
+
+def test_a_split_column_without_fusion_has_it_taken_from_training(cohort):
+    write_table(cohort, {1: "validation", 2: "test"})
+    shares = read(cohort, fusion_fraction=0.3)
+    assert names(shares["validation"]) == {"sub-01"} and names(shares["test"]) == {"sub-02"}
+    assert len(names(shares["fusion"])) == 3 and len(names(shares["training"])) == 7
+
+
+def test_a_table_without_a_split_column_changes_nothing(cohort):
+    shares = read(cohort)
+    write_table(cohort, {}, header="participant_id\tage\tgroup")
+    assert read(cohort) == shares
+
+
+@pytest.mark.parametrize(
+    ("cells", "header", "message"),
+    [
+        ({3: "val"}, "participant_id\tage\tsplit", "sub-03: split must be train, fusion, validation, test, got 'val'"),
+        ({3: ""}, "participant_id\tage\tsplit", "sub-03: split must be train, fusion, validation, test, got ''"),
+        ({}, "subject\tage\tsplit", "no column 'participant_id'. It has: subject, age, split"),
+        ({12: "train\nsub-12\t60\ttrain"}, "participant_id\tage\tsplit", "row 3: participant_id sub-12 has a row already"),
+    ],
+)
+def test_faults_of_the_split_column_are_named(cohort, cells, header, message):
+    write_table(cohort, cells, header)
+    assert message in refusal(cohort)
+
+
+def test_a_participant_without_a_row_is_refused_where_rows_say_the_split(cohort):
+    add(cohort, "sub-99/anat/sub-99")
+    write_table(cohort, {})
+    assert "participants.tsv sub-99: split must be train, fusion, validation, test, got no row" in refusal(cohort)
+
+
+def test_a_table_that_is_no_text_is_refused(cohort):
+    (cohort / "participants.tsv").write_text("participant_id\tsplit\nsub-01\ttrain", encoding="utf-16")
+    assert "participants.tsv: this is no tab-separated table in UTF-8" in refusal(cohort)
+
+
+def test_folds_are_balanced_over_participants_and_nobody_is_set_aside(cohort):
+    shares = read(cohort, folds=3, validation_fraction=0.1)
+    assert not shares["fusion"] and len(names(shares["validation"])) == 1
+    fold_of = {}
+    for item in shares["training"]:
+        fold_of.setdefault(item["participant_id"], set()).add(item["fold"])
+    assert all(len(folds) == 1 for folds in fold_of.values())  # both sessions, both runs
+    sizes = [sum(folds == {fold} for folds in fold_of.values()) for fold in range(3)]
+    assert sum(sizes) == 11 and max(sizes) - min(sizes) <= 1
+    assert not any("fold" in item for item in shares["validation"])
+
+
+def test_with_folds_those_named_for_fusion_are_shared_too(cohort):
+    write_table(cohort, {1: "validation", 4: "fusion"})
+    shares = read(cohort, folds=2)
+    assert not shares["fusion"] and "sub-04" in names(shares["training"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"validation_fraction": 1}, "validation_fraction must be at least 0 and below 1, got 1"),
+        ({"fusion_fraction": -0.1}, "fusion_fraction must be at least 0 and below 1, got -0.1"),
+        ({"folds": -1}, "folds must be 0 .* or at least 2, got -1"),
+    ],
+)
+def test_fractions_and_folds_out_of_range_are_refused(cohort, options, message):
+    with pytest.raises(ValueError, match=message):
+        read(cohort, **options)
+
+
+# Datalists
+
+
+def entry(number, **more):
+    name = f"sub-{number:02}/anat/sub-{number:02}"
+    return {"image": f"{name}_T1w.nii.gz", "label": f"{LABELS}/{name}_dseg.nii.gz", **more}
+
+
+@pytest.fixture
+def datalist(cohort):
+    def write(**splits):
+        path = cohort / "datalist.json"
+        path.write_text(json.dumps(splits))
+        return path
+
+    return write
+
+
+def test_a_datalist_says_pairs_and_splits(cohort, datalist):
+    path = datalist(training=[entry(1), entry(5)], fusion=[entry(6)], validation=[entry(7)], test=[entry(8)])
+    shares = read(cohort, datalist=path)
+    assert [item["participant_id"] for item in shares["training"]] == ["sub-01", "sub-05"]
+    assert names(shares["fusion"]) == {"sub-06"} and names(shares["test"]) == {"sub-08"}
+    assert shares["validation"][0]["label"] == str(cohort / LABELS / "sub-07" / "anat" / "sub-07_dseg.nii.gz")
+
+
+def test_a_datalist_without_validation_is_shared_out(cohort, datalist):
+    path = datalist(training=[entry(n) for n in (1, 5, 6, 7)], fusion=[entry(9)], test=[entry(8)])
+    shares = read(cohort, datalist=path)
+    assert [len(shares[split]) for split in ("training", "fusion", "validation", "test")] == [3, 1, 1, 1]
+    assert names(shares["fusion"]) == {"sub-09"} and names(shares["test"]) == {"sub-08"}
+
+
+def test_ids_of_a_datalist_keep_a_participant_together(cohort, datalist):
+    rows = [entry(n, participant_id=f"twin{n // 7}") for n in (1, 5, 6, 7, 8, 9)]
+    shares = read(cohort, datalist=datalist(training=rows), fusion_fraction=0)
+    assert names(shares["training"]) | names(shares["validation"]) == {"sub-twin0", "sub-twin1"}
+    assert len(shares["training"]) == len(shares["validation"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("splits", "message"),
+    [
+        ({"training": [entry(1), entry(1)], "validation": [entry(1)]}, "validation[0]: sub-01 is also in training. Keep"),
+        ({"training": [entry(1), {"image": "a.nii"}]}, 'training[1]: expected {"image": path, "label": path}, got {\'image\''),
+        ({"training": [entry(1)], "val": [entry(5)]}, "unknown split 'val'. Name it training, fusion, validation or test"),
+        ({"training": [entry(1, label="lost_dseg.nii")]}, "lost_dseg.nii: No such file"),
+        ({"training": [entry(1, image="lost_T1w.nii")]}, "lost_T1w.nii: No such file"),
+        ({"training": []}, 'expected {"training": [{"image": path, "label": path}]'),
+    ],
+)
+def test_faults_of_a_datalist_are_named_by_entry(cohort, datalist, splits, message):
+    assert message in refusal(cohort, datalist=datalist(**splits))
+
+
+def test_a_datalist_that_is_missing_or_not_json_is_refused(cohort):
+    with pytest.raises(FileNotFoundError, match="lost.json: no such datalist"):
+        read(cohort, datalist=cohort / "lost.json")
+    (cohort / "half.json").write_text('{"training": [')
+    assert "half.json: this is not JSON" in refusal(cohort, datalist=cohort / "half.json")
+
+
+# Files that are refused
+
+
+def with_voxel(volume, value):
+    volume = volume.copy()
+    volume[3, 4, 5] = value
+    return volume
+
+
+SCAN_5 = "sub-05/anat/sub-05_T1w.nii.gz"
+MAP_5 = f"{LABELS}/sub-05/anat/sub-05_dseg.nii.gz"
+MOVED = AFFINE + [[0, 0, 0, 0.01], [0] * 4, [0] * 4, [0] * 4]
+
+
+@pytest.mark.parametrize(
+    ("file", "image", "message"),
+    [
+        (SCAN_5, {"volume": SCAN[..., None]}, "has 4 dimensions (5, 6, 7, 1); three are needed"),
+        (SCAN_5, {"volume": SCAN[0]}, "has 2 dimensions (6, 7); three are needed"),
+        (SCAN_5, {"volume": with_voxel(SCAN, np.nan)}, "has 1 voxels that are NaN or infinite"),
+        (SCAN_5, {"volume": with_voxel(SCAN, np.inf)}, "has 1 voxels that are NaN or infinite"),
+        (SCAN_5, {"volume": np.full_like(SCAN, 7)}, "is 7 everywhere"),
+        (SCAN_5, {"volume": SCAN.astype(np.complex64)}, "has voxels of type complex64"),
+        (SCAN_5, {"code": 0}, "has neither a qform nor an sform"),
+        (MAP_5, {"volume": np.stack([MAP, MAP], -1)}, "is a 4-D map (5, 6, 7, 2); three dimensions are needed"),
+        (MAP_5, {"volume": MAP[0]}, "is a 2-D map (6, 7)"),
+        (MAP_5, {"volume": np.zeros_like(MAP)}, "the label map is empty, all 210 voxels are background"),
+        (MAP_5, {"volume": with_voxel(MAP, 999)}, "label values 999 (1 voxels) are not in the label table 'freesurfer'"),
+        (MAP_5, {"volume": with_voxel(MAP.astype(np.float32), 2.5)}, "1 of 210 voxels are not integers, such as 2.5"),
+        (MAP_5, {"volume": with_voxel(MAP.astype(np.float32), np.nan)}, "1 voxels are NaN or infinite"),
+        (MAP_5, {"volume": MAP, "code": 0}, "has neither a qform nor an sform"),
+        (MAP_5, {"volume": MAP[:, :, :6]}, "has the shape (5, 6, 6), not (5, 6, 7) as the scan "),
+        (MAP_5, {"volume": MAP.transpose(2, 1, 0)}, "has the shape (7, 6, 5), not (5, 6, 7) as the scan "),
+        (MAP_5, {"volume": MAP, "affine": MOVED}, "has the affine [[-1.0, 0.0, 0.0, 5.01], "),
+        (MAP_5, {"volume": MAP, "affine": np.diag([1.0, 1, 1, 1])}, "has the affine [[1.0, 0.0, 0.0, 0.0], "),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_refused(cohort, file, image, message):
+    path = save(cohort / file, **image)
+    refused = refusal(cohort)
+    assert f"{path}: {message}" in refused and "(1 problems)" in refused and refused.count(str(path)) == 1
+
+
+def test_another_grid_is_answered_with_both_and_the_remedy(cohort):
+    save(cohort / MAP_5, MAP, MOVED)
+    message = refusal(cohort)
+    assert "not [[-1.0, 0.0, 0.0, 5.0], [0.0, 0.0, 1.2, 6.0], [0.0, -0.9, 0.0, 7.0]] as the scan" in message
+    assert f"{cohort / SCAN_5}. Resample the map to the scan with nearest neighbour" in message
+
+
+@pytest.mark.parametrize("file", [SCAN_5, MAP_5])
+def test_an_affine_without_volume_is_refused(cohort, file):
+    image = nib.load(cohort / file)
+    image = nib.Nifti1Image(np.asarray(image.dataobj), None, image.header)
+    image.header["srow_z"] = 0
+    image.to_filename(cohort / file)
+    assert f"{cohort / file}: has an affine that cannot be inverted" in refusal(cohort)
+
+
+@pytest.mark.parametrize("file", [SCAN_5, MAP_5])
+@pytest.mark.parametrize("lost_bytes", [4, 100])
+def test_a_truncated_file_is_refused(cohort, file, lost_bytes):
+    """Four bytes are missing after the last voxel: nibabel alone reads such a file without an error."""
+    path = save(cohort / file, np.tile(SCAN if file == SCAN_5 else MAP, (1, 1, 300)))
+    path.write_bytes(path.read_bytes()[:-lost_bytes])
+    assert f"{path}: cannot be read to its end" in refusal(cohort)
+
+
+@pytest.mark.parametrize("file", [SCAN_5, MAP_5])
+def test_a_file_that_is_no_nifti_is_refused(cohort, file):
+    (cohort / file).write_bytes(b"no image")
+    assert f"{cohort / file}: is not a NIfTI image that can be read" in refusal(cohort)
+
+
+def test_a_trailing_axis_of_a_map_is_accepted_and_read_as_the_same_classes(cohort):
+    save(cohort / MAP_5, MAP[..., None])
+    save(cohort / f"{LABELS}/sub-06/anat/sub-06_dseg.nii.gz", MAP.astype(np.float32))
+    found = pairs(read(cohort))
+    load = Compose([LoadImaged("label"), EnsureChannelFirstd("label"), ToClassesd("label", TABLE)])
+    for number in ("05", "06"):
+        label = load({"label": found[str(cohort / f"sub-{number}/anat/sub-{number}_T1w.nii.gz")]})["label"]
+        np.testing.assert_array_equal(label.numpy(), TABLE.classes(MAP, "map")[None])
+
+
+def test_an_affine_within_rounding_is_accepted(cohort):
+    save(cohort / MAP_5, MAP, AFFINE + 0.05 * (MOVED - AFFINE))
+    read(cohort)
+
+
+def test_all_faults_are_reported_at_once_and_counted(cohort):
+    save(cohort / SCAN_5, with_voxel(SCAN, np.nan))
+    save(cohort / MAP_5, with_voxel(MAP, 999))
+    save(cohort / "sub-06" / "anat" / "sub-07_T1w.nii.gz")
+    message = refusal(cohort)
+    assert "cannot be used for training yet (3 problems):" in message
+    assert message.count("NaN") == message.count("999") == message.count("begin with sub-06_") == 1
+
+
+def test_at_most_twenty_faults_are_listed(cohort):
+    for run in range(3, 33):
+        add(cohort, f"sub-03/anat/sub-03_run-{run}")
+        save(cohort / LABELS / "sub-03" / "anat" / f"sub-03_run-{run}_dseg.nii.gz", with_voxel(MAP, 999))
+    message = refusal(cohort)
+    assert "(30 problems)" in message and len(message.split("\n")) == 22 and "... and 10 more of these" in message
+
+
+# The cache
+
+
+def test_sound_pairs_are_read_once(cohort, tmp_path, monkeypatch):
+    cache = tmp_path / "cache" / "checked.json"
+    path = save(cohort / MAP_5, with_voxel(MAP, 999))
+    whole, seen = checked_pairs.read_whole, []
+    monkeypatch.setattr(checked_pairs, "read_whole", lambda path: (seen.append(path), whole(path))[1])
+    assert "999" in refusal(cohort, cache_file=cache)
+    assert len(seen) == 28
+    for _ in range(2):
+        seen.clear()
+        assert "999" in refusal(cohort, cache_file=cache)
+        assert set(seen) == {str(path), str(cohort / SCAN_5)}
+    save(path, MAP)
+    read(cohort, cache_file=cache)
+    seen.clear()
+    read(cohort, cache_file=cache)
+    assert not seen
+    assert [file.name for file in cache.parent.iterdir()] == ["checked.json"]
+    save(path, with_voxel(MAP, 998))  # of a sound pair
+    assert f"{path}: label values 998" in refusal(cohort, cache_file=cache)
+
+
+def test_another_table_is_checked_in_spite_of_the_cache(cohort, tmp_path):
+    read(cohort, cache_file=tmp_path / "checked.json")
+    with pytest.raises(ValueError, match="are not in the label table 'demo'"):
+        read_dataset(cohort, LabelTable.from_file(TABLES, "demo"), cache_file=tmp_path / "checked.json")
+
+
+def test_a_damaged_cache_only_costs_time(cohort, tmp_path):
+    cache = tmp_path / "checked.json"
+    cache.write_text('{"half')
+    read(cohort, cache_file=cache)
+    assert len(json.loads(cache.read_text())) == 14
+
+
+# Too few
+
+
+def data(training=4, fusion=1, validation=1, folds=0):
+    def items(split, number):
+        return [{"image": f"{split}{n}", "label": f"{split}{n}", "participant_id": f"sub-{split}{n}"} for n in range(number)]
+
+    shares = {"training": items("a", training), "fusion": items("b", fusion), "validation": items("c", validation), "test": []}
+    for number, item in enumerate(shares["training"] if folds else []):
+        item["fold"] = number % folds
+    return shares
+
+
+@pytest.mark.parametrize(
+    ("shares", "options", "message"),
+    [
+        (data(training=0), {}, "0 scans in the split training, at least 1 needed. Mark some in the column split"),
+        (data(validation=0), {}, "0 scans in the split validation, at least 1 needed.*change --validation_fraction"),
+        (data(fusion=0), {}, "0 scans in the split fusion, at least 1 needed.*change --fusion_fraction .or --folds"),
+        (data(training=3), {"world_size": 4}, "3 scans in the split training, at least 4 needed"),
+        (data(validation=1), {"world_size": 2}, "1 scans in the split validation, at least 2 needed"),
+        (data(fusion=1, validation=2), {"world_size": 2}, "1 scans in the split fusion, at least 2 needed"),
+        (data(folds=1), {"folds": 1}, "--folds 1 would leave no scans to train the GANs on"),
+        (data(training=2, fusion=0, folds=3), {"folds": 3}, "2 participants in the split training for 3 folds. Lower"),
+        (
+            data(training=3, fusion=0, validation=2, folds=2),
+            {"folds": 2, "world_size": 2},
+            "1 scans inside or outside of fold 0 for 2 ranks",
+        ),
+    ],
+)
+def test_too_few_scans_for_a_stage_are_refused(shares, options, message):
+    with pytest.raises(ValueError, match=message):
+        refuse_too_few(shares, **options)
+
+
+def test_enough_scans_are_accepted():
+    refuse_too_few(data())
+    refuse_too_few(data(fusion=0, folds=4), folds=4)
+    refuse_too_few(data(fusion=2, validation=2), world_size=2)
+
+
+def test_sessions_do_not_count_as_participants_of_the_folds():
+    shares = data(training=4, fusion=0, folds=4)
+    for item in shares["training"]:
+        item["participant_id"] = "sub-same"
+    with pytest.raises(ValueError, match="1 participants in the split training for 4 folds"):
+        refuse_too_few(shares, folds=4)
+
+
+def test_the_fingerprint_is_of_the_data_and_not_of_their_place():
+    def of(folder="a", label="sub-1_dseg", split="training", **fold):
+        item = {"image": f"/{folder}/sub-1_T1w.nii.gz", "label": f"/{folder}/{label}.nii.gz", **fold}
+        return fingerprint({"training": [], "fusion": [], split: [item]})
+
+    assert of() == of(folder="b")
+    assert len({of(), of(label="sub-1_desc-aseg_dseg"), of(split="fusion"), of(fold=0), of(fold=1)}) == 5

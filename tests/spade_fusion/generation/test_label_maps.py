@@ -1,0 +1,168 @@
+"""Which label maps are found, which of them are refused, and which images are still to be made, by whom."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from phantom_maps import TABLE, grid, phantom, save_map
+
+from spade_fusion_bundle.scripts.data.derivative import Derivative
+from spade_fusion_bundle.scripts.generation import label_maps
+
+
+def names(path):
+    return [(item["participant_id"], item["session_id"]) for item in label_maps.find_maps(path)]
+
+
+def test_maps_are_found_in_files_folders_patterns_and_bids(tmp_path):
+    def touch(*parts):
+        return save_map(tmp_path.joinpath(*parts), np.ones((2, 3, 4), np.uint8), np.eye(4))
+
+    one = touch("flat", "training_seg_02.nii.gz")
+    touch("flat", "training_seg_01.nii")
+    assert names(one) == [("sub-trainingseg02", None)]
+    assert names(tmp_path / "flat") == [("sub-trainingseg01", None), ("sub-trainingseg02", None)]
+    touch("bids", "derivatives", "labels", "sub-1", "anat", "sub-1_dseg.nii.gz")
+    touch("bids", "sub-2", "ses-b", "anat", "sub-2_ses-b_space-T1w_dseg.nii.gz")
+    touch("bids", "sub-1", "anat", "sub-1_T1w.nii.gz")
+    assert names(tmp_path / "bids") == [("sub-1", None), ("sub-2", "ses-b")]
+    assert names(f"{tmp_path}/**/*space-T1w_dseg.nii.gz") == [("sub-2", "ses-b")]
+
+
+def test_images_may_go_into_the_data_set_of_the_maps_but_not_over_it(tmp_path):
+    path = tmp_path / "derivatives" / "labels" / "sub-1" / "anat" / "sub-1_dseg.nii.gz"
+    path.parent.mkdir(parents=True)
+    save_map(path, np.full((4, 5, 6), 3, np.uint8), np.eye(4))
+    maps = label_maps.find_maps(tmp_path)
+    shutil.copytree(tmp_path / "derivatives" / "labels", tmp_path / "derivatives" / "synthetic")
+    description = tmp_path / "derivatives" / "synthetic" / "dataset_description.json"
+    description.write_text('{"Name": "x", "GeneratedBy": [{"Name": "spade_fusion_bundle"}]}')
+    assert label_maps.find_maps(tmp_path) == maps
+    with pytest.raises(ValueError, match="label_maps and output_dir are one folder"):
+        label_maps.find_maps(tmp_path, tmp_path / "derivatives" / "..")
+
+
+def test_two_maps_of_one_name_are_refused(tmp_path):
+    for name in ("sub-1_desc-aseg_dseg", "sub-1_dseg"):
+        save_map(tmp_path / "sub-1" / "anat" / f"{name}.nii.gz", np.ones((2, 3, 4), np.uint8), np.eye(4))
+    with pytest.raises(ValueError, match="sub-1_dseg.nii.gz: would be written as sub-1, and so would .*desc-aseg.*pattern"):
+        label_maps.find_maps(tmp_path)
+
+
+def test_a_variant_that_is_named_like_another_map_is_refused():
+    maps = [{"image": f"{name}.nii", "participant_id": name, "session_id": None} for name in ("sub-a", "sub-av01")]
+    assert len(label_maps.rows(maps)) == 2
+    with pytest.raises(ValueError, match="sub-av01.nii: would be written as sub-av01"):
+        label_maps.rows(maps, variants=2)
+
+
+def test_no_maps_are_a_clear_error(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no label maps there. Give a NIfTI file"):
+        label_maps.find_maps(tmp_path)
+    with pytest.raises(ValueError, match="Add --label_maps"):
+        label_maps.find_maps(None)
+
+
+def test_bad_headers_are_refused_together(tmp_path):
+    ones = np.ones((4, 5, 6), np.uint8)
+    save_map(tmp_path / "good.nii.gz", ones, np.eye(4))
+    save_map(tmp_path / "four.nii.gz", np.ones((4, 5, 6, 2), np.uint8), np.eye(4))
+    save_map(tmp_path / "nowhere.nii.gz", ones, np.eye(4), code=0)
+    (tmp_path / "text.nii.gz").write_text("no NIfTI")
+    with pytest.raises(ValueError, match="3 problems with the label maps") as caught:
+        label_maps.find_maps(tmp_path)
+    for words in (
+        r"four.nii.gz: has 4 dimensions",
+        "nowhere.nii.gz: has neither a qform nor an sform",
+        "text.nii.gz: is not a NIfTI",
+    ):
+        assert words in str(caught.value)
+
+
+def write_cohort(folder):
+    """Three participants with a map each, in two splits."""
+    affine, shape = grid("LIA", (2, 2, 2))
+    for name in ("sub-1", "sub-2", "sub-3"):
+        save_map(folder / "derivatives" / "fs" / name / "anat" / f"{name}_dseg.nii.gz", phantom(shape), affine)
+    (folder / "participants.tsv").write_text("participant_id\tsplit\nsub-1\ttrain\nsub-2\ttest\nsub-3\ttrain\n")
+    return folder
+
+
+def test_only_maps_of_a_split_are_taken(tmp_path):
+    maps = label_maps.find_maps(write_cohort(tmp_path), split="train")
+    assert [item["participant_id"] for item in maps] == ["sub-1", "sub-3"]
+    assert len(label_maps.find_maps(tmp_path)) == 3
+
+
+def test_a_split_that_nobody_is_in_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="is in the split 'training'. There are: test, train"):
+        label_maps.find_maps(write_cohort(tmp_path), split="training")
+    (tmp_path / "participants.tsv").unlink()
+    with pytest.raises(ValueError, match=r"split 'train': there is no column split in .*participants.tsv"):
+        label_maps.find_maps(tmp_path, split="train")
+
+
+# Which images
+
+
+@pytest.fixture
+def maps(tmp_path):
+    for number in range(3):
+        save_map(tmp_path / "maps" / f"m{number}.nii.gz", np.full((4, 5, 6), 3 + number, np.uint8), np.eye(4))
+    return label_maps.find_maps(tmp_path / "maps")
+
+
+@pytest.fixture
+def derivative(tmp_path):
+    return Derivative(tmp_path / "out", TABLE)
+
+
+def test_ranks_share_the_rows_and_make_each_once(maps, derivative):
+    rows = label_maps.rows(maps, variants=3)
+    alone = label_maps.pending(rows, derivative, TABLE, {"WeightsSHA256": "ab"})
+    shared = [label_maps.pending(rows, derivative, TABLE, {"WeightsSHA256": "ab"}, rank, 2) for rank in range(2)]
+    assert [len(share) for share in shared] == [5, 4]
+    assert sorted(map(str, shared[0] + shared[1])) == sorted(map(str, alone))
+
+
+def test_finished_rows_are_left_out_until_something_about_them_changes(maps, derivative, caplog):
+    def left(weights="ab", **settings):
+        pending = label_maps.pending(label_maps.rows(maps, 2, **settings), derivative, TABLE, {"WeightsSHA256": weights})
+        return [row["participant_id"] for row in pending]
+
+    everything = ["sub-m0", "sub-m0v01", "sub-m1", "sub-m1v01", "sub-m2", "sub-m2v01"]
+    for row in label_maps.pending(label_maps.rows(maps, 2), derivative, TABLE, {"WeightsSHA256": "ab"})[1:4]:
+        derivative.write(row, np.full((4, 5, 6), 0.5), np.full((4, 5, 6), 3))
+    assert left() == ["sub-m0", "sub-m2", "sub-m2v01"]
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    assert left(seed=1) == left(deformation_mm=4.0) == ["sub-m0", "sub-m0v01", "sub-m1v01", "sub-m2", "sub-m2v01"]
+    assert left("cd") == everything
+    assert "such as" in caplog.text and "sub-m0v01_T1w.nii.gz" in caplog.text
+    save_map(Path(maps[1]["image"]), np.full((4, 5, 6), 9, np.uint8), np.eye(4))
+    assert left() == ["sub-m0", "sub-m1", "sub-m1v01", "sub-m2", "sub-m2v01"]
+
+
+def test_seeds_depend_on_name_variant_and_base_seed_alone(maps):
+    def seeds(rows):
+        return {row["participant_id"]: row["provenance"]["Seed"] for row in rows}
+
+    few, many = seeds(label_maps.rows(maps[1:], variants=2)), seeds(label_maps.rows(maps, variants=4))
+    assert few.items() <= many.items()
+    assert many["sub-m0"] is None
+    assert len(set(many.values())) == 1 + 9
+    assert not set(seeds(label_maps.rows(maps, 4, seed=1)).values()) & set(many.values()) - {None}
+    assert None not in seeds(label_maps.rows(maps, deform_all=True)).values()
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ({"variants": 2, "deformation_mm": 0}, "would be copies of one image"),
+        ({"variants": 0}, "variants must be at least 1"),
+        ({"deformation_mm": 30}, "from 0 to half of the scale"),
+    ],
+)
+def test_variants_that_are_none_are_refused(settings, words, maps):
+    with pytest.raises(ValueError, match=words):
+        label_maps.rows(maps, **settings)

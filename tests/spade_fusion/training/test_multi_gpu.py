@@ -1,0 +1,96 @@
+"""Two processes share one SPADE training: no hang, one set of files, weights without a trace of it.
+
+On the CPU, by gloo; what differs on GPUs is the device, nccl and batch norm over all processes.
+"""
+
+import re
+import sys
+
+import pytest
+import tiny
+import tiny_spade
+import torch
+
+from spade_fusion_bundle.scripts.data.planes import PLANES
+from spade_fusion_bundle.scripts.model.networks import SpadeFusion, SpadeGenerator
+from spade_fusion_bundle.scripts.model.weights import load_weights, read_recipe
+
+PATIENCE_S = 300
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+CONFIGS = "['configs/train.json','configs/multi_gpu.json']"
+
+
+def torchrun(arguments):
+    """Run a `python -m monai.bundle ...` command in two processes; exit status, and what it says."""
+    process = tiny.start([*TORCHRUN, *arguments[1:]], tiny_spade.BUNDLE, OMP_NUM_THREADS="1")
+    try:
+        output, _ = process.communicate(timeout=PATIENCE_S)
+    finally:
+        process.kill()
+    return process.returncode, output
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """All stages by two processes."""
+    folder = tmp_path_factory.mktemp("multi_gpu")
+    tiny_spade.write_dataset(folder / "dataset", ("train", "train", "fusion", "fusion", "validation", "validation"))
+    settings = tiny.places(folder / "dataset", folder) | tiny_spade.SETTINGS
+    status, output = torchrun(tiny.command("training", CONFIGS, **settings))
+    assert status == 0, output
+    (folder / "log.txt").write_text(output)
+    return folder
+
+
+def test_training_leaves_one_set_of_files(folder):
+    files = sorted(str(path.relative_to(folder / "models")) for path in (folder / "models").rglob("*") if path.is_file())
+    planes = [f"spade_{plane}.pt" for plane in PLANES]
+    assert files == ["model.pt", "resume/fusion.pt", *(f"resume/{name}" for name in planes), *planes]
+    assert len(list((folder / "cache" / "planes").iterdir())) == 4
+    assert {path.name for path in (folder / "output" / "tensorboard").iterdir()} == {
+        "fusion",
+        *(f"spade_{plane}" for plane in PLANES),
+    }
+
+
+def test_each_rank_takes_its_half_of_the_scans(folder):
+    """Two scans are a batch for one process, and half a batch for each of two."""
+    for stage in ("spade_axial", "fusion"):
+        state = torch.load(folder / "models" / "resume" / f"{stage}.pt", weights_only=True)
+        assert (state["epoch"], state["epoch_length"]) == (1, 1), stage
+        assert state["optimizer"]["state"][0]["step"] == 1
+    assert re.search(r"synthesising for the fusion: 100%.* 1/1", (folder / "log.txt").read_text())
+
+
+def test_the_weights_load_without_ddp(folder):
+    path = folder / "models" / "model.pt"
+    assert not any(key.startswith("module.") for key in torch.load(path, weights_only=True))
+    load_weights(SpadeFusion(**read_recipe(path)["network"]), path)
+    for plane in PLANES:
+        path = folder / "models" / f"spade_{plane}.pt"
+        assert not any(key.startswith("module.") for key in torch.load(path, weights_only=True))
+        load_weights(SpadeGenerator(12, ngf=2, hidden=4), path)
+
+
+def test_one_process_goes_on_where_two_stopped(folder, spade_bundle):
+    settings = {"run_id": "training_spade", "plane": "coronal", "spade_epochs": 2}
+    models = tiny_spade.train(folder / "dataset", folder, **settings)
+    assert torch.load(models / "resume" / "spade_coronal.pt", weights_only=True)["epoch"] == 2
+
+
+@pytest.mark.slow
+def test_fewer_scans_than_processes_are_refused(tmp_path):
+    tiny_spade.write_dataset(tmp_path / "dataset", ("train", "train", "fusion", "fusion", "validation"))
+    settings = tiny.places(tmp_path / "dataset", tmp_path) | tiny_spade.SETTINGS
+    status, output = torchrun(tiny.command("training", CONFIGS, **settings))
+    assert status != 0
+    assert "1 scans in the split validation, at least 2 needed" in output
+
+
+@pytest.mark.slow
+def test_several_processes_without_their_config_are_refused(tmp_path):
+    tiny_spade.write_dataset(tmp_path / "dataset")
+    settings = tiny.places(tmp_path / "dataset", tmp_path) | tiny_spade.SETTINGS
+    status, output = torchrun(tiny.command("training", "configs/train.json", **settings))
+    assert status != 0
+    assert "2 processes, but one config: add configs/multi_gpu.json to --config_file" in output

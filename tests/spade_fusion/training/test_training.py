@@ -1,0 +1,577 @@
+"""Training leaves what synthesis needs, goes on where it stopped, keeps folds apart, and refuses what cannot work."""
+
+import json
+import re
+import shutil
+from contextlib import redirect_stdout
+from types import SimpleNamespace
+
+import nibabel as nib
+import numpy as np
+import pytest
+import tiny_spade
+import torch
+from conftest import ROOT, forgotten_scripts
+from ignite.engine import Engine
+from monai.bundle import ConfigParser
+from monai.transforms import Compose
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from spade_fusion_bundle.scripts.data.labels import LabelTable
+from spade_fusion_bundle.scripts.data.planes import PLANES, to_slices
+from spade_fusion_bundle.scripts.data.scans_and_maps import read_dataset
+from spade_fusion_bundle.scripts.model.networks import SpadeDiscriminator, SpadeFusion, SpadeGenerator, without_spectral_norm
+from spade_fusion_bundle.scripts.model.weights import generator_file, load_generators, load_weights, read_recipe
+from spade_fusion_bundle.scripts.training.fusion_data import FusionDataset, with_contrast_of
+from spade_fusion_bundle.scripts.training.spade_stage import ReestimateBatchNorm, collate_slices, linear_decay
+from spade_fusion_bundle.scripts.training.steps import spade_step
+
+RESUME_FILES = {"fusion.pt", *(f"spade_{plane}.pt" for plane in PLANES)}
+
+
+def load(path):
+    return torch.load(path, weights_only=True)
+
+
+def assert_equal(found, wanted, where=""):
+    """Of nested states, every number."""
+    if isinstance(wanted, dict):
+        assert found.keys() == wanted.keys(), where
+        for key in wanted:
+            assert_equal(found[key], wanted[key], f"{where}/{key}")
+    elif isinstance(wanted, torch.Tensor):
+        assert torch.equal(found, wanted), where
+    else:
+        assert found == wanted, where
+
+
+def chain(error):
+    """The messages of an error and of those that it came from: MONAI wraps what an expression of a config raises."""
+    here, messages = error.value, []
+    while here is not None:
+        messages.append(str(here))
+        here = here.__cause__ or here.__context__
+    return "\n".join(messages)
+
+
+def parsed(dataset_dir, **settings):
+    """The training config with tiny settings, to take parts from; in the bundle's folder."""
+    parser = ConfigParser(ConfigParser.load_config_file("configs/train.json"))
+    parser.update(tiny_spade.SETTINGS | {"dataset_dir": str(dataset_dir)} | settings)
+    return parser
+
+
+@pytest.fixture(scope="module")
+def dataset_dir(tmp_path_factory):
+    return tiny_spade.write_dataset(tmp_path_factory.mktemp("dataset"))
+
+
+@pytest.fixture(scope="module")
+def trained(dataset_dir, tmp_path_factory):
+    """All stages in one go."""
+    folder = tmp_path_factory.mktemp("trained")
+    root = ROOT / "spade_fusion_bundle"
+    with pytest.MonkeyPatch.context() as patch, forgotten_scripts():
+        patch.chdir(root)
+        patch.syspath_prepend(root)
+        with open(folder / "log.txt", "w") as log, redirect_stdout(log):
+            tiny_spade.train(dataset_dir, folder, spade_visits=2, panel_interval=1)
+    return folder
+
+
+@pytest.fixture
+def copied(trained, tmp_path):
+    """Its generators, without resume files and without the fusion."""
+    (tmp_path / "models").mkdir()
+    for plane in PLANES:
+        shutil.copy(trained / "models" / f"spade_{plane}.pt", tmp_path / "models")
+    return tmp_path
+
+
+def test_training_leaves_the_weights_of_each_stage_and_what_it_resumes_from(trained):
+    models = trained / "models"
+    assert {path.name for path in models.glob("*.pt")} == {"model.pt", *(f"spade_{plane}.pt" for plane in PLANES)}
+    assert {path.name for path in (models / "resume").iterdir()} == RESUME_FILES
+    assert len(list((trained / "cache" / "planes").iterdir())) == 3  # two for the fusion, one to validate
+    assert not list(trained.rglob("*.tmp")) and not list(trained.rglob("*.partial"))
+
+
+def test_the_weights_fit_exactly_a_network_of_their_recipe(trained):
+    path = trained / "models" / "model.pt"
+    recipe = read_recipe(path)
+    network = load_weights(SpadeFusion(**recipe["network"]), path)
+    table = LabelTable.from_dict(recipe["labels"], str(path))
+    assert (table.name, table.num_classes, recipe["spacing_mm"]) == ("demo", 12, tiny_spade.SPACING_MM)
+    for plane in PLANES:
+        generator = SpadeGenerator(12, ngf=2, hidden=4)
+        load_weights(generator, trained / "models" / f"spade_{plane}.pt")
+        assert generator.recipe["plane"] == plane
+        for key, value in without_spectral_norm(generator).items():
+            assert torch.equal(network.generators[plane].state_dict()[key], value), f"{plane}: {key}"
+    assert recipe["generators_sha256"].keys() == set(PLANES)
+
+
+def test_one_warning_says_that_there_is_no_vgg_loss(trained):
+    assert (trained / "log.txt").read_text().count("train without the VGG loss") == 1
+
+
+def logged(folder, stage):
+    """The last value of each scalar, and the names of images."""
+    scalars, images = {}, set()
+    for path in (folder / "output" / "tensorboard" / stage).iterdir():
+        events = EventAccumulator(str(path)).Reload()
+        images |= set(events.Tags()["images"])
+        scalars |= {tag: events.Scalars(tag)[-1].value for tag in events.Tags()["scalars"]}
+    return scalars, images
+
+
+def test_tensorboard_shows_losses_scores_and_the_three_planes(trained):
+    for stage, losses in (("fusion", {"loss"}), *((f"spade_{plane}", {"features", "discriminator"}) for plane in PLANES)):
+        scalars, images = logged(trained, stage)
+        assert any("scan" in tag for tag in images), stage
+        assert losses | {"val_psnr", "val_ssim"} <= scalars.keys(), stage
+        assert ("val_psnr_of_the_mean" in scalars) == (stage == "fusion")
+
+
+def test_the_scores_of_validation_are_those_of_the_weights_that_were_kept(trained, spade_bundle, dataset_dir):
+    """Of each plane cut along its own axis, and of the whole path from labels to the fused volume."""
+    pair = parsed(dataset_dir).get_parsed_content("preprocessing")(
+        read_dataset(dataset_dir, LabelTable.from_file("configs/labels.json", "demo"))["validation"][0]
+    )
+    labels, image = pair["label"][None], pair["image"][None]
+    path = trained / "models" / "model.pt"
+    network = load_weights(SpadeFusion(**read_recipe(path)["network"]), path).eval()
+    with torch.no_grad():
+        made = dict(zip((f"spade_{plane}" for plane in PLANES), network.slice_volumes(labels).split(1, dim=1)))
+        made["fusion"] = network(labels)
+    for stage, volume in made.items():
+        psnr = -10 * ((volume - image) ** 2).mean().log10()
+        assert logged(trained, stage)[0]["val_psnr"] == pytest.approx(psnr.item(), abs=0.01), stage
+
+
+@pytest.mark.parametrize("plane", PLANES)
+def test_each_plane_is_trained_on_slices_of_its_own(spade_bundle, dataset_dir, tmp_path, plane):
+    """Told by the sums of their classes, which padding in a batch does not change."""
+    parser = parsed(dataset_dir, models_dir=str(tmp_path), output_dir=str(tmp_path), cache_dir=str(tmp_path))
+    stage = parser.get_parsed_content("spade_stage")
+    volumes = [item["label"][None].long() for item in stage.volumes]
+    sums = {name: {int(piece.sum()) for labels in volumes for piece in to_slices(labels, name)} for name in PLANES}
+    drawn = [
+        int(piece.sum()) for _ in range(3) for batch in stage.trainer(plane).data_loader for piece in batch["label"].long()
+    ]
+    assert len(drawn) == 3 * 4 and set(drawn) <= sums[plane]
+    assert not any(set(drawn) <= sums[other] for other in PLANES if other != plane)
+
+
+def test_the_generators_of_a_run_have_measured_batch_statistics(trained):
+    """Two batches, as the setting says; in training each step counts twice."""
+    state = load(trained / "models" / "spade_axial.pt")
+    tracked = {int(value) for key, value in state.items() if key.endswith("num_batches_tracked")}
+    assert tracked == {tiny_spade.SETTINGS["batch_norm_batches"]}
+
+
+def test_a_fresh_generator_learns_to_match_features():
+    """Twenty steps on the slices of one head."""
+    torch.manual_seed(0)
+    labels = torch.from_numpy(tiny_spade.label_map(mark=1)).long()
+    labels = torch.tensor([0, 1, 2, 2, 3, 3, 4, 4, 5, 6, 6, 7, 7, 8, 8, 9, 10, 11])[labels]  # the table "demo"
+    labels = torch.nn.functional.pad(labels[4:36, :, 4:68], (0, 0, 4, 4))[:, :, 24:40].movedim(2, 0)[:, None]  # (16, 1, 32, 64)
+    image = torch.linspace(0, 1, 12)[torch.randperm(12)][labels]
+    generator, discriminator = SpadeGenerator(12, ngf=4, hidden=8), SpadeDiscriminator(12, ndf=8)
+    state = SimpleNamespace(
+        device=torch.device("cpu"),
+        g_network=generator,
+        d_network=discriminator,
+        g_optimizer=torch.optim.Adam(generator.parameters(), lr=5e-4, betas=(0.0, 0.9)),
+        d_optimizer=torch.optim.SGD(discriminator.parameters(), lr=0.0),  # one that learnt would find more to tell them by
+    )
+    before = {name: parameter.clone() for name, parameter in generator.named_parameters()}
+    losses = []
+    for step in range(20):
+        rows = torch.arange(4 * step, 4 * step + 4) % 16
+        batch = {"image": image[rows], "label": labels[rows]}
+        (found,) = spade_step(SimpleNamespace(state=state), batch, 10.0, 10.0, 0.0, vgg_loss=None, amp=False)
+        assert all(np.isfinite(value) for value in found.values())
+        losses.append(found["features"])
+    assert np.mean(losses[-4:]) < 0.8 * np.mean(losses[:4])
+    assert all(not torch.equal(parameter, before[name]) for name, parameter in generator.named_parameters()), "a part rests"
+
+
+def test_the_batch_statistics_are_those_of_a_pass_over_slices():
+    """Whatever was there before: the mean over batches of what each layer sees, with the weights as they are."""
+    torch.manual_seed(0)
+    generator = SpadeGenerator(3, ngf=2, hidden=4)
+    batches = [{"label": torch.randint(0, 3, (4, 1, 32, 64), dtype=torch.uint8)} for _ in range(3)]
+    with torch.no_grad():
+        for parameter in generator.parameters():
+            parameter.add_(0.2 * torch.randn(parameter.shape))
+        for batch in batches * 10:
+            generator.train()(batch["label"])  # so that spectral norm has settled, and statistics are of long ago
+        generator.stem.bias.add_(1.0)
+    layer = generator.blocks[0].norm1.base_norm
+    stale = layer.running_mean.clone()
+    weights = {name: parameter.clone() for name, parameter in generator.named_parameters()}
+
+    seen = []
+    hook = layer.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    engine = Engine(lambda engine, batch: None)
+    ReestimateBatchNorm(generator, batches, 3, torch.device("cpu")).attach(engine)
+    engine.run([0])
+    hook.remove()
+
+    assert len(seen) == 3 and not generator.training
+    torch.testing.assert_close(layer.running_mean, torch.stack([x.mean((0, 2, 3)) for x in seen]).mean(0), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(layer.running_var, torch.stack([x.var((0, 2, 3)) for x in seen]).mean(0), atol=1e-5, rtol=1e-4)
+    assert (layer.running_mean - stale).abs().min() > 0.5
+    assert layer.momentum == 0.1
+    assert all(torch.equal(parameter, weights[name]) for name, parameter in generator.named_parameters())
+
+
+def test_statistics_may_take_more_batches_than_an_epoch_has():
+    generator = SpadeGenerator(3, ngf=2, hidden=4)
+    batches = [{"label": torch.zeros(2, 1, 32, 64, dtype=torch.uint8)}]
+    ReestimateBatchNorm(generator, batches, 5, torch.device("cpu"))(None)
+    assert generator.blocks[0].norm1.base_norm.num_batches_tracked == 5
+
+
+def test_training_sees_every_head_upright_in_its_place_whatever_the_files_order(spade_bundle, dataset_dir):
+    """LIA, LAS and RAS files of one shape: deep grey matter is larger on the right, and lies to the front and top."""
+    parser = parsed(dataset_dir)
+    preprocessing = parser.get_parsed_content("preprocessing")
+    table = parser.get_parsed_content("table")
+    items = read_dataset(dataset_dir, table)["training"]
+    assert {"".join(nib.aff2axcodes(nib.load(item["image"]).affine)) for item in items} == {"LIA", "LAS", "RAS"}
+    for item in items:
+        pair = preprocessing(item)
+        image, classes = pair["image"][0], pair["label"][0]
+        assert image.shape == classes.shape and all(side % 32 == 0 for side in classes.shape)
+        assert image.dtype == torch.float32 and classes.dtype == torch.uint8
+        assert 0 <= image.min() and image.max() == 1 and (image[classes == 0] == 0).all()
+
+        where = (classes > 0).nonzero().float()
+        centre = (where.amin(0) + where.amax(0)) / 2
+        deep_grey = (classes == table.names.index("deep grey matter")).nonzero() - centre
+        assert (deep_grey.mean(0) > 1).all(), "right, front, top"
+        assert (deep_grey[:, 0] > 0).sum() > (deep_grey[:, 0] < 0).sum() > 0
+        white, fluid = (image[classes == table.names.index(name)] for name in ("cerebral white matter", "lateral ventricle"))
+        assert white.min() > 0.6 > 0.25 > fluid.max(), "the scan lies elsewhere than its map"
+
+
+@pytest.mark.parametrize(("outside", "lowest"), [(0, 0), (-1000, 0), (5000, 0), (0, -300)])
+def test_intensities_are_scaled_by_what_the_map_covers(spade_bundle, dataset_dir, tmp_path, outside, lowest):
+    """Padding of a scanner, a skull that the map leaves out, or a scan with negative values change nothing inside."""
+    parser = parsed(dataset_dir)
+    item = read_dataset(dataset_dir, parser.get_parsed_content("table"))["training"][0]
+    scan, label = (nib.load(item[key]) for key in ("image", "label"))
+    inside = np.asarray(label.dataobj) > 0
+    values = np.linspace(0, 800, inside.sum())
+    volume = np.full(inside.shape, outside, np.float32)
+    volume[inside] = values + lowest
+    nib.save(nib.Nifti1Image(volume, scan.affine), tmp_path / "scan.nii.gz")
+    pair = parser.get_parsed_content("preprocessing")(item | {"image": str(tmp_path / "scan.nii.gz")})
+    found = np.sort(pair["image"][pair["label"] > 0].numpy())
+    # Voxels around the head, 0 like the lowest, shift the percentile a little.
+    np.testing.assert_allclose(found, np.clip(values / np.percentile(values, 99.8), 0, 1), atol=0.005)
+    assert (pair["image"][pair["label"] == 0] == 0).all()
+
+
+def test_slices_of_different_sizes_make_a_batch_with_background_around():
+    small = {"image": torch.full((1, 32, 64), 0.5), "label": torch.full((1, 32, 64), 3, dtype=torch.uint8)}
+    large = {"image": torch.full((1, 64, 96), 0.7), "label": torch.full((1, 64, 96), 4, dtype=torch.uint8)}
+    batch = collate_slices([[small, small], [large]])
+    assert batch["image"].shape == batch["label"].shape == (3, 1, 64, 96)
+    assert batch["label"].dtype == torch.uint8
+    inside = batch["label"] > 0
+    assert inside.sum((1, 2, 3)).tolist() == [32 * 64, 32 * 64, 64 * 96]
+    assert torch.equal(batch["image"] > 0, inside)
+    assert type(batch["label"]) is type(batch["image"]) is torch.Tensor, "MetaTensors are slow, and so are their gradients"
+    batch = collate_slices([[large], [large]])
+    assert batch["image"].shape == (2, 1, 64, 96)
+
+
+def test_the_learning_rate_falls_linearly_over_the_last_epochs():
+    assert [linear_decay(200, 100)(epoch) for epoch in (0, 100, 150, 199, 200)] == [1, 1, 0.5, 0.01, 0]
+    assert [linear_decay(4, 0)(epoch) for epoch in (0, 3)] == [1, 1]
+    # a short run with the default of a long one: it began at a tenth of the rate
+    assert linear_decay(10, 100)(0) == 1 and linear_decay(10, 100)(5) == 0.5
+
+
+def test_a_plane_trained_in_two_goes_equals_one_trained_in_one(spade_bundle, dataset_dir, tmp_path):
+    """Slices, mirroring and empty slices are drawn anew in each epoch; the learning rate is that of the longer run.
+
+    Validation measures batch statistics, so both must validate in the same epochs.
+    """
+    settings = {"run_id": "training_spade", "plane": "coronal", "val_interval": 1, "spade_decay_epochs": 1}
+    settings |= {"mirror_probability": 0.5, "empty_fraction": 0.3}
+    one = tiny_spade.train(dataset_dir, tmp_path / "one", spade_epochs=3, **settings)
+    two = tiny_spade.train(dataset_dir, tmp_path / "two", spade_epochs=1, **settings)
+    first = load(two / "resume" / "spade_coronal.pt")
+    tiny_spade.train(dataset_dir, tmp_path / "two", spade_epochs=3, **settings)
+    for name in ("resume/spade_coronal.pt", "spade_coronal.pt"):
+        assert_equal(load(two / name), load(one / name))
+    last = load(two / "resume" / "spade_coronal.pt")
+    assert (first["epoch"], last["epoch"]) == (1, 3)
+    for part in ("generator", "discriminator"):
+        assert any(not torch.equal(last[part][key], value) for key, value in first[part].items()), f"{part} did not train"
+
+
+def test_a_fusion_trained_in_two_goes_equals_one_trained_in_one(spade_bundle, dataset_dir, copied, tmp_path_factory):
+    one, two = tmp_path_factory.mktemp("one"), copied
+    shutil.copytree(copied / "models", one / "models")
+    settings = {"run_id": "training_fusion", "fusion_visits": 2}
+    tiny_spade.train(dataset_dir, one, fusion_epochs=3, **settings)
+    tiny_spade.train(dataset_dir, two, fusion_epochs=1, **settings)
+    tiny_spade.train(dataset_dir, two, fusion_epochs=3, **settings)
+    for name in ("resume/fusion.pt", "model.pt"):
+        assert_equal(load(two / "models" / name), load(one / "models" / name))
+
+    # A run that is complete changes nothing.
+    before = {path: path.stat().st_mtime_ns for path in two.rglob("*.pt")}
+    tiny_spade.train(dataset_dir, two, fusion_epochs=3, **settings)
+    assert {path: path.stat().st_mtime_ns for path in two.rglob("*.pt")} == before
+
+    # The fusion belongs to its generators: with others it is refused.
+    state = load(two / "models" / "spade_axial.pt")
+    state["stem.bias"] += 0.1
+    torch.save(state, two / "models" / "spade_axial.pt")
+    with pytest.raises(Exception) as error:
+        tiny_spade.train(dataset_dir, two, fusion_epochs=4, **settings)
+    assert "fusion.pt was made by a run with other settings (generators_sha256: " in chain(error)
+
+
+def test_a_missing_plane_is_named_with_the_command_that_makes_it(spade_bundle, dataset_dir, copied):
+    (copied / "models" / "spade_coronal.pt").unlink()
+    with pytest.raises(Exception) as error:
+        tiny_spade.train(dataset_dir, copied, "training_fusion")
+    assert "spade_coronal.pt: no such weights file" in chain(error)
+    assert "Make it with: python -m monai.bundle run training_spade --plane coronal --config_file" in chain(error)
+    assert not (copied / "models" / "model.pt").exists() and not (copied / "cache" / "planes").exists()
+
+
+def test_generators_of_another_spacing_are_refused(spade_bundle, dataset_dir, copied):
+    with pytest.raises(Exception) as error:
+        tiny_spade.train(dataset_dir, copied, "training_fusion", spacing_mm=5.0)
+    assert "spade_axial.pt: trained with other spacing_mm (4.0), now 5.0. Use those again, or train the plane" in chain(error)
+
+
+def test_generators_of_another_split_are_refused(spade_bundle, dataset_dir, copied):
+    """Or the fusion would learn from subjects that they have seen."""
+    shutil.copytree(dataset_dir, copied / "dataset")
+    table = copied / "dataset" / "participants.tsv"
+    swapped = {"train": "fusion", "fusion": "train"}
+    rows = re.sub(r"\t(train|fusion)$", lambda cell: "\t" + swapped[cell[1]], table.read_text(), flags=re.MULTILINE)
+    table.write_text(rows)
+    with pytest.raises(Exception) as error:
+        tiny_spade.train(copied / "dataset", copied, "training_fusion")
+    assert "spade_axial.pt: trained with other data (" in chain(error)
+
+
+def test_generators_of_another_label_table_are_refused(spade_bundle, dataset_dir, copied):
+    """Of as many classes, so that no shape would complain."""
+    tables = json.loads((ROOT / "spade_fusion_bundle" / "configs" / "labels.json").read_text())
+    rows = tables["demo"]
+    rows[2]["left"], rows[3]["left"] = rows[3]["left"], rows[2]["left"]
+    rows[2]["right"], rows[3]["right"] = rows[3]["right"], rows[2]["right"]
+    (copied / "labels.json").write_text(json.dumps({"swapped": rows}))
+    with pytest.raises(Exception) as error:
+        tiny_spade.train(dataset_dir, copied, "training_fusion", labels_file=str(copied / "labels.json"), label_table="swapped")
+    assert "spade_axial.pt: trained with other labels ({'name': 'demo'" in chain(error)
+
+
+def test_generators_of_another_width_are_refused(spade_bundle, dataset_dir, copied):
+    with pytest.raises(Exception) as error:
+        tiny_spade.train(dataset_dir, copied, "training_fusion", ngf=4)
+    assert "spade_axial.pt: weights of another architecture" in chain(error)
+
+
+def test_the_generator_of_another_plane_is_refused(trained, copied):
+    """A file that was copied under the wrong name after three machines trained."""
+    shutil.copy(trained / "models" / "spade_sagittal.pt", copied / "models" / "spade_axial.pt")
+    recipe = read_recipe(trained / "models" / "model.pt")
+    network = SpadeFusion(**recipe["network"])
+    with pytest.raises(ValueError, match=r"spade_axial.pt: trained with other plane \(sagittal\), now axial"):
+        load_generators(network, lambda: SpadeGenerator(12, ngf=2, hidden=4), copied / "models", recipe)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"spade_batch_size": 1, "slices_per_volume": 1}, "spade_batch_size 1: batch norm needs several slices"),
+        ({"spade_batch_size": 5}, "spade_batch_size 5 is no multiple of slices_per_volume 2"),
+        ({"run_id": "training_spade"}, "no plane is called None. Give --plane axial"),
+        ({"run_id": "training_spade", "plane": "axial", "fold": 1}, "--fold 1: there is none of that number. Set --folds K"),
+        ({"run_id": "training_spade", "plane": "axial", "fold": 2, "folds": 2}, "--fold 2: there is none of that number"),
+        ({"vgg_file": "missing.pth"}, "missing.pth: no such file"),
+        ({"label_table": "freesurfer"}, "are not in the label table 'freesurfer'"),
+    ],
+    ids=lambda value: None if isinstance(value, str) else "-".join(value),
+)
+def test_what_cannot_work_is_refused_before_anything_is_written(spade_bundle, dataset_dir, tmp_path, settings, message):
+    with pytest.raises(Exception) as error:
+        tiny_spade.train(dataset_dir, tmp_path, **settings)
+    assert message in chain(error)
+    assert not list(tmp_path.rglob("*.pt"))
+
+
+def test_one_slice_of_one_scan_is_refused_although_the_batch_should_have_been_larger(spade_bundle, tmp_path):
+    """Fewer scans than fit into a batch make it smaller; batch norm of a single slice failed deep inside."""
+    dataset_dir = tiny_spade.write_dataset(tmp_path / "dataset", ("train", "fusion", "validation"))
+    with pytest.raises(Exception) as error:
+        tiny_spade.train(dataset_dir, tmp_path, "training_spade", plane="coronal", spade_batch_size=4, slices_per_volume=1)
+    assert "1 scans for 1 processes with slices_per_volume 1 make batches of one slice" in chain(error)
+
+
+def test_too_few_scans_are_refused_with_how_to_get_more(spade_bundle, tmp_path):
+    dataset_dir = tiny_spade.write_dataset(tmp_path / "dataset", ("train", "validation"))
+    with pytest.raises(Exception) as error:
+        tiny_spade.train(dataset_dir, tmp_path)
+    assert "0 scans in the split fusion, at least 1 needed" in chain(error)
+    assert not (tmp_path / "models").exists()
+
+
+def classes_learnt(path):
+    """The classes that a generator was ever shown, by the second moments of Adam: a channel of zeros has no gradient."""
+    state = load(path)
+    names = [key for key in state["generator"] if not key.endswith(("running_mean", "running_var", "num_batches_tracked"))]
+    names = [key for key in names if not key.endswith(("_u", "_v", "_extra_state"))]
+    index = names.index("blocks.6.norm1.embed.weight")
+    moments = state["optimizer"]["state"][index]["exp_avg_sq"]  # (hidden, classes, 3, 3)
+    return set(moments.amax((0, 2, 3)).nonzero()[:, 0].tolist())
+
+
+def test_the_generator_of_a_fold_never_sees_its_participants(spade_bundle, dataset_dir, tmp_path):
+    """Each head holds one class that no other has; its channel gets a gradient only where that head was seen."""
+    settings = {"plane": "axial", "folds": 2, "spade_visits": 3, "slices_per_volume": 4, "hidden": 8}
+    for fold in (0, 1):
+        tiny_spade.train(dataset_dir, tmp_path, "training_spade", fold=fold, **settings)
+    table = LabelTable.from_file(ROOT / "spade_fusion_bundle" / "configs" / "labels.json", "demo")
+    data = read_dataset(dataset_dir, table, folds=2)
+    assert len(data["training"]) == 5 and not data["fusion"]
+    marks = dict(zip((f"sub-{n + 1:02d}" for n in range(6)), table.classes(np.array(tiny_spade.MARKS), "marks").tolist()))
+    for fold in (0, 1):
+        seen = classes_learnt(tmp_path / "models" / "resume" / f"spade_axial_fold{fold}.pt")
+        for item in data["training"]:
+            assert (marks[item["participant_id"]] in seen) == (item["fold"] != fold), (fold, item["participant_id"])
+        assert marks["sub-06"] not in seen, "the validation's"
+
+
+def test_the_fusion_learns_from_what_generators_of_other_folds_make(dataset_dir, tmp_path):
+    torch.manual_seed(0)
+    table = LabelTable.from_file(ROOT / "spade_fusion_bundle" / "configs" / "labels.json", "demo")
+    recipe = {"labels": table.to_dict(), "spacing_mm": 4.0}
+    generators, models = {}, tmp_path / "models"
+    models.mkdir()
+    for fold in (None, 0, 1):
+        for plane in PLANES:
+            generator = SpadeGenerator(12, ngf=2, hidden=4)
+            torch.nn.init.constant_(generator.to_image.bias, 0.3 * len(generators) - 1)  # another grey for each
+            generator.recipe = recipe | {"plane": plane}
+            generators[plane, fold] = generator.eval()
+            torch.save(generator.state_dict(), generator_file(models, plane, fold))
+    labels = torch.zeros(1, 32, 64, 32, dtype=torch.uint8)
+    labels[:, 4:20, 8:40, 6:30] = 3
+    pair = {"image": torch.rand(1, 32, 64, 32), "label": labels}
+    item = {key: read_dataset(dataset_dir, table)["training"][0][key] for key in ("image", "label")}
+    dataset = FusionDataset(
+        [item | {"fold": 0}, item | {"fold": 1}, item],
+        preprocessing=Compose([lambda item: pair]),
+        network=lambda: SpadeFusion(12, ngf=2, hidden=4, fusion_channels=4, fusion_layers=2),
+        generator=lambda: SpadeGenerator(12, ngf=2, hidden=4),
+        models_dir=models,
+        recipe=recipe,
+        cache_dir=tmp_path / "cache",
+    )
+    dataset.synthesise()
+    for number, fold in enumerate((0, 1, None)):
+        found = dataset[number]
+        with torch.no_grad():
+            axial = generators["axial", fold](labels.movedim(3, 0)).movedim(0, 3) / 2 + 0.5  # (1, X, Y, Z)
+        torch.testing.assert_close(found["volumes"][:1], axial * (labels > 0), atol=2e-3, rtol=0)
+        torch.testing.assert_close(found["image"], pair["image"], atol=1e-3, rtol=0)
+        assert torch.equal(found["label"], (labels > 0).float())
+    assert (dataset[0]["volumes"] - dataset[1]["volumes"]).abs().max() > 0.1
+
+    # Nothing is made twice.
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()}
+    dataset.synthesise()
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()} == before
+
+    (models / "spade_coronal_fold1.pt").unlink()
+    with pytest.raises(FileNotFoundError, match="spade_coronal_fold1.pt.*training_spade --plane coronal --fold 1 --folds K"):
+        dataset.synthesise()
+
+
+def test_a_scan_is_given_the_contrast_of_the_synthetic_volumes_and_keeps_its_structure():
+    """By hand: class 1 is 0.2 too dark, class 2 is right on average, background stays."""
+    classes = torch.tensor([[[[0, 0, 1, 1, 2, 2]]]], dtype=torch.uint8)[0]
+    image = torch.tensor([[[0.0, 0.3, 0.1, 0.3, 0.5, 0.9]]])
+    reference = torch.tensor([[[0.0, 0.0, 0.4, 0.4, 0.7, 0.7]]])
+    found = with_contrast_of(reference, image, classes)
+    torch.testing.assert_close(found, torch.tensor([[[0.0, 0.3, 0.3, 0.5, 0.5, 0.9]]]))
+    assert found.shape == image.shape and found.dtype == image.dtype
+
+
+@pytest.mark.parametrize("match_contrast", [False, True])
+def test_the_fusion_is_shown_the_contrast_that_it_is_told_to(tmp_path, match_contrast):
+    labels = torch.zeros(1, 32, 64, 32, dtype=torch.uint8)
+    labels[:, 4:20, 8:40, 6:30] = 3
+    image = 0.5 + 0.2 * torch.rand(1, 32, 64, 32)
+    torch.manual_seed(0)
+    models, recipe = tmp_path / "models", {"labels": {}, "spacing_mm": 4.0}
+    models.mkdir()
+    for plane in PLANES:
+        generator = SpadeGenerator(12, ngf=2, hidden=4)
+        generator.recipe = recipe | {"plane": plane}
+        torch.save(generator.state_dict(), generator_file(models, plane))
+    for key in ("image", "label"):
+        (tmp_path / key).touch()
+    dataset = FusionDataset(
+        [{key: str(tmp_path / key) for key in ("image", "label")}],
+        preprocessing=Compose([lambda item: {"image": image, "label": labels}]),
+        network=lambda: SpadeFusion(12, ngf=2, hidden=4, fusion_channels=4, fusion_layers=2),
+        generator=lambda: SpadeGenerator(12, ngf=2, hidden=4),
+        models_dir=models,
+        recipe=recipe,
+        cache_dir=tmp_path / "cache",
+        match_contrast=match_contrast,
+    )
+    dataset.synthesise()
+    item, inside = dataset[0], labels == 3
+    contrast = item["volumes"].mean(0, keepdim=True)[inside].mean()
+    assert (abs(item["image"][inside].mean() - contrast) < 1e-3) == match_contrast
+    torch.testing.assert_close(item["image"][~inside], image[~inside], atol=1e-3, rtol=0)
+
+
+def test_each_rank_makes_its_share_whatever_others_have_made_meanwhile(tmp_path):
+    """A rank that was early had written before another looked, and some volumes were nobody's."""
+    items = [{"image": f"{n}", "label": f"{n}"} for n in range(5)]
+    made = []
+
+    class Recorder(FusionDataset):
+        def file(self, item):
+            return tmp_path / f"{item['image']}.npy"
+
+    recipe = {"labels": {}, "spacing_mm": 1.0}
+    for plane in PLANES:
+        generator = SpadeGenerator(2, ngf=1, hidden=1)
+        generator.recipe = recipe | {"plane": plane}
+        torch.save(generator.state_dict(), tmp_path / f"spade_{plane}.pt")
+
+    def preprocessing(item):
+        made.append(item["image"])
+        return {"image": torch.zeros(1, 32, 32, 32), "label": torch.zeros(1, 32, 32, 32, dtype=torch.uint8)}
+
+    network = {"num_labels": 2, "ngf": 1, "hidden": 1, "fusion_channels": 1}
+    dataset = Recorder(
+        items,
+        preprocessing,
+        network=lambda: SpadeFusion(**network),
+        generator=lambda: SpadeGenerator(2, ngf=1, hidden=1),
+        models_dir=tmp_path,
+        recipe=recipe,
+        cache_dir=tmp_path,
+    )
+    dataset.synthesise(rank=0, world_size=2)
+    assert made == ["0", "2", "4"]
+    dataset.synthesise(rank=1, world_size=2)
+    assert made == ["0", "2", "4", "1", "3"]

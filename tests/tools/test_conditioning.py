@@ -1,0 +1,170 @@
+"""conditioning.py: requested against measured, each quantity in its unit, the trivial answer beside it."""
+
+import json
+import shutil
+
+import conditioning
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+from cohorts.agreement import agreement, partial_correlation
+
+
+@pytest.fixture
+def generated(tmp_path):
+    """12 volumes with requested ventricles and ages."""
+    rng = np.random.default_rng(0)
+    names = [f"sub-{i:02d}" for i in range(12)]
+    table = pd.DataFrame({"participant_id": names, "age": rng.uniform(45, 80, 12), "ventricles_ml": rng.uniform(10, 120, 12)})
+    for name in names:
+        path = tmp_path / "generated" / name / "anat" / f"{name}_T1w.nii.gz"
+        path.parent.mkdir(parents=True)
+        nib.save(nib.Nifti1Image(np.ones((4, 5, 6), np.uint8), np.eye(4)), path)
+    table.to_csv(tmp_path / "generated" / "participants.tsv", sep="\t", index=False)
+    return table
+
+
+def run(tmp_path, *tables, further=()):
+    arguments = [tmp_path / "generated", "--measured", *tables, "--output", tmp_path / "out", *further]
+    conditioning.main([str(argument) for argument in arguments])
+    readings = json.loads((tmp_path / "out" / "conditioning.json").read_text())["readings"]
+    return {(reading["quantity"], reading["tool"]): reading for reading in readings}
+
+
+def section(tmp_path):
+    return json.loads((tmp_path / "out" / "conditioning.section.json").read_text())
+
+
+def save(table, path):
+    table.to_csv(path, sep="\t", index=False, na_rep="n/a")
+    return path
+
+
+def test_volumes_and_ages_of_two_tables_are_compared_in_their_units(generated, tmp_path):
+    volumes = save(
+        generated.assign(ventricles_ml=0.5 * generated["ventricles_ml"] + 20).drop(columns="age"), tmp_path / "v.tsv"
+    )
+    ages = save(generated[["participant_id"]].assign(age=generated["age"] - 4), tmp_path / "a.tsv")
+    found = run(tmp_path, volumes, ages)
+    assert list(found) == [("ventricles_ml", "v.tsv"), ("age", "a.tsv")]
+    ventricles, age = found.values()
+    assert ventricles["unit"] == "mL" and ventricles["generated"]["slope"] == pytest.approx(0.5)
+    assert age["unit"] == "years" and age["generated"]["bias"] == pytest.approx(-4)
+    assert age["generated"]["mae"] == pytest.approx(4)
+    requested = generated["ventricles_ml"]
+    assert ventricles["generated"]["mae_of_the_mean"] == pytest.approx((requested - requested.mean()).abs().mean())
+    cells = [row[0] for row in section(tmp_path)["tables"][0]["rows"]]
+    assert cells[0] == "lateral ventricles by v.tsv" and cells[2] == "age by a.tsv"
+    assert cells[1] == cells[3] == "— always answering the mean"
+    assert (tmp_path / "out" / "figure3.png").stat().st_size > 10_000
+
+
+def test_what_two_tools_measured_is_shown_of_both_each_beside_the_same_tool_on_scans(generated, tmp_path):
+    """The second table's column was dropped: a model was judged by the worse tool, whose slope on scans nobody saw."""
+    cohorts = {"generated": tmp_path / "generated"}
+    for name in ("real", "through"):
+        cohorts[name] = shutil.copytree(tmp_path / "generated", tmp_path / name)
+    participants = generated.assign(split=["train"] * 2 + ["test"] * 10)
+    save(participants, cohorts["real"] / "participants.tsv")
+    tables = {}
+    for kind, slopes in {"generated": (0.1, 0.3), "real": (0.2, 0.7), "through": (0.1, 0.5)}.items():
+        for tool, slope in zip("ab", slopes, strict=True):
+            measured = generated.assign(ventricles_ml=slope * generated["ventricles_ml"], tool=f"tool {tool}")
+            tables[kind, tool] = save(measured.drop(columns="age"), tmp_path / f"{kind}_{tool}.tsv")
+    further = []
+    for kind, option in {"real": "--real", "through": "--reconstructed"}.items():
+        further += [option, cohorts[kind], f"{option}_measured", tables[kind, "a"], tables[kind, "b"]]
+    found = run(tmp_path, tables["generated", "a"], tables["generated", "b"], further=further)
+    slopes = {
+        tool: [reading[kind]["slope"] for kind in ("generated", "scans", "scans through the autoencoder")]
+        for (_, tool), reading in found.items()
+    }
+    assert slopes["tool a"] == pytest.approx([0.1, 0.2, 0.1]) and slopes["tool b"] == pytest.approx([0.3, 0.7, 0.5])
+    assert found["ventricles_ml", "tool a"]["scans"]["n"] == 10  # without the training split
+    rows = section(tmp_path)["tables"][0]["rows"]
+    assert [row[4].split()[0] for row in rows] == ["0.10", "0", "0.20", "0.10", "0.30", "0", "0.70", "0.50"]
+    assert rows[7][0] == "— the tool on scans through the autoencoder"
+    assert "10 scans and 12 scans through the autoencoder" in section(tmp_path)["text"]
+
+
+def test_what_follows_from_another_request_has_no_partial_correlation(generated, tmp_path):
+    """Requests go together: a tool that reads ventricles alone had a good r of age."""
+    generated["age"] = 50 + generated["ventricles_ml"] / 4 + np.random.default_rng(1).normal(0, 2, 12)
+    save(generated, tmp_path / "generated" / "participants.tsv")
+    noise = np.random.default_rng(5).normal(0, 1, 12)
+    by_ventricles = save(generated.assign(age=50 + generated["ventricles_ml"] / 4 + noise), tmp_path / "v.tsv")
+    age = run(tmp_path, by_ventricles)["age", "v.tsv"]["generated"]
+    assert age["r"] > 0.9 and age["held"] == 1
+    assert age["partial_r_low"] < 0 < age["partial_r_high"]
+
+
+def test_volumes_whose_other_requests_are_unknown_are_left_out_of_the_partial_correlation(generated, tmp_path):
+    """A missing sex counted as female."""
+    generated["sex"] = ["F", "M", "M"] * 4
+    generated.loc[3, "sex"] = np.nan
+    save(generated, tmp_path / "generated" / "participants.tsv")
+    measured = generated.assign(age=generated["age"] + np.arange(12) % 5)
+    found = run(tmp_path, save(measured[["participant_id", "age"]], tmp_path / "v.tsv"))["age", "v.tsv"]["generated"]
+    rest = generated.drop(index=3)
+    others = np.column_stack([rest["ventricles_ml"], rest["sex"] == "M"])
+    expected = partial_correlation(rest["age"], measured["age"].drop(index=3), others)
+    assert found["n"] == 12 and found["held"] == 2
+    assert found["partial_r"] == pytest.approx(expected["partial_r"], abs=1e-9)
+
+
+def test_several_volumes_of_a_participant_are_named_as_no_independent_ones(generated, tmp_path):
+    table = save(generated, tmp_path / "v.tsv")
+    second = tmp_path / "generated" / "sub-00" / "ses-2" / "anat" / "sub-00_ses-2_T1w.nii.gz"
+    second.parent.mkdir(parents=True)
+    run(tmp_path, table)
+    assert "Participants with several volumes" not in section(tmp_path)["text"]
+    shutil.copy(tmp_path / "generated" / "sub-00" / "anat" / "sub-00_T1w.nii.gz", second)
+    run(tmp_path, table)
+    assert "Participants with several volumes (generated) make the intervals too narrow" in section(tmp_path)["text"]
+
+
+def test_a_folder_to_compare_with_needs_tables_of_the_same_tool(generated, tmp_path):
+    table = save(generated, tmp_path / "v.tsv")
+    with pytest.raises(SystemExit, match="scans: give both the folder and the tables"):
+        run(tmp_path, table, further=["--real", tmp_path / "generated"])
+    other = save(generated.assign(tool="another"), tmp_path / "w.tsv")
+    with pytest.raises(SystemExit, match="generated was measured by v.tsv, .* by another. Measure both with one tool"):
+        run(tmp_path, table, further=["--real", tmp_path / "generated", "--real_measured", other])
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_could_not_be_measured_is_counted(generated, tmp_path):
+    measured = generated.assign(ventricles_ml=generated["ventricles_ml"] + np.arange(12) % 3).drop(columns="age")
+    measured.loc[[2, 5], "ventricles_ml"] = np.nan
+    found = run(tmp_path, save(measured.drop(index=7), tmp_path / "v.tsv"))["ventricles_ml", "v.tsv"]["generated"]
+    kept = measured.drop(index=[2, 5, 7])
+    expected = agreement(generated["ventricles_ml"].loc[kept.index], kept["ventricles_ml"])
+    assert found["n"] == 9 and found["unmeasured"] == 3
+    assert found["r"] == pytest.approx(expected["r"], abs=1e-6)
+    assert "in no number below: 3 of lateral ventricles by v.tsv." in section(tmp_path)["text"]
+
+
+def test_a_constant_quantity_does_not_stop_the_others(generated, tmp_path):
+    """All requests of one age: the figure of the ventricles was not made either."""
+    measured = generated.assign(age=61.0, ventricles_ml=generated["ventricles_ml"] + np.arange(12) % 3)
+    found = run(tmp_path, save(measured, tmp_path / "v.tsv"))
+    assert list(found) == [("ventricles_ml", "v.tsv")]
+    without = json.loads((tmp_path / "out" / "conditioning.json").read_text())["without"]
+    assert without == {"age by v.tsv": "measured values are all 61: a correlation needs values that differ"}
+    assert "No numbers of age by v.tsv: measured values are all 61" in section(tmp_path)["text"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda table: table.head(3), "lateral ventricles by v.tsv: agreement needs at least 4 pairs"),
+        (lambda table: table.assign(ventricles_ml=30.0), "lateral ventricles by v.tsv: measured values are all 30"),
+        (lambda table: table.drop(columns="ventricles_ml").assign(other=1.0), "nothing to compare"),
+    ],
+)
+def test_degenerate_tables_are_refused_and_nothing_is_written(generated, tmp_path, change, message):
+    table = save(change(generated.drop(columns="age")), tmp_path / "v.tsv")
+    with pytest.raises(SystemExit, match=message):
+        run(tmp_path, table)
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,239 @@
+"""The demo cohort: volumes, sides, grid, reproducibility, and what happens to folders that already hold something."""
+
+import json
+import os
+
+import make_demo_data
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from simulation import subject as demo_subject
+from simulation.atlas import load_atlas
+from simulation.subject import Person, make_subject, measure_ml
+
+SPACING_MM = 4
+SETTINGS = {"version": make_demo_data.VERSION, "seed": 5, "spacing_mm": SPACING_MM, "covariates": "wide"}
+
+
+@pytest.fixture(scope="module")
+def atlas():
+    torch.set_num_threads(1)
+    return load_atlas(SPACING_MM)
+
+
+@pytest.fixture(scope="module")
+def head(atlas):
+    """One subject: T1w, labels."""
+    return make_subject(Person(65.0, "F", 1300.0, 0.74, 40.0), atlas, seed=3)
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cohort")
+    make_demo_data.make_cohort(folder, 3, SETTINGS)
+    return folder
+
+
+def image_paths(folder):
+    return sorted(path.relative_to(folder) for path in folder.rglob("sub-*.nii.gz"))
+
+
+def draws(covariates, count=2000):
+    people = [make_demo_data.draw_person(np.random.default_rng([1, k]), covariates) for k in range(count)]
+    return pd.DataFrame([vars(person) for person in people]).assign(male=lambda table: (table["sex"] == "M") * 1.0)
+
+
+def test_volumes_are_voxel_counts_times_voxel_volume_in_millilitres():
+    labels = np.zeros((5, 6, 7), np.uint8)
+    labels[0, :, 0] = 6  # 6 voxels of lateral ventricle
+    labels[1, :, 0] = 3  # 6 of cortex
+    labels[2, :, 0] = 8  # third ventricle: neither lateral nor brain
+    labels[3, :, 0] = 16  # skull: outside
+    volumes = measure_ml(labels, spacing_mm=2)
+    assert volumes == pytest.approx({"ventricles_ml": 0.048, "brain_ml": 0.048, "icv_ml": 0.144})
+
+
+@pytest.mark.parametrize(("ventricles_ml", "fraction"), [(9.0, 0.84), (60.0, 0.63), (140.0, 0.70)])
+def test_requested_volumes_are_realised_on_the_label_map(atlas, ventricles_ml, fraction):
+    _, labels = make_subject(Person(60.0, "M", 1450.0, fraction, ventricles_ml), atlas, seed=11)
+    volumes = measure_ml(labels, SPACING_MM)
+    assert volumes["ventricles_ml"] == pytest.approx(ventricles_ml, abs=0.1)
+    assert volumes["icv_ml"] == pytest.approx(1450, rel=0.01)
+    assert volumes["brain_ml"] / volumes["icv_ml"] == pytest.approx(fraction, abs=0.003)
+
+
+def test_larger_ventricles_show_in_the_image_as_a_larger_dark_centre(atlas):
+    dark = []
+    for ventricles_ml in (15.0, 45.0, 135.0):
+        image, _ = make_subject(Person(60.0, "M", 1450.0, 0.72, ventricles_ml), atlas, seed=11)
+        centre = image[14:26, 20:40, 16:26]  # round the lateral ventricles
+        dark.append((centre < 0.3).sum() * SPACING_MM**3 / 1000)
+    assert dark[0] + 10 < dark[1] < dark[2] - 40
+
+
+def test_contrast_is_that_of_t1w(head):
+    image, labels = head
+    groups = {"ventricle": (6, 7), "csf": (1,), "cortex": (2, 3), "white": (4, 5), "air": (0,)}
+    mean = {name: image[np.isin(labels, values)].mean() for name, values in groups.items()}
+    assert mean["air"] < mean["ventricle"] < mean["csf"] < mean["cortex"] < mean["white"] - 0.15
+    assert image.min() >= 0 and image.max() == 1
+
+
+def test_left_labels_lie_left_and_the_cerebellum_behind_and_below(head):
+    _, labels = head
+    affine = demo_subject.affine_of(SPACING_MM)
+    centre = {v: nib.affines.apply_affine(affine, np.argwhere(labels == v).mean(0)) for v in np.unique(labels)}
+    for left in (2, 4, 6, 9, 11, 13):
+        assert centre[left][0] < -5 and centre[left + 1][0] > 5, demo_subject.LABELS[left]
+    cerebrum, cerebellum, brain_stem = centre[2], centre[11], centre[15]
+    assert cerebellum[1] < cerebrum[1] - 20 and cerebellum[2] < cerebrum[2] - 20
+    assert abs(brain_stem[0]) < 6 and brain_stem[2] < centre[6][2] - 30
+
+
+def test_skull_and_scalp_enclose_the_brain(head):
+    _, labels = head
+    for axis in range(3):
+        first, second = np.moveaxis(labels, axis, 0)[:-1], np.moveaxis(labels, axis, 0)[1:]
+        for one, neighbour in ((first, second), (second, first)):
+            intracranial = (one > 0) & (one < 16)
+            assert not (intracranial & (neighbour == 0)).any()
+
+
+def test_images_fill_the_projects_box_in_mni_space(cohort):
+    for path in image_paths(cohort):
+        image = nib.load(cohort / path)
+        assert image.shape == (40, 56, 40)
+        assert nib.aff2axcodes(image.affine) == ("R", "A", "S")
+        assert image.affine[:3, 3] == pytest.approx([-77.019, -123.977, -59.054], abs=1e-3)
+        assert image.affine[:3, :3] == pytest.approx(SPACING_MM * np.eye(3))
+        assert image.header["sform_code"] == image.header["qform_code"] == 4
+        assert image.get_data_dtype() == np.uint8
+    assert demo_subject.affine_of(1)[:3, 3] == pytest.approx([-78.519, -125.477, -60.554])
+
+
+def test_table_holds_what_the_label_maps_hold(cohort):
+    table = pd.read_csv(cohort / "participants.tsv", sep="\t", index_col="participant_id")
+    assert list(table.index) == ["sub-0001", "sub-0002", "sub-0003"]
+    for name, row in table.iterrows():
+        labels = nib.load(cohort / f"derivatives/labels/{name}/anat/{name}_dseg.nii.gz")
+        voxel_ml = np.prod(labels.header.get_zooms()) / 1000
+        values = np.asarray(labels.dataobj)
+        brain_ml = np.isin(values, [2, 3, 4, 5, 9, 10, 11, 12, 13, 14, 15]).sum() * voxel_ml
+        icv_ml = ((values >= 1) & (values <= 15)).sum() * voxel_ml
+        assert row["ventricles_ml"] == pytest.approx(np.isin(values, [6, 7]).sum() * voxel_ml, abs=1e-3)
+        assert row["brain_ml"] == pytest.approx(brain_ml, abs=1e-3)
+        assert row["icv_ml"] == pytest.approx(icv_ml, abs=1e-3)
+        assert row["brain_normalised_ml"] == pytest.approx(brain_ml * 1902 / icv_ml, abs=1e-3)
+        names = pd.read_csv(cohort / "derivatives/labels/dseg.tsv", sep="\t")
+        assert set(np.unique(values)) <= set(names["index"])
+
+
+def test_every_column_is_described_and_every_image_says_it_is_synthetic(cohort):
+    columns = pd.read_csv(cohort / "participants.tsv", sep="\t").columns
+    described = json.loads((cohort / "participants.json").read_text())
+    assert set(columns) == {"participant_id", *described}
+    assert all(described[name]["Units"] == "mL" for name in columns if name.endswith("_ml"))
+    sidecar = json.loads((cohort / "sub-0001/anat/sub-0001_T1w.json").read_text())
+    assert sidecar["Synthetic"] is True and sidecar["DemoSettings"] == SETTINGS
+
+
+def test_template_volume_in_the_table_is_the_atlas_volume(atlas):
+    assert make_demo_data.TEMPLATE_ICV_ML == pytest.approx(atlas.icv_ml, abs=0.5)
+
+
+def test_a_subject_is_the_same_whatever_the_number_of_subjects_and_workers(cohort, tmp_path):
+    make_demo_data.make_cohort(tmp_path, 2, SETTINGS, workers=2)
+    paths = image_paths(tmp_path)
+    assert len(paths) == 4
+    for path in paths:
+        assert (tmp_path / path).read_bytes() == (cohort / path).read_bytes()
+
+
+def test_subjects_differ_from_each_other_and_with_the_seed():
+    first = make_demo_data.draw_person(np.random.default_rng([0, 1]), "wide")
+    assert first == make_demo_data.draw_person(np.random.default_rng([0, 1]), "wide")
+    assert first != make_demo_data.draw_person(np.random.default_rng([0, 2]), "wide")
+    assert first != make_demo_data.draw_person(np.random.default_rng([1, 1]), "wide")
+
+
+def test_running_again_makes_only_what_is_missing(cohort):
+    kept = cohort / "sub-0001/anat/sub-0001_T1w.nii.gz"
+    lost = cohort / "sub-0002/anat/sub-0002_T1w.nii.gz"
+    before, table = lost.read_bytes(), (cohort / "participants.tsv").read_text()
+    os.utime(kept, (1, 1))
+    lost.unlink()
+    (cohort / "sub-0002/anat/sub-0002_T1w.json").unlink()
+    make_demo_data.make_cohort(cohort, 3, SETTINGS)
+    assert kept.stat().st_mtime == 1
+    assert lost.read_bytes() == before and (cohort / "participants.tsv").read_text() == table
+
+
+def test_a_failed_write_leaves_no_image_and_no_table(tmp_path, monkeypatch):
+    def full_disk(image, path):
+        path.write_bytes(b"half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(make_demo_data.nib, "save", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        make_demo_data.make_cohort(tmp_path, 1, SETTINGS)
+    assert not list(tmp_path.rglob("*.nii.gz")) and not (tmp_path / "participants.tsv").exists()
+
+
+def test_a_cohort_made_with_other_settings_is_refused_by_name(cohort):
+    with pytest.raises(ValueError, match="seed 5 instead of 6.*--fresh"):
+        make_demo_data.make_cohort(cohort, 3, SETTINGS | {"seed": 6})
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_folder_with_other_data_is_refused_and_left_alone(tmp_path, fresh):
+    real = tmp_path / "sub-0001" / "anat" / "sub-0001_T1w.nii.gz"
+    real.parent.mkdir(parents=True)
+    real.write_bytes(b"a real scan")
+    (tmp_path / "dataset_description.json").write_text('{"Name": "Real"}')
+    with pytest.raises(ValueError, match="was not made by make_demo_data"):
+        make_demo_data.make_cohort(tmp_path, 1, SETTINGS, fresh=fresh)
+    assert real.read_bytes() == b"a real scan"
+
+
+def test_fresh_replaces_a_cohort_of_other_settings(tmp_path):
+    make_demo_data.make_cohort(tmp_path, 2, SETTINGS)
+    before = (tmp_path / "sub-0001/anat/sub-0001_T1w.nii.gz").read_bytes()
+    notes = tmp_path / "sub-real" / "notes.txt"
+    notes.parent.mkdir()
+    notes.write_text("not demo data")
+    table = make_demo_data.make_cohort(tmp_path, 1, SETTINGS | {"seed": 6}, fresh=True)
+    assert list(table["participant_id"]) == ["sub-0001"] and len(image_paths(tmp_path)) == 2
+    assert (tmp_path / "sub-0001/anat/sub-0001_T1w.nii.gz").read_bytes() != before and notes.exists()
+
+
+def test_wide_covariates_are_spread_and_tell_the_two_volumes_apart():
+    table = draws("wide")
+    log_ventricles = np.log(table["ventricles_ml"])
+    assert abs(np.corrcoef(log_ventricles, table["brain_fraction"])[0, 1]) < 0.1
+    assert table["ventricles_ml"].quantile([0, 0.5, 1]).tolist() == pytest.approx([8, 34.6, 150], rel=0.1)
+    assert table["brain_fraction"].between(1144 / 1902, 1794 / 1902).mean() > 0.97
+    correlation = table.drop(columns="sex").corr()
+    assert correlation.loc["age_years", "ventricles_ml"] > 0.2
+    assert correlation.loc["age_years", "brain_fraction"] < -0.2
+    assert correlation.loc["male", "icv_ml"] > 0.5 and correlation.loc["male", "ventricles_ml"] > 0.05
+
+
+def test_natural_covariates_are_like_the_uk_biobank():
+    table = draws("natural")
+    assert table["age_years"].between(44, 82).all() and table["age_years"].mean() == pytest.approx(63.6, abs=0.6)
+    assert table["male"].mean() == pytest.approx(0.47, abs=0.04)
+    assert table["ventricles_ml"].between(7, 171).all() and 20 < table["ventricles_ml"].median() < 40
+    correlation = table.drop(columns="sex").corr()
+    assert correlation.loc["age_years", "ventricles_ml"] > 0.3
+    assert correlation.loc["brain_fraction", "ventricles_ml"] < -0.3
+    assert (table["brain_fraction"] * 1902).between(1144, 1794).mean() > 0.99
+
+
+@pytest.mark.parametrize("arguments", [["--spacing_mm", "3"], ["--subjects", "0"], ["--workers", "0"], ["--seed", "-1"]])
+def test_impossible_options_are_refused_before_anything_is_written(tmp_path, arguments, capsys):
+    with pytest.raises(SystemExit):
+        make_demo_data.main([str(tmp_path / "new"), *arguments])
+    assert arguments[0] in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()

@@ -1,0 +1,185 @@
+"""make_requests.py: rows that look like the cohort's, within its range, the same for the same seed."""
+
+import json
+
+import make_requests
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import ROOT
+
+from brain_ldm_bundle.scripts.data.covariates import CovariateSchema
+from brain_ldm_bundle.scripts.generation.requests import read_requests
+
+
+@pytest.fixture
+def participants(tmp_path):
+    """40 subjects whose brain shrinks as their ventricles grow; the last 10 are test subjects with far larger ventricles."""
+    ventricles_ml = np.linspace(10, 100, 40)
+    table = pd.DataFrame(
+        {
+            "participant_id": [f"sub-{i:04d}" for i in range(40)],
+            "age": np.linspace(45, 80, 40).round(1),
+            "sex": ["F", "M"] * 20,
+            "ventricles_ml": ventricles_ml,
+            "brain_normalised_ml": 1600 - 4 * ventricles_ml,
+            "split": ["train"] * 30 + ["test"] * 10,
+        }
+    )
+    path = tmp_path / "participants.tsv"
+    table.to_csv(path, sep="\t", index=False)
+    return path
+
+
+def make(*arguments):
+    make_requests.main([str(argument) for argument in arguments])
+    return pd.read_csv(arguments[1], sep="\t")
+
+
+def test_quantities_stay_in_the_range_of_the_training_rows(participants, tmp_path):
+    requests = make(participants, tmp_path / "out.tsv", "--rows", 2000, "--spread", 1)
+    training = pd.read_csv(participants, sep="\t").query("split == 'train'")
+    for column in ("age", "ventricles_ml", "brain_normalised_ml"):
+        assert requests[column].min() == pytest.approx(training[column].min(), rel=1e-5)
+        assert requests[column].max() == pytest.approx(training[column].max(), rel=1e-5)
+    assert set(requests["sex"]) == {"F", "M"}
+
+
+def test_covariates_go_together_as_in_the_cohort(participants, tmp_path):
+    requests = make(participants, tmp_path / "out.tsv", "--rows", 500)
+    assert requests["ventricles_ml"].corr(requests["brain_normalised_ml"]) < -0.97
+
+
+def test_quantities_move_by_the_spread(participants, tmp_path):
+    copied = make(participants, tmp_path / "a.tsv", "--rows", 500, "--spread", 0)
+    moved = make(participants, tmp_path / "b.tsv", "--rows", 500, "--spread", 0.1)
+    known = pd.read_csv(participants, sep="\t")["ventricles_ml"].to_numpy()
+    assert all(np.abs(known - value).min() < 1e-3 for value in copied["ventricles_ml"])
+    deviation = known[:30].std()
+    assert (moved["ventricles_ml"] - copied["ventricles_ml"]).std() == pytest.approx(0.1 * deviation, rel=0.15)
+
+
+def test_the_seed_decides_the_rows(participants, tmp_path):
+    first = make(participants, tmp_path / "a.tsv", "--seed", 3)
+    pd.testing.assert_frame_equal(first, make(participants, tmp_path / "b.tsv", "--seed", 3))
+    assert not first.equals(make(participants, tmp_path / "c.tsv", "--seed", 4))
+
+
+def test_ids_are_unique_and_sort_by_number_however_many_there_are(participants, tmp_path):
+    few = make(participants, tmp_path / "few.tsv", "--rows", 3)
+    assert list(few["participant_id"]) == ["sub-syn0001", "sub-syn0002", "sub-syn0003"]
+    many = make(participants, tmp_path / "many.tsv", "--rows", 100_000)
+    assert many["participant_id"].is_unique and many["participant_id"].is_monotonic_increasing
+
+
+def test_the_bundle_accepts_the_table(participants, tmp_path):
+    make(participants, tmp_path / "out.tsv", "--rows", 10)
+    schema = CovariateSchema.from_file(ROOT / "brain_ldm_bundle" / "configs" / "covariates.json")
+    assert len(schema.read_table(tmp_path / "out.tsv")) == 10
+
+
+def test_a_sweep_changes_one_quantity_and_holds_the_rest(participants, tmp_path):
+    sweep = ["--sweep", "ventricles_ml", 10, 120, "--rows", 12, "--base", "age=65,sex=M"]
+    requests = make(participants, tmp_path / "out.tsv", *sweep)
+    assert list(requests["ventricles_ml"]) == list(range(10, 121, 10))
+    assert set(requests["age"]) == {65} and set(requests["sex"]) == {"M"}
+    training = pd.read_csv(participants, sep="\t").query("split == 'train'")
+    assert requests["brain_normalised_ml"].unique() == pytest.approx(training["brain_normalised_ml"].median(), rel=1e-5)
+
+
+def test_several_sweeps_share_base_and_noise_and_are_repeated_for_each_noise(participants, tmp_path):
+    sweeps = ["--sweep", "ventricles_ml", 20, 100, "--sweep", "age", 50, 80, "--rows", 5, "--noises", 3]
+    requests = make(participants, tmp_path / "out.tsv", *sweeps)
+    assert list(requests["noise"]) == [1] * 10 + [2] * 10 + [3] * 10
+    first, second = requests[:10], requests[10:20]
+    columns = ["age", "sex", "ventricles_ml", "brain_normalised_ml"]
+    assert first[columns].to_numpy().tolist() == second[columns].to_numpy().tolist()
+    assert list(first["ventricles_ml"][:5]) == [20, 40, 60, 80, 100] and first["age"][:5].nunique() == 1
+    assert list(first["age"][5:]) == [50, 57.5, 65, 72.5, 80] and first["ventricles_ml"][5:].nunique() == 1
+
+
+def test_equal_rows_of_two_sweeps_are_requested_once(participants, tmp_path):
+    twice = ["--sweep", "age", 50, 80, "--sweep", "age", 50, 80, "--rows", 4]
+    assert len(make(participants, tmp_path / "out.tsv", *twice)) == 4
+
+
+def test_drawn_rows_have_noise_of_their_own(participants, tmp_path):
+    assert "noise" not in make(participants, tmp_path / "out.tsv")
+
+
+def test_extrapolation_asks_for_the_papers_scaled_values(participants, tmp_path):
+    requests = make(participants, tmp_path / "out.tsv", "--extrapolate", "--base", "age=60,ventricles_ml=40")
+    low, high = 6.99568, 171.375  # UK Biobank's, of the bundle's covariates.json
+    asked = [low + scaled * (high - low) for scaled in (-0.5, -0.3, -0.1, 0, 0.5, 1, 1.5, 1.9)]
+    assert list(requests["ventricles_ml"]) == pytest.approx([*asked, 40, 40, 40, 40], rel=1e-5)
+    brains = [1144.24 + scaled * (1793.91 - 1144.24) for scaled in (-0.5, 0, 0.5, 1)]
+    assert list(requests["brain_normalised_ml"][8:]) == pytest.approx(brains, rel=1e-5)
+    assert set(requests["noise"]) == {1} and set(requests["age"]) == {60}
+
+
+def test_extrapolation_follows_the_models_own_ranges(participants, tmp_path):
+    schema = {"covariates": [{"name": "ventricles_ml", "range": [10, 1000], "scale": "log"}]}
+    (tmp_path / "covariates.json").write_text(json.dumps(schema))
+    of_model = ["--covariates_file", tmp_path / "covariates.json"]
+    requests = make(participants, tmp_path / "out.tsv", "--columns", "sex", "ventricles_ml", "--extrapolate", *of_model)
+    asked = (-0.5, -0.3, -0.1, 0, 0.5, 1, 1.5, 1.9)  # and, to compare with, the ends and the middle of the range
+    assert sorted(requests["ventricles_ml"]) == pytest.approx([10 * 100**scaled for scaled in asked], rel=1e-5)
+
+
+def test_the_bundle_accepts_sweeps_and_extrapolation_and_reads_the_noise(participants, tmp_path):
+    make(participants, tmp_path / "out.tsv", "--sweep", "age", 45, 80, "--rows", 3, "--noises", 2, "--extrapolate")
+    schema = CovariateSchema.from_file(ROOT / "brain_ldm_bundle" / "configs" / "covariates.json")
+    with pytest.warns(UserWarning, match="lies outside of"):
+        rows = read_requests(schema, tmp_path / "out.tsv", {})
+    assert [row["noise"] for row in rows] == ["1"] * 15 + ["2"] * 15
+
+
+def test_coded_categories_are_not_moved(participants, tmp_path):
+    table = pd.read_csv(participants, sep="\t")
+    table["sex"] = table["sex"].map({"F": 0, "M": 1})
+    table.to_csv(participants, sep="\t", index=False)
+    participants.with_suffix(".json").write_text(json.dumps({"sex": {"Levels": {"0": "female", "1": "male"}}}))
+    assert set(make(participants, tmp_path / "out.tsv")["sex"]) == {0, 1}
+
+
+def test_incomplete_rows_are_not_drawn(participants, tmp_path):
+    table = pd.read_csv(participants, sep="\t")
+    table.loc[1:, "age"] = None
+    table.to_csv(participants, sep="\t", index=False, na_rep="n/a")
+    requests = make(participants, tmp_path / "out.tsv", "--rows", 5)
+    assert set(requests["age"]) == {45.0}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--columns", "age", "weight"], "no column weight.*--columns.*ventricles_ml"),
+        (["--sweep", "height", "1", "2"], "no covariate is called 'height'"),
+        (["--sweep", "sex", "0", "1"], "sex is a category"),
+        (["--sweep", "age", "young", "80"], "--sweep age: its ends must be numbers, got 'young'"),
+        (
+            ["--columns", "age", "sex", "--extrapolate"],
+            "--extrapolate knows values of ventricles_ml, brain_normalised_ml alone",
+        ),
+        (["--extrapolate", "--covariates_file", "none.json"], "none.json: no such file. Name the model's covariates.json"),
+        (["--sweep", "age", "50", "60", "--base", "sex=X"], "sex must be one of F, M, got 'X'"),
+        (["--sweep", "age", "50", "60", "--base", "ventricles_ml=big"], "ventricles_ml must be a number, got 'big'"),
+    ],
+)
+def test_mistakes_are_named_and_nothing_is_written(participants, tmp_path, arguments, message):
+    output = tmp_path / "out" / "requests.tsv"
+    with pytest.raises(SystemExit, match=message):
+        make_requests.main([str(participants), str(output), *arguments])
+    assert not output.parent.exists()
+
+
+@pytest.mark.parametrize("arguments", [["--noises", "2"], ["--base", "age=65"]])
+def test_what_belongs_to_sweeps_is_refused_without_one(participants, tmp_path, capsys, arguments):
+    with pytest.raises(SystemExit):
+        make_requests.main([str(participants), str(tmp_path / "out.tsv"), *arguments])
+    assert "--base and --noises go with --sweep or --extrapolate" in capsys.readouterr().err
+
+
+def test_a_missing_table_is_named(tmp_path):
+    with pytest.raises(SystemExit, match="nowhere.tsv: no such table"):
+        make_requests.main([str(tmp_path / "nowhere.tsv"), str(tmp_path / "out.tsv")])

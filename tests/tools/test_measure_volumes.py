@@ -1,0 +1,253 @@
+import hashlib
+import json
+
+import make_demo_data
+import measure_volumes
+import nibabel
+import numpy as np
+import pandas
+import pytest
+import torch
+from measurement.volume_table import TEMPLATE_ICV_ML, write_table
+
+FIELD_MM = (168, 232, 176)  # three different sides, a little larger than the project's box
+LOW_MM = np.array([-83.0, -130.0, -66.0])
+
+
+def axes_mm(spacing_mm):
+    return np.meshgrid(
+        *[low + spacing_mm / 2 + np.arange(0, size, spacing_mm) for low, size in zip(LOW_MM, FIELD_MM, strict=True)],
+        indexing="ij",
+    )
+
+
+def image_of(values, spacing_mm, axcodes="RAS"):
+    """Wrap values in RAS order as NIfTI in the wanted storage order."""
+    affine = np.diag([spacing_mm] * 3 + [1.0])
+    affine[:3, 3] = LOW_MM + spacing_mm / 2
+    image = nibabel.Nifti1Image(values.astype(np.float32), affine)
+    change = nibabel.orientations.ornt_transform(
+        nibabel.orientations.io_orientation(affine), nibabel.orientations.axcodes2ornt(axcodes)
+    )
+    return image.as_reoriented(change)
+
+
+def ramp(x, y, z):
+    """Different along every axis and on both sides, linear so that interpolation is exact."""
+    return 400 + 1.0 * x + 0.7 * y + 1.9 * z
+
+
+def head(ventricle_mm, spacing_mm=4.0):
+    """Nested ellipsoids with the contrast of a T1w head; `ventricle_mm` is the half width of each lateral ventricle."""
+    x, y, z = axes_mm(spacing_mm)
+
+    def inside(centre, half):
+        radius = sum(((axis - c) / h) ** 2 for axis, c, h in zip((x, y, z), centre, half, strict=True))
+        return radius < 1
+
+    image = np.zeros(x.shape)
+    for half_mm, signal in ((85, 0.8), (78, 0.1), (72, 0.25), (69, 0.6), (62, 1.0)):
+        image[inside((0, -18, 14), (half_mm - 6, half_mm + 14, half_mm - 6))] = signal
+    for side in (-1, 1):
+        image[inside((side * 16, -14, 18), (ventricle_mm, 2.6 * ventricle_mm, ventricle_mm))] = 0.2
+    return image * 600
+
+
+@pytest.fixture
+def save(tmp_path):
+    def save_as(name, image):
+        nibabel.save(image, tmp_path / name)
+        return tmp_path / name
+
+    return save_as
+
+
+@pytest.mark.parametrize(("spacing_mm", "axcodes"), [(1.0, "LPI"), (2.0, "RAS"), (2.0, "SAR"), (4.0, "ASL")])
+def test_every_spacing_and_orientation_lands_on_the_same_millimetres(save, spacing_mm, axcodes):
+    image = image_of(ramp(*axes_mm(spacing_mm)), spacing_mm, axcodes)
+    found = measure_volumes.read_on_grid(save("ramp.nii.gz", image))
+    corner, shape = measure_volumes.CORNER_MM, measure_volumes.SHAPE
+    assert found.shape == shape == (80, 112, 80)
+    centres = np.meshgrid(*[low + 1 + 2 * np.arange(n) for low, n in zip(corner, shape, strict=True)], indexing="ij")
+    expected = measure_volumes.scale_intensity(torch.from_numpy(ramp(*centres)).float())
+    torch.testing.assert_close(found, expected, atol=2e-3, rtol=0)
+
+
+def test_finer_volumes_are_averaged_not_skipped(save):
+    affine = np.eye(4)
+    affine[:3, 3] = np.array(measure_volumes.CORNER_MM) - 3  # every 2 mm centre is the centre of a 1 mm voxel
+    noise = np.random.default_rng(0).normal(1000, 100, FIELD_MM).astype(np.float32)
+    found = measure_volumes.read_on_grid(save("noise.nii.gz", nibabel.Nifti1Image(noise, affine)))
+    assert found.std() / found.mean() < 0.05  # 0.1 / sqrt(8) for the mean of eight voxels, 0.1 for one of them
+
+
+def test_volumes_are_probabilities_in_millilitres():
+    probabilities = torch.zeros(5, 80, 112, 80)
+    probabilities[0] = 1
+    block = (slice(None), slice(20, 60), slice(20, 90), slice(20, 60))
+    probabilities[block] = torch.tensor([0.0, 0.1, 0.5, 0.4, 0.0])[:, None, None, None]
+    for low in (25, 45):
+        probabilities[:, low : low + 5, 40:60, 30:40] = torch.tensor([0.0, 0.1, 0.0, 0.1, 0.8])[:, None, None, None]
+    found = measure_volumes.volumes_ml(probabilities)
+    ventricle_voxels = 2 * 5 * 20 * 10
+    brain_voxels = 40 * 70 * 40 - ventricle_voxels
+    assert found["ventricles_ml"] == pytest.approx(0.8 * ventricle_voxels * 0.008, rel=1e-4)
+    assert found["brain_ml"] == pytest.approx((0.9 * brain_voxels + 0.1 * ventricle_voxels) * 0.008, rel=1e-4)
+    assert found["icv_ml"] == pytest.approx(40 * 70 * 40 * 0.008, rel=1e-4)
+
+
+def test_islands_do_not_count():
+    probabilities = torch.zeros(5, 80, 112, 80)
+    probabilities[2, 20:60, 20:90, 20:60] = 1
+    for low, size in ((22, 6), (34, 5), (50, 4)):  # a third "ventricle" is a mistake
+        probabilities[:, low : low + size, 40:50, 30:40] = torch.tensor([0, 0, 0, 0, 1.0])[:, None, None, None]
+    probabilities[3, 70:75, 5:10, 5:10] = 1  # "white matter" in the neck
+    probabilities[0] = 1 - probabilities[1:].sum(0)
+    found = measure_volumes.volumes_ml(probabilities)
+    assert found["ventricles_ml"] == pytest.approx((6 + 5) * 100 * 0.008, rel=1e-4)
+    assert found["brain_ml"] == pytest.approx((40 * 70 * 40 - 15 * 100) * 0.008, rel=1e-4)
+    assert found["icv_ml"] == pytest.approx(40 * 70 * 40 * 0.008, rel=1e-4)
+
+
+def test_no_ventricles_found_measures_zero_and_is_flagged():
+    probabilities = torch.zeros(5, 80, 112, 80)
+    probabilities[2, 20:60, 20:90, 20:60] = 1
+    probabilities[0] = 1 - probabilities[2]
+    found = measure_volumes.volumes_ml(probabilities)
+    assert found["ventricles_ml"] == 0
+    assert "ventricles_ml_unusual" in measure_volumes.quality_flags(found)
+
+
+def with_nan(values):
+    values = values.copy()
+    values[3, 4, 5] = np.nan
+    return values
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (image_of(with_nan(head(8)), 4.0), "1 voxels are NaN"),
+        (image_of(np.zeros((42, 58, 44)), 4.0), "every voxel is 0"),
+        (nibabel.Nifti1Image(np.stack([head(8)] * 2, -1), image_of(head(8), 4.0).affine), "one 3-D volume"),
+        (nibabel.Nifti1Image(head(8), None), "no affine"),
+        (nibabel.Nifti1Image(head(8), np.diag([4.0, 4, 4, 1])), "register it to MNI space"),
+        (nibabel.Nifti1Image(head(8)[::2, ::2, ::2], np.diag([8.0, 8, 8, 1])), "voxels of .8.0, 8.0, 8.0. mm"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_with_its_name(save, image, message):
+    path = save("sub-07_T1w.nii.gz", image)
+    with pytest.raises(ValueError, match=message) as refusal:
+        measure_volumes.read_on_grid(path)
+    assert "sub-07_T1w.nii.gz" in str(refusal.value)
+
+
+def test_a_truncated_file_is_refused(save):
+    path = save("sub-01_T1w.nii.gz", image_of(head(8), 4.0))
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(ValueError, match="cannot be read"):
+        measure_volumes.read_on_grid(path)
+
+
+def test_a_volume_with_a_fourth_axis_of_one_is_a_volume(save):
+    image = image_of(head(8), 4.0)
+    flat = measure_volumes.read_on_grid(save("a.nii.gz", image))
+    same = nibabel.Nifti1Image(np.asarray(image.dataobj)[..., None], image.affine)
+    torch.testing.assert_close(measure_volumes.read_on_grid(save("b.nii.gz", same)), flat)
+
+
+def test_shipped_weights_find_larger_ventricles_larger(save):
+    paths = [save(f"sub-{mm}_T1w.nii.gz", image_of(head(mm), 4.0)) for mm in (8, 11, 14)]
+    rows = list(measure_volumes.measure(paths))
+    assert [row["participant_id"] for row in rows] == ["sub-8", "sub-11", "sub-14"]
+    volumes = [row["ventricles_ml"] for row in rows]
+    assert volumes[0] + 5 < volumes[1] < volumes[2] - 5
+    for row in rows:
+        expected = row["brain_ml"] * TEMPLATE_ICV_ML / row["icv_ml"]
+        assert row["brain_normalised_ml"] == pytest.approx(expected)
+
+
+def test_storage_order_does_not_change_the_volumes(save):
+    paths = [save(f"{codes}.nii.gz", image_of(head(11), 4.0, codes)) for codes in ("RAS", "LPS", "ASL")]
+    first, *others = [row["ventricles_ml"] for row in measure_volumes.measure(paths)]
+    assert others == pytest.approx([first] * 2, rel=1e-3)
+
+
+def test_batches_keep_order_and_refusals(save):
+    good = save("sub-a_T1w.nii.gz", image_of(head(11), 4.0))
+    bad = save("sub-b_T1w.nii.gz", image_of(np.zeros((42, 58, 44)), 4.0))
+    rows = list(measure_volumes.measure([bad, good, bad, good, good], batch_size=2))
+    assert [bool(row["error"]) for row in rows] == [True, False, True, False, False]
+    assert len({round(row["ventricles_ml"], 3) for row in rows if not row["error"]}) == 1
+    assert all(np.isnan(row["brain_ml"]) for row in rows if row["error"])
+
+
+def test_command_measures_the_rest_and_exits_1(save, tmp_path, monkeypatch, capsys):
+    save("sub-a_T1w.nii.gz", image_of(head(11), 4.0))
+    save("sub-b_T1w.nii.gz", image_of(np.zeros((42, 58, 44)), 4.0))
+    output = tmp_path / "volumes.tsv"
+    monkeypatch.setattr("sys.argv", ["measure_volumes.py", str(tmp_path), "--output", str(output)])
+    assert measure_volumes.main() == 1
+    table = pandas.read_csv(output, sep="\t")
+    columns = ["participant_id", "file", "ventricles_ml", "brain_ml", "icv_ml", "brain_normalised_ml", "flags", "tool"]
+    assert table.columns.tolist() == columns
+    assert table.participant_id.tolist() == ["sub-a"]
+    printed = capsys.readouterr()
+    assert "sub-b_T1w.nii.gz: every voxel is 0" in printed.err
+    assert "mae" in printed.out  # the accuracy stands beside the result
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_the_table_tells_sessions_apart_where_there_are_any(tmp_path):
+    """The same participant stood there twice, and nothing said which scan was which."""
+    row = {"participant_id": "sub-a", "tool": measure_volumes.TOOL, **dict.fromkeys(measure_volumes.VOLUMES, 1.0)}
+    files = ["x/sub-a_ses-2_run-1_T1w.nii.gz", "ses-9/sub-b_T1w.nii.gz"]
+    write_table([row | {"file": file} for file in files], tmp_path / "v.tsv")
+    table = pandas.read_csv(tmp_path / "v.tsv", sep="\t", keep_default_na=False)
+    assert table.columns[1] == "session_id" and list(table["session_id"]) == ["ses-2", "n/a"]
+
+
+def test_a_folder_without_volumes_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no .*T1w"):
+        measure_volumes.find_images([tmp_path])
+
+
+def make_cohort(folder, sizes_mm, columns=measure_volumes.VOLUMES):
+    rows = []
+    for i, mm in enumerate(sizes_mm):
+        path = folder / f"sub-{i}" / "anat" / f"sub-{i}_T1w.nii.gz"
+        path.parent.mkdir(parents=True)
+        nibabel.save(image_of(head(mm), 4.0), path)
+        rows.append({"participant_id": f"sub-{i}", **{name: 1000.0 * mm for name in columns}})
+    pandas.DataFrame(rows).to_csv(folder / "participants.tsv", sep="\t", index=False)
+    return folder
+
+
+def test_accuracy_compares_with_the_cohorts_own_table(tmp_path):
+    rows = measure_volumes.accuracy(make_cohort(tmp_path, (8, 10, 12, 14)))
+    assert [row["volume"] for row in rows] == ["ventricles_ml", "brain_ml", "icv_ml"]
+    assert rows[0]["n"] == 4 and rows[0]["spacing_mm"] == 4 and rows[0]["r"] > 0.9
+    assert rows[0]["bias"] < -10_000  # measured minus the table's litres
+
+
+def test_accuracy_needs_the_true_volumes(tmp_path):
+    with pytest.raises(ValueError, match="no column .'icv_ml'"):
+        measure_volumes.accuracy(make_cohort(tmp_path, (8,), ("ventricles_ml", "brain_ml")))
+
+
+def test_accuracy_in_the_repository_is_that_of_the_shipped_weights():
+    facts = json.loads(measure_volumes.WEIGHTS.with_suffix(".json").read_text())
+    assert facts["sha256"] == hashlib.sha256(measure_volumes.WEIGHTS.read_bytes()).hexdigest()
+    assert measure_volumes.WEIGHTS.stat().st_size <= 2_000_000
+
+
+def test_accuracy_of_other_weights_is_called_unknown(tmp_path):
+    weights = tmp_path / "volume_net.pt"
+    weights.write_bytes(b"other")
+    assert "unknown" in measure_volumes.describe_accuracy(weights)
+    (tmp_path / "volume_net.json").write_text('{"sha256": "0", "accuracy": []}')
+    assert "describes other weights" in measure_volumes.describe_accuracy(weights)
+
+
+def test_head_size_is_normalised_to_the_same_template_as_the_demo_cohort():
+    assert make_demo_data.TEMPLATE_ICV_ML == TEMPLATE_ICV_ML

@@ -1,0 +1,238 @@
+"""Raw scans become a BIDS data set on the models' box; what cannot be used is refused with its reason."""
+
+import json
+import re
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import prepare_data
+import pytest
+import SimpleITK as sitk
+from nilearn.datasets import load_mni152_template
+from tools.test_registration import errors, moved_head
+
+SPACING_MM = 4
+HEAD_SCALE = 0.9
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory):
+    """A BIDS folder: sub-good, whose head is small, turned and stored as PIR, and many that cannot be used."""
+    root = tmp_path_factory.mktemp("raw")
+    good, scan_to_mni = moved_head((12, -8, 10), (8, -12, 15), HEAD_SCALE, (2, 2.5, 3), "PIR")
+    data = good.get_fdata(dtype=np.float32)
+
+    def save(subject, data=data, affine=good.affine, name=None):
+        folder = root / subject / "anat"
+        folder.mkdir(parents=True, exist_ok=True)
+        nib.save(nib.Nifti1Image(data, affine), folder / f"{name or subject}_T1w.nii.gz")
+        return folder / f"{name or subject}_T1w.nii.gz"
+
+    save("sub-good")
+    mask = nib.Nifti1Image((data > 100).astype(np.uint8), good.affine)
+    nib.save(mask, root / "sub-good" / "anat" / "sub-good_T1w_mask.nii.gz")
+    save("sub-4d", np.stack([data, data], -1))
+    save("sub-nan", np.where(data > 400, np.nan, data))
+    save("sub-zero", np.zeros_like(data))
+    save("sub-zscored", (data - data.mean()) / data.std())
+    save("sub-coarse", affine=good.affine @ np.diag([1, 1, 2.5, 1]))
+    save("sub-shear", affine=good.affine @ np.array([[1, 0, 0, 0], [0, 1, 0.2, 0], [0, 0, 1, 0], [0, 0, 0, 1]]))
+    truncated = save("sub-truncated")
+    truncated.write_bytes(truncated.read_bytes()[:50_000])
+    nameless = save("sub-nocode")
+    image = nib.load(nameless)
+    image.set_sform(None, code=0)
+    image.set_qform(None, code=0)
+    nib.save(nib.Nifti1Image(image.get_fdata(dtype=np.float32), None, image.header), nameless)
+    save("sub-twice", name="sub-twice_run-1")
+    save("sub-twice", name="sub-twice_run-2")
+    save("sub-unlisted")
+
+    listed = sorted(path.name for path in root.glob("sub-*") if path.name != "sub-unlisted") + ["sub-absent"]
+    table = pd.DataFrame({"participant_id": listed, "age": ["061.50"] * len(listed), "sex": ["n/a"] * len(listed)})
+    table.to_csv(root / "participants.tsv", sep="\t", index=False)
+    (root / "participants.json").write_text('{"age": {"Units": "years"}}')
+    return root, scan_to_mni
+
+
+@pytest.fixture(scope="module")
+def prepared(raw, tmp_path_factory):
+    """The folder that comes of it, and the exit status."""
+    out_dir = tmp_path_factory.mktemp("prepared")
+    status = prepare_data.main([str(raw[0]), str(out_dir), "--spacing_mm", str(SPACING_MM)])
+    return out_dir, status
+
+
+def scan_of(folder, subject="sub-good"):
+    return nib.load(folder / subject / "anat" / f"{subject}_T1w.nii.gz")
+
+
+def sidecar_of(folder, subject="sub-good"):
+    return json.loads((folder / subject / "anat" / f"{subject}_T1w.json").read_text())
+
+
+def test_volume_lies_on_the_box_in_ras_order_and_is_called_mni(prepared):
+    image = scan_of(prepared[0])
+    assert image.shape == (40, 56, 40)
+    assert np.diag(image.affine)[:3] == pytest.approx([4, 4, 4])
+    assert image.affine[:3, 3] == pytest.approx([-77.019, -123.977, -59.054], abs=1e-3)
+    assert int(image.header["sform_code"]) == int(image.header["qform_code"]) == 4
+    assert image.get_qform() == pytest.approx(image.affine, abs=1e-3)
+
+
+def test_sidecar_gives_the_rigid_transform_in_millimetres(raw, prepared):
+    angle_deg, distance_mm = errors(np.array(sidecar_of(prepared[0])["ScanToMniRasMm"]), raw[1])
+    assert angle_deg < 1.5
+    assert distance_mm < 1.5
+
+
+def test_head_size_survives(prepared):
+    """Brain volume is a covariate: a head of 0.9 times the template's size keeps 0.9 cubed of its volume."""
+    template = load_mni152_template(resolution=1)
+    expected_ml = np.count_nonzero(template.get_fdata() > 0.3) / 1000 * HEAD_SCALE**3
+    volume = scan_of(prepared[0]).get_fdata()
+    voxel_ml = SPACING_MM**3 / 1000
+    assert np.count_nonzero(volume > 0.3) * voxel_ml == pytest.approx(expected_ml, rel=0.05)
+
+
+def test_every_side_of_the_head_is_where_it_was(prepared):
+    """Against the template itself, shrunk about the centre of the brain, on the same grid."""
+    image = scan_of(prepared[0])
+    template = load_mni152_template(resolution=1)
+    points_mm = nib.affines.apply_affine(image.affine, np.stack(np.indices(image.shape), -1))
+    centre_mm = np.array([0, -18, 5])
+    voxels = nib.affines.apply_affine(np.linalg.inv(template.affine), (points_mm - centre_mm) / HEAD_SCALE + centre_mm)
+    voxels = np.clip(np.rint(voxels).astype(int), 0, np.array(template.shape) - 1)
+    expected = template.get_fdata()[tuple(np.moveaxis(voxels, -1, 0))]
+    volume = image.get_fdata()
+    assert np.corrcoef(volume.ravel(), expected.ravel())[0, 1] > 0.95
+    # the template is nearly symmetric: left and right are told apart inside the brain, where the noise is small
+    inside = (expected > 0.3) & (expected[::-1] > 0.3)
+    right = np.corrcoef(volume[inside], expected[inside])[0, 1]
+    assert right > np.corrcoef(volume[::-1][inside], expected[inside])[0, 1]
+
+
+def test_intensities_lie_in_0_to_1_and_the_constant_restores_the_scan(prepared):
+    volume = scan_of(prepared[0]).get_fdata()
+    assert volume.min() == 0
+    assert volume.max() == pytest.approx(1)
+    # the template's brightest voxels are 800 units in the phantom; at 4 mm a little less is left
+    assert sidecar_of(prepared[0])["IntensityOfOne"] == pytest.approx(750, rel=0.08)
+
+
+@pytest.mark.parametrize(
+    ("subject", "reason"),
+    [
+        ("sub-4d", r"one 3-D volume, got shape \(.*, 2\)"),
+        ("sub-nan", r"\d+ voxels are NaN"),
+        ("sub-zero", "all voxels have the value 0"),
+        ("sub-zscored", "not a magnitude image"),
+        ("sub-coarse", r"5\.00 .* mm; no side may be longer than 3 mm"),
+        ("sub-shear", "shear"),
+        ("sub-truncated", "truncated or damaged"),
+        ("sub-nocode", "sform_code and qform_code are 0"),
+        ("sub-twice", r"2 scans \(sub-twice_run-1_T1w.nii.gz, sub-twice_run-2_T1w.nii.gz\)"),
+        ("sub-unlisted", "no row in participants.tsv"),
+        ("sub-absent", "no file matches"),
+    ],
+)
+def test_failed_subject_is_reported_with_its_reason_and_leaves_nothing(prepared, subject, reason):
+    out_dir, _ = prepared
+    failures = pd.read_csv(out_dir / "failures.tsv", sep="\t", index_col="participant_id")
+    assert re.search(reason, failures.loc[subject, "reason"])
+    assert not (out_dir / subject).exists()
+
+
+def test_tables_hold_the_subjects_that_succeeded_unchanged(raw, prepared):
+    out_dir, status = prepared
+    assert status == 1
+    table = pd.read_csv(out_dir / "participants.tsv", sep="\t", dtype=str, keep_default_na=False)
+    assert table.to_dict("records") == [{"participant_id": "sub-good", "age": "061.50", "sex": "n/a"}]
+    assert (out_dir / "participants.json").read_text() == (raw[0] / "participants.json").read_text()
+    registrations = pd.read_csv(out_dir / "registration.tsv", sep="\t", keep_default_na=False)
+    assert list(registrations["participant_id"]) == ["sub-good"]
+    assert registrations["template_correlation"][0] > 0.9
+    assert registrations["suspicious"][0] == "n/a"
+    assert not [path for path in out_dir.rglob(".*")]
+
+
+def test_second_run_skips_what_is_done_and_refuses_other_settings(raw, prepared, capsys):
+    out_dir, _ = prepared
+    before = (out_dir / "sub-good" / "anat" / "sub-good_T1w.nii.gz").stat().st_mtime_ns
+    assert prepare_data.main([str(raw[0]), str(out_dir), "--spacing_mm", str(SPACING_MM)]) == 1
+    assert (out_dir / "sub-good" / "anat" / "sub-good_T1w.nii.gz").stat().st_mtime_ns == before
+    assert "1 of them done already" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="prepared with .*choose another OUT_DIR"):
+        prepare_data.prepare_all([raw[0]], out_dir, spacing_mm=2)
+
+
+def test_brain_mask_removes_all_else_and_files_without_bids_names_get_an_id(raw, tmp_path):
+    source = raw[0] / "sub-good" / "anat"
+    (tmp_path / "Anna_1.nii.gz").write_bytes((source / "sub-good_T1w.nii.gz").read_bytes())
+    mask = nib.load(source / "sub-good_T1w_mask.nii.gz")
+    half = np.asarray(mask.dataobj).copy()
+    half[: half.shape[0] // 3] = 0  # PIR: no front of the head
+    nib.save(nib.Nifti1Image(half, mask.affine), tmp_path / "Anna_1_mask.nii.gz")
+    out_dir = tmp_path / "out"
+    arguments = [str(tmp_path / "Anna_1.nii.gz"), str(tmp_path / "Ben.nii.gz"), str(out_dir)]
+    assert prepare_data.main([*arguments, "--spacing_mm", "4", "--mask_suffix", "_mask.nii.gz"]) == 1
+    volume = scan_of(out_dir, "sub-Anna1").get_fdata()
+    assert np.mean(volume == 0) > 0.6
+    assert sidecar_of(out_dir, "sub-Anna1")["SkullStripped"] is True
+    assert "Ben.nii.gz is missing" in (out_dir / "failures.tsv").read_text()
+
+
+def test_mask_on_another_grid_is_refused(raw, tmp_path):
+    scan = prepare_data.read_scan(raw[0] / "sub-good" / "anat" / "sub-good_T1w.nii.gz")
+    mask = nib.load(raw[0] / "sub-good" / "anat" / "sub-good_T1w_mask.nii.gz")
+    moved = mask.affine.copy()
+    moved[0, 3] += 5
+    nib.save(nib.Nifti1Image(np.asarray(mask.dataobj), moved), tmp_path / "mask.nii.gz")
+    with pytest.raises(ValueError, match="mask.nii.gz: has another grid"):
+        prepare_data.read_mask(tmp_path / "mask.nii.gz", scan)
+
+
+def test_n4_removes_a_smooth_bias():
+    rng = np.random.default_rng(0)
+    x, y, z = np.meshgrid(*(np.linspace(-1, 1, size) for size in (20, 24, 22)), indexing="ij")
+    ball = (x**2 + y**2 + z**2 < 0.7).astype(float)
+    data = ball * 500 * np.exp(0.4 * y) + np.abs(rng.normal(0, 5, ball.shape))
+    image = prepare_data.to_sitk(data, [8, 8, 8], np.eye(3), np.zeros(3))
+    corrected = sitk.GetArrayFromImage(prepare_data.correct_bias(image)).transpose(2, 1, 0)
+    spread = [np.std(volume[ball > 0]) / np.mean(volume[ball > 0]) for volume in (data, corrected)]
+    assert spread[1] < 0.4 * spread[0]
+
+
+def test_coarse_grid_averages_instead_of_skipping_voxels():
+    """A checkerboard of single voxels must come out grey, not black or white."""
+    data = np.indices((48, 60, 56)).sum(0) % 2 * 100.0
+    image = prepare_data.to_sitk(data, [1, 1, 1], np.eye(3), np.zeros(3))
+    grid = prepare_data.to_sitk(np.zeros((6, 7, 8)), [4, 4, 4], np.eye(3), np.array([10.0, 12, 11]))
+    identity = sitk.AffineTransform(3)
+    assert prepare_data.resample(image, grid, identity, sitk.sitkBSpline) == pytest.approx(50, abs=2)
+
+
+@pytest.mark.parametrize("spacing_mm", [0, -1, 3, 1.5])
+def test_spacing_that_does_not_divide_the_box_is_refused(spacing_mm):
+    with pytest.raises(ValueError, match="--spacing_mm .* does not divide"):
+        prepare_data.box(spacing_mm)
+
+
+def test_command_line_refuses_bad_folders_before_work_starts(tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    for arguments, message in [
+        ([tmp_path / "nowhere", tmp_path / "out"], "nowhere: no such file or folder"),
+        ([tmp_path / "empty", tmp_path / "empty"], "OUT_DIR must differ"),
+        ([tmp_path / "empty", tmp_path / "out"], "no file matches sub-"),
+    ]:
+        with pytest.raises(SystemExit):
+            prepare_data.main([str(argument) for argument in arguments])
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_several_workers_give_the_same_as_one(raw, prepared, tmp_path):
+    prepare_data.main([str(raw[0]), str(tmp_path / "out"), "--spacing_mm", str(SPACING_MM), "--workers", "2"])
+    assert scan_of(tmp_path / "out").get_fdata() == pytest.approx(scan_of(prepared[0]).get_fdata(), abs=0.02)

@@ -1,0 +1,283 @@
+import json
+import re
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+import read_volumes
+from conftest import ROOT
+from measurement.volume_table import TEMPLATE_ICV_ML
+
+# Of FreeSurfer 7's aseg.stats: the header's measures in their form, the table shortened, the numbers ours.
+ASEG_STATS = """\
+# Title Segmentation Statistics
+# generating_program mri_segstats
+# Measure BrainSeg, BrainSegVol, Brain Segmentation Volume, 1169408.000000, mm^3
+# Measure BrainSegNotVent, BrainSegVolNotVent, Brain Segmentation Volume Without Ventricles, 1150000.000000, mm^3
+# Measure BrainSegVol-to-eTIV, BrainSegVol-to-eTIV, Ratio of BrainSegVol to eTIV, 0.823275, unitless
+# Measure EstimatedTotalIntraCranialVol, eTIV, Estimated Total Intracranial Volume, 1420000.500000, mm^3
+# NRows 5
+# ColHeaders  Index SegId NVoxels Volume_mm3 StructName normMean normStdDev normMin normMax normRange
+  1   4      5077     5581.1  Left-Lateral-Ventricle            27.3055    15.4437     0.0000    88.0000    88.0000
+  2   5       132      195.5  Left-Inf-Lat-Vent                 53.1970     9.2625    37.0000    76.0000    39.0000
+  3  16     21320    20000.0  Brain-Stem                        84.7268    12.0079    25.0000   140.0000   115.0000
+  4  43      3051     3370.2  Right-Lateral-Ventricle           35.5257    16.2240     0.0000    81.0000    81.0000
+  5  44       186      270.7  Right-Inf-Lat-Vent                46.6720    11.2473    14.0000    78.0000    64.0000
+"""
+
+
+@pytest.fixture
+def read(tmp_path):
+    """Rows of a file with this content."""
+
+    def write_and_read(name, content):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+        return list(read_volumes.read_source(path))
+
+    return write_and_read
+
+
+def synthseg_row(**changes):
+    """SynthSeg's columns in its order (labels table.txt), mm3: each part of the brain 50 000, each ventricle part 5 000."""
+    parts = ["cerebral white matter", "cerebral cortex", "lateral ventricle", "inferior lateral ventricle"]
+    parts += ["cerebellum white matter", "cerebellum cortex", "thalamus", "caudate", "putamen", "pallidum"]
+    left, right = ([f"{side} {part}" for part in parts] for side in ("left", "right"))
+    row = {"subject": "sub-03_T1w", "total intracranial": 1_500_000.0}
+    row |= dict.fromkeys(
+        [*left, "3rd ventricle", "4th ventricle", "brain-stem", "left hippocampus", "left amygdala", "csf"], 5e4
+    )
+    row |= dict.fromkeys(["left accumbens area", "left ventral DC", *right, "right hippocampus", "right amygdala"], 5e4)
+    row |= dict.fromkeys(["right accumbens area", "right ventral DC", "ctx-lh-bankssts", "ctx-rh-insula"], 5e4)
+    row |= {name: 5000.0 for name in row if name.endswith("lateral ventricle")}
+    return row | changes
+
+
+def csv_of(*rows):
+    return pd.DataFrame(rows).to_csv(index=False)
+
+
+def test_synthseg_volumes_become_millilitres(read):
+    [row] = read("volumes.csv", csv_of(synthseg_row()))
+    assert row["participant_id"] == "sub-03" and row["tool"] == "SynthSeg"
+    assert row["ventricles_ml"] == 4 * 5
+    assert row["brain_ml"] == 25 * 50  # 12 parts on each side and the brain stem; no CSF, no parcels of the cortex again
+    assert row["icv_ml"] == 1500
+    assert row["brain_normalised_ml"] == pytest.approx(1250 * TEMPLATE_ICV_ML / 1500)
+
+
+def test_synthseg_of_one_image_has_a_nameless_first_column(read):
+    [row] = read("volumes.csv", csv_of(synthseg_row()).replace("subject,", ",", 1))
+    assert row["participant_id"] == "sub-03" and row["icv_ml"] == 1500
+
+
+def test_synthseg_1_without_intracranial_volume_is_refused(read):
+    row = synthseg_row()
+    del row["total intracranial"]
+    [row] = read("volumes.csv", csv_of(row))
+    assert "no total intracranial. SynthSeg 2.0 or later" in row["error"]
+
+
+def test_aseg_stats_by_hand(read):
+    [row] = read("bert/stats/aseg.stats", ASEG_STATS)
+    assert row["participant_id"] == "bert" and row["tool"] == "FreeSurfer"
+    assert row["ventricles_ml"] == pytest.approx(5.5811 + 0.1955 + 3.3702 + 0.2707)
+    assert row["brain_ml"] == pytest.approx(1150 + 20)  # FreeSurfer's measure leaves the brain stem out
+    assert row["icv_ml"] == pytest.approx(1420.0005)
+
+
+def test_a_folder_of_recon_all_subjects_is_read(tmp_path, read):
+    read("subjects/sub-02/stats/aseg.stats", ASEG_STATS)
+    read("subjects/sub-01_ses-a/stats/aseg.stats", ASEG_STATS)
+    (tmp_path / "subjects" / "fsaverage").mkdir()
+    rows = read_volumes.read_all([tmp_path / "subjects"])
+    assert [row["participant_id"] for row in rows] == ["sub-01", "sub-02"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("1150000.000000, mm^3", "1150.000000, ml", "BrainSegVolNotVent is in ml, expected mm.3"),
+        ("1150000.000000", "lots", "BrainSegVolNotVent must be a finite number, got 'lots'"),
+        ("Brain-Stem", "Stem", "no Brain-Stem"),
+        ("EstimatedTotalIntraCranialVol, eTIV,", "IntraCranialVol, ICV,", "FreeSurfer before 5.2"),
+        ("# ColHeaders", "# Headers", "is this an aseg.stats"),
+        ("1420000.5", "1420.5", "icv_ml would be 1.4205 mL, .*1000 times too small"),
+    ],
+)
+def test_unusable_stats_are_refused_by_name(read, old, new, message):
+    [row] = read("sub-01/stats/aseg.stats", ASEG_STATS.replace(old, new))
+    assert re.search(message, row["error"])
+    assert "sub-01/stats/aseg.stats" in row["error"] and np.isnan(row["brain_ml"])
+
+
+@pytest.mark.parametrize("separator", ["\t", ",", " "])
+def test_asegstats2table_gives_the_volumes_of_aseg_stats(read, separator):
+    [stats] = read("sub-01/stats/aseg.stats", ASEG_STATS)
+    header = "Measure:volume Left-Lateral-Ventricle Left-Inf-Lat-Vent Brain-Stem Right-Lateral-Ventricle Right-Inf-Lat-Vent"
+    header += " BrainSegVolNotVent EstimatedTotalIntraCranialVol"
+    line = "/data/subjects/sub-01/ 5581.1 195.5 20000.0 3370.2 270.7 1150000.0 1420000.5"
+    [row] = read("table.txt", f"{header}\n{line}\n".replace(" ", separator))
+    same = ("participant_id", *read_volumes.VOLUMES, "brain_normalised_ml", "tool")
+    assert [row[name] for name in same] == pytest.approx([stats[name] for name in same])
+
+
+def test_mm3_in_a_column_of_millilitres_is_refused_with_its_row(read):
+    good, bad = read("a.tsv", "participant_id\tventricles_ml\nsub-1\t25.5\nsub-2\t20000\n")
+    assert good["ventricles_ml"] == 25.5 and np.isnan(good["icv_ml"])
+    assert good["flags"] == "brain_ml_missing,icv_ml_missing"
+    assert "a.tsv row 3 (sub-2): ventricles_ml would be 20000 mL" in bad["error"] and "looks like mm3" in bad["error"]
+
+
+def test_a_table_of_another_kind_is_refused_with_its_columns(read):
+    with pytest.raises(ValueError, match="no table of SynthSeg.*columns are name, thickness"):
+        read("a.csv", "name,thickness\nx,2\n")
+
+
+def test_a_table_without_rows_is_refused(read):
+    with pytest.raises(ValueError, match="no rows"):
+        read("a.tsv", "participant_id\tventricles_ml\n")
+
+
+# --- Segmentations
+
+
+SHAPE = (40, 56, 48)  # 4 mm voxels of 0.064 mL
+
+
+def synthseg_map():
+    """Blocks of known size: 100 ventricle voxels in each label, brain 2 x 6000, CSF 3000."""
+    labels = np.zeros(SHAPE, np.int32)
+    labels[5:35, 10:50, 10:20] = 3
+    labels[5:35, 10:30, 20:30] = 24
+    labels[5:35, 30:50, 20:30] = 16
+    flat = labels.ravel()
+    for start, label in ((0, 4), (100, 5), (200, 43), (300, 44), (400, 14)):
+        flat[np.flatnonzero(flat == 3)[start : start + 100]] = label
+    return labels
+
+
+def saved(labels, path, spacing_mm=4.0, codes="RAS"):
+    """The map stored in the order of `codes`."""
+    image = nib.Nifti1Image(labels, np.diag([spacing_mm] * 3 + [1.0]))
+    ornt = nib.orientations.axcodes2ornt(codes)
+    image = image.as_reoriented(nib.orientations.ornt_transform(nib.orientations.axcodes2ornt("RAS"), ornt))
+    nib.save(image if not str(path).endswith(".mgz") else nib.MGHImage(np.asarray(image.dataobj), image.affine), path)
+    return path
+
+
+def count(labels, *values):
+    return np.isin(labels, values).sum() * 0.064
+
+
+@pytest.mark.parametrize(("name", "codes"), [("sub-05_dseg.nii.gz", "RAS"), ("sub-05.mgz", "LIA")])
+def test_segmentation_of_synthseg_is_counted(tmp_path, name, codes):
+    labels = synthseg_map()
+    [row] = read_volumes.read_source(saved(labels, tmp_path / name, codes=codes))
+    assert row["participant_id"] == "sub-05" and row["tool"] == "SynthSeg segmentation"
+    assert row["ventricles_ml"] == pytest.approx(400 * 0.064, rel=1e-5)
+    assert row["brain_ml"] == pytest.approx(count(labels, 3, 16), rel=1e-5)  # without the third ventricle
+    assert row["icv_ml"] == pytest.approx((labels != 0).sum() * 0.064, rel=1e-5)
+
+
+def test_aseg_has_no_intracranial_volume(tmp_path):
+    labels = synthseg_map()
+    labels[labels == 24] = 2
+    flat = labels.ravel()
+    flat[np.flatnonzero(flat == 2)[:50]] = 31
+    (tmp_path / "sub-06" / "mri").mkdir(parents=True)
+    [row] = read_volumes.read_source(saved(labels, tmp_path / "sub-06" / "mri" / "aseg.mgz"))
+    assert row["participant_id"] == "sub-06" and row["tool"] == "FreeSurfer segmentation"
+    assert np.isnan(row["icv_ml"]) and np.isnan(row["brain_normalised_ml"]) and row["flags"] == "icv_ml_missing"
+    assert row["brain_ml"] == pytest.approx(count(labels, 2, 3, 16), rel=1e-5)  # without the choroid plexus
+
+
+def test_volumes_follow_the_spacing_of_the_affine(tmp_path):
+    [four] = read_volumes.read_source(saved(synthseg_map(), tmp_path / "a.nii.gz"))
+    [three] = read_volumes.read_source(saved(synthseg_map(), tmp_path / "b.nii.gz", spacing_mm=3.6))
+    assert three["ventricles_ml"] / four["ventricles_ml"] == pytest.approx(0.9**3, rel=1e-5)
+
+
+def with_value(value, dtype=np.int32):
+    labels = synthseg_map().astype(dtype)
+    labels[7, 12, 12:14] = value
+    return labels
+
+
+@pytest.mark.parametrize(
+    ("labels", "spacing_mm", "message"),
+    [
+        (np.zeros(SHAPE, np.int16), 4, "empty, all 107520 voxels are 0"),
+        (with_value(999), 4, r"labels 999 \(0.1 mL\) are not FreeSurfer's"),
+        (with_value(2.5, np.float32), 4, "no integers"),
+        (with_value(np.nan, np.float32), 4, "no integers"),
+        (synthseg_map(), 0.004, "are they in mm"),
+        (synthseg_map(), 0.4, "ventricles_ml would be .* 1000 times too small"),
+        (np.stack([synthseg_map()] * 2, -1), 4, "expected one 3-D label map"),
+    ],
+)
+def test_what_is_no_segmentation_of_a_head_is_refused(tmp_path, labels, spacing_mm, message):
+    nib.save(nib.Nifti1Image(labels, np.diag([spacing_mm] * 3 + [1.0])), tmp_path / "sub-07_dseg.nii.gz")
+    [row] = read_volumes.read_source(tmp_path / "sub-07_dseg.nii.gz")
+    assert re.search(message, row["error"])
+    assert "sub-07_dseg.nii.gz" in row["error"]
+
+
+def test_the_labels_are_those_of_the_fusions_label_table():
+    """What is brain there but for ventricles and choroid plexus is brain here, and no label is known to one alone."""
+    classes = json.loads((ROOT / "spade_fusion_bundle/configs/labels.json").read_text())["freesurfer"]
+    listed = {"brain": set(), "ventricles": set(), "other": set()}
+    for entry in classes:
+        if not 0 < entry["class"] < 21:  # background, soft tissues of SynthSeg's training maps
+            continue
+        kind = "brain" if entry["brain"] else "other"
+        kind = "other" if "plexus" in entry["name"] or "third" in entry["name"] else kind
+        kind = "ventricles" if entry["name"] == "lateral ventricle" else kind
+        for item in [item for side in ("left", "right", "midline") for item in entry.get(side, [])]:
+            first, _, last = str(item).partition("-")
+            listed[kind] |= set(range(int(first), int(last or first) + 1))
+    assert listed["brain"] == set(read_volumes.BRAIN)
+    assert listed["ventricles"] == set(read_volumes.LATERAL_VENTRICLES)
+    assert listed["other"] == set(read_volumes.NOT_BRAIN)
+
+
+# --- The command
+
+
+def test_command_writes_the_columns_of_measure_volumes_and_the_tool(tmp_path, monkeypatch, capsys):
+    (tmp_path / "v.csv").write_text(csv_of(synthseg_row(), synthseg_row(subject="sub-04", csf=1, **{"total intracranial": 9})))
+    output = tmp_path / "volumes.tsv"
+    monkeypatch.setattr("sys.argv", ["read_volumes.py", str(tmp_path / "v.csv"), "--output", str(output)])
+    assert read_volumes.main() == 1
+    table = pd.read_csv(output, sep="\t")
+    columns = ["participant_id", "file", "ventricles_ml", "brain_ml", "icv_ml", "brain_normalised_ml", "flags", "tool"]
+    assert table.columns.tolist() == columns
+    assert table.participant_id.tolist() == ["sub-03"]
+    assert "row 3 (sub-04): icv_ml would be 0.009 mL" in capsys.readouterr().err
+
+
+def test_nothing_is_written_when_nothing_can_be_used(tmp_path, monkeypatch):
+    (tmp_path / "v.csv").write_text(csv_of(synthseg_row(**{"total intracranial": 9})))
+    monkeypatch.setattr("sys.argv", ["read_volumes.py", str(tmp_path / "v.csv"), "--output", str(tmp_path / "out.tsv")])
+    with pytest.raises(ValueError, match="none of 1 rows can be used"):
+        read_volumes.main()
+    assert not (tmp_path / "out.tsv").exists()
+
+
+def test_a_participant_twice_is_refused_with_both_places(tmp_path):
+    for name in ("a.csv", "b.csv"):
+        (tmp_path / name).write_text(csv_of(synthseg_row()))
+    with pytest.raises(ValueError, match="sub-03 is there twice, in .*a.csv and .*b.csv"):
+        read_volumes.read_all([tmp_path / "a.csv", tmp_path / "b.csv"])
+
+
+def test_an_absent_source_or_empty_folder_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such file or folder"):
+        read_volumes.read_all([tmp_path / "absent.csv"])
+    with pytest.raises(FileNotFoundError, match=r"no stats/aseg.stats.*Give tables by name"):
+        read_volumes.read_all([tmp_path])
+    (tmp_path / "a.xlsx").write_bytes(b"")
+    with pytest.raises(ValueError, match="not a table"):
+        read_volumes.read_all([tmp_path / "a.xlsx"])

@@ -1,0 +1,138 @@
+"""Rigid registration: heads moved by a known transform are brought back, and bad registrations are noticed."""
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from nilearn.datasets import load_mni152_template
+from registration.rigid import BRAIN_CENTRE_LPS_MM, LPS_TO_RAS, assess, register, to_sitk
+from scipy.ndimage import affine_transform
+from scipy.spatial.transform import Rotation
+
+BRAIN_CENTRE_RAS_MM = np.array([0.0, -18.0, 5.0])
+
+
+def moved_head(angles_deg, shift_mm, scale, spacing_mm, codes):
+    """The ICBM152 template seen by another scanner, in arbitrary units, with noise.
+
+    Args:
+        angles_deg, shift_mm: scan point -> MNI point (RAS): rotation about the axes x, y, z, then translation.
+        scale: size of this head / size of the template's.
+        spacing_mm, codes: voxel sizes (before reorientation) and orientation of the scan.
+
+    Returns:
+        the scan and the rigid 4 x 4 matrix from its points to MNI points (RAS, mm).
+    """
+    template = load_mni152_template(resolution=1)
+    scan_to_mni = np.eye(4)
+    scan_to_mni[:3, :3] = Rotation.from_euler("xyz", angles_deg, degrees=True).as_matrix()
+    scan_to_mni[:3, 3] = shift_mm
+    resize = np.eye(4)
+    resize[:3, :3] /= scale
+    resize[:3, 3] = BRAIN_CENTRE_RAS_MM * (1 - 1 / scale)
+
+    field_of_view_mm = np.array([200, 240, 220])
+    affine = np.diag([*spacing_mm, 1.0])
+    affine[:3, 3] = BRAIN_CENTRE_RAS_MM - field_of_view_mm / 2
+    to_template = np.linalg.inv(template.affine) @ resize @ scan_to_mni @ affine
+    shape = tuple((field_of_view_mm / spacing_mm).astype(int))
+    data = affine_transform(template.get_fdata(), to_template[:3, :3], to_template[:3, 3], shape, order=1)
+    data = np.abs(800 * data + np.random.default_rng(0).normal(0, 10, shape)).astype(np.float32)
+    change = nib.orientations.ornt_transform(nib.orientations.axcodes2ornt("RAS"), nib.orientations.axcodes2ornt(codes))
+    return nib.Nifti1Image(data, affine).as_reoriented(change), scan_to_mni
+
+
+def errors(found: np.ndarray, true: np.ndarray) -> tuple[float, float]:
+    """Degrees, and millimetres at the centre of the brain, between two rigid matrices."""
+    difference = found @ np.linalg.inv(true)
+    centre = np.append(BRAIN_CENTRE_RAS_MM, 1.0)
+    angle_deg = np.degrees(Rotation.from_matrix(difference[:3, :3]).magnitude())
+    return angle_deg, np.linalg.norm((difference @ centre - centre)[:3])
+
+
+def scan_to_mni_ras(transform) -> np.ndarray:
+    matrix = np.eye(4)
+    matrix[:3, :3] = np.reshape(transform.GetMatrix(), (3, 3))
+    matrix[:3, 3] = transform.TransformPoint((0.0, 0.0, 0.0))
+    return np.linalg.inv(LPS_TO_RAS @ matrix @ LPS_TO_RAS)
+
+
+def as_sitk(image):
+    image = nib.as_closest_canonical(image)
+    spacing_mm = image.header.get_zooms()
+    return to_sitk(image.get_fdata(), spacing_mm, image.affine[:3, :3] / spacing_mm, image.affine[:3, 3])
+
+
+@pytest.fixture(scope="module")
+def nodding():
+    """A small head that nods by 30 degrees: scan, true matrix, rigid and affine transform."""
+    scan, true = moved_head((-30, 5, -15), (-20, 10, -30), 0.9, (3, 2.5, 2), "RAS")
+    scan = as_sitk(scan)
+    return scan, true, *register(scan)
+
+
+def test_rotation_and_translation_are_recovered(nodding):
+    _, true, rigid, _ = nodding
+    angle_deg, distance_mm = errors(scan_to_mni_ras(rigid), true)
+    assert angle_deg < 0.5
+    assert distance_mm < 0.5
+
+
+def test_rigid_part_has_no_scale_and_the_affine_has_that_of_the_head(nodding):
+    _, _, rigid, affine = nodding
+    matrix = np.reshape(rigid.GetMatrix(), (3, 3))
+    assert matrix @ matrix.T == pytest.approx(np.eye(3), abs=1e-9)
+    assert np.linalg.det(matrix) == pytest.approx(1)
+    assert np.linalg.det(np.reshape(affine.GetMatrix(), (3, 3))) == pytest.approx(0.9**3, rel=0.02)
+
+
+def test_good_registration_is_not_suspicious(nodding):
+    scan, _, _, affine = nodding
+    found = assess(scan, affine)
+    assert found["suspicious"] == ""
+    assert found["template_correlation"] > 0.9
+    assert found["brain_coverage"] == pytest.approx(1)
+    assert found["head_volume_ratio"] == pytest.approx(0.73, abs=0.02)
+
+
+def test_registration_that_is_off_by_3_cm_is_suspicious(nodding):
+    scan, _, _, affine = nodding
+    wrong = sitk.AffineTransform(affine)
+    wrong.SetTranslation((np.array(affine.GetTranslation()) + [0, 0, 30]).tolist())
+    assert "template_correlation" in assess(scan, wrong)["suspicious"]
+
+
+def test_head_cut_off_by_the_field_of_view_is_suspicious(nodding):
+    scan, _, _, affine = nodding
+    cut = scan[:, :, : scan.GetSize()[2] // 2]
+    assert "brain_coverage" in assess(cut, affine)["suspicious"]
+
+
+def test_head_of_half_the_volume_limit_is_suspicious(nodding):
+    scan, _, _, affine = nodding
+    small = sitk.AffineTransform(affine)
+    small.SetMatrix((np.reshape(affine.GetMatrix(), (3, 3)) * 0.5).ravel().tolist())
+    assert "head_volume_ratio" in assess(scan, small)["suspicious"]
+
+
+def test_centre_of_rotation_is_the_brain_not_the_scanner(nodding):
+    """Head size must not move the brain: its centre stays where the affine fit puts it."""
+    _, _, rigid, affine = nodding
+    assert rigid.TransformPoint(BRAIN_CENTRE_LPS_MM) == pytest.approx(affine.TransformPoint(BRAIN_CENTRE_LPS_MM))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("angles_deg", "shift_mm", "scale", "spacing_mm", "codes"),
+    [
+        ((12, -8, 10), (8, -12, 15), 1.0, (1, 1, 1), "LIA"),
+        ((-25, 5, -15), (-20, 10, -30), 0.9, (1, 1.2, 0.9), "PIR"),
+        ((25, 10, 10), (10, 30, 10), 1.05, (2, 3, 2), "ASL"),
+    ],
+)
+def test_heads_of_every_orientation_are_recovered_at_full_resolution(angles_deg, shift_mm, scale, spacing_mm, codes):
+    scan, true = moved_head(angles_deg, shift_mm, scale, spacing_mm, codes)
+    rigid, _ = register(as_sitk(scan))
+    angle_deg, distance_mm = errors(scan_to_mni_ras(rigid), true)
+    assert angle_deg < 0.5
+    assert distance_mm < 0.5
