@@ -19,7 +19,7 @@ TOP_LEVEL = {
         "requirements-monailabel.txt",
         "pyproject.toml",
     ),
-    *(".ci", ".github", ".gitignore"),
+    *(".ci", ".github", ".gitignore", ".git-blame-ignore-revs"),
 }
 BUNDLES = sorted(ROOT.glob("*_bundle"))
 
@@ -44,7 +44,7 @@ def test_top_level_scripts_is_no_package():
 
 def test_tools_at_top_level_do_not_import_from_a_bundle():
     names = "|".join(["scripts", *(bundle.name for bundle in BUNDLES)])
-    for path in sorted((ROOT / "scripts").glob("*.py")):
+    for path in sorted((ROOT / "scripts").rglob("*.py")):
         assert not re.search(rf"^\s*(from|import) ({names})\b", path.read_text(), re.MULTILINE), path.name
 
 
