@@ -18,6 +18,7 @@ OVERLAYS = {
         "demo.json": "train.json",
         "multi_gpu.json": "train.json",
         "published.json": "inference.json",
+        "shipped.json": "inference.json",
         "demo_baselines.json": "baselines.json",
         "demo_regressor.json": "train_regressor.json",
     },
