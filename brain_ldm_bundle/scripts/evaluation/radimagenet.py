@@ -10,7 +10,7 @@ from monai.losses.perceptual import subtract_mean
 from monai.networks.nets.resnet import ResNetFeatures
 
 from ..model.weights import load_weights, read_state
-from .intensity_checks import as_stored, head_mask
+from .grey_values import as_stored, head_mask
 
 __all__ = ["RadImageNet"]
 

@@ -24,7 +24,7 @@ from ..data.derivative import PROVENANCE, Derivative
 from ..model.training_record import refuse_seen, what_training_knew
 from ..shared.files import atomic, sha256, write_json
 from ..shared.sections import write_section
-from .regressor import physical
+from .covariate_regressor import physical
 from .ssim import SSIM
 
 __all__ = ["Keep", "MeanImage", "Scores", "held_out", "mean_image", "needs", "summarise"]

@@ -16,13 +16,13 @@ from tqdm import tqdm
 from ..data import grid
 from ..shared.files import atomic, write_json
 from ..shared.sections import write_section
-from .distances import NEIGHBOURS, FeatureSpace, check_features
-from .features import Extractor
-from .intensity_checks import histogram_distance, intensity_checks
-from .pairs import draw_pairs, mean_over_pairs, multi_scale_ssim, score_pairs
+from .compared_sets import BLUR_MM, Blurred, Remembered, Repeated, Volumes, count_participants, find_samples, halves, refuse_few
+from .diversity import draw_pairs, mean_over_pairs, multi_scale_ssim, score_pairs
+from .feature_extractors import Extractor
+from .fid import NEIGHBOURS, FeatureSpace, check_features
+from .grey_values import histogram_distance, intensity_checks
 from .provenance import read_provenance, trained_on
-from .table1_text import FLOOR, SPLITS, further_distances, origins, table_1, text
-from .volume_sets import BLUR_MM, Blurred, Remembered, Repeated, Volumes, count_participants, find_samples, halves, refuse_few
+from .table1_report import FLOOR, SPLITS, further_distances, origins, table_1, text
 
 __all__ = ["SampleEvaluation"]
 

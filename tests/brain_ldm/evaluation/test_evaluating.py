@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import tiny
 import torch
-from brain_ldm.evaluation.test_features import write_regressor
+from brain_ldm.evaluation.test_feature_extractors import write_regressor
 from brain_ldm.training.test_resume import chain
 from monai.bundle import run
 

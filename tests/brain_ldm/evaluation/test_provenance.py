@@ -2,8 +2,8 @@ import json
 from pathlib import Path
 
 import pytest
-from brain_ldm.evaluation.test_copies import audit, cohort, head  # noqa: F401 - a fixture
-from brain_ldm.evaluation.test_copies import write as write_volume
+from brain_ldm.evaluation.test_memorisation import audit, cohort, head  # noqa: F401 - a fixture
+from brain_ldm.evaluation.test_memorisation import write as write_volume
 from brain_ldm.model.test_training_record import write as write_weights
 
 from brain_ldm_bundle.scripts.evaluation.provenance import MODELS, describe, read_provenance, trained_on

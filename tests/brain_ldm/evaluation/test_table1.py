@@ -9,17 +9,17 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from brain_ldm.evaluation.test_features import write_regressor
+from brain_ldm.evaluation.test_feature_extractors import write_regressor
 from monai.bundle import ConfigParser, run
 from scipy import ndimage
 from tiny import SPACING_MM, write_dataset
 
 from brain_ldm_bundle.scripts.data.bids import find_volumes
-from brain_ldm_bundle.scripts.evaluation.features import Extractor
+from brain_ldm_bundle.scripts.evaluation.diversity import KERNEL_SIGMA, KERNEL_SIZE, mean_over_pairs, multi_scale_ssim
+from brain_ldm_bundle.scripts.evaluation.feature_extractors import Extractor
 from brain_ldm_bundle.scripts.evaluation.gradient_ssim import GradientSSIMMetric
-from brain_ldm_bundle.scripts.evaluation.pairs import KERNEL_SIGMA, KERNEL_SIZE, mean_over_pairs, multi_scale_ssim
 from brain_ldm_bundle.scripts.evaluation.table1 import BLUR, HELD_OUT, MEAN, SampleEvaluation
-from brain_ldm_bundle.scripts.evaluation.table1_text import FLOOR
+from brain_ldm_bundle.scripts.evaluation.table1_report import FLOOR
 from brain_ldm_bundle.scripts.model.networks import DiffusionUNet
 from brain_ldm_bundle.scripts.shared.files import save_weights
 

@@ -14,7 +14,7 @@ from monai.transforms import Compose, EnsureChannelFirstd, EnsureTyped, LoadImag
 from scipy.ndimage import gaussian_filter
 
 from brain_ldm_bundle.scripts.data import grid
-from brain_ldm_bundle.scripts.evaluation.copies import Audit
+from brain_ldm_bundle.scripts.evaluation.memorisation import Audit
 from brain_ldm_bundle.scripts.training.latents import LatentDataset
 
 SPACING_MM = 8.0

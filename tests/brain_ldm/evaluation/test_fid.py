@@ -8,8 +8,8 @@ from monai.metrics import FIDMetric
 from scipy.linalg import sqrtm
 from scipy.spatial.distance import pdist
 
-from brain_ldm_bundle.scripts.evaluation import distances
-from brain_ldm_bundle.scripts.evaluation.distances import (
+from brain_ldm_bundle.scripts.evaluation import fid as distances
+from brain_ldm_bundle.scripts.evaluation.fid import (
     FeatureSpace,
     check_features,
     density_coverage,

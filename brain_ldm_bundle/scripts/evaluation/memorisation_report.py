@@ -11,8 +11,8 @@ from ..data.derivative import NOTICE
 from ..shared.files import atomic
 from ..shared.panels import three_planes
 from ..shared.sections import write_section
+from .nearest_scan import ANATOMY_MM, SHIFT_MM
 from .provenance import describe
-from .resemblance import ANATOMY_MM, SHIFT_MM
 
 __all__ = ["draw_distances", "draw_pairs", "write_audit_section"]
 

@@ -17,9 +17,9 @@ from tqdm import tqdm
 from ..data.bids import find_volumes
 from ..shared.files import atomic, write_json
 from ..training.latents import LatentDataset
-from .copies_report import draw_distances, draw_pairs, write_audit_section
+from .memorisation_report import draw_distances, draw_pairs, write_audit_section
+from .nearest_scan import Neighbours, anatomy, threshold, views
 from .provenance import read_provenance
-from .resemblance import Neighbours, anatomy, threshold, views
 
 __all__ = ["Audit", "audited_volumes"]
 

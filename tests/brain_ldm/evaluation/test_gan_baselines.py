@@ -13,7 +13,7 @@ from brain_ldm.training.test_resume import assert_equal, chain, load
 from monai.bundle import ConfigParser, run
 from torch.distributions import Normal, kl_divergence
 
-from brain_ldm_bundle.scripts.evaluation import baselines
+from brain_ldm_bundle.scripts.evaluation import gan_baselines as baselines
 from brain_ldm_bundle.scripts.model.networks import LSGAN, VAEGAN, VolumeDiscriminator, VolumeEncoder, VolumeGenerator
 from brain_ldm_bundle.scripts.model.weights import read_recipe
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from brain_ldm_bundle.scripts.data import grid
-from brain_ldm_bundle.scripts.evaluation.resemblance import Neighbours, anatomy, threshold, views
+from brain_ldm_bundle.scripts.evaluation.nearest_scan import Neighbours, anatomy, threshold, views
 
 SPACING_MM = 8.0
 

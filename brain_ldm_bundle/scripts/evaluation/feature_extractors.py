@@ -12,8 +12,8 @@ from ..model.medicalnet import MedicalNet
 from ..model.networks import Regressor
 from ..model.weights import read_state
 from ..shared.files import sha256
+from .covariate_regressor import load_regressor
 from .radimagenet import RadImageNet
-from .regressor import load_regressor
 
 __all__ = ["Extractor", "RegressorLevels", "load_extractor"]
 

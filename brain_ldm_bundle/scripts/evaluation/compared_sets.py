@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from ..data import grid
 from ..data.bids import find_volumes
-from .intensity_checks import LEVELS, as_stored
+from .grey_values import LEVELS, as_stored
 
 __all__ = ["Blurred", "Remembered", "Repeated", "Volumes", "count_participants", "find_samples", "halves", "refuse_few"]
 

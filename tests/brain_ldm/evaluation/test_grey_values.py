@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.stats import wasserstein_distance
 
-from brain_ldm_bundle.scripts.evaluation.intensity_checks import as_stored, head_mask, histogram_distance, intensity_checks
+from brain_ldm_bundle.scripts.evaluation.grey_values import as_stored, head_mask, histogram_distance, intensity_checks
 
 SHAPE = (20, 28, 24)
 MM = 8.0

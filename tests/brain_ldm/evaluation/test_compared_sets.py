@@ -7,7 +7,7 @@ import torch
 from tiny import SPACING_MM, write_dataset
 
 from brain_ldm_bundle.scripts.data.bids import find_volumes
-from brain_ldm_bundle.scripts.evaluation.volume_sets import (
+from brain_ldm_bundle.scripts.evaluation.compared_sets import (
     Blurred,
     Remembered,
     Repeated,

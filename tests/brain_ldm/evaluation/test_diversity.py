@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from monai.metrics import MultiScaleSSIMMetric, SSIMMetric
 from scipy import ndimage
 
-from brain_ldm_bundle.scripts.evaluation.pairs import draw_pairs, mean_over_pairs, multi_scale_ssim, score_pairs
+from brain_ldm_bundle.scripts.evaluation.diversity import draw_pairs, mean_over_pairs, multi_scale_ssim, score_pairs
 
 SHAPE = (15, 18, 16)
 WANG = np.array([0.0448, 0.2856, 0.3001, 0.2363, 0.1333])
