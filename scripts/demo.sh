@@ -12,7 +12,6 @@ CHAIN="--sampler_name ddpm --steps 1000 --batch_size 16"     # the whole chain, 
 CHAIN_VOLUMES=16
 SWEEPS="--sweep ventricles_ml 10 150 --sweep age 46 80 --rows 6 --noises 1 --extrapolate"
 REGRESSOR_TRAINING="--regressor_epochs 3 --regressor_lr 2e-4 --val_interval 1"
-BASELINE_TRAINING=""                             # none: those shipped are sampled as they are
 SPADE_TRAINING=""                                # as in configs/demo.json, from scratch
 VARIANTS=4
 SEGMENTATION=""
@@ -48,7 +47,6 @@ while [ $# -gt 0 ]; do
             CHAIN_VOLUMES=4
             SWEEPS="--sweep ventricles_ml 10 150 --rows 2 --noises 1 --extrapolate"
             REGRESSOR_TRAINING="--regressor_epochs 3"
-            BASELINE_TRAINING="--epochs 1"
             SPADE_TRAINING="--spade_epochs 1 --fusion_epochs 1 --batch_norm_batches 2"
             SEGMENTATION="--steps 4"
             SLICES=12
@@ -63,7 +61,7 @@ done
 
 # The folder is ours alone: the mark says who made it, and with which settings.
 settings="version 2, subjects $SUBJECTS of seed $SEED, requests $REQUESTS, training '$TRAINING', sampling '$SAMPLING', chain '$CHAIN' \
-$CHAIN_VOLUMES, sweeps '$SWEEPS', regressor '$REGRESSOR_TRAINING', baselines '$BASELINE_TRAINING', spade '$SPADE_TRAINING'"
+$CHAIN_VOLUMES, sweeps '$SWEEPS', regressor '$REGRESSOR_TRAINING', spade '$SPADE_TRAINING'"
 mark="$output/.made_by_demo"
 if [ -n "$fresh" ] && [ -f "$mark" ]; then
     rated=$(find "$output"/{,spade_}reader_study/results -name '*.tsv' 2> /dev/null || true)
@@ -89,7 +87,7 @@ cd "$root"
 
 # --- Steps ----------------------------------------------------------------------------------------------------------
 
-STEPS=17
+STEPS=16
 number=0
 doing="starting"
 
@@ -137,26 +135,6 @@ train_regressor() {
     bundle brain_ldm_bundle training --config_file "['configs/train_regressor.json','configs/demo_regressor.json']" \
         --dataset_dir "$output/data" --models_dir "$output/models" --output_dir "$output/training/regressor" \
         --cache_dir "$output/cache" ${start:+--init_regressor "$start"} $REGRESSOR_TRAINING
-}
-
-baseline() {  # MODEL RUN_ID SETTINGS...
-    bundle brain_ldm_bundle "$2" --config_file "['configs/baselines.json','configs/demo_baselines.json']" --model "$1" \
-        --models_dir "$output/models" --cache_dir "$output/cache" "${@:3}"
-}
-
-sample_baselines() {
-    local shipped
-    for model in vaegan lsgan; do
-        shipped="$root/brain_ldm_bundle/models/demo_$model.pt"
-        if [ -f "$shipped" ] && [ -z "$BASELINE_TRAINING" ]; then
-            mkdir -p "$output/models"
-            cp "$shipped" "$output/models/$model.pt"
-        else
-            # shellcheck disable=SC2086
-            baseline $model training --dataset_dir "$output/data" --output_dir "$output/training/$model" $BASELINE_TRAINING
-        fi
-        baseline $model generating --volumes "$REQUESTS" --output_dir "$output/baselines/$model"
-    done
 }
 
 request() {
@@ -219,7 +197,7 @@ evaluate() {
     bundle brain_ldm_bundle --config_file configs/evaluate.json --dataset_dir "$output/data" --models_dir "$output/models" \
         --output_dir "$folder" --cache_dir "$output/cache" --pairs "$PAIRS" $COMPONENTS \
         --reconstructions_dir "$output/reconstructions" \
-        --samples "{'LDM, 1000 steps':'$output/generated_1000','LDM, 50 DDIM steps':'$output/generated','VAE-GAN':'$output/baselines/vaegan','LSGAN':'$output/baselines/lsgan'}"
+        --samples "{'LDM, 1000 steps':'$output/generated_1000','LDM, 50 DDIM steps':'$output/generated'}"
     # An audit that finds copies ends with an error; here the page tells.
     rm -f "$folder/memorisation.section.json"
     bundle brain_ldm_bundle auditing --config_file configs/evaluate.json --dataset_dir "$output/data" \
@@ -317,7 +295,6 @@ step generation "Generate $REQUESTS volumes (about 1 minute)" generate
 step measurement "Measure the generated volumes and the test scans (half a minute)" measure
 step first_report "Write a first page, $output/report.html (seconds)" first_report
 step regressor "Train a network that reads age and volumes from a scan (seconds)" train_regressor
-step baselines "Sample the paper's baselines, VAE-GAN and LSGAN (seconds)" sample_baselines
 step more_generation "Generate sweeps, and $CHAIN_VOLUMES volumes by all 1000 steps (about 4 minutes)" generate_more
 step more_measurement "Measure the sweeps, and read the ages of all (half a minute)" measure_more
 step evaluation "Compare with real scans: Table 1, conditioning, copies (about 1 minute)" evaluate
