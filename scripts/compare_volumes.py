@@ -28,7 +28,7 @@ import numpy as np
 import pandas as pd
 from cohorts.section import write_json, write_section, write_whole
 from matplotlib.figure import Figure
-from measurement.volume_table import NORMALISED
+from measurement.output_table import NORMALISED
 from read_volumes import check_unit
 from scipy import stats
 

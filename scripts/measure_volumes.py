@@ -20,7 +20,7 @@ import numpy as np
 import pandas
 import torch
 from cohorts.agreement import agreement
-from measurement.volume_table import NORMALISED, VOLUMES, normalised_ml, participant_of, quality_flags, write_table
+from measurement.output_table import NORMALISED, VOLUMES, normalised_ml, participant_of, quality_flags, write_table
 from monai.data import MetaTensor
 from monai.networks.nets import UNet
 from monai.transforms import SpatialResample

@@ -36,7 +36,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pandas as pd
-from measurement.volume_table import NORMALISED, VOLUMES, normalised_ml, participant_of, quality_flags, write_table
+from measurement.output_table import NORMALISED, VOLUMES, normalised_ml, participant_of, quality_flags, write_table
 from nibabel.filebasedimages import ImageFileError
 
 SEGMENTATIONS = (".nii", ".nii.gz", ".mgz", ".mgh")

@@ -14,7 +14,7 @@ import pandas as pd
 from report_page.three_planes import POINT_MM
 from scipy.optimize import linear_sum_assignment
 
-from cohorts.measured_tables import read_measured, read_table
+from cohorts.row_matching import read_measured, read_table
 
 QUANTITIES = {  # title and unit
     "ventricles_ml": ("lateral ventricles", "mL"),

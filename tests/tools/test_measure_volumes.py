@@ -8,7 +8,7 @@ import numpy as np
 import pandas
 import pytest
 import torch
-from measurement.volume_table import TEMPLATE_ICV_ML, write_table
+from measurement.output_table import TEMPLATE_ICV_ML, write_table
 
 FIELD_MM = (168, 232, 176)  # three different sides, a little larger than the project's box
 LOW_MM = np.array([-83.0, -130.0, -66.0])

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import read_volumes
 from conftest import ROOT
-from measurement.volume_table import TEMPLATE_ICV_ML
+from measurement.output_table import TEMPLATE_ICV_ML
 
 # Of FreeSurfer 7's aseg.stats: the header's measures in their form, the table shortened, the numbers ours.
 ASEG_STATS = """\
