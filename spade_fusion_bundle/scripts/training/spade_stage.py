@@ -56,7 +56,7 @@ class SpadeStage:
         mirror: random left-right flip, before slices are drawn.
         generator, discriminator: called, they make a network.
         optimizer, discriminator_optimizer: called with parameters, they make an optimiser.
-        step: `scripts.training.steps.spade_step` with its settings.
+        step: `scripts.training.gan_step.spade_step` with its settings.
         epochs, decay_epochs: the learning rate falls linearly to 0 over the last `decay_epochs` of `epochs`.
         batch_size: slices in a step, of `batch_size / slices_per_volume` volumes.
         visits: how often an epoch comes to each volume.

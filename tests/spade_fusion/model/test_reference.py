@@ -14,7 +14,7 @@ from conftest import ROOT
 
 from spade_fusion_bundle.scripts.model.losses import discriminator_loss, feature_matching, generator_loss
 from spade_fusion_bundle.scripts.model.networks import SpadeDiscriminator, SpadeGenerator, one_hot
-from spade_fusion_bundle.scripts.training.steps import spade_step
+from spade_fusion_bundle.scripts.training.gan_step import spade_step
 
 DEFAULT = ROOT.parent / "shared" / "reference" / "spade_reference.pt"
 PATH = Path(os.environ.get("SPADE_REFERENCE", DEFAULT))
