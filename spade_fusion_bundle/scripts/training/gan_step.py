@@ -1,5 +1,4 @@
-"""One training step of each stage, for MONAI's trainers (`iteration_update`). Each gives floats for the logs, in MONAI's form:
-a list of one dict."""
+"""One training step of a plane's SPADE GAN, for MONAI's AdversarialTrainer (`iteration_update`)."""
 
 from __future__ import annotations
 
@@ -11,7 +10,7 @@ from ignite.engine import Engine
 
 from ..model.losses import discriminator_loss, feature_matching, generator_loss
 
-__all__ = ["fusion_step", "spade_step"]
+__all__ = ["spade_step"]
 
 
 def spade_step(
@@ -23,26 +22,30 @@ def spade_step(
     vgg_loss: Callable | None,
     amp: bool,
 ) -> list[dict[str, float]]:
-    """Stage one, one plane: the generator first, then the discriminator on fakes of the generator as it is then.
+    """Update the generator, then the discriminator on fakes of the updated generator.
 
     Args:
         engine: MONAI's AdversarialTrainer.
-        batch: {"image": (N, 1, H, W) in 0 to 1, "label": classes (N, 1, H, W)}.
-        feature_weight, vgg_weight: of the terms beside the adversarial one, whose weight is 1. Park et al.: 10 and 10.
-        l1_weight: of the L1 between the images. Park et al.: 0.
-        vgg_loss: of (fake, real) in -1 to 1, or None.
-        amp: bfloat16 autocast; losses in float32.
+        batch: {"image": (N, 1, H, W), intensities 0 to 1, "label": (N, 1, H, W), classes}.
+        feature_weight: weight of feature matching; the adversarial term has weight 1. Park et al. 2019: 10.
+        vgg_weight: weight of the VGG loss. Park et al. 2019: 10.
+        l1_weight: weight of the L1 loss between fake and real. Park et al. 2019 have none, 0.
+        vgg_loss: takes a fake and a real slice, intensities -1 to 1; None trains without it.
+        amp: whether the networks run in bfloat16; losses are computed in float32.
+
+    Returns:
+        the losses for the logs, in the form that MONAI expects: a list of one dict.
     """
     state = engine.state
     image, labels = (torch.as_tensor(batch[key]).to(state.device, non_blocking=True) for key in ("image", "label"))
     image = 2 * image - 1
     generator, discriminator = state.g_network.train(), state.d_network.train()
     autocast = torch.autocast(state.device.type, dtype=torch.bfloat16, enabled=amp)
-    # Fakes and reals pass through together: batch statistics do not arise (instance norm), but the power iteration of
-    # spectral norm would move between two calls, and DDP would not survive it.
+    # Fakes and reals pass through the discriminator in one call: a second call would move the power iteration of spectral
+    # norm, and DDP does not allow two. Instance norm keeps them independent.
     both = torch.cat([labels, labels])
 
-    # (1) The generator. It sees the discriminator without its DDP wrapper, which must not reduce gradients here.
+    # (1) The generator. The discriminator is used without its DDP wrapper, which must not reduce gradients here.
     discriminator.requires_grad_(False)
     state.g_optimizer.zero_grad(set_to_none=True)
     losses = {}
@@ -78,22 +81,3 @@ def spade_step(
 
 def _float(outputs: list[list[torch.Tensor]]) -> list[list[torch.Tensor]]:
     return [[feature.float() for feature in scale] for scale in outputs]
-
-
-def fusion_step(engine: Engine, batch: dict, amp: bool) -> list[dict[str, float]]:
-    """Stage two: mean squared error of the fused patches.
-
-    Args:
-        engine: MONAI's SupervisedTrainer.
-        batch: {"volumes": (N, 3, 32, 32, 32), "image": (N, 1, 32, 32, 32)}, both 0 to 1.
-        amp: bfloat16 autocast.
-    """
-    volumes, image = (torch.as_tensor(batch[key]).to(engine.state.device, non_blocking=True) for key in ("volumes", "image"))
-    network = engine.network.train()
-    engine.optimizer.zero_grad(set_to_none=True)
-    with torch.autocast(engine.state.device.type, dtype=torch.bfloat16, enabled=amp):
-        fused = network(volumes.float())
-    loss = F.mse_loss(fused.float(), image.float())
-    loss.backward()
-    engine.optimizer.step()
-    return [{"loss": loss.item()}]
