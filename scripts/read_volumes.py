@@ -36,6 +36,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pandas as pd
+from measurement.label_values import read_volume_labels
 from measurement.output_table import NORMALISED, VOLUMES, normalised_ml, participant_of, quality_flags, write_table
 from nibabel.filebasedimages import ImageFileError
 
@@ -43,16 +44,6 @@ SEGMENTATIONS = (".nii", ".nii.gz", ".mgz", ".mgh")
 TABLES = (".csv", ".tsv", ".txt", ".dat")
 MOST_LISTED = 10
 
-# FreeSurferColorLUT.txt. What counts as brain besides the lateral ventricles, and what is known and does not count.
-LATERAL_VENTRICLES = (4, 5, 43, 44)
-BRAIN = (
-    *(2, 3, 7, 8, 9, 10, 11, 12, 13, 16, 17, 18, 25, 26, 27, 28),  # left, brain stem
-    *(41, 42, 46, 47, 48, 49, 50, 51, 52, 53, 54, 57, 58, 59, 60),  # right
-    *(77, 78, 79, 80, 81, 82, 85, 251, 252, 253, 254, 255),  # lesions, optic chiasm, corpus callosum
-    *(*range(1000, 1036), *range(2000, 2036), *range(11100, 11176), *range(12100, 12176)),  # parcels of the cortex
-    *(*range(3000, 3036), *range(4000, 4036), 5001, 5002),  # parcels of the white matter
-)
-NOT_BRAIN = (14, 15, 24, 30, 31, 62, 63, 72, 136, 137, 163, 164)  # other ventricles, CSF, vessels, choroid plexus
 CSF = 24
 SYNTHSEG = (  # all that it can write, with and without --parc; CSF since version 2.0
     *(2, 3, 4, 5, 7, 8, 10, 11, 12, 13, 14, 15, 16, 17, 18, 24, 26, 28),
@@ -174,16 +165,15 @@ def segmentation_volumes(path: Path) -> tuple[dict[str, float], str]:
     volume_ml = {int(label): count * voxel_ml for label, count in zip(labels, counts, strict=True) if label != 0}
     if not volume_ml:
         raise ValueError(f"{path}: the label map is empty, all {values.size} voxels are 0")
-    known = {*LATERAL_VENTRICLES, *BRAIN, *NOT_BRAIN}
-    if unknown := [label for label in volume_ml if label not in known]:
+    summed = read_volume_labels()
+    if unknown := [label for label in volume_ml if label not in summed["icv_ml"]]:
         listed = ", ".join(f"{label} ({volume_ml[label]:.1f} mL)" for label in unknown[:MOST_LISTED])
         more = f" and {len(unknown) - MOST_LISTED} more" if len(unknown) > MOST_LISTED else ""
         raise ValueError(f"{path}: labels {listed}{more} are not FreeSurfer's. Translate them first")
 
     by_synthseg = set(volume_ml) <= set(SYNTHSEG) and volume_ml.get(CSF, 0) > CSF_AROUND_BRAIN_ML
     volumes = {
-        "ventricles_ml": sum(volume_ml.get(label, 0) for label in LATERAL_VENTRICLES),
-        "brain_ml": sum(volume_ml.get(label, 0) for label in BRAIN),
+        **{name: sum(volume_ml.get(label, 0) for label in summed[name]) for name in ("ventricles_ml", "brain_ml")},
         "icv_ml": sum(volume_ml.values()) if by_synthseg else math.nan,  # as SynthSeg: everything but the background
     }
     check_unit(volumes, str(path))

@@ -1,4 +1,3 @@
-import json
 import re
 
 import nibabel as nib
@@ -6,7 +5,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import read_volumes
-from conftest import ROOT
 from measurement.output_table import TEMPLATE_ICV_ML
 
 # Of FreeSurfer 7's aseg.stats: the header's measures in their form, the table shortened, the numbers ours.
@@ -223,24 +221,6 @@ def test_what_is_no_segmentation_of_a_head_is_refused(tmp_path, labels, spacing_
     [row] = read_volumes.read_source(tmp_path / "sub-07_dseg.nii.gz")
     assert re.search(message, row["error"])
     assert "sub-07_dseg.nii.gz" in row["error"]
-
-
-def test_the_labels_are_those_of_the_fusions_label_table():
-    """What is brain there but for ventricles and choroid plexus is brain here, and no label is known to one alone."""
-    classes = json.loads((ROOT / "spade_fusion_bundle/configs/labels.json").read_text())["freesurfer"]
-    listed = {"brain": set(), "ventricles": set(), "other": set()}
-    for entry in classes:
-        if not 0 < entry["class"] < 21:  # background, soft tissues of SynthSeg's training maps
-            continue
-        kind = "brain" if entry["brain"] else "other"
-        kind = "other" if "plexus" in entry["name"] or "third" in entry["name"] else kind
-        kind = "ventricles" if entry["name"] == "lateral ventricle" else kind
-        for item in [item for side in ("left", "right", "midline") for item in entry.get(side, [])]:
-            first, _, last = str(item).partition("-")
-            listed[kind] |= set(range(int(first), int(last or first) + 1))
-    assert listed["brain"] == set(read_volumes.BRAIN)
-    assert listed["ventricles"] == set(read_volumes.LATERAL_VENTRICLES)
-    assert listed["other"] == set(read_volumes.NOT_BRAIN)
 
 
 # --- The command

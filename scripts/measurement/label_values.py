@@ -1,0 +1,34 @@
+"""Values of label maps, from the SPADE bundle's label table: the project's only table of what a value means."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+LABELS_FILE = Path(__file__).resolve().parents[2] / "spade_fusion_bundle" / "configs" / "labels.json"
+
+
+def read_label_values(table: str = "freesurfer") -> dict[str, set[int]]:
+    """Return the label values of each class of a table (`freesurfer` or `demo`), by the class's name."""
+    values: dict[str, set[int]] = {}
+    for entry in json.loads(LABELS_FILE.read_text(encoding="utf-8"))[table]:
+        for item in (item for side in ("left", "right", "midline") for item in entry.get(side, [])):
+            first, _, last = str(item).partition("-")
+            values.setdefault(entry["name"], set()).update(range(int(first), int(last or first) + 1))
+    return values
+
+
+def read_volume_labels() -> dict[str, set[int]]:
+    """Return the FreeSurfer label values inside the head, summed to each quantity.
+
+    `ventricles_ml` holds the lateral ventricles, `brain_ml` brain tissue without CSF, choroid plexus and vessels, and `icv_ml`
+    every value inside the skull. SynthSeg's training maps use 500 to 999 outside it.
+    """
+    content = json.loads(LABELS_FILE.read_text(encoding="utf-8"))
+    values, sums = read_label_values(), content["_volumes"]
+    brain = [entry["name"] for entry in content["freesurfer"] if entry["brain"] and entry["name"] not in sums["csf"]]
+    return {
+        "ventricles_ml": set().union(*(values[name] for name in sums["ventricles_ml"])),
+        "brain_ml": set().union(*(values[name] for name in brain)),
+        "icv_ml": {value for labels in values.values() for value in labels if value and not 500 <= value < 1000},
+    }
