@@ -28,7 +28,7 @@ from cohorts.agreement import agreement, partial_correlation
 from cohorts.cohort import BOOKKEEPING, Cohort, read_cohort, refuse_other_tools
 from cohorts.section import write_json, write_section, write_whole
 from matplotlib.figure import Figure
-from report_page.tables import agreement_cells, decimals_of, mean_answer_error
+from report_page.agreement_table import agreement_cells, decimals_of, mean_answer_error
 
 GENERATED, SCANS, THROUGH = "generated", "scans", "scans through the autoencoder"
 PANELS = 3  # in a row

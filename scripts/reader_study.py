@@ -32,10 +32,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from readers.computed import rate
-from readers.results import write_scores
-from readers.scores import read_key, read_results, score, unblind
-from readers.study import make_study, read_splits
+from reader_studies.make import make_study, read_splits
+from reader_studies.rate import rate
+from reader_studies.score import read_key, read_results, score, unblind
+from reader_studies.score_report import write_scores
 
 
 def main() -> int:

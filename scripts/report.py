@@ -17,12 +17,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from cohorts.cohort import describe, read_cohort, read_json
-from report_page.evaluation_sections import find_sections
+from report_page.agreement_table import provenance_rows, training_rows
 from report_page.label_names import read_label_names
 from report_page.page import Content, page
-from report_page.pictures import overview
-from report_page.tables import provenance_rows, training_rows
-from report_page.training_curves import draw as draw_curves
+from report_page.plots import overview
+from report_page.read_sections import find_sections
+from report_page.training_log import draw as draw_curves
 
 LARGE_MB = 50  # a page that some browsers take seconds to open
 

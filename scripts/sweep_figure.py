@@ -30,7 +30,7 @@ from cohorts.cohort import Cohort, evenly, read_cohort, refuse_other_tools
 from cohorts.section import write_section, write_whole
 from cohorts.sweeps import Sweep, by_tool, find_sweeps, model_range, scan_pairs
 from matplotlib.figure import Figure
-from report_page.tables import mean_answer_error
+from report_page.agreement_table import mean_answer_error
 from report_page.three_planes import POINT_MM, cut, read_canonical, white_level
 from scipy import stats
 

@@ -14,7 +14,7 @@ from cohorts.cohort import Cohort
 
 from report_page.html import escape, img
 from report_page.label_names import LabelNames
-from report_page.pictures import planes_image
+from report_page.plots import planes_image
 
 MOST_LEVELS = 12  # a column of more different texts is searched, not ticked
 SLIDER_STEPS = 100  # at least so many on a slider

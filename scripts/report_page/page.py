@@ -10,12 +10,12 @@ from pathlib import Path
 
 from cohorts.cohort import Cohort, describe, evenly, read_json
 
+from report_page.agreement_table import AGREEMENT_HEADER, agreement_rows, tool_accuracy
+from report_page.embedded_volumes import viewer_entry
 from report_page.gallery import columns, controls, gallery
 from report_page.html import escape, img, json_block, paragraphs, table
 from report_page.label_names import LabelNames
-from report_page.pictures import scatter_image
-from report_page.tables import AGREEMENT_HEADER, agreement_rows, tool_accuracy
-from report_page.viewer_volumes import viewer_entry
+from report_page.plots import scatter_image
 
 PARTS = Path(__file__).with_name("viewer")
 NOTE = '<p class="note"><b>Synthetic images, made by a generative model. For research only, not for clinical use.</b></p>'

@@ -10,12 +10,12 @@ import pandas as pd
 import pytest
 import reader_study
 from PIL import Image
-from readers import scores as reader_study_score
-from readers.computed import contrast, find_inside, noise, rate, read_page, sharpness
-from readers.results import write_scores
-from readers.scores import kappa, read_key, read_results, score, unblind
-from readers.study import make_study
-from report_page.evaluation_sections import find_sections
+from reader_studies import score as reader_study_score
+from reader_studies.make import make_study
+from reader_studies.rate import contrast, find_inside, noise, rate, read_page, sharpness
+from reader_studies.score import kappa, read_key, read_results, score, unblind
+from reader_studies.score_report import write_scores
+from report_page.read_sections import find_sections
 from scipy import ndimage
 from tiny_study import head, save, save_cohorts
 from tools.test_reader_study import key_of, results_of

@@ -10,11 +10,11 @@ import pandas as pd
 import pytest
 import reader_study
 from PIL import Image
-from readers import scores as reader_study_score
-from readers import study as reader_study_make
-from readers.results import write_scores
-from readers.scores import kappa, read_key, read_results, score, unblind
-from readers.study import make_study, picture, read_windowed
+from reader_studies import make as reader_study_make
+from reader_studies import score as reader_study_score
+from reader_studies.make import make_study, picture, read_windowed
+from reader_studies.score import kappa, read_key, read_results, score, unblind
+from reader_studies.score_report import write_scores
 from scipy import ndimage, stats
 from sklearn.metrics import cohen_kappa_score, roc_auc_score
 from tiny_study import SHAPE, head, save, save_cohorts

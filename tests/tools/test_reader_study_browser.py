@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import pandas as pd
 import pytest
 import reader_study
-from readers.study import make_study
+from reader_studies.make import make_study
 from tiny_study import save_cohorts
 from tools.test_reader_study import read_page
 

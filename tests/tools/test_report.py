@@ -15,7 +15,7 @@ import pytest
 import report
 from cohorts import cohort as report_cohort
 from PIL import Image
-from report_page import tables as report_tables
+from report_page import agreement_table as report_tables
 from report_page.three_planes import three_planes
 from tiny_report import AFFINE, CENTRE_MM, SHAPE, make_cohort, make_labelled, phantom, stored_as, write_section
 

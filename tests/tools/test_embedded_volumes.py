@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from cohorts.cohort import read_cohort
+from report_page.embedded_volumes import viewer_entry
 from report_page.gallery import columns, slider
 from report_page.label_names import LabelNames
-from report_page.viewer_volumes import viewer_entry
 from tiny_report import AFFINE, SHAPE, label_phantom, make_cohort, make_labelled, phantom
 
 NAMES = LabelNames({0: "background", 17: "left hippocampus"})

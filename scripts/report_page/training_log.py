@@ -1,6 +1,6 @@
 """Draw the curves of a training: loss and validation of each stage over its steps, from TensorBoard's files.
 
-    python scripts/report_page/training_curves.py TRAINING_DIR curves.png
+    python scripts/report_page/training_log.py TRAINING_DIR curves.png
 
 TRAINING_DIR is training's output_dir (eval by default).
 """

@@ -21,8 +21,8 @@ from PIL import Image
 from scipy import ndimage, stats
 from skimage.filters import sobel
 
-from readers.scores import COLUMNS, COMPUTED, RATINGS
-from readers.study import DIRECTIONS, KINDS
+from reader_studies.make import DIRECTIONS, KINDS
+from reader_studies.score import COLUMNS, COMPUTED, RATINGS
 
 STUDY = re.compile(r'<script type="application/json" id="study">(.*?)</script>', re.DOTALL)
 DITHER = 2  # grey levels by which two pictures of one slice differ at most, see reader_study_make.picture

@@ -11,9 +11,9 @@ import pandas as pd
 from cohorts.section import write_json, write_section, write_whole
 from matplotlib.figure import Figure, SubFigure
 
-from readers.computed import RULES
-from readers.scores import COMPUTED, RATINGS, RESAMPLES
-from readers.study import KINDS
+from reader_studies.make import KINDS
+from reader_studies.rate import RULES
+from reader_studies.score import COMPUTED, RATINGS, RESAMPLES
 
 COLOURS = {"real": "#4a90d9", "synthetic": "#e07b39"}  # as in report.py
 

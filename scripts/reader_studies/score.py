@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from readers.study import DIRECTIONS, KEY_COLUMNS, KINDS
+from reader_studies.make import DIRECTIONS, KEY_COLUMNS, KINDS
 
 RATINGS = {1: "very good", 2: "good", 3: "fair", 4: "poor", 5: "very poor"}  # after Ayaz et al. 2022, Figure 4C
 COLUMNS = ["study", "reader", "item", "rating", "guess", "seconds"]
