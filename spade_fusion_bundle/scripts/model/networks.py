@@ -1,4 +1,4 @@
-"""SPADE generator and discriminator (Park et al. 2019), the 3-D CNN that fuses three planes, and the path through all."""
+"""SPADE generator and discriminator (Park et al. 2019), the fusion CNN, and the whole path from labels to T1w."""
 
 from __future__ import annotations
 
@@ -8,37 +8,25 @@ import json
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.utils.parametrizations import spectral_norm
 from torch.nn.utils.parametrize import is_parametrized
 
 from ..data.planes import PLANES, from_slices, to_slices
+from .spade_norm import SpadeNorm, conv2d
 
 __all__ = ["FusionCNN", "SpadeDiscriminator", "SpadeFusion", "SpadeGenerator", "one_hot"]
 
 
 def one_hot(labels: torch.Tensor, num_labels: int) -> torch.Tensor:
-    """Classes (N, 1, H, W) as float channels (N, num_labels, H, W). Done per batch on the device: it is L times the size."""
+    """Classes (N, 1, H, W) as float channels (N, num_labels, H, W)."""
     return F.one_hot(labels[:, 0].long(), num_labels).movedim(3, 1).float()
 
 
 def is_recorded() -> bool:
-    """Is a graph being recorded, for ONNX or by tracing? Then nothing may depend on values: all slices count as filled."""
+    """Whether ONNX export or tracing records a graph, in which nothing may depend on the values of a tensor."""
     if torch.jit.is_scripting():
         return False
-    else:  # TorchScript does not look in here
+    else:  # TorchScript does not compile this branch
         return torch.jit.is_tracing() or torch.compiler.is_exporting()
-
-
-def conv2d(
-    in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, padding: int = 0, bias: bool = True,
-    spectral: bool = False,
-) -> nn.Conv2d:  # fmt: skip
-    """A convolution that starts as Park et al.'s do: weights normal (Xavier, gain 0.02), biases 0; spectral norm if asked."""
-    conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, bias=bias)
-    nn.init.xavier_normal_(conv.weight, gain=0.02)  # before the norm takes the weight over
-    if bias:
-        nn.init.zeros_(conv.bias)
-    return spectral_norm(conv, eps=1e-12) if spectral else conv
 
 
 class Recipe(nn.Module):
@@ -56,27 +44,10 @@ class Recipe(nn.Module):
         self.recipe = json.loads(bytes(state.tolist()))
 
 
-class SpadeNorm(nn.Module):
-    """Spatially adaptive normalisation (Park et al. 2019, Sec. 3, Eq. 1): the labels say scale and shift at each pixel."""
-
-    def __init__(self, channels: int, num_labels: int, hidden: int) -> None:
-        super().__init__()
-        self.base_norm = nn.BatchNorm2d(channels, affine=False)
-        self.embed = conv2d(num_labels, hidden, 3, padding=1)
-        self.to_scale = conv2d(hidden, channels, 3, padding=1)
-        self.to_shift = conv2d(hidden, channels, 3, padding=1)
-
-    def forward(self, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Features (N, C, h, w) and one-hot labels (N, L, h, w)."""
-        embedded = F.relu(self.embed(labels))  # (N, hidden, h, w)
-        # 1 + scale: the last layer starts near zero, and this one as a plain normalisation
-        return self.base_norm(x) * (1 + self.to_scale(embedded)) + self.to_shift(embedded)
-
-
 class SpadeBlock(nn.Module):
-    """Residual block with SPADE norms (Park et al. 2019, Fig. 4). The shortcut is learnt where the width changes."""
+    """Residual block with SPADE norms (Park et al. 2019, Fig. 4). A block that changes the width has a learnt shortcut."""
 
-    __constants__ = ["learned_shortcut"]  # so that TorchScript leaves out the branch that a block has no layers for
+    __constants__ = ["learned_shortcut"]  # so that TorchScript skips the branch whose layers a block lacks
 
     def __init__(self, in_channels: int, out_channels: int, num_labels: int, hidden: int, spectral: bool) -> None:
         super().__init__()
@@ -103,11 +74,11 @@ class SpadeGenerator(Recipe):
     """Label slices to image slices (Park et al. 2019, as released: "normal" depth, no noise, no encoder).
 
     Args:
-        num_labels: classes.
-        ngf: width; the seven blocks have 16, 16, 16, 8, 4, 2 and 1 times as many channels. Park et al.: 64.
-        out_channels: of the image. Park et al. make 3 (colours); a T1w slice is 1.
-        hidden: channels between the labels and a norm's scale and shift. Park et al.: 128.
-        spectral: spectral norm on the blocks' convolutions. False is for weights that have it computed in already.
+        num_labels: number of classes, background included.
+        ngf: channels of the last block; the seven blocks have 16, 16, 16, 8, 4, 2 and 1 times as many. Park et al.: 64.
+        out_channels: channels of the image; 3 for the colours of Park et al., 1 for T1w.
+        hidden: channels of each norm's layer between labels and scale or shift. Park et al.: 128.
+        spectral: whether the blocks' convolutions have spectral norm; False for weights that already include it.
     """
 
     __constants__ = ["factor"]
@@ -124,10 +95,10 @@ class SpadeGenerator(Recipe):
         self.to_image = conv2d(ngf, out_channels, 3, padding=1)
 
     def forward(self, labels: torch.Tensor) -> torch.Tensor:
-        """Image slices (N, C, H, W) in -1 to 1, for classes (N, 1, H, W) of 0 to num_labels - 1.
+        """Make image slices (N, C, H, W), intensities -1 to 1, of classes (N, 1, H, W), 0 to num_labels - 1.
 
         Raises:
-            ValueError: H or W is no multiple of 32.
+            ValueError: H or W is not a multiple of 32.
         """
         height, width = labels.shape[2], labels.shape[3]
         if height % self.factor or width % self.factor:
@@ -140,7 +111,7 @@ class SpadeGenerator(Recipe):
         segmentation = self.resized(labels, size)
         x = self.stem(segmentation)  # (N, 16 ngf, H / 32, W / 32)
         for number, block in enumerate(self.blocks):
-            if number not in (0, 2):  # the first block works on the stem's grid, the two middle ones share theirs
+            if number not in (0, 2):  # block 0 has the stem's grid, block 2 that of block 1
                 x = F.interpolate(x, scale_factor=2.0, mode="nearest")
                 size = [2 * size[0], 2 * size[1]]
                 segmentation = self.resized(labels, size)
@@ -148,11 +119,11 @@ class SpadeGenerator(Recipe):
         return torch.tanh(self.to_image(F.leaky_relu(x, 0.2)))  # (N, C, H, W)
 
     def resized(self, labels: torch.Tensor, size: list[int]) -> torch.Tensor:
-        """One-hot labels at a size; which pixel is kept is the upper left one of each square."""
+        """One-hot labels at a size, by nearest neighbour: the upper left pixel of each square remains."""
         return one_hot(F.interpolate(labels, size=size, mode="nearest"), self.num_labels)
 
     def volumes(self, labels: torch.Tensor, plane: str, slices_per_batch: int) -> torch.Tensor:
-        """Volumes (B, 1, X, Y, Z) from 0 to 1, made slice by slice of one plane. Empty slices are 0 and cost nothing."""
+        """Make volumes (B, 1, X, Y, Z), intensities 0 to 1, slice by slice of one plane; slices without labels stay 0."""
         slices = to_slices(labels, plane)  # (B * slices, 1, H, W)
         images = torch.zeros(slices.shape, device=labels.device)
         if is_recorded():
@@ -165,7 +136,7 @@ class SpadeGenerator(Recipe):
 
 
 class PatchDiscriminator(nn.Module):
-    """One scale of the discriminator: five convolutions of 4 x 4, padding 2, so that n pixels become n // stride + 1."""
+    """One scale of the discriminator: five convolutions of 4 x 4, padding 2; n pixels become n // stride + 1."""
 
     def __init__(self, in_channels: int, ndf: int) -> None:
         super().__init__()
@@ -189,12 +160,12 @@ class PatchDiscriminator(nn.Module):
 
 
 class SpadeDiscriminator(nn.Module):
-    """Does an image belong to its labels? Two networks of five layers, on the slice and on one half its size.
+    """Judges whether an image belongs to its labels: one network on the slice, one on a slice of half the size.
 
     Args:
-        num_labels: classes.
-        ndf: width of the first layer; up to eight times that further on. Park et al.: 64.
-        image_channels: of the image.
+        num_labels: number of classes, background included.
+        ndf: channels of the first layer; later ones have up to eight times as many. Park et al.: 64.
+        image_channels: channels of the image.
     """
 
     def __init__(self, num_labels: int, ndf: int = 64, image_channels: int = 1) -> None:
@@ -203,7 +174,7 @@ class SpadeDiscriminator(nn.Module):
         self.scales = nn.ModuleList(PatchDiscriminator(num_labels + image_channels, ndf) for _ in range(2))
 
     def forward(self, labels: torch.Tensor, image: torch.Tensor) -> list[list[torch.Tensor]]:
-        """Per scale four feature maps and the scores of the patches, for classes (N, 1, H, W) and image (N, C, H, W)."""
+        """Four feature maps and the patches' scores of each scale, for classes (N, 1, H, W) and image (N, C, H, W)."""
         x = torch.cat([one_hot(labels, self.num_labels), image], dim=1)  # (N, L + C, H, W)
         outputs = []
         for scale in self.scales:
@@ -213,14 +184,14 @@ class SpadeDiscriminator(nn.Module):
 
 
 class FusionCNN(nn.Module):
-    """One volume from three: their mean plus what a small CNN corrects. It starts as the mean.
+    """Fuse the volumes of three planes: their mean plus a correction by a small CNN, which starts at zero.
 
-    There is no normalisation, so that what a voxel becomes depends on its surroundings alone and patches agree. The abstract
-    of Ayaz et al. gives no layers; these are chosen.
+    Without normalisation a voxel depends on its neighbourhood only, so overlapping patches agree. Ayaz et al. 2022 do not
+    name the layers; these are chosen.
 
     Args:
-        channels: of the hidden layers.
-        layers: convolutions of 3 x 3 x 3, `radius` voxels of reach.
+        channels: channels of the hidden layers.
+        layers: number of 3 x 3 x 3 convolutions, and so the radius of the neighbourhood in voxels.
     """
 
     def __init__(self, channels: int = 32, layers: int = 6) -> None:
@@ -232,7 +203,7 @@ class FusionCNN(nn.Module):
         nn.init.zeros_(self.convs[-1].bias)
 
     def forward(self, volumes: torch.Tensor) -> torch.Tensor:
-        """Volume (B, 1, X, Y, Z) of the planes' volumes (B, 3, X, Y, Z), both about 0 to 1."""
+        """Fuse the planes' volumes (B, 3, X, Y, Z) into one (B, 1, X, Y, Z); intensities about 0 to 1."""
         x = volumes
         for number, conv in enumerate(self.convs):
             x = conv(x if number == 0 else F.relu(x))
@@ -240,14 +211,17 @@ class FusionCNN(nn.Module):
 
 
 class SpadeFusion(Recipe):
-    """The whole path from labels to T1w: three generators, slice by slice, and the fusion of their volumes.
+    """The whole path from labels to T1w: three generators draw slices, the fusion CNN merges their volumes.
 
-    Its generators have their spectral norm computed in. `recipe` says what it was trained for: label table, spacing, sizes.
+    The generators' weights include spectral norm. `recipe` holds the label table, spacing and sizes of the training.
 
     Args:
-        num_labels, ngf, hidden: of the generators.
-        fusion_channels, fusion_layers: of the fusion CNN.
-        slices_per_batch: how many slices pass through a generator at once; no result depends on it.
+        num_labels: number of classes, background included.
+        ngf: channels of the generators' last block.
+        hidden: channels of the generators' norms.
+        fusion_channels: channels of the fusion CNN.
+        fusion_layers: convolutions of the fusion CNN.
+        slices_per_batch: slices in one pass through a generator; changes speed and memory, not the result.
     """
 
     def __init__(
@@ -263,17 +237,17 @@ class SpadeFusion(Recipe):
         self.fusion = FusionCNN(fusion_channels, fusion_layers)
 
     def forward(self, labels: torch.Tensor) -> torch.Tensor:
-        """T1w (B, 1, X, Y, Z) from 0 to 1 for classes (B, 1, X, Y, Z) in RAS order, sides multiples of 32.
+        """Make T1w (B, 1, X, Y, Z), intensities 0 to 1, of classes (B, 1, X, Y, Z) in RAS order, sides multiples of 32.
 
-        Where the class is 0, background, the result is exactly 0.
+        The background, class 0, is exactly 0 in the result.
 
         Raises:
-            ValueError: a class beyond the last, or a side that is no multiple of 32.
+            ValueError: an unknown class, or a side that is not a multiple of 32.
         """
         return self.fuse(self.slice_volumes(labels), labels)
 
     def slice_volumes(self, labels: torch.Tensor) -> torch.Tensor:
-        """The volumes of the three planes (B, 3, X, Y, Z) from 0 to 1, in the order axial, coronal, sagittal."""
+        """Make the axial, coronal and sagittal volumes (B, 3, X, Y, Z), intensities 0 to 1, of classes (B, 1, X, Y, Z)."""
         labels = labels.round()
         if not is_recorded() and (labels.max() >= self.num_labels or labels.min() < 0):
             raise ValueError(
@@ -286,18 +260,18 @@ class SpadeFusion(Recipe):
         return torch.cat(volumes, dim=1)
 
     def fuse(self, volumes: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """One volume from 0 to 1 of the three, in one pass over the whole volume."""
+        """Merge the three volumes into one, intensities 0 to 1, in one pass over the whole volume."""
         return self.fusion(volumes).clamp(0, 1) * (labels > 0.5)
 
     def take_generator(self, plane: str, generator: SpadeGenerator) -> None:
-        """Copy a trained generator, its spectral norm computed into the weights."""
+        """Copy a trained generator and compute its spectral norm into the weights."""
         self.generators[plane].load_state_dict(without_spectral_norm(generator))
 
 
 def without_spectral_norm(generator: SpadeGenerator) -> dict[str, torch.Tensor]:
-    """The state of a generator without spectral norm that gives the images which this one gives in eval mode."""
-    # A copy, because reading a weight in training mode moves its norm's estimate. `remove_parametrizations` is of no use: it
-    # changes the copy's class, which is the generator's too.
+    """State dict of a generator without spectral norm that makes the same images as this one in eval mode."""
+    # A copy, because reading a weight in training mode changes the estimate of its norm. `remove_parametrizations` cannot be
+    # used: it changes the class of the layers, which the copy shares with the original.
     twin = copy.deepcopy(generator).eval()
     state = {key: value for key, value in twin.state_dict().items() if ".parametrizations." not in key}
     for name, module in twin.named_modules():
