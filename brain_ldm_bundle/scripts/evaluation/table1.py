@@ -19,8 +19,10 @@ from ..shared.sections import write_section
 from .compared_sets import BLUR_MM, Blurred, Remembered, Repeated, Volumes, count_participants, find_samples, halves, refuse_few
 from .diversity import draw_pairs, mean_over_pairs, multi_scale_ssim, score_pairs
 from .feature_extractors import Extractor
-from .fid import NEIGHBOURS, FeatureSpace, check_features
+from .feature_space import FeatureSpace
+from .fid import check_features
 from .grey_values import histogram_distance, intensity_checks
+from .mmd_coverage import NEIGHBOURS
 from .provenance import read_provenance, trained_on
 from .table1_report import FLOOR, SPLITS, further_distances, origins, table_1, text
 

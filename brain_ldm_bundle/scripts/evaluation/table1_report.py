@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from .fid import NEIGHBOURS
+from .mmd_coverage import NEIGHBOURS
 from .provenance import describe
 
 __all__ = ["FLOOR", "SPLITS", "further_distances", "origins", "table_1", "text"]

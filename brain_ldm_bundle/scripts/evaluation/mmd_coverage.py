@@ -1,0 +1,119 @@
+"""MMD, density and coverage: further distances between the features of two sets of volumes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from scipy.spatial.distance import pdist
+
+from .fid import check_features
+from .jackknife import Participants, jackknife, split_into_parts
+
+__all__ = ["NEIGHBOURS", "density_coverage", "median_distance", "squared_mmd"]
+
+NEIGHBOURS = 5
+ROWS_AT_A_TIME = 256  # rows of a matrix of distances: 65 MB for the 31 740 volumes of Pinaya et al. 2022
+ROWS_FOR_MEDIAN = 2000
+
+
+def median_distance(features: np.ndarray) -> float:
+    """Find the median distance of two rows, the width of `squared_mmd`'s kernel (Gretton et al. 2012, Sec. 8).
+
+    Of more than 2000 rows, 2000 random ones are used, the same ones each time.
+
+    Raises:
+        ValueError: The median is 0, because half of the volumes or more have equal features.
+    """
+    if len(features) > ROWS_FOR_MEDIAN:
+        features = np.random.default_rng(0).choice(features, ROWS_FOR_MEDIAN, replace=False)
+    median = float(np.median(pdist(features)))
+    if median <= 0:
+        raise ValueError("the median distance of the reference's features is 0: it holds one volume many times")
+    return median
+
+
+def squared_mmd(a: np.ndarray, b: np.ndarray, width: float, participants: Participants = (None, None)) -> tuple[float, float]:
+    """Compute the unbiased squared maximum mean discrepancy (Gretton et al. 2012, Eq. 3) and its standard error.
+
+    The kernel is exp(-|x - y|^2 / (2 width^2)). The discrepancy of equal distributions is about 0 and may be negative. MONAI's
+    `MMDMetric` has a linear kernel, which compares means only, and it needs two sets of equal size.
+
+    The error is that of `jackknife`. It needs only the kernel's sums over pairs of parts, so each sum is computed once.
+
+    Args:
+        a: Features (n, F) of the first set, one row per volume.
+        b: Features (m, F) of the second set.
+        width: Width of the kernel, in the features' unit.
+        participants: Participant of each row of both sets.
+    """
+    a, b = check_features(a, "first set"), check_features(b, "second set", length=np.shape(a)[1])
+    parts = split_into_parts(a, b, participants)
+    sizes = [np.bincount(part) for part in parts]
+
+    def kernel_sums(x: int, y: int) -> np.ndarray:
+        members, sums = np.eye(len(sizes[y]))[parts[y]], np.zeros((len(sizes[x]), len(sizes[y])))
+        for rows, distances in _distances((a, b)[x], (a, b)[y]):
+            np.add.at(sums, parts[x][rows], np.exp(np.square(distances) / (-2 * width**2)) @ members)
+        return sums
+
+    sums = {pair: kernel_sums(*pair) for pair in ((0, 0), (1, 1), (0, 1))}
+
+    def mmd(*kept: np.ndarray) -> float:
+        n, m = (size[part].sum() for size, part in zip(sizes, kept, strict=True))
+        aa, bb, ab = (sums[x, y][np.ix_(kept[x], kept[y])].sum() for x, y in sums)
+        return (aa - n) / (n * (n - 1)) + (bb - m) / (m * (m - 1)) - 2 * ab / (n * m)  # each row's kernel with itself is 1
+
+    numbers = np.unique(parts[0]), np.unique(parts[1])
+    return float(mmd(*numbers)), jackknife(mmd, *numbers, participants=numbers)[1]
+
+
+def _distances(x: np.ndarray, y: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+    """Yield the Euclidean distances of some rows of x from all rows of y: the whole matrix (n, m) never exists at once."""
+    for start in range(0, len(x), ROWS_AT_A_TIME):
+        rows = slice(start, start + ROWS_AT_A_TIME)
+        yield rows, torch.cdist(torch.from_numpy(x[rows]), torch.from_numpy(y)).numpy()
+
+
+def density_coverage(
+    real: np.ndarray,
+    generated: np.ndarray,
+    neighbours: int = NEIGHBOURS,
+    participants: Participants = (None, None),
+) -> tuple[float, float]:
+    """Compute density and coverage (Naeem et al. 2020, ICML, Eq. 4 and 5) of generated features among real ones.
+
+    Each real row is the centre of a ball that reaches to its `neighbours`-th nearest real row. Density is the number of balls
+    around a generated row over `neighbours`; about 1 for equal distributions. Coverage is the share of balls that hold a
+    generated row; about 1 - 2^-neighbours for equal distributions and sets of one size, less with fewer generated rows.
+
+    Rows of one participant share the weight of one row, and are no neighbours of each other (ours; the paper has single
+    samples).
+
+    Args:
+        real: Features (n, F) of real scans.
+        generated: Features (m, F) of generated volumes.
+        neighbours: Neighbours that a ball reaches to.
+        participants: Participant of each row of both sets.
+
+    Raises:
+        ValueError: There are not more real participants than neighbours.
+    """
+    real = check_features(real, "real", at_least=neighbours + 1)
+    generated = check_features(generated, "generated", at_least=1, length=real.shape[1])
+    names = (np.arange(len(x)) if who is None else who for x, who in zip((real, generated), participants, strict=True))
+    person, other = (np.unique(who, return_inverse=True)[1] for who in names)
+    if person.max() < neighbours:
+        raise ValueError(f"{person.max() + 1} real participants, at least {neighbours + 1} needed. Add volumes")
+    weights, other_weights = (1 / np.bincount(x)[x] for x in (person, other))
+    enough = min(neighbours * np.bincount(person).max(), len(real))  # this many rows show at least `neighbours` people
+    density, coverage = 0.0, 0.0
+    for (rows, distances), (_, from_generated) in zip(_distances(real, real), _distances(real, generated), strict=True):
+        distances[person[rows, None] == person] = np.inf
+        nearest, who = (x.numpy() for x in torch.from_numpy(distances).topk(int(enough), largest=False))
+        last = (weights[who].cumsum(axis=1) > neighbours - 1e-9).argmax(axis=1)[:, None]  # rounding: three thirds are not 1
+        inside = from_generated < np.take_along_axis(nearest, last, axis=1)
+        density += weights[rows] @ inside @ other_weights / (neighbours * other_weights.sum())
+        coverage += weights[rows] @ inside.any(axis=1) / weights.sum()
+    return float(density), float(coverage)
