@@ -18,7 +18,7 @@ from ..data.covariates import CovariateSchema
 from ..model.networks import LSGAN, VAEGAN, VolumeGenerator
 from ..model.weights import load_weights, read_recipe
 from ..shared.files import save_weights
-from ..training.steps import kl_divergence
+from ..training.autoencoder import kl_divergence
 
 __all__ = [
     "NO_COVARIATES",

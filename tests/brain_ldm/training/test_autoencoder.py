@@ -9,7 +9,7 @@ from torch.distributions import Normal, kl_divergence
 from brain_ldm_bundle.scripts.data.covariates import NULL
 from brain_ldm_bundle.scripts.model.networks import Autoencoder, DiffusionUNet, Discriminator
 from brain_ldm_bundle.scripts.model.noise_schedule import DDPM
-from brain_ldm_bundle.scripts.training import steps
+from brain_ldm_bundle.scripts.training import autoencoder as steps
 
 SETTINGS = {
     "kl_weight": 1e-6,
