@@ -4,7 +4,7 @@ import filecmp
 
 from conftest import ROOT
 
-COPY = "rsync --archive --delete --exclude __pycache__ brain_ldm_bundle/scripts/shared/ spade_fusion_bundle/scripts/shared/"
+COPY = "rm -r spade_fusion_bundle/scripts/shared; cp -r brain_ldm_bundle/scripts/shared spade_fusion_bundle/scripts"
 
 
 def differences(ours, theirs):

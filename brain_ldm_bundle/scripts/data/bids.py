@@ -8,8 +8,10 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ..shared.files import read_json
+from ..shared.problems import refuse
 from . import grid
-from .covariates import CovariateSchema, participant_label, refuse
+from .covariates import CovariateSchema, participant_label
 from .image_checks import check_images
 
 __all__ = ["find_volumes", "fingerprint", "read_dataset", "refuse_empty"]
@@ -152,13 +154,8 @@ def _bids_items(dataset_dir: Path, schema: CovariateSchema) -> tuple[list[dict],
 
 
 def _datalist_items(datalist: Path, dataset_dir: Path, schema: CovariateSchema) -> tuple[list[dict], list[str]]:
-    if not datalist.is_file():
-        raise FileNotFoundError(f"{datalist}: no such datalist")
-    try:
-        content = json.loads(datalist.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{datalist}: this is not JSON ({error})") from error
-    if not isinstance(content, Mapping) or not content.get("training"):
+    content = read_json(datalist)
+    if not content.get("training"):
         raise ValueError(f'{datalist}: expected {{"training": [{{"image": path, covariates}}], "validation": [...]}}')
     for key, value in content.items():
         if isinstance(value, list) and any(isinstance(entry, Mapping) for entry in value) and key not in SPLITS:

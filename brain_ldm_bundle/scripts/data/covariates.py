@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import difflib
-import io
 import json
 import math
 import re
@@ -12,6 +10,10 @@ import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+
+from ..shared.files import read_json
+from ..shared.problems import refuse
+from ..shared.tables import read_numbered
 
 __all__ = ["NULL", "Covariate", "CovariateSchema", "participant_label", "single_request"]
 
@@ -28,7 +30,6 @@ SLIPS = {  # unit: (value in our unit if the slip was made, what it looks like, 
     "mL": ((1e-3, "mm3", "divide by 1000"), (1e3, "litres or a ratio", "give mL")),
     "years": ((1 / 12, "months", "divide by 12"), (1 / 365.25, "days", "divide by 365.25")),
 }
-MOST_LISTED = 20
 
 
 @dataclass(frozen=True)
@@ -167,11 +168,7 @@ class CovariateSchema:
         Raises:
             FileNotFoundError, ValueError: no such file; not a schema.
         """
-        try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path} line {error.lineno}: this is not JSON ({error.msg})") from error
-        return cls.from_dict(content, where=str(path))
+        return cls.from_dict(read_json(path), where=str(path))
 
     @classmethod
     def from_dict(cls, content: Mapping, where: str = "schema of covariates") -> CovariateSchema:
@@ -248,7 +245,7 @@ class CovariateSchema:
             ValueError: what cannot be read or believed, each with its row (the header is row 1) and column.
         """
         path = Path(path)
-        header, lines = _read_tsv(path)
+        header, numbered, problems = read_numbered(path)
         wanted = ["participant_id", *self.names, *optional]
         if not cohort and (unknown := [column for column in header if column not in wanted]):
             raise ValueError(
@@ -259,13 +256,9 @@ class CovariateSchema:
         for column in needed:
             if column not in header:
                 raise ValueError(f"{path}: no column {column!r}{_nearest(column, header)}. It has: {', '.join(header)}")
-        rows, problems, first_row = [], [], {}
-        for number, cells in lines:
+        rows, first_row = [], {}
+        for number, cells in numbered.items():
             where = f"{path} row {number}"
-            if len(cells) != len(header):
-                problems.append(f"{where}: {len(cells)} cells for {len(header)} columns. Separate all by one tab")
-                continue
-            cells = dict(zip(header, cells, strict=True))
             try:
                 participant = f"sub-{participant_label(cells['participant_id'])}"
                 if participant in first_row:
@@ -328,38 +321,6 @@ def participant_label(participant_id: object) -> str:
     if participant_id is None or match is None:
         raise ValueError(f"participant_id must be 'sub-' and letters or digits, as BIDS asks, got {participant_id!r}")
     return match[1]
-
-
-def refuse(problems: Sequence[str], heading: str = "") -> None:
-    """Raise one ValueError that lists the first problems and counts the others; nothing where there is none."""
-    if problems:
-        hidden = len(problems) - MOST_LISTED
-        more = [f"... and {hidden} more of these problems"] if hidden > 0 else []
-        raise ValueError("\n".join([*([heading] if heading else []), *problems[:MOST_LISTED], *more]))
-
-
-def _read_tsv(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """Header and numbered rows."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such table. It is a tab-separated file with a column participant_id")
-    content = path.read_bytes()
-    try:
-        if b"\0" in content:  # UTF-16 and UTF-32, which spreadsheets call "Unicode text"
-            raise ValueError("null bytes")
-        text = content.decode("utf-8-sig")
-    except ValueError as error:
-        raise ValueError(f"{path}: not encoded in UTF-8 ({error}). Save it as tab-separated text in UTF-8") from None
-    lines = enumerate(csv.reader(io.StringIO(text, newline=""), delimiter="\t"), start=1)
-    lines = [(number, cells) for number, cells in lines if cells]
-    if len(lines) < 2:
-        raise ValueError(f"{path}: {'only a header' if lines else 'empty'}. It needs a header and one row or more")
-    header = lines[0][1]
-    for comma, name in ((",", "commas"), (";", "semicolons")):
-        if len(header) == 1 and comma in header[0]:
-            raise ValueError(f"{path}: columns are separated by {name}. Save it again with tabs, as BIDS asks")
-    if len(set(header)) < len(header):
-        raise ValueError(f"{path}: a column name appears twice: {', '.join(header)}. Rename or remove one")
-    return header, lines[1:]
 
 
 def _nearest(name: str, names: Collection[str]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import gzip
 import json
 import os
 import platform
@@ -15,7 +14,8 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..shared.files import atomic, read_whole, write_json
+from ..shared.files import atomic, write_json
+from ..shared.nifti import read_whole, write_nifti
 from .covariates import CovariateSchema, participant_label
 
 __all__ = ["Derivative"]
@@ -132,10 +132,7 @@ class Derivative:
         image_file.parent.mkdir(parents=True, exist_ok=True)
         sidecar_file = _sidecar_file(image_file)
         sidecar_file.unlink(missing_ok=True)  # it would vouch for the new image if this stopped half-way
-        with atomic(image_file) as file:
-            # No time and no name in the gzip header: equal volumes are equal files.
-            with gzip.GzipFile(filename="", mode="wb", compresslevel=1, fileobj=file, mtime=0) as zipped:
-                zipped.write(self._nifti(volume).to_bytes())
+        write_nifti(image_file, self._nifti(volume))
         write_json(sidecar_file, sidecar)
         return image_file
 

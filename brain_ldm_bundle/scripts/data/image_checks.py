@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 import warnings
-import zlib
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
-from tqdm import tqdm
 
-from ..shared.files import atomic, read_whole
+from ..shared.nifti import check_files, open_image, read_grey_values, refuse_not_3d
 from . import grid
 
 __all__ = ["Content", "check_images", "refuse_elsewhere"]
@@ -49,74 +42,41 @@ def check_images(
         paths: of NIfTI images.
         spacing_mm, workers, cache_file: of `scripts.data.bids.read_dataset`.
     """
-    sound = _read_cache(cache_file)
-    from_scanner, contents = [], {}
+    from_scanner = []
 
-    def check(path: str) -> str | None:
+    def check(path: str) -> list:
         try:
-            stat = os.stat(path)
-        except OSError as error:
-            return f"{path}: {error.strerror}"
-        key, file = os.path.abspath(path), [stat.st_size, stat.st_mtime_ns, spacing_mm]
-        if sound.get(key, [])[: -len(Content._fields)] != file:
-            try:
-                header = _check_header(path, spacing_mm)
-                if max(int(header["sform_code"]), int(header["qform_code"])) == 1:
-                    from_scanner.append(path)
-                sound[key] = [*file, *_check_content(path)]
-            except ValueError as error:
-                return f"{path}: {error}"
-        contents[path] = Content(*sound[key][len(file) :])
-        return None
+            header = _check_header(path, spacing_mm)
+            if max(int(header["sform_code"]), int(header["qform_code"])) == 1:
+                from_scanner.append(path)
+            return list(_check_content(path))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
 
-    try:
-        with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-            found = list(tqdm(pool.map(check, paths), "Checking images", len(paths), leave=False, disable=None))
-    finally:
-        if cache_file is not None:
-            Path(cache_file).parent.mkdir(parents=True, exist_ok=True)
-            with atomic(cache_file) as file:
-                file.write(json.dumps(sound).encode())
+    problems, found = check_files([[path] for path in paths], check, [spacing_mm], workers, cache_file)
     if from_scanner:
         warnings.warn(
             f"{len(from_scanner)} images, such as {min(from_scanner)}, have the NIfTI code 1 (scanner), not 4 (MNI). "
             f"Their axes and field of view would fit; if they were not registered to MNI space: {PREPARE}",
             stacklevel=3,
         )
-    return [problem for problem in found if problem], contents
-
-
-def _read_cache(cache_file: str | Path | None) -> dict[str, list]:
-    try:
-        cache = json.loads(Path(cache_file).read_text()) if cache_file is not None else {}
-    except (OSError, ValueError):  # none yet, or damaged: everything is read once more
-        cache = {}
-    return cache if isinstance(cache, dict) else {}
+    return problems, {path: Content(*content) for path, content in zip(paths, found) if content is not None}
 
 
 def _check_header(path: str, spacing_mm: float) -> nib.Nifti1Header:
     """Dimensions, spacing and place, without reading voxels."""
-    try:
-        image = nib.load(path)
-        header, shape, affine = image.header, image.shape, image.affine
-        codes = max(int(header["sform_code"]), int(header["qform_code"]))
-    except (OSError, EOFError, ValueError, KeyError, zlib.error, ImageFileError, HeaderDataError) as error:
-        raise ValueError(f"is not a NIfTI image that can be read ({error})") from error
-    if len(shape) != 3:
-        raise ValueError(f"has {len(shape)} dimensions {shape}; three are needed. Extract one volume, e.g. by fslroi")
-    if header.get_data_dtype().kind not in "iuf":
-        raise ValueError(f"has voxels of type {header.get_data_dtype()}; grey values are needed")
-    if codes == 0:
-        raise ValueError(f"has neither a qform nor an sform, so left and right are unknown. {PREPARE}")
+    image = open_image(path, PREPARE)
+    shape, affine = image.shape, image.affine
+    refuse_not_3d(shape)
     spacings_mm = np.linalg.norm(affine[:3, :3], axis=0)
-    if not np.isfinite(affine).all() or not (np.abs(spacings_mm / spacing_mm - 1) <= 0.01).all():
+    if (np.abs(spacings_mm / spacing_mm - 1) > 0.01).any():
         raise ValueError(f"has voxels of {_mm(spacings_mm)}, not {spacing_mm:g} mm (spacing_mm). {PREPARE}")
     cosines = np.abs(affine[:3, :3] / spacings_mm)
     if np.abs(np.sort(cosines, axis=0) - [[0], [0], [1]]).max() > 1e-3:
         degrees = np.degrees(np.arccos(np.clip(cosines.max(axis=0), 0, 1))).max()
         raise ValueError(f"has axes oblique by {degrees:.1f} degrees: not in MNI space. {PREPARE}")
     refuse_elsewhere(shape, affine)
-    return header
+    return image.header
 
 
 def refuse_elsewhere(shape: Sequence[int], affine: np.ndarray) -> None:
@@ -136,14 +96,9 @@ def refuse_elsewhere(shape: Sequence[int], affine: np.ndarray) -> None:
 
 def _check_content(path: str) -> Content:
     """Every voxel."""
-    values = np.asanyarray(nib.as_closest_canonical(read_whole(path)).dataobj)
-    bad = values.size - np.count_nonzero(np.isfinite(values))
-    if bad:
-        raise ValueError(f"has {bad} voxels that are NaN or infinite. Replace them, e.g. by 0")
-    lowest, highest = float(values.min()), float(values.max())
-    if lowest == highest:
-        raise ValueError(f"is {lowest:g} everywhere. Convert it again, or remove it")
-    return Content(hashlib.sha256(np.ascontiguousarray(values.T, dtype="<f4")).hexdigest()[:16], lowest, highest)
+    values = read_grey_values(path)
+    digest = hashlib.sha256(np.ascontiguousarray(values.T, dtype="<f4")).hexdigest()[:16]
+    return Content(digest, float(values.min()), float(values.max()))
 
 
 def _mm(values: np.ndarray) -> str:

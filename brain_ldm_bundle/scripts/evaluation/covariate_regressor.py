@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -15,8 +14,9 @@ from ..data.covariates import NULL, Covariate, CovariateSchema
 from ..model.networks import Regressor
 from ..model.training_record import what_training_knew
 from ..model.weights import load_weights, read_recipe
-from ..shared.files import atomic, sha256, write_json
+from ..shared.files import save_figure, sha256, write_json
 from ..shared.sections import write_section
+from ..shared.tables import read_table, write_table
 from .provenance import describe_training
 
 __all__ = [
@@ -130,10 +130,7 @@ class Predictions:
             self.rows.append([item["participant_id"], str(item["image"]), *cells, "regressor"])
 
     def _write(self, engine: Engine) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        lines = [["participant_id", "file", *self.schema.names, "tool"], *self.rows]
-        with atomic(self.path) as file:
-            file.write("".join("\t".join(line) + "\n" for line in lines).encode())
+        write_table(self.path, [["participant_id", "file", *self.schema.names, "tool"], *self.rows])
 
 
 def refuse_no_folder(predict_dir: str | Path | None) -> None:
@@ -210,8 +207,7 @@ def summarise(
         ValueError: a covariate that the regressor does not know, or of which no accuracy can be told.
     """
     output_dir = Path(output_dir)
-    with open(output_dir / "regressor.tsv", newline="") as file:
-        rows = list(csv.DictReader(file, delimiter="\t"))
+    rows = read_table(output_dir / "regressor.tsv")
     scores, pairs = {}, {}
     for index, covariate in enumerate(schema.covariates):
         if covariate.name not in rows[0]:
@@ -246,8 +242,7 @@ def _draw(path: Path, pairs: Mapping[str, tuple[Sequence[float], Sequence[float]
         axes.axline((truth[0], truth[0]), slope=1, color="0.7", linewidth=1)
         axes.plot(truth, predicted, "o", markersize=4, alpha=0.7)
         axes.set(xlabel=label, ylabel="predicted", title=f"n = {len(truth)}")
-    with atomic(path) as file:
-        figure.savefig(file, format="png", dpi=100)
+    save_figure(path, figure)
 
 
 def _write_section(

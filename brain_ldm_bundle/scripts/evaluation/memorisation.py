@@ -15,7 +15,8 @@ from scipy import stats
 from tqdm import tqdm
 
 from ..data.bids import find_volumes
-from ..shared.files import atomic, write_json
+from ..shared.files import write_json
+from ..shared.tables import write_table
 from ..training.latents import LatentDataset
 from .memorisation_report import draw_distances, draw_pairs, write_audit_section
 from .nearest_scan import Neighbours, anatomy, threshold, views
@@ -235,8 +236,7 @@ class Audit:
             for match in row["matches"].values():
                 cells += [self.participants[match.scan], f"{match.r:.4f}", f"{match.relative_distance:.4f}", match.view]
             lines.append(cells)
-        with atomic(self.output_dir / "memorisation.tsv") as file:
-            file.write("".join("\t".join(line) + "\n" for line in lines).encode())
+        write_table(self.output_dir / "memorisation.tsv", lines)
         write_json(self.output_dir / "memorisation.json", dict(summary))
         samples = sorted((row for row in rows if row["kind"] == "sample"), key=lambda row: row["margin"])
         draw_pairs(self.output_dir / "memorisation.png", [self._pair(row, summary) for row in samples[: self.pairs]])

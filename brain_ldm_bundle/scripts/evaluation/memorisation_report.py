@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ..data.derivative import NOTICE
-from ..shared.files import atomic
+from ..shared.files import save_figure
 from ..shared.panels import three_planes
 from ..shared.sections import write_section
 from .nearest_scan import ANATOMY_MM, SHIFT_MM
@@ -51,7 +51,7 @@ def draw_pairs(path: str | Path, pairs: Sequence[Mapping]) -> None:
             place.set_title(title, fontsize=8, color="#b00020" if pair["flagged"] else "black")
         figure.colorbar(shown, ax=axes[2], shrink=0.8, label="generated - scan")
     figure.supxlabel(f"First column: {NOTICE[0].lower()}{NOTICE[1:]} Flagged pairs in red.", fontsize=8)
-    _save(figure, path)
+    save_figure(path, figure, dpi=110)
 
 
 def draw_distances(path: str | Path, distances: Mapping[str, Mapping[str, np.ndarray]], limits: Mapping[str, float]) -> None:
@@ -75,7 +75,7 @@ def draw_distances(path: str | Path, distances: Mapping[str, Mapping[str, np.nda
         axes.set(title=f"{space} space, flagged below {limits[space]:.2f}", ylabel="share (%)")
         axes.set_xlabel("relative distance to the nearest training scan (0: a copy)")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=8)
-    _save(figure, path)
+    save_figure(path, figure, dpi=110)
 
 
 def write_audit_section(output_dir: Path, summary: Mapping, pairs: int) -> None:
@@ -131,8 +131,3 @@ def write_audit_section(output_dir: Path, summary: Mapping, pairs: int) -> None:
             {"file": "memorisation_distances.png", "caption": "Relative distances of all volumes, and the threshold."},
         ],
     )
-
-
-def _save(figure, path: str | Path) -> None:
-    with atomic(path) as file:
-        figure.savefig(file, format="png", dpi=110)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import re
@@ -22,8 +21,9 @@ from ..data import grid
 from ..data.covariates import NULL, CovariateSchema
 from ..data.derivative import PROVENANCE, Derivative
 from ..model.training_record import refuse_seen, what_training_knew
-from ..shared.files import atomic, sha256, write_json
+from ..shared.files import sha256, write_json
 from ..shared.sections import write_section
+from ..shared.tables import read_table, write_table
 from .covariate_regressor import physical
 from .ssim import SSIM
 
@@ -109,10 +109,7 @@ class Scores:
             self.rows.append([item["participant_id"], item["image"], *(f"{value:.5f}" for value in values)])
 
     def _write(self, engine: Engine) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        lines = [["participant_id", "file", "ssim", "psnr_db", "l1"], *self.rows]
-        with atomic(self.path) as file:
-            file.write("".join("\t".join(line) + "\n" for line in lines).encode())
+        write_table(self.path, [["participant_id", "file", "ssim", "psnr_db", "l1"], *self.rows])
 
 
 class Keep:
@@ -209,8 +206,7 @@ def summarise(output_dir: str | Path, split: str, recipe: Mapping) -> dict:
     """
     output_dir, summary = Path(output_dir), {}
     for name in ("reconstruction", "mean_image"):
-        with open(output_dir / f"{name}.tsv", newline="") as file:
-            rows = list(csv.DictReader(file, delimiter="\t"))
+        rows = read_table(output_dir / f"{name}.tsv")
         columns = {key: [float(row[key]) for row in rows] for key in ("ssim", "psnr_db", "l1")}
         scores = {
             key: {"mean": statistics.fmean(x), "std": statistics.stdev(x) if len(x) > 1 else None} for key, x in columns.items()

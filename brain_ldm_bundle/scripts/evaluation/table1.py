@@ -14,8 +14,9 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ..data import grid
-from ..shared.files import atomic, write_json
+from ..shared.files import write_json
 from ..shared.sections import write_section
+from ..shared.tables import write_table
 from .compared_sets import BLUR_MM, Blurred, Remembered, Repeated, Volumes, count_participants, find_samples, halves, refuse_few
 from .diversity import draw_pairs, mean_over_pairs, multi_scale_ssim, score_pairs
 from .feature_extractors import Extractor
@@ -242,8 +243,7 @@ class SampleEvaluation:
                 volume_lines.append([name, item["participant_id"], item["image"], *(f"{x:.5f}" for x in checks.values())])
         self.output_dir.mkdir(parents=True, exist_ok=True)
         for file_name, lines in (("samples_pairs.tsv", pair_lines), ("samples_volumes.tsv", volume_lines)):
-            with atomic(self.output_dir / file_name) as file:
-                file.write("".join("\t".join(line) + "\n" for line in lines).encode())
+            write_table(self.output_dir / file_name, lines)
         write_json(self.output_dir / "samples.json", result)
         tables = [table_1(result["sets"]), further_distances(result["sets"]), origins(result["samples"])]
         for table in tables:

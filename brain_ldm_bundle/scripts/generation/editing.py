@@ -18,7 +18,8 @@ from ..data.derivative import Derivative
 from ..data.image_checks import refuse_elsewhere
 from ..model.networks import DiffusionUNet
 from ..model.sampler import LatentSampler
-from ..shared.files import read_whole, sha256
+from ..shared.files import sha256
+from ..shared.nifti import read_whole
 
 __all__ = ["Editor", "edit_file", "read_request"]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import gzip
 import json
 import os
 import platform
@@ -15,7 +14,8 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..shared.files import atomic, read_whole, write_json
+from ..shared.files import atomic, write_json
+from ..shared.nifti import read_whole, write_nifti
 from .labels import LabelTable
 
 __all__ = ["Derivative", "made_here", "name_of"]
@@ -145,8 +145,8 @@ class Derivative:
         image_file.parent.mkdir(parents=True, exist_ok=True)
         sidecar_file = _beside(image_file, "_T1w.json")
         sidecar_file.unlink(missing_ok=True)  # it would vouch for the new image if this stopped half-way
-        _write_nifti(_beside(image_file, "_dseg.nii.gz"), _label_image(labels, source.header))
-        _write_nifti(image_file, self._image(volume, source.header))
+        write_nifti(_beside(image_file, "_dseg.nii.gz"), _label_image(labels, source.header))
+        write_nifti(image_file, self._image(volume, source.header))
         write_json(sidecar_file, sidecar)
         return image_file
 
@@ -272,13 +272,6 @@ def _label_image(labels: np.ndarray, source: nib.Nifti1Header) -> nib.Nifti1Imag
     lowest, highest = labels.min(), labels.max()
     dtype = next(t for t in (np.uint8, np.int16, np.int32) if np.iinfo(t).min <= lowest and highest <= np.iinfo(t).max)
     return _on_grid(labels.astype(dtype), source)
-
-
-def _write_nifti(path: Path, image: nib.Nifti1Image) -> None:
-    with atomic(path) as file:
-        # No time and no name in the gzip header: equal volumes are equal files.
-        with gzip.GzipFile(filename="", mode="wb", compresslevel=1, fileobj=file, mtime=0) as zipped:
-            zipped.write(image.to_bytes())
 
 
 def _value_names(table: LabelTable) -> dict[int, str]:

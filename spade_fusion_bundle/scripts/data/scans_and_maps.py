@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import os
@@ -11,6 +10,9 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
+from ..shared.files import read_json
+from ..shared.problems import refuse
+from ..shared.tables import read_table
 from .derivative import made_here
 from .labels import LabelTable
 from .pair_checks import pair_problems
@@ -19,7 +21,6 @@ __all__ = ["fingerprint", "from_lists", "identities", "listed", "pair_key", "rea
 
 SPLITS = ("training", "fusion", "validation", "test")
 SPLIT_COLUMN = {"train": "training", "fusion": "fusion", "validation": "validation", "test": "test"}
-MOST_LISTED = 20
 
 
 def read_dataset(
@@ -76,11 +77,7 @@ def read_dataset(
     else:
         items, problems = _datalist_items(datalist, dataset_dir)
     problems += pair_problems(items, table, workers, cache_file)
-    if problems:
-        hidden = len(problems) - MOST_LISTED
-        more = [f"... and {hidden} more of these problems"] if hidden > 0 else []
-        heading = f"{dataset_dir} cannot be used for training yet ({len(problems)} problems):"
-        raise ValueError("\n".join([heading, *problems[:MOST_LISTED], *more]))
+    refuse(problems, f"{dataset_dir} cannot be used for training yet ({len(problems)} problems):")
     return _share_out(items, validation_fraction, fusion_fraction, folds, seed)
 
 
@@ -235,28 +232,24 @@ def read_splits(table: Path) -> dict[str, str] | None:
     Raises:
         ValueError: not a table of participants, or one participant twice.
     """
-    try:
-        with open(table, encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file, delimiter="\t"))
-    except (ValueError, csv.Error) as error:
-        raise ValueError(f"{table}: this is no tab-separated table in UTF-8 ({error})") from error
-    if not rows or "split" not in rows[0]:
+    rows = read_table(table)
+    if "split" not in rows[0]:
         return None
     if "participant_id" not in rows[0]:
         raise ValueError(f"{table}: no column 'participant_id'. It has: {', '.join(map(str, rows[0]))}")
     splits = {}
     for number, row in enumerate(rows, 2):
-        participant = f"sub-{(row['participant_id'] or '').strip().removeprefix('sub-')}"
+        participant = f"sub-{row['participant_id'].strip().removeprefix('sub-')}"
         if participant in splits:
             raise ValueError(f"{table} row {number}: participant_id {participant} has a row already. Keep one")
-        splits[participant] = (row["split"] or "").strip()
+        splits[participant] = row["split"].strip()
     return splits
 
 
 def _datalist_items(datalist: str | Path | Mapping, dataset_dir: Path) -> tuple[list[dict], list[str]]:
-    content = datalist if isinstance(datalist, Mapping) else _read_datalist(Path(datalist))
+    content = datalist if isinstance(datalist, Mapping) else read_json(datalist)
     datalist = "datalist" if isinstance(datalist, Mapping) else datalist
-    if not isinstance(content, Mapping) or not any(content.get(split) for split in SPLITS):
+    if not any(content.get(split) for split in SPLITS):
         raise ValueError(f'{datalist}: expected {{"training": [{{"image": path, "label": path}}], "validation": [...]}}')
     for key, value in content.items():
         if isinstance(value, list) and any(isinstance(entry, Mapping) for entry in value) and key not in SPLITS:
@@ -280,15 +273,6 @@ def _datalist_items(datalist: str | Path | Mapping, dataset_dir: Path) -> tuple[
                 problems.append(f"{where}: {participant} is also in {split_of[participant]}. Keep a participant in one split")
             items.append(_item(path, label, participant, split if said or split != "training" else None))
     return items, problems
-
-
-def _read_datalist(path: Path) -> object:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such datalist")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: this is not JSON ({error})") from error
 
 
 def _item(image: Path, label: Path, participant: str, split: str | None) -> dict:

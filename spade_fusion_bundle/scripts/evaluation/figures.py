@@ -9,7 +9,7 @@ import numpy as np
 from ignite.engine import Engine, Events
 
 from ..data.planes import AXES, PLANES
-from ..shared.files import atomic
+from ..shared.files import save_figure
 from .scores import METHODS
 
 __all__ = ["Figures", "brain_centre", "draw_planes", "draw_profiles", "draw_segmentations", "radiological"]
@@ -229,9 +229,7 @@ def _class_colours(num_classes: int, colours: str = "viridis") -> np.ndarray:
 
 
 def _save(figure, path: str | Path) -> None:
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with atomic(path) as file:
-        figure.savefig(file, format="png", dpi=160, facecolor="white", metadata={"Comment": NOTICE})
+    save_figure(path, figure, dpi=160, facecolor="white", metadata={"Comment": NOTICE})
 
 
 class Figures:

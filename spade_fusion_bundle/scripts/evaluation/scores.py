@@ -15,7 +15,7 @@ from ..data.planes import AXES, PLANES
 from ..data.scans_and_maps import identities
 from ..generation.synthesis import Synthesiser, box_around
 from ..model.ssim import WINDOW, ssim_map
-from .tables import write_table
+from ..shared.tables import write_table
 from .trivial_answers import paint
 
 __all__ = [

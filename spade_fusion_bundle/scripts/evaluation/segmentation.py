@@ -21,10 +21,9 @@ from torch.utils.data import Dataset, RandomSampler
 from ..data.labels import LabelTable
 from ..shared.files import sha256
 from ..shared.handlers import Progress, StopAtNonFinite
+from ..shared.problems import refuse
 
 __all__ = ["ArmTrainer", "DiceScores", "compare", "refuse_sizes", "segmentation_step", "share_out", "sided", "synthetic_pairs"]
-
-MOST_LISTED = 20
 
 
 def sided(table: LabelTable) -> LabelTable:
@@ -103,18 +102,10 @@ def synthetic_pairs(synthetic_dir: str | Path | None, test: Sequence[Mapping]) -
             )
         folder = image.relative_to(root).parts[0]
         items.append({"image": str(image), "label": str(label), "participant_id": folder, "source": source})
-    if leaked:
-        _refuse(leaked, f"{len(leaked)} of {len(found)} synthetic volumes in {root} come from maps of the test scans, which "
-                        f"would be trained on. Make others (--split train):")  # fmt: skip
-    if problems:
-        _refuse(problems, f"{len(problems)} of {len(found)} synthetic volumes in {root} cannot be used:")
+    refuse(leaked, f"{len(leaked)} of {len(found)} synthetic volumes in {root} come from maps of the test scans, which "
+                    f"would be trained on. Make others (--split train):")  # fmt: skip
+    refuse(problems, f"{len(problems)} of {len(found)} synthetic volumes in {root} cannot be used:")
     return items
-
-
-def _refuse(problems: Sequence[str], heading: str) -> None:
-    hidden = len(problems) - MOST_LISTED
-    more = [f"... and {hidden} more"] if hidden > 0 else []
-    raise ValueError("\n".join([heading, *problems[:MOST_LISTED], *more]))
 
 
 def refuse_sizes(patch_size: Sequence[int], strides: Sequence[int]) -> None:

@@ -9,11 +9,11 @@ import numpy as np
 
 from ..shared.files import write_json
 from ..shared.sections import write_section
+from ..shared.tables import print_table, spread_text, write_table
 from . import paired
 from .figures import draw_segmentations
 from .segmentation import DiceScores
 from .summary import mean_and_std
-from .tables import print_table, spread_text, write_table
 
 __all__ = ["write"]
 

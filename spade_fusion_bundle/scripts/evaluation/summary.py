@@ -10,9 +10,9 @@ import numpy as np
 from ..data.planes import PLANES
 from ..shared.files import write_json
 from ..shared.sections import write_section
+from ..shared.tables import print_table, read_table, spread_text, write_table
 from . import paired
 from .scores import DEFINITION, METHODS, SCORES
-from .tables import print_table, read_table, spread_text, write_table
 
 __all__ = ["mean_and_std", "summarise"]
 

@@ -6,30 +6,26 @@ import hashlib
 import logging
 import os
 import re
-import zlib
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from glob import glob
 from itertools import product
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
-from tqdm import tqdm
 
 from ..data.deformation import refuse_folding
 from ..data.derivative import Derivative, made_here, name_of
 from ..data.labels import LabelTable
 from ..data.scans_and_maps import read_splits
-from ..shared.files import read_whole, sha256
+from ..shared.files import sha256
+from ..shared.nifti import check_files, open_image, read_whole
+from ..shared.problems import refuse
 
 __all__ = ["find_maps", "inputs", "pending", "rows"]
 
 logger = logging.getLogger(__name__)
 
-MOST_LISTED = 20
 MOST_READERS = 4  # each holds a map, some 0.5 GB at 256 x 256 x 256 while its values are looked up
 BIDS_FOLDERS = ("sub-*/anat", "sub-*/ses-*/anat", "derivatives/*/sub-*/anat", "derivatives/*/sub-*/ses-*/anat")
 
@@ -72,14 +68,15 @@ def find_maps(label_maps: str | Path | None, output_dir: str | Path | None = Non
         )
     if split is not None:
         paths = _of_split(paths, split, root / "participants.tsv")
-    problems = _in_threads(_header_problem, paths, "Checking headers")
+    problems = _problems(_check_header, paths)
     maps = []
     for path in paths:
         participant, session = _entities(path)
         if participant == "sub-":
             problems.append(f"{path}: the name has no letter or digit to call the subject by. Rename the file")
         maps.append({"image": str(path), "participant_id": participant, "session_id": session})
-    _refuse(problems + _clashes(maps), f"{label_maps}: {{}} problems with the label maps")
+    problems += _clashes(maps)
+    refuse(problems, f"{label_maps}: {len(problems)} problems with the label maps:")
     return maps
 
 
@@ -126,7 +123,8 @@ def rows(
                 },
             }
         )
-    _refuse(_clashes(made), "{} of the variants' names clash with those of label maps")
+    clashes = _clashes(made)
+    refuse(clashes, f"{len(clashes)} of the variants' names clash with those of label maps:")
     return made
 
 
@@ -158,8 +156,8 @@ def pending(
     ]
     left = [row for row in mine if not derivative.is_complete(row)]
     maps = list(dict.fromkeys(row["image"] for row in left))
-    problems = _in_threads(lambda path: _content_problem(path, table), maps, "Checking label maps")
-    _refuse(problems, f"{{}} of {len(maps)} label maps cannot be used")
+    problems = _problems(partial(_check_values, table=table), maps)
+    refuse(problems, f"{len(problems)} of {len(maps)} label maps cannot be used:")
     replaced = [str(file) for row in left if (file := derivative.image_file(row)).exists()]
     if replaced:
         logger.warning(
@@ -208,41 +206,26 @@ def _of_split(paths: Sequence[Path], split: str, table: Path) -> list[Path]:
     return chosen
 
 
-def _header_problem(path: Path) -> str | None:
+def _check_header(path: str) -> list:
     try:
-        image = nib.load(path)
-        header, shape, affine = image.header, image.shape, image.affine
-        codes = max(int(header["sform_code"]), int(header["qform_code"]))
-    except (OSError, EOFError, ValueError, KeyError, zlib.error, ImageFileError, HeaderDataError) as error:
-        return f"{path}: is not a NIfTI image that can be read ({error})"
-    if len(shape) != 3 and shape[3:] != (1,):  # some tools write a trailing axis of one
-        return f"{path}: has {len(shape)} dimensions {shape}; a label map has three. Extract one volume, e.g. by fslroi"
-    if header.get_data_dtype().kind not in "iuf":
-        return f"{path}: has voxels of type {header.get_data_dtype()}; label values are needed"
-    if codes == 0:
-        return f"{path}: has neither a qform nor an sform, so left and right are unknown. Copy them from the scan it belongs to"
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-6:
-        return f"{path}: has an affine without three directions, {affine[:3, :3].tolist()}. Copy it from the scan it belongs to"
-    return None
+        image = open_image(path, "Copy the orientation of the scan it belongs to")
+        if len(image.shape) != 3 and image.shape[3:] != (1,):  # some tools write a trailing axis of one
+            raise ValueError(f"has {len(image.shape)} dimensions {image.shape}; a label map has three. Extract one volume")
+        if image.header.get_data_dtype().kind not in "iuf":
+            raise ValueError(f"has voxels of type {image.header.get_data_dtype()}; label values are needed")
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return []
 
 
-def _content_problem(path: str, table: LabelTable) -> str | None:
+def _check_values(path: str, table: LabelTable) -> list:
     try:
         table.classes(np.asanyarray(read_whole(path).dataobj), path)
     except ValueError as error:
-        return str(error) if str(error).startswith(path) else f"{path}: {error}"
-    return None
+        raise ValueError(str(error) if str(error).startswith(path) else f"{path}: {error}") from error
+    return []
 
 
-def _in_threads(check: Callable, paths: Sequence, description: str) -> list[str]:
+def _problems(check: Callable, paths: Sequence) -> list[str]:
     """What is wrong with the files, in their order."""
-    with ThreadPoolExecutor(min(MOST_READERS, os.cpu_count())) as pool:
-        found = list(tqdm(pool.map(check, paths), description, len(paths), leave=False, disable=None))
-    return [problem for problem in found if problem]
-
-
-def _refuse(problems: Sequence[str], heading: str) -> None:
-    if problems:
-        hidden = len(problems) - MOST_LISTED
-        more = [f"... and {hidden} more"] if hidden > 0 else []
-        raise ValueError("\n".join([heading.format(len(problems)) + ":", *problems[:MOST_LISTED], *more]))
+    return check_files([[str(path)] for path in paths], check, workers=min(MOST_READERS, os.cpu_count()))[0]

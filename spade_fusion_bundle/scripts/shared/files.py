@@ -1,81 +1,93 @@
-"""Files that are whole or not there: NIfTI, JSON, weights."""
+"""Files are written as a whole or not at all. Reading says which file is damaged."""
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
 import os
 import uuid
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-import nibabel as nib
-import numpy as np
 import torch
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
 
-__all__ = ["atomic", "read_tensors", "read_whole", "save_weights", "sha256", "write_json"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-
-def read_whole(path: str | Path) -> nib.Nifti1Image:
-    """Read a NIfTI file to its end into memory; nibabel alone stops at the last voxel, before the checksum.
-
-    Raises:
-        ValueError: truncated, corrupt or no NIfTI.
-    """
-    try:
-        image_class = type(nib.load(path))
-        content = Path(path).read_bytes()
-        image = image_class.from_bytes(gzip.decompress(content) if str(path).endswith(".gz") else content)
-        np.asanyarray(image.dataobj)
-    except (OSError, EOFError, ValueError, AttributeError, zlib.error, ImageFileError, HeaderDataError) as error:
-        raise ValueError(f"cannot be read to its end ({error})") from error
-    return image
+__all__ = ["atomic", "read_json", "read_tensors", "save_figure", "save_weights", "sha256", "write_json", "write_text"]
 
 
 @contextmanager
 def atomic(path: str | Path) -> Iterator[BinaryIO]:
-    """A file that appears under its name when it is complete, or not at all.
+    """Open a file that appears under its name when it is complete, or not at all. Its folder is made.
 
     Raises:
-        OSError: of the same kind, saying which file could not be written.
+        OSError: the file could not be written; the message names it.
     """
     path = Path(path)
-    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        with open(beside, "xb") as file:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(partial, "xb") as file:
             yield file
-        os.replace(beside, path)
+        os.replace(partial, path)
     except OSError as error:
         raise type(error)(
             error.errno, f"{error.strerror} while writing {path}. Make room or choose another folder, then run again"
         ) from error
     finally:
-        beside.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
 
 
-def write_json(path: str | Path, content: dict) -> None:
-    """Indented UTF-8, by `atomic`.
+def write_text(path: str | Path, text: str) -> None:
+    """Write text in UTF-8 by `atomic`."""
+    with atomic(path) as file:
+        file.write(text.encode())
+
+
+def write_json(path: str | Path, content: Mapping) -> None:
+    """Write indented JSON by `atomic`.
 
     Raises:
-        ValueError: a number that is NaN or infinite, for which JSON has no word.
+        ValueError: a number is NaN or infinite, which JSON cannot hold.
     """
     try:
         text = json.dumps(content, indent=4, ensure_ascii=False, allow_nan=False)
     except ValueError as error:
         raise ValueError(f"{path}: not written, it would hold a number that is NaN or infinite") from error
+    write_text(path, f"{text}\n")
+
+
+def read_json(path: str | Path) -> dict:
+    """Read the object in a JSON file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not JSON, or holds no object.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: this is not JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected a JSON object, got {type(content).__name__}")
+    return content
+
+
+def save_figure(path: str | Path, figure: Figure, dpi: int = 100, **options) -> None:
+    """Write a figure as PNG by `atomic`; `options` are matplotlib's."""
     with atomic(path) as file:
-        file.write(f"{text}\n".encode())
+        figure.savefig(file, format="png", dpi=dpi, **options)
 
 
 def sha256(path: str | Path) -> str:
-    """Hash of a file's content, 64 hexadecimal digits; read again only when the file has changed."""
+    """SHA-256 of a file's content, 64 hexadecimal digits. An unchanged file is read once."""
     path = Path(path).resolve()
     stat = path.stat()
     return _sha256(path, stat.st_mtime_ns, stat.st_size)
@@ -83,18 +95,22 @@ def sha256(path: str | Path) -> str:
 
 @lru_cache
 def _sha256(path: Path, mtime_ns: int, size: int) -> str:
-    digest = hashlib.sha256()
     with open(path, "rb") as file:
+        digest = hashlib.sha256()
         while block := file.read(1 << 24):
             digest.update(block)
     return digest.hexdigest()
 
 
 def read_tensors(path: str | Path, **options) -> Any:
-    """What a file of `torch.save` holds; tensors and plain values alone, never code.
+    """Read a file of `torch.save`: tensors and plain values, never code.
+
+    Args:
+        path: file of weights or of a resumable state.
+        **options: for `torch.load`, such as `mmap=True`.
 
     Raises:
-        ValueError: no such file, or a damaged one.
+        ValueError: there is no such file, or it is damaged.
     """
     try:
         return torch.load(path, map_location="cpu", weights_only=True, **options)
@@ -106,7 +122,7 @@ def read_tensors(path: str | Path, **options) -> Any:
 
 
 def save_weights(state: Mapping, path: str | Path) -> None:
-    """Write `state` to `path`: whole or not at all.
+    """Write a state dict, or a dictionary of several, by `atomic`.
 
     Raises:
         ValueError: a tensor holds NaN or infinity; an older file at `path` stays as it was.
@@ -114,22 +130,16 @@ def save_weights(state: Mapping, path: str | Path) -> None:
     broken = next(_non_finite(state), None)
     if broken:
         raise ValueError(f"{path}: not written, {broken} is not finite. Training has diverged: lower the learning rate.")
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.partial")
-    try:
-        with open(beside, "wb") as file:
+    with atomic(path) as file:
+        try:
             torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except (OSError, RuntimeError) as error:  # torch wraps a full disk in a RuntimeError
-        raise OSError(f"{path}: could not be written ({error}). Is there room? An older file stays as it was.") from error
-    finally:
-        beside.unlink(missing_ok=True)
+        except RuntimeError as error:  # torch turns the OSError of a full disk into this
+            raise OSError(None, str(error)) from error
+        file.flush()
+        os.fsync(file.fileno())  # hours of training: on the disk before it replaces the older file
 
 
-def _non_finite(state: Mapping, prefix: str = ""):
+def _non_finite(state: Mapping, prefix: str = "") -> Iterator[str]:
     for key, value in state.items():
         if isinstance(value, Mapping):
             yield from _non_finite(value, f"{prefix}{key}.")

@@ -12,6 +12,7 @@ from tiny_images import SPACING_MM, VOLUME, rotated, save, shifted, with_voxel
 
 from brain_ldm_bundle.scripts.data import grid
 from brain_ldm_bundle.scripts.data import image_checks as images
+from brain_ldm_bundle.scripts.shared import nifti
 
 
 @pytest.fixture
@@ -91,8 +92,8 @@ def test_a_scan_is_known_again_by_its_voxels_alone(tmp_path):
 def test_sound_images_are_read_once(paths, tmp_path, monkeypatch):
     cache = tmp_path / "cache" / "checked.json"
     path = save(tmp_path / "sub-1_T1w.nii.gz", with_voxel(np.nan))
-    whole, read = images.read_whole, []
-    monkeypatch.setattr(images, "read_whole", lambda path: (read.append(path), whole(path))[1])
+    whole, read = nifti.read_whole, []
+    monkeypatch.setattr(nifti, "read_whole", lambda path: (read.append(path), whole(path))[1])
     assert "NaN" in problems(paths, cache_file=cache)[0]
     assert sorted(read) == paths
     read.clear()

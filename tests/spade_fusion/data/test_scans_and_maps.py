@@ -240,7 +240,7 @@ def test_a_participant_without_a_row_is_refused_where_rows_say_the_split(cohort)
 
 def test_a_table_that_is_no_text_is_refused(cohort):
     (cohort / "participants.tsv").write_text("participant_id\tsplit\nsub-01\ttrain", encoding="utf-16")
-    assert "participants.tsv: this is no tab-separated table in UTF-8" in refusal(cohort)
+    assert "participants.tsv: not encoded in UTF-8" in refusal(cohort)
 
 
 def test_folds_are_balanced_over_participants_and_nobody_is_set_aside(cohort):
@@ -330,7 +330,7 @@ def test_faults_of_a_datalist_are_named_by_entry(cohort, datalist, splits, messa
 
 
 def test_a_datalist_that_is_missing_or_not_json_is_refused(cohort):
-    with pytest.raises(FileNotFoundError, match="lost.json: no such datalist"):
+    with pytest.raises(FileNotFoundError, match="lost.json: no such file"):
         read(cohort, datalist=cohort / "lost.json")
     (cohort / "half.json").write_text('{"training": [')
     assert "half.json: this is not JSON" in refusal(cohort, datalist=cohort / "half.json")
@@ -448,8 +448,8 @@ def test_at_most_twenty_faults_are_listed(cohort):
 def test_sound_pairs_are_read_once(cohort, tmp_path, monkeypatch):
     cache = tmp_path / "cache" / "checked.json"
     path = save(cohort / MAP_5, with_voxel(MAP, 999))
-    whole, seen = checked_pairs.read_whole, []
-    monkeypatch.setattr(checked_pairs, "read_whole", lambda path: (seen.append(path), whole(path))[1])
+    whole, seen = checked_pairs.nifti.read_whole, []
+    monkeypatch.setattr(checked_pairs.nifti, "read_whole", lambda path: (seen.append(path), whole(path))[1])
     assert "999" in refusal(cohort, cache_file=cache)
     assert len(seen) == 28
     for _ in range(2):

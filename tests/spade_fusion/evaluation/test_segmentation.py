@@ -23,9 +23,9 @@ from spade_fusion_bundle.scripts.data.labels import LabelTable
 from spade_fusion_bundle.scripts.evaluation import segmentation, segmentation_summary
 from spade_fusion_bundle.scripts.evaluation import trivial_answers as baseline
 from spade_fusion_bundle.scripts.evaluation.segmentation import ArmTrainer, DiceScores, sided
-from spade_fusion_bundle.scripts.evaluation.tables import read_table
 from spade_fusion_bundle.scripts.generation import label_maps
 from spade_fusion_bundle.scripts.shared.files import sha256
+from spade_fusion_bundle.scripts.shared.tables import read_table
 
 ENTRIES = [
     {"class": 0, "name": "background", "midline": [0], "brain": False},

@@ -6,7 +6,7 @@ from scipy import stats
 
 from spade_fusion_bundle.scripts.evaluation.scores import METHODS, SCORES
 from spade_fusion_bundle.scripts.evaluation.summary import summarise
-from spade_fusion_bundle.scripts.evaluation.tables import read_table, write_table
+from spade_fusion_bundle.scripts.shared.tables import read_table, write_table
 
 
 def write_scores(folder, n, seed=0):

@@ -1,0 +1,25 @@
+"""Everything that is wrong with a user's input, in one error message."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+__all__ = ["refuse"]
+
+MOST_LISTED = 20
+
+
+def refuse(problems: Sequence[str], heading: str = "") -> None:
+    """Raise one error that lists the first 20 problems and counts the others. Without problems nothing happens.
+
+    Args:
+        problems: one line each.
+        heading: first line of the message.
+
+    Raises:
+        ValueError: there is a problem.
+    """
+    if problems:
+        hidden = len(problems) - MOST_LISTED
+        more = [f"... and {hidden} more of these problems"] if hidden > 0 else []
+        raise ValueError("\n".join([*([heading] if heading else []), *problems[:MOST_LISTED], *more]))

@@ -1,0 +1,150 @@
+"""NIfTI images: whole reading, the checks that every scan must pass, writing."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import zlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+from tqdm import tqdm
+
+from .files import atomic, write_text
+
+__all__ = ["check_files", "open_image", "read_grey_values", "read_whole", "refuse_not_3d", "write_nifti"]
+
+UNREADABLE = (OSError, EOFError, ValueError, KeyError, AttributeError, zlib.error, ImageFileError, HeaderDataError)
+
+
+def open_image(path: str | Path, remedy: str = "Convert it again from DICOM") -> nib.Nifti1Image:
+    """Open an image whose place in space is known, without reading its voxels.
+
+    Args:
+        path: file in NIfTI.
+        remedy: what to do about an image without orientation, for the message.
+
+    Raises:
+        ValueError: the file is no NIfTI, says nothing of left and right, or has an affine that cannot be inverted.
+    """
+    try:
+        image = nib.load(path)
+        codes = max(int(image.header["sform_code"]), int(image.header["qform_code"]))
+        affine = image.affine
+    except UNREADABLE as error:
+        raise ValueError(f"is not a NIfTI image that can be read ({error})") from error
+    if codes == 0:
+        raise ValueError(f"has neither a qform nor an sform, so left and right are unknown. {remedy}")
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine)) < 1e-6:
+        raise ValueError(f"has an affine that cannot be inverted, {affine[:3].tolist()}. {remedy}")
+    return image
+
+
+def refuse_not_3d(shape: Sequence[int]) -> None:
+    """Refuse a scan that is not one volume.
+
+    Raises:
+        ValueError: `shape` has not three axes.
+    """
+    if len(shape) != 3:
+        raise ValueError(f"has {len(shape)} dimensions {shape}; three are needed. Extract one volume, e.g. by fslroi")
+
+
+def read_whole(path: str | Path) -> nib.Nifti1Image:
+    """Read an image to its end into memory. nibabel alone stops at the last voxel, before the checksum of gzip.
+
+    Raises:
+        ValueError: the file is truncated, corrupt or no NIfTI.
+    """
+    try:
+        image_class = type(nib.load(path))
+        content = Path(path).read_bytes()
+        image = image_class.from_bytes(gzip.decompress(content) if str(path).endswith(".gz") else content)
+        np.asanyarray(image.dataobj)
+    except UNREADABLE as error:
+        raise ValueError(f"cannot be read to its end ({error})") from error
+    return image
+
+
+def read_grey_values(path: str | Path) -> np.ndarray:
+    """Read the voxels of a scan (X, Y, Z), stored from left to right, back to front and bottom to top.
+
+    Raises:
+        ValueError: as `read_whole`; voxels are no numbers, not finite, or all the same.
+    """
+    values = np.asanyarray(nib.as_closest_canonical(read_whole(path)).dataobj)
+    if values.dtype.kind not in "iuf":
+        raise ValueError(f"has voxels of type {values.dtype}; grey values are needed")
+    bad = values.size - np.count_nonzero(np.isfinite(values))
+    if bad:
+        raise ValueError(f"has {bad} voxels that are NaN or infinite. Replace them, e.g. by 0")
+    if values.min() == values.max():
+        raise ValueError(f"is {values.min():g} everywhere. Convert it again, or remove it")
+    return values
+
+
+def write_nifti(path: str | Path, image: nib.Nifti1Image) -> None:
+    """Write an image with gzip compression, as a whole or not at all. Equal images give equal files."""
+    with atomic(path) as file, gzip.GzipFile(filename="", mode="wb", compresslevel=1, fileobj=file, mtime=0) as zipped:
+        zipped.write(image.to_bytes())
+
+
+def check_files(
+    items: Sequence[Sequence[str]],
+    check: Callable[..., list],
+    settings: Sequence = (),
+    workers: int | None = None,
+    cache_file: str | Path | None = None,
+) -> tuple[list[str], list[list | None]]:
+    """Check files in threads. Sound ones are remembered and not read again.
+
+    Args:
+        items: paths of the files that are checked together, such as [scan] or [scan, label map].
+        check: takes the paths of an item; returns what shall be known of it, as JSON can hold it.
+            It raises ValueError with one line for each problem.
+        settings: all else that the answer of `check` depends on, as JSON can hold it.
+        workers: number of threads; None: one per core.
+        cache_file: JSON that remembers sound files by path, size, date and `settings`; None: nothing is remembered.
+
+    Returns:
+        problems, in the order of `items`; what `check` returned for each item, None for a problem.
+    """
+    known = _read_cache(cache_file)
+
+    def answer(paths: Sequence[str]) -> tuple[list[str], list | None]:
+        state = list(settings)
+        for path in paths:
+            try:
+                stat = os.stat(path)
+            except OSError as error:
+                return [f"{path}: {error.strerror}"], None
+            state += [os.path.abspath(path), stat.st_size, stat.st_mtime_ns]
+        key = state[len(settings)]
+        if known.get(key, [None])[0] != state:
+            try:
+                known[key] = [state, check(*paths)]
+            except ValueError as error:
+                return str(error).split("\n"), None
+        return [], known[key][1]
+
+    try:
+        with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+            answers = list(tqdm(pool.map(answer, items), "Checking images", len(items), leave=False, disable=None))
+    finally:
+        if cache_file is not None:
+            write_text(cache_file, json.dumps(known))
+    return [problem for problems, _ in answers for problem in problems], [found for _, found in answers]
+
+
+def _read_cache(cache_file: str | Path | None) -> dict[str, list]:
+    try:
+        cache = json.loads(Path(cache_file).read_text()) if cache_file is not None else {}
+    except (OSError, ValueError):  # none yet, or damaged: everything is read once more
+        cache = {}
+    return cache if isinstance(cache, dict) else {}
