@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import product, zip_longest
 from pathlib import Path
 
 import torch
 from ignite.engine import Engine, Events
-from monai.config import KeysCollection
 from monai.inferers import Inferer, sliding_window_inference
-from monai.transforms import Spacingd
-from monai.transforms.utils import convert_applied_interp_mode
 from monai.utils import convert_to_dst_type
 
 from ..data.derivative import Derivative
@@ -19,7 +16,7 @@ from ..data.labels import LabelTable
 from ..data.planes import PLANES
 from ..model.weights import generator_file, made_by
 
-__all__ = ["Synthesiser", "ToModelSpacingd", "WriteImages", "box_around", "refuse_missing_weights", "table_of"]
+__all__ = ["Synthesiser", "WriteImages", "box_around", "refuse_missing_weights", "table_of"]
 
 PATCH = 32  # Ayaz et al. 2022
 
@@ -58,24 +55,6 @@ def refuse_missing_weights(model_file: str | Path, models_dir: str | Path) -> No
     state = f"Still to train: {', '.join([*missing, 'fusion'])}"
     commands = [made_by(f"training_spade --plane {plane}") for plane in missing] + [made_by("training_fusion")]
     raise FileNotFoundError(f"{model_file}: no such weights file. {state}. Make it with: {', then '.join(commands)}")
-
-
-class ToModelSpacingd(Spacingd):
-    """Classes (1, D, H, W) to the model's voxel size by nearest neighbour; inverted, an image on that grid by linear weights.
-
-    On maps of that voxel size it changes nothing.
-    """
-
-    def __init__(self, keys: KeysCollection, spacing_mm: float) -> None:
-        super().__init__(keys, pixdim=(spacing_mm,) * 3, mode="nearest")
-
-    def __call__(self, data: Mapping[Hashable, torch.Tensor], lazy: bool | None = None) -> dict[Hashable, torch.Tensor]:
-        # Without the other entries: Spacingd 1.6.1 takes all that are called image_* for metadata, and so fails on
-        # "image_path", which MONAI Label puts there.
-        moved = super().__call__({key: data[key] for key in self.key_iterator(data)}, lazy)
-        for labels in moved.values():
-            labels.applied_operations = convert_applied_interp_mode(labels.applied_operations, mode="bilinear")
-        return {**data, **moved}
 
 
 class Synthesiser(Inferer):
