@@ -17,8 +17,7 @@ import pandas as pd
 from cohorts.section import write_whole
 from nibabel.filebasedimages import ImageFileError
 from PIL import Image
-from scipy import ndimage
-from skimage.filters import threshold_otsu
+from shared.head_mask import head_mask
 from sklearn.metrics import roc_auc_score
 
 DIRECTIONS = {"sagittal": 0, "coronal": 1, "axial": 2}  # axis of a volume in RAS order
@@ -177,7 +176,7 @@ def read_windowed(volume: Volume, view: Sequence[int]) -> np.ndarray:
         raise ValueError(f"{volume.path}: {np.size(values) - np.isfinite(values).sum()} voxels are NaN or infinite")
     if values.min() == values.max():
         raise ValueError(f"{volume.path}: every voxel is {values.min():g}")
-    head = find_head(values)
+    head = head_mask(values)
     black, white = np.percentile(values[head], WINDOW_PERCENTILES)
     if black == white:
         raise ValueError(f"{volume.path}: the {head.sum()} voxels of its head are {black:g}; there is nothing to show")
@@ -188,17 +187,6 @@ def read_windowed(volume: Volume, view: Sequence[int]) -> np.ndarray:
         corner.append(int(np.clip(round(centre - size / 2), 0, values.shape[axis] - size)))
     values = np.where(head, (values - black) / (white - black), 0).clip(0, 1)
     return values[tuple(slice(low, low + size) for low, size in zip(corner, view))]
-
-
-def find_head(values: np.ndarray) -> np.ndarray:
-    """The largest part of what is above the threshold of Otsu 1979, its holes filled in axial planes, in RAS order.
-
-    Skull and ventricles belong to the head; in three dimensions the neck, where the volume ends, would open them.
-    """
-    filled = ndimage.binary_fill_holes(values > threshold_otsu(values), ndimage.generate_binary_structure(2, 1)[..., None])
-    filled |= ndimage.binary_closing(filled, np.ones((1, 1, 3)))  # single planes whose scalp has a gap
-    parts, _ = ndimage.label(filled)
-    return parts == 1 + np.bincount(parts.ravel())[1:].argmax()
 
 
 def shown_areas(values: np.ndarray, axis: int) -> np.ndarray:
