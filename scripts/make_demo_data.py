@@ -21,10 +21,11 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import torch
+from shared import mni_box
 from simulation import labelled_subject as label_subject
 from simulation import subject as demo_subject
 from simulation.atlas import load_atlas
-from simulation.subject import Person, affine_of, measure_ml
+from simulation.subject import Person, measure_ml
 from tqdm import tqdm
 
 VERSION = "1.2"
@@ -109,7 +110,7 @@ def write_subject(folder: Path, number: int, settings: dict, maps: list[Path]) -
         volumes = measure_ml(labels, spacing_mm, demo_subject.VOLUMES)
     row |= volumes | {"brain_normalised_ml": volumes["brain_ml"] * TEMPLATE_ICV_ML / volumes["icv_ml"]}
 
-    affine = affine_of(spacing_mm)
+    affine = mni_box.affine(spacing_mm, "RAS")
     save_image(labels, affine, folder / "derivatives" / "labels" / name / "anat" / f"{name}_dseg.nii.gz", labels.dtype)
     save_image(image, affine, folder / name / "anat" / f"{name}_T1w.nii.gz", np.uint8)
     sidecar = {

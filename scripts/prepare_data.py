@@ -29,10 +29,7 @@ import pandas as pd
 import SimpleITK as sitk
 from registration.rigid import LPS_TO_RAS, MEASURES, assess, register, to_sitk
 from scipy.linalg import polar
-
-# The box of the published UK Biobank model (Pinaya et al. 2022), in MNI space, RAS.
-FIELD_OF_VIEW_MM = (160, 224, 160)
-LOWER_CORNER_MM = (-79.019, -125.977, -61.054)
+from shared import mni_box
 
 INTENSITY_PERCENTILE = 99.8
 COARSEST_SPACING_MM = 3.0
@@ -93,11 +90,8 @@ def geometry(image: sitk.Image) -> tuple[float, ...]:
 
 def box(spacing_mm: float) -> sitk.Image:
     """The empty grid of the models, RAS voxel order."""
-    size = [side_mm / spacing_mm if spacing_mm > 0 else np.nan for side_mm in FIELD_OF_VIEW_MM]
-    if not np.allclose(size, np.round(size), atol=1e-6):
-        raise ValueError(f"--spacing_mm {spacing_mm:g} does not divide {FIELD_OF_VIEW_MM} mm; take 1, 2 or 4")
-    origin_mm = np.array(LOWER_CORNER_MM) + spacing_mm / 2
-    return to_sitk(np.zeros([round(voxels) for voxels in size]), [spacing_mm] * 3, np.eye(3), origin_mm)
+    origin_mm = mni_box.affine(spacing_mm, "RAS")[:3, 3]
+    return to_sitk(np.zeros(mni_box.size(spacing_mm)), [spacing_mm] * 3, np.eye(3), origin_mm)
 
 
 # --- Intensities and the box ---------------------------------------------------------------------------------------

@@ -6,13 +6,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy.spatial.transform import Rotation
+from shared.mni_box import FIELD_OF_VIEW_MM, LOWER_CORNER_MM
 
 from simulation.acquisition import acquire, smooth_field
 from simulation.atlas import CLASSES, Atlas, sample_grid
 from simulation.skull_and_scalp import surround
 
-FIELD_OF_VIEW_MM = (160, 224, 160)
-CORNER_MM = np.array([-79.019, -125.977, -61.054])  # outer edge of the first voxel; the UK Biobank model's grid
+CORNER_MM = np.array(LOWER_CORNER_MM)
 LABELS = {
     0: "background",
     1: "sulcal CSF",
@@ -70,13 +70,6 @@ class Person:
     icv_ml: float
     brain_fraction: float
     ventricles_ml: float
-
-
-def affine_of(spacing_mm: float) -> np.ndarray:
-    """Voxel to MNI RAS millimetres for the project's box at `spacing_mm`."""
-    affine = np.diag([spacing_mm] * 3 + [1.0])
-    affine[:3, 3] = CORNER_MM + spacing_mm / 2
-    return affine
 
 
 def measure_ml(labels: np.ndarray, spacing_mm: float, groups: dict[str, tuple] = VOLUMES) -> dict[str, float]:

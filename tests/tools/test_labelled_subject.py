@@ -57,7 +57,7 @@ def test_a_tilted_head_in_another_orientation_is_put_upright_in_mni_space(tmp_pa
     image = phantom("LIA", nib.affines.from_matvec(tilt, (5, -20, 30)))
     t1w, labels = label_subject.make_subject(save(image, tmp_path), 4, seed=1, warp=False)
     assert labels.shape == t1w.shape == (40, 56, 40)
-    affine = make_demo_data.affine_of(4)
+    affine = make_demo_data.mni_box.affine(4, "RAS")
     for value, expected in {10: (-11, -19, 7), 49: (11, -19, 7), 51: (26, 2, 1)}.items():
         centre = nib.affines.apply_affine(affine, np.argwhere(labels == value).mean(0))
         assert centre == pytest.approx(expected, abs=3), LABELS[value]

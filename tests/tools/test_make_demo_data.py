@@ -83,7 +83,7 @@ def test_contrast_is_that_of_t1w(head):
 
 def test_left_labels_lie_left_and_the_cerebellum_behind_and_below(head):
     _, labels = head
-    affine = demo_subject.affine_of(SPACING_MM)
+    affine = make_demo_data.mni_box.affine(SPACING_MM, "RAS")
     centre = {v: nib.affines.apply_affine(affine, np.argwhere(labels == v).mean(0)) for v in np.unique(labels)}
     for left in (2, 4, 6, 9, 11, 13):
         assert centre[left][0] < -5 and centre[left + 1][0] > 5, demo_subject.LABELS[left]
@@ -110,7 +110,7 @@ def test_images_fill_the_projects_box_in_mni_space(cohort):
         assert image.affine[:3, :3] == pytest.approx(SPACING_MM * np.eye(3))
         assert image.header["sform_code"] == image.header["qform_code"] == 4
         assert image.get_data_dtype() == np.uint8
-    assert demo_subject.affine_of(1)[:3, 3] == pytest.approx([-78.519, -125.477, -60.554])
+    assert make_demo_data.mni_box.affine(1, "RAS")[:3, 3] == pytest.approx([-78.519, -125.477, -60.554])
 
 
 def test_table_holds_what_the_label_maps_hold(cohort):

@@ -215,7 +215,7 @@ def test_coarse_grid_averages_instead_of_skipping_voxels():
 
 @pytest.mark.parametrize("spacing_mm", [0, -1, 3, 1.5])
 def test_spacing_that_does_not_divide_the_box_is_refused(spacing_mm):
-    with pytest.raises(ValueError, match="--spacing_mm .* does not divide"):
+    with pytest.raises(ValueError, match="spacing_mm .* does not divide"):
         prepare_data.box(spacing_mm)
 
 

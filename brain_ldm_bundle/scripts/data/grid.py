@@ -1,4 +1,4 @@
-"""The model's grid: the only place that knows which box of MNI space its volumes fill."""
+"""Bring images onto the model's grid: orientation, spacing and field of view."""
 
 from __future__ import annotations
 
@@ -10,45 +10,12 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import Crop, InvertibleTransform, MapTransform, Orientation, Pad, SpatialResample
 
+from ..shared.mni_box import BRAIN_MM, FIELD_OF_VIEW_MM, LOWER_CORNER_MM, affine, size
+
 __all__ = ["BRAIN_MM", "FIELD_OF_VIEW_MM", "LOWER_CORNER_MM", "ToGrid", "ToGridd", "affine", "size"]
-
-# Right, anterior, superior. The field of view of Pinaya et al. 2022. The corner follows from the published bundle: the
-# affine of its saver moved by the crop that was made before, so that the first voxel of 1 mm, of the stored order, is
-# centred at (80.481, -125.477, -60.554).
-FIELD_OF_VIEW_MM = (160, 224, 160)
-LOWER_CORNER_MM = (-79.019, -125.977, -61.054)
-
-# Bounding box of the MNI152 brain (mask of ICBM 2009a), its lowest 11 mm cut off by the grid: lower and upper corner.
-BRAIN_MM = ((-72.5, -107.5, -61.054), (72.5, 73.5, 82.5))
 
 # Images this close to the grid, in voxels, are taken as lying on it: affines are stored in float32.
 TOLERANCE_VOXELS = 1e-3
-
-
-def size(spacing_mm: float) -> tuple[int, int, int]:
-    """Voxels along left, anterior and superior: 160, 224, 160 at 1 mm.
-
-    Raises:
-        ValueError: voxels of this size do not fill the box.
-    """
-    voxels = np.divide(FIELD_OF_VIEW_MM, spacing_mm) if spacing_mm > 0 else np.zeros(3)
-    if (voxels < 0.5).any() or np.abs(voxels - np.round(voxels)).max() > 1e-6:
-        raise ValueError(f"spacing_mm {spacing_mm} does not divide {FIELD_OF_VIEW_MM} mm, the field of view. Use 1, 2, 4 or 8")
-    return tuple(int(n) for n in np.round(voxels))
-
-
-def affine(spacing_mm: float) -> np.ndarray:
-    """4x4, from voxel indices of a network's volume to RAS mm; voxel order LAS, as the published model's.
-
-    Raises:
-        ValueError: as `size`.
-    """
-    size(spacing_mm)
-    first = np.array(LOWER_CORNER_MM) + spacing_mm / 2
-    first[0] = LOWER_CORNER_MM[0] + FIELD_OF_VIEW_MM[0] - spacing_mm / 2
-    matrix = np.diag([-spacing_mm, spacing_mm, spacing_mm, 1.0])
-    matrix[:3, 3] = first
-    return matrix
 
 
 class ToGrid(InvertibleTransform):
