@@ -1,0 +1,18 @@
+"""The learning rate over the steps of a stage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+__all__ = ["warmup"]
+
+
+def warmup(steps: int, total: int) -> Callable[[int], float]:
+    """Factor of the learning rate, for LambdaLR: it rises from 0.01 to 1.
+
+    Args:
+        steps: length of the rise, in steps. It takes at most a tenth of `total`.
+        total: steps of the whole training.
+    """
+    steps = max(1, min(steps, total // 10))
+    return lambda step: min(1.0, 0.01 + 0.99 * step / steps)
