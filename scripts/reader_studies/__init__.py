@@ -1,1 +1,1 @@
-"""The reader study: its page, computed readers, scores."""
+"""The steps of a reader study: make its page, rate it by computed readers, score the results."""

@@ -1,8 +1,8 @@
-"""Computed readers of a reader study: rules that look at one cue of the page's pictures, the yardstick beside people.
+"""Computed readers of a reader study: each judges the page's pictures by one cue. People are compared with them.
 
-Each rates a slice by the rank of its cue among the slices of its direction, in five equal classes, and takes the half with
-more of it for real. They read the page that people get, so its pictures and directions are all they know. A slice that comes
-twice is known by its pixels and answered once. "chance" answers at random, again where a slice comes again: the floor.
+A computed reader rates a slice by the rank of its cue among the slices of its direction, in five equal classes, and guesses
+that the half with more of the cue is real. It reads the page that people get, and knows nothing else. It recognises a slice
+that is shown twice by its pixels and answers it once. "chance" answers at random, each time anew: the floor.
 """
 
 from __future__ import annotations
@@ -16,21 +16,27 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from cohorts.section import write_whole
 from PIL import Image
 from scipy import ndimage, stats
+from shared.files import write_text
 from skimage.filters import sobel
 
-from reader_studies.make import DIRECTIONS, KINDS
 from reader_studies.score import COLUMNS, COMPUTED, RATINGS
+from reader_studies.slices import DIRECTIONS, KINDS
 
 STUDY = re.compile(r'<script type="application/json" id="study">(.*?)</script>', re.DOTALL)
-DITHER = 2  # grey levels by which two pictures of one slice differ at most, see reader_study_make.picture
+DITHER = 2  # grey levels by which two pictures of one slice differ at most, see slices.picture
 
 
 @dataclass
 class Picture:
-    """A slice as the page shows it: grey levels 0 to 255, (rows, columns)."""
+    """A slice as the page shows it.
+
+    Args:
+        item: name of the item.
+        direction: key of DIRECTIONS.
+        grey: grey levels (rows, columns), 0 to 255.
+    """
 
     item: str
     direction: str
@@ -38,41 +44,40 @@ class Picture:
 
 
 def read_page(path: Path) -> tuple[str, list[Picture]]:
-    """The study's id and its pictures, in the order in which people see them.
+    """Read the study's id and its pictures, in the order in which people see them.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: not the page of a reader study.
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not the page of a reader study.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such page. `reader_study.py make` wrote it as page/reader_study.html")
     found = STUDY.search(path.read_text(encoding="utf-8", errors="replace"))
     try:
-        content = json.loads(found[1] if found else "")
-        return content["study"], [_decode(item) for item in content["items"]]
+        content, pictures = json.loads(found[1] if found else ""), []
+        for item in content["items"]:
+            image = Image.open(io.BytesIO(base64.b64decode(item["image"])))
+            pictures.append(Picture(item["id"], item["direction"], np.asarray(image, dtype=np.float32)))
+        return content["study"], pictures
     except (ValueError, KeyError, TypeError, OSError) as error:
         reason = f"({type(error).__name__}: {error})"
         raise ValueError(f"{path}: not the page of a reader study {reason}. Give STUDY_DIR/page/reader_study.html") from error
 
 
-def _decode(item: dict) -> Picture:
-    image = Image.open(io.BytesIO(base64.b64decode(item["image"])))
-    return Picture(item["id"], item["direction"], np.asarray(image, dtype=np.float32))
-
-
-# --- Cues, of pixels within the head --------------------------------------------------------------------------------
+# --- Cues, from pixels inside the head ------------------------------------------------------------------------------
 
 
 def find_inside(grey: np.ndarray) -> np.ndarray:
-    """The head without its outline, which `make` drew by blackening air: no 3 x 3 neighbourhood in it holds air.
+    """Mask of the head without its outline: pixels whose 3 x 3 neighbourhood holds no air.
 
-    Air is 0 or 1, by the dither; black parts of the head are enclosed by brighter ones.
+    `make` drew the outline by blackening air, so its edge is no cue. Air is 0 or 1, because of the dither. Black parts of the
+    head are enclosed by brighter ones.
     """
     return ndimage.binary_erosion(ndimage.binary_fill_holes(grey > 1), np.ones((3, 3)))
 
 
 def sharpness(grey: np.ndarray, inside: np.ndarray) -> float:
-    """Mean magnitude of the Sobel gradient, of which Krotkov 1987 takes the square (Tenengrad). Noise adds to it."""
+    """Mean magnitude of the Sobel gradient. Krotkov 1987 takes its square (Tenengrad). Noise adds to it."""
     return float(sobel(grey)[inside].mean())
 
 
@@ -82,18 +87,18 @@ def contrast(grey: np.ndarray, inside: np.ndarray) -> float:
 
 
 def noise(grey: np.ndarray, inside: np.ndarray) -> float:
-    """Standard deviation of noise, in grey levels, by a kernel that edges hardly excite (Immerkaer 1996)."""
+    """Standard deviation of noise in grey levels, from a kernel that hardly responds to edges (Immerkaer 1996)."""
     kernel = np.outer([1, -2, 1], [1, -2, 1])
     return float(np.sqrt(np.pi / 2) / 6 * np.abs(ndimage.convolve(grey, kernel))[inside].mean())
 
 
-# Of each cue its measure, and whether more of it is rated better. The half with more of it is taken for real by all.
+# How each cue is measured, and whether more of it gets a better rating. All guess that the half with more of it is real.
 CUES = {"sharpness": (sharpness, True), "contrast": (contrast, True), "noise": (noise, False)}
-# For the text that goes with the scores.
+# For the text beside the scores.
 RULES = {
-    "sharpness": "mean Sobel gradient, the sharpest are very good",
-    "contrast": "standard deviation of the grey levels, those with most are very good",
-    "noise": "standard deviation of noise after Immerkaer 1996, those with least are very good",
+    "sharpness": "mean Sobel gradient, the sharpest slices are very good",
+    "contrast": "standard deviation of the grey levels, the slices with the most contrast are very good",
+    "noise": "standard deviation of the noise (Immerkaer 1996), the slices with the least noise are very good",
     "chance": "random answers, the floor",
 }
 
@@ -102,7 +107,7 @@ RULES = {
 
 
 def find_first_times(pictures: list[Picture]) -> np.ndarray:
-    """For each picture the place of the first one of the same slice: itself, or where a slice comes again, the one before."""
+    """Index of the first picture of the same slice, for each picture; its own index where the slice was not shown before."""
     first = np.arange(len(pictures))
     for place, picture in enumerate(pictures):
         for before in np.flatnonzero(first[:place] == np.arange(place)):
@@ -114,17 +119,17 @@ def find_first_times(pictures: list[Picture]) -> np.ndarray:
 
 
 def answer_by_cue(pictures: list[Picture], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Ratings, 1 to 5, and guesses of the rule on one of `CUES`.
+    """Ratings (1 to 5) and guesses of one rule of `CUES`.
 
-    Slices with the same value share the rank in their middle, so the same answer; a rank in the very middle is "synthetic".
+    Slices with the same value share their middle rank and so get the same answer; the exact middle is "synthetic".
 
     Raises:
-        ValueError: a picture without a head, or a direction whose slices all have the same value.
+        ValueError: a picture shows no head, or all slices of a direction have the same value.
     """
     measure, more_is_good = CUES[name]
     insides = [find_inside(picture.grey) for picture in pictures]
     if empty := [picture.item for picture, inside in zip(pictures, insides) if not inside.any()]:
-        raise ValueError(f"no head to be seen on {len(empty)} of {len(pictures)} pictures, such as {empty[0]}")
+        raise ValueError(f"no head is visible on {len(empty)} of {len(pictures)} pictures, such as {empty[0]}")
     values = np.array([measure(picture.grey, inside) for picture, inside in zip(pictures, insides)])
     first, more = find_first_times(pictures), np.full(len(pictures), np.nan)
     for direction in DIRECTIONS:
@@ -142,12 +147,13 @@ def rate(page: Path, output: Path, seed: int = 0) -> list[Path]:
     """Write the results of each computed reader, as the page saves them: sharpness.tsv, contrast.tsv, noise.tsv, chance.tsv.
 
     Args:
-        page: of `make`, as people get it.
-        output: folder.
-        seed: of chance alone.
+        page: page that `make` wrote.
+        output: folder for the results.
+        seed: number that the answers of "chance" follow from.
 
     Raises:
-        FileNotFoundError, ValueError: see `read_page`, `answer_by_cue`.
+        FileNotFoundError: there is no such page.
+        ValueError: the file is not the page of a study, or its pictures cannot be ranked.
     """
     study, pictures = read_page(page)
     try:
@@ -156,10 +162,9 @@ def rate(page: Path, output: Path, seed: int = 0) -> list[Path]:
         raise ValueError(f"{page}: {error}") from error
     rng = np.random.default_rng(seed)
     answers["chance"] = rng.choice(list(RATINGS), len(pictures)), rng.choice(KINDS, len(pictures))
-    output.mkdir(parents=True, exist_ok=True)
-    items = [picture.item for picture in pictures]
+    items, paths = [picture.item for picture in pictures], []
     for name, (ratings, guesses) in answers.items():
-        columns = [study, name + COMPUTED, items, ratings, guesses, "n/a"]
-        table = pd.DataFrame(dict(zip(COLUMNS, columns)))
-        write_whole(output / f"{name}.tsv", table.to_csv(sep="\t", index=False).encode())
-    return [output / f"{name}.tsv" for name in answers]
+        table = pd.DataFrame(dict(zip(COLUMNS, [study, name + COMPUTED, items, ratings, guesses, "n/a"])))
+        paths.append(output / f"{name}.tsv")
+        write_text(paths[-1], table.to_csv(sep="\t", index=False))
+    return paths

@@ -1,27 +1,27 @@
-"""What is written of a reader study's numbers: figure, tables and text for people, ratings and JSON for programs."""
+"""Report of a reader study: figure, tables and text for people, ratings and JSON for programs."""
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
-from cohorts.section import write_json, write_section, write_whole
 from matplotlib.figure import Figure, SubFigure
+from shared.files import save_figure, write_json, write_text
+from shared.sections import write_section
 
-from reader_studies.make import KINDS
 from reader_studies.rate import RULES
 from reader_studies.score import COMPUTED, RATINGS, RESAMPLES
+from reader_studies.slices import KINDS
 
 COLOURS = {"real": "#4a90d9", "synthetic": "#e07b39"}  # as in report.py
 
 
-def draw(numbers: dict) -> bytes:
-    """PNG: how often each rating was given, for real and synthetic slices, and how often readers guessed right.
+def draw(numbers: dict) -> Figure:
+    """Draw how often each rating was given to real and synthetic slices, and how often readers guessed right.
 
-    Computed readers have panels of their own below those of people, and open marks.
+    Computed readers have their own panels below those of people, and open marks.
     """
     people = {direction.replace("all", "all directions"): counts for direction, counts in numbers["frequencies"].items()}
     computed = {reader: entry["frequencies"]["all"] for reader, entry in numbers["computed"].items()}
@@ -32,7 +32,7 @@ def draw(numbers: dict) -> bytes:
         _draw_frequencies(part, chart)
     if computed:
         above[0].suptitle("People", fontsize=10)
-        above[-1].suptitle("Computed readers: rules on one cue of the pictures, and chance. Not people", fontsize=10)
+        above[-1].suptitle("Computed readers: rules that use one cue of the pictures, and chance. Not people", fontsize=10)
 
     axes = below.subplots()
     guesses = [*numbers["guesses"], *(entry["guesses"][0] for entry in numbers["computed"].values())]
@@ -44,17 +44,13 @@ def draw(numbers: dict) -> bytes:
     axes.axvline(50, color="#999999", linestyle="--", linewidth=1)
     names = [f"{entry['reader']}, n = {entry['n']}" for entry in guesses]
     axes.set_yticks(range(len(guesses)), names, fontsize=9, parse_math=False)  # a $ is a $
-    axes.set_ylim(len(guesses) - 0.5, -0.5)
-    axes.set_xlim(0, 100)
-    axes.set_xlabel("guesses that were right, % with exact 95 % interval (dashed: chance)")
+    axes.set(xlim=(0, 100), ylim=(len(guesses) - 0.5, -0.5))
+    axes.set_xlabel("right guesses, % with exact 95 % interval (dashed: chance)")
     axes.spines[["top", "right"]].set_visible(False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=110)
-    return buffer.getvalue()
+    return figure
 
 
 def _draw_frequencies(part: SubFigure, chart: Mapping[str, Mapping[str, Mapping[int, int]]]) -> None:
-    """A panel for each title: how often each kind was given each rating."""
     panels = part.subplots(1, len(chart), sharey=True, squeeze=False)[0]
     for axes, (title, counts) in zip(panels, chart.items()):
         for shift, (kind, count) in zip((-0.2, 0.2), counts.items()):
@@ -77,7 +73,7 @@ def _with_interval(estimate: dict, digits: int = 2, scale: float = 1) -> str:
 
 
 def tables(numbers: dict) -> list[dict]:
-    """Ratings, guesses and agreement, of people first, then of computed readers, as `write_section` takes them."""
+    """Tables of ratings, guesses and agreement, people before computed readers, in the form that `write_section` takes."""
     people = "people, " if numbers["computed"] else ""
     everyone = {people: numbers} | {f"{reader}, ": entry for reader, entry in numbers["computed"].items()}
     ratings = [
@@ -90,31 +86,28 @@ def tables(numbers: dict) -> list[dict]:
         for direction, row in entry["ratings"].items()
         if direction == "all" or whose == people
     ]
-    told = [_guesses_row(row) for row in numbers["guesses"]]
-    if numbers["n_readers"] > 1:
+    guesses = [_guesses_row(row) for row in numbers["guesses"]]
+    if len(guesses) > 1:
         n = sum(row["n"] for row in numbers["guesses"])
-        told.append(["all people", str(n), *_with_interval(numbers["accuracy_of_all"], 0, 100).split(" ", 1), "", "", "", ""])
-    told += [_guesses_row(entry["guesses"][0]) for entry in numbers["computed"].values()]
-    agreeing = [
+        guesses.append(["all people", str(n), *_with_interval(numbers["accuracy_of_all"], 0, 100).split(" ", 1), *[""] * 4])
+    guesses += [_guesses_row(entry["guesses"][0]) for entry in numbers["computed"].values()]
+    agreement = [
+        [" and ".join(row["readers"]), str(row["n"]), _with_interval(row["kappa"]), ""]
+        for row in numbers["inter_reader"] + numbers["agreement_with_computed"]
+    ]
+    between = len(numbers["inter_reader"])
+    agreement[between:between] = [
         [f"{row['reader']} with themselves", str(row["n"]), _with_interval(row["kappa"]), f"{row['equal']} of {row['n']}"]
         for row in numbers["intra_reader"]
     ]
-    pairs = numbers["inter_reader"], numbers["agreement_with_computed"]
-    between, with_computed = (
-        [[" and ".join(row["readers"]), str(row["n"]), _with_interval(row["kappa"]), ""] for row in rows] for rows in pairs
-    )
-    agreement = {
-        "header": ["agreement of ratings", "n items", "weighted kappa [95 %] (chance: 0)", "equal ratings"],
-        "rows": between + agreeing + with_computed,
-    }
-    if not agreeing:  # the last column is theirs
-        agreement = {"header": agreement["header"][:-1], "rows": [row[:-1] for row in agreement["rows"]]}
+    columns = 4 if numbers["intra_reader"] else 3  # the last column is about repeats alone
     return [
         {"header": ["mean rating (1 very good to 5 very poor) [95 %]", "n ratings real, synthetic", "real", "synthetic",
                     "synthetic - real"], "rows": ratings},
-        {"header": ["guesses by", "n", "right, % [95 %, exact]", "[95 %, volumes drawn]", "right of real", "right of synthetic",
-                    "p against 50 %", "always one answer, %"], "rows": told},
-        agreement,
+        {"header": ["guesses by", "n", "right, % [95 %, exact]", "[95 %, over volumes]", "right, real slices",
+                    "right, synthetic slices", "p against 50 %", "always the same answer, %"], "rows": guesses},
+        {"header": ["agreement of ratings", "n items", "weighted kappa [95 %] (chance: 0)", "equal ratings"][:columns],
+         "rows": [row[:columns] for row in agreement]},
     ]  # fmt: skip
 
 
@@ -132,69 +125,75 @@ def _guesses_row(row: dict) -> list[str]:
 
 
 def explain(numbers: dict, partial: bool) -> str:
-    """What was done by whom, and how the numbers are to be read; the first sentence says whether people rated at all."""
-    parts = [_explain_who(numbers, partial)]
-    if numbers["computed"]:
-        parts.append(_explain_computed(numbers["computed"]))
-    parts.append(f"""\
-Ratings: mean with 95 % percentile bootstrap, {RESAMPLES} times, drawing whole volumes, since slices of one are alike. The \
-readers are taken as they are: the intervals say nothing about other readers. The yardstick of the synthetic slices is the \
-rating of the real ones. Guesses: share that was right, with two intervals, beside the trivial 50 %. The exact binomial one \
-(Clopper-Pearson) and p take slices as independent, though slices of one volume are alike: they may be too sure. There is one \
-p for each reader, {len(numbers["guesses"]) + len(numbers["computed"])} in all, not corrected for their number. The bootstrap \
-that draws whole volumes allows for that, but is too narrow with few volumes, and has no width where all guesses are right: \
-believe the wider one. Agreement: quadratically weighted kappa (0: chance, 1: equal), undefined where both always gave the \
-same rating.""")
-    parts.append(
-        "The frequency chart follows Figure 4C of Ayaz et al. 2022. Research data about synthetic images; not for clinical use."
-    )
-    return "\n\n".join(parts)
+    """Say who rated what, and how to read the numbers. The first sentence says whether people rated at all."""
+    computed = numbers["computed"]
+    ratings = f"""\
+Ratings are means with a 95 % percentile bootstrap interval ({RESAMPLES} draws). Whole volumes are drawn, because slices of \
+one volume are alike. Readers are not drawn, so the intervals say nothing about other readers. Compare the rating of \
+synthetic slices with that of real ones."""
+    guesses = f"""\
+Guesses are the share that was right; guessing at random gives 50 %. The exact interval (Clopper-Pearson) and p treat slices \
+as independent. Slices of one volume are alike, so both may be too optimistic. There is one p for each reader, \
+{len(numbers["guesses"]) + len(computed)} in all, not corrected for their number. The bootstrap over volumes allows for \
+similar slices, but it is too narrow with few volumes and has no width where all guesses are right. Trust the wider interval."""
+    agreement = """\
+Agreement is quadratically weighted kappa: 0 is chance and 1 is equal ratings. It is undefined where all ratings are the \
+same. The frequency chart follows Figure 4C of Ayaz et al. 2022. Research data about synthetic images; not for clinical use."""
+    about_computed = [_explain_computed(computed)] if computed else []
+    return "\n\n".join([_explain_who(numbers, partial), *about_computed, ratings, guesses, agreement])
 
 
 def _explain_who(numbers: dict, partial: bool) -> str:
     readers = numbers["n_readers"]
     rated = numbers if readers else next(iter(numbers["computed"].values()))
     volumes = rated["n_volumes"]
-    slices = f"{rated['n_items']} slices of {volumes['real']} real and {volumes['synthetic']} synthetic volumes"
-    shown = f"""\
-shuffled, in sagittal, coronal and axial direction, and guessed whether each is real, without knowing which is which (study \
-{numbers["study"]}). Air was drawn black in both kinds: it is not judged."""
+    study = f"""\
+{rated["n_items"]} slices of {volumes["real"]} real and {volumes["synthetic"]} synthetic volumes, and guessed whether each is \
+real, without knowing the answer (study {numbers["study"]}). The slices were shuffled and are sagittal, coronal and axial. Air \
+was drawn black in both kinds, so it is not judged."""
     if not readers:
         return f"""\
-No person has rated this study. What is shown are rules that look at one cue of the pictures, beside which people's answers \
-will stand. They rated {slices}, {shown}"""
-    unfinished = "Some did not finish; their answers so far are counted. " if partial else ""
+No person has rated this study. The numbers come from rules that use one cue of the pictures. Answers of people can be \
+compared with them later. The rules rated {study}"""
+    unfinished = " Some did not finish; the answers that they gave are counted." if partial else ""
     return f"""\
-{readers} {"person" if readers == 1 else "people"} rated {slices}, {shown} {unfinished}Some slices came twice; the second time \
-counts for the agreement of readers with themselves alone."""
+{readers} {"person" if readers == 1 else "people"} rated {study}{unfinished} Some slices were shown twice; the second answer \
+counts only for the agreement of readers with themselves."""
 
 
 def _explain_computed(computed: Mapping[str, dict]) -> str:
     right = {reader.removesuffix(COMPUTED): entry["guesses"][0]["accuracy"]["value"] for reader, entry in computed.items()}
     shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in right.items() if name != "chance")
-    alone = f"Who looks at one cue alone is right in: {shares}; below 50 %, synthetic slices have more. " if shares else ""
+    alone = f"A reader who uses one cue alone is right in: {shares}; below 50 %, synthetic slices have more of it. "
     known = "; ".join(f"{name}: {RULES[name]}" for name in right if name in RULES)
     return f"""\
-Computed readers look at the page that people get, and are counted in no number of people. They are the yardstick of guesses. \
-{alone}A person who is right no more often need not have seen more than that. ({known}.) Each rule ranks the slices of a \
-direction by its cue inside the head. Five equal classes are its ratings, so that only the difference between the kinds says \
-something, and the half with more of the cue is taken for real. Its guesses depend on each other by that, which the intervals \
-leave out. A slice that comes again gets the same answer, except from chance. The kappa of a person and a rule says how far \
-the person's ratings go with the cue."""
+Computed readers look at the page that people get. They do not count as people in any number. Compare guesses of people with \
+theirs. {alone if shares else ""}A person who is right no more often need not have seen more than this cue. ({known}.) Each \
+rule ranks the slices of a direction by its cue inside the head. Its ratings are five equal classes, so only the difference \
+between the kinds has a meaning. It guesses that the half with more of the cue is real. These guesses depend on each other, \
+which the intervals ignore. A slice that is shown twice gets the same answer, except from chance. The kappa of a person and a \
+rule measures how closely the person's ratings follow the cue."""
 
 
 def write_scores(
     numbers: dict, answers: pd.DataFrame, output: Path, partial: bool = False, title: str = "Reader study"
 ) -> None:
-    """Write ratings.tsv, reader_study.json, reader_study.png and reader_study.section.json, of this title, into a folder."""
-    output.mkdir(parents=True, exist_ok=True)
+    """Write ratings.tsv, reader_study.json, reader_study.png and reader_study.section.json.
+
+    Args:
+        numbers: result of `score`.
+        answers: result of `unblind`.
+        output: folder for the files.
+        partial: some readers did not finish.
+        title: title of the section.
+    """
     columns = ["reader", "position", "item", "kind", "direction", "file", "slice", "repeat_of", "rating", "guess", "seconds"]
-    write_whole(output / "ratings.tsv", answers[columns].to_csv(sep="\t", index=False, na_rep="n/a").encode())
+    write_text(output / "ratings.tsv", answers[columns].to_csv(sep="\t", index=False, na_rep="n/a"))
     write_json(output / "reader_study.json", _plain(numbers | {"partial": partial}))
-    write_whole(output / "reader_study.png", draw(numbers))
+    save_figure(output / "reader_study.png", draw(numbers), dpi=110)
     whose = ["by people"] * bool(numbers["n_readers"]) + ["by computed readers"] * bool(numbers["computed"])
     caption = (
-        f"Ratings of real and synthetic slices, and guesses that were right, {' and '.join(whose)}. "
+        f"Ratings of real and synthetic slices, and right guesses, {' and '.join(whose)}. "
         "Synthetic images; research, not for clinical use."
     )
     figures = [{"file": "reader_study.png", "caption": caption}]

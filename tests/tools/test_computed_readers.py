@@ -177,7 +177,7 @@ def test_chance_is_about_chance_and_the_same_for_a_seed(tmp_path):
     [
         ([slice_of(0)] * 6, "page.html: no two axial pictures differ in sharpness"),
         ([np.where(DISC, grey, 0).astype(np.uint8) for grey in (90, 120, 150)], "no two axial pictures differ in sharpness"),
-        ([slice_of(0), np.zeros((41, 49), np.uint8)], "page.html: no head to be seen on 1 of 2 pictures, such as i1"),
+        ([slice_of(0), np.zeros((41, 49), np.uint8)], "page.html: no head is visible on 1 of 2 pictures, such as i1"),
     ],
 )
 def test_pictures_that_cannot_be_ranked_are_refused_and_nothing_is_written(tmp_path, pictures, message):
@@ -251,7 +251,7 @@ def section_of(key, results, folder):
 
 def test_the_section_says_first_that_no_person_has_rated(tmp_path, few_resamples):
     section = section_of(key_of(KINDS), computed(key_of(KINDS)), tmp_path)
-    assert section["text"].startswith("No person has rated this study. What is shown are rules that look at one cue")
+    assert section["text"].startswith("No person has rated this study. The numbers come from rules that use one cue")
     assert "12 slices of 6 real and 6 synthetic volumes" in section["text"]
     ratings, told, agreeing = ([row[0] for row in table["rows"]] for table in section["tables"])
     assert ratings == ["chance (computed), all directions", "noise (computed), all directions"]
@@ -265,7 +265,7 @@ def test_the_section_says_first_that_no_person_has_rated(tmp_path, few_resamples
 def test_with_people_the_rules_are_the_yardstick_in_rows_and_panels_of_their_own(tmp_path, few_resamples):
     section = section_of(key_of(KINDS), people(key_of(KINDS)) + computed(key_of(KINDS)), tmp_path / "beside")
     assert section["text"].startswith("2 people rated 12 slices")
-    assert "looks at one cue alone is right in: noise 100 %; below" in section["text"]
+    assert "uses one cue alone is right in: noise 100 %; below" in section["text"]
     told = {row[0]: row[1] for row in section["tables"][1]["rows"]}
     assert told == {"Anna": "12", "Ben": "12", "all people": "24", "chance (computed)": "12", "noise (computed)": "12"}
     assert [row[0] for row in section["tables"][0]["rows"]][:2] == ["people, all directions", "people, axial"]
@@ -298,7 +298,7 @@ def test_two_studies_stand_on_one_page_by_their_titles(tmp_path, monkeypatch, fe
         study, scores = tmp_path / f"study_{name}", tmp_path / "evaluation" / name
         command(f"make|--real|{tmp_path / 'scans'}|--synthetic|{tmp_path / name}|--output|{study}|--slices|24")
         command(f"rate|{study / 'page' / 'reader_study.html'}|--output|{study / 'computed'}")
-        assert "No person has rated by that" in capsys.readouterr().out
+        assert "These are rules, not people" in capsys.readouterr().out
         files = "|".join(map(str, sorted((study / "computed").glob("*.tsv"))))
         command(f"score|{study / 'key' / 'key.tsv'}|{files}|--output|{scores}|--title|Reader study, {name}")
     sections = find_sections([tmp_path / "evaluation"])

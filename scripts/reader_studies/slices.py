@@ -1,0 +1,185 @@
+"""From T1w volumes to the pictures of a reader study, which differ in nothing but their content."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+from nibabel.filebasedimages import ImageFileError
+from PIL import Image
+from shared.head_mask import head_mask
+
+DIRECTIONS = {"sagittal": 0, "coronal": 1, "axial": 2}  # axis of a volume in RAS order
+KINDS = ("real", "synthetic")
+# Percentiles of a head's voxels that are drawn black and white (chosen). SPADE writes 0 where a label map has no label, also
+# inside the head (1.3 to 1.6 % of it in the demo), where scans have noise. With 2 % drawn black, both look alike.
+WINDOW_PERCENTILES = (2.0, 99.8)
+LEAST_COMMON_VIEW = 0.6  # share of each side of each volume that the common field of view must hold
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A T1w volume whose voxels were not read yet.
+
+    Args:
+        path: NIfTI file.
+        kind: "real" or "synthetic".
+        digest: SHA-256 of the file.
+        shape: voxels along the axes in RAS order.
+        spacing_mm: voxel size along these axes.
+    """
+
+    path: Path
+    kind: str
+    digest: str
+    shape: tuple[int, ...]
+    spacing_mm: tuple[float, ...]
+
+
+def find_volumes(sources: Iterable[Path], kind: str, split: str | None = None) -> list[Volume]:
+    """Find the T1w volumes among files and folders.
+
+    Args:
+        sources: NIfTI files; BIDS data sets or folders of one subject; or folders with `*.nii[.gz]` directly inside.
+        kind: "real" or "synthetic".
+        split: take only the participants of this split, such as "test"; all sources must then be BIDS data sets.
+
+    Raises:
+        FileNotFoundError: a source does not exist, or holds no volume.
+        ValueError: a file is not a 3-D volume, or a data set does not have the split.
+    """
+    paths = []
+    for source in map(Path, sources):
+        if source.is_dir():
+            patterns = ("sub-*/**/*_T1w.nii*", "**/*_T1w.nii*", "*.nii*")
+            inside = next(filter(None, (sorted(source.glob(pattern)) for pattern in patterns)), [])
+            if not inside:
+                raise FileNotFoundError(f"{source}: no *_T1w.nii.gz below it and no *.nii.gz in it")
+            paths += inside if split is None else _of_split(inside, source, split)
+        elif not source.is_file():
+            raise FileNotFoundError(f"{source}: no such file or folder of {kind} volumes")
+        elif split is not None:
+            raise ValueError(f"{source}: --split {split} takes folders with participants.tsv, this is a file")
+        else:
+            paths.append(source)
+    return [_survey(path, kind) for path in paths]
+
+
+def read_splits(folder: Path) -> dict[str, str]:
+    """Split of each participant_id; empty where participants.tsv is missing or has no column split."""
+    table = folder / "participants.tsv"
+    if not table.is_file():
+        return {}
+    rows = pd.read_csv(table, sep="\t", dtype=str, keep_default_na=False)
+    return dict(zip(rows["participant_id"], rows["split"])) if {"participant_id", "split"} <= set(rows) else {}
+
+
+def _of_split(paths: Sequence[Path], folder: Path, split: str) -> list[Path]:
+    splits, table = read_splits(folder), folder / "participants.tsv"
+    if not splits:
+        raise ValueError(f"{table}: no such table with columns participant_id and split, which --split {split} needs")
+    if split not in splits.values():
+        raise ValueError(f"{table}: no split {split!r}, only {', '.join(sorted(set(splits.values())))}")
+    taken = [path for path in paths if splits.get(path.relative_to(folder).parts[0]) == split]
+    if not taken:
+        raise FileNotFoundError(f"{folder}: no T1w of the split {split!r}, although participants.tsv lists it")
+    return taken
+
+
+def _survey(path: Path, kind: str) -> Volume:
+    try:
+        image = nib.load(path)
+        ornt = nib.io_orientation(image.affine)
+    except (OSError, EOFError, zlib.error, ImageFileError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be read ({error})") from error
+    shape = image.shape[:3] if image.shape[3:] in ((), (1,)) else image.shape
+    if len(shape) != 3 or np.isnan(ornt).any():
+        raise ValueError(f"{path}: expected one 3-D volume, got shape {image.shape}")
+    order = np.argsort(ornt[:, 0])
+    spacing_mm = nib.affines.voxel_sizes(image.affine)[order]
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return Volume(path, kind, digest, tuple(int(shape[axis]) for axis in order), tuple(float(mm) for mm in spacing_mm))
+
+
+def common_view(volumes: Sequence[Volume]) -> tuple[int, ...]:
+    """Voxels along each axis that every volume has. This much of each is shown, so the field of view is no clue.
+
+    Raises:
+        ValueError: a volume is there twice, voxels differ in size, or fields of view hardly overlap.
+    """
+    first_of, reference = {}, volumes[0]
+    for volume in volumes:
+        other = first_of.setdefault(volume.digest, volume)
+        if other is not volume:
+            raise ValueError(f"{volume.path} ({volume.kind}) is the same as {other.path} ({other.kind}). Give each volume once")
+        if not np.allclose(volume.spacing_mm, reference.spacing_mm, rtol=0.01):
+            raise ValueError(
+                f"{volume.path} ({volume.kind}) has voxels of {_listed(volume.spacing_mm)} mm, {reference.path} "
+                f"({reference.kind}) of {_listed(reference.spacing_mm)} mm: their sharpness would reveal which is which. Bring "
+                "all onto one grid in the same way, for example with scripts/prepare_data.py"
+            )
+    view = tuple(min(sides) for sides in zip(*(volume.shape for volume in volumes)))
+    for volume in volumes:
+        if (np.array(view) < LEAST_COMMON_VIEW * np.array(volume.shape)).any():
+            smallest = next(other for other in volumes if (np.array(other.shape) == view).any())
+            raise ValueError(
+                f"{volume.path} has {_listed(volume.shape)} voxels, but {smallest.path} only {_listed(smallest.shape)}: the "
+                "common field of view would cut heads. Bring all onto one grid"
+            )
+    return view
+
+
+def _listed(numbers: Sequence[float]) -> str:
+    return " x ".join(f"{number:.4g}" for number in numbers)
+
+
+def read_windowed(volume: Volume, view: Sequence[int]) -> np.ndarray:
+    """Read a volume in RAS order, cut it to `view` voxels and window it to [0, 1] by percentiles of the head. Air is 0.
+
+    Voxels are never interpolated. The view is centred on the head and stays inside the volume. Air is not shown because it is
+    noisy in scans and exactly 0 in volumes of SPADE, which would reveal them.
+
+    Raises:
+        ValueError: the file is damaged, or its voxels are NaN or constant.
+    """
+    try:
+        image = nib.as_closest_canonical(nib.squeeze_image(nib.load(volume.path)))
+        values = np.asarray(image.dataobj, dtype=np.float32)
+    except (OSError, EOFError, zlib.error, ImageFileError) as error:
+        raise ValueError(f"{volume.path}: cannot be read ({error})") from error
+    if not np.isfinite(values).all():
+        raise ValueError(f"{volume.path}: {np.count_nonzero(~np.isfinite(values))} voxels are NaN or infinite")
+    if values.min() == values.max():
+        raise ValueError(f"{volume.path}: every voxel is {values.min():g}")
+    head = head_mask(values)
+    black, white = np.percentile(values[head], WINDOW_PERCENTILES)
+    if black == white:
+        raise ValueError(f"{volume.path}: the {head.sum()} voxels of its head are {black:g}; there is nothing to show")
+    window = []
+    for axis, size in enumerate(view):
+        inside = np.flatnonzero(head.any(tuple(other for other in range(3) if other != axis)))
+        centre = (inside[0] + inside[-1] + 1) / 2
+        low = int(np.clip(round(centre - size / 2), 0, values.shape[axis] - size))
+        window.append(slice(low, low + size))
+    return np.where(head, (values - black) / (white - black), 0).clip(0, 1)[tuple(window)]
+
+
+def picture(values: np.ndarray, axis: int, index: int, rng: np.random.Generator) -> bytes:
+    """PNG of one slice of `read_windowed`, in 8 bits, uncompressed and without metadata: its size depends on `axis` alone.
+
+    Radiological convention: the subject's right is at the picture's left; the front of a sagittal slice is at the left. Grey
+    levels are rounded with a dither of one level. Without it, volumes stored in 8 bits would show gaps in their histogram.
+    """
+    plane = values.take(index, axis)[::-1, ::-1].T
+    dither = rng.random(plane.shape) - rng.random(plane.shape)
+    grey = np.rint(plane * 255 + dither).clip(0, 255).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(grey).save(buffer, "PNG", compress_level=0)
+    return buffer.getvalue()
