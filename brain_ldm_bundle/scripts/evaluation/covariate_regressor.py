@@ -13,10 +13,10 @@ from scipy import stats
 from ..data.covariates import NULL, Covariate, CovariateSchema
 from ..model.networks import Regressor
 from ..model.training_record import what_training_knew
-from ..model.weights import load_weights, read_recipe
 from ..shared.files import save_figure, sha256, write_json
 from ..shared.sections import write_section
 from ..shared.tables import read_table, write_table
+from ..shared.weights import load_weights, read_recipe
 from .provenance import describe_training
 
 __all__ = [

@@ -10,8 +10,8 @@ import torch
 
 from ..model.medicalnet import MedicalNet
 from ..model.networks import Regressor
-from ..model.weights import read_state
 from ..shared.files import sha256
+from ..shared.weights import read_state
 from .covariate_regressor import load_regressor
 from .radimagenet import RadImageNet
 

@@ -16,8 +16,8 @@ from monai.inferers import Inferer
 
 from ..data.covariates import CovariateSchema
 from ..model.networks import LSGAN, VAEGAN, VolumeGenerator
-from ..model.weights import load_weights, read_recipe
 from ..shared.files import save_weights
+from ..shared.weights import load_weights, read_recipe
 from ..training.autoencoder import kl_divergence
 
 __all__ = [

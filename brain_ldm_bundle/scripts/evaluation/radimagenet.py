@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from monai.losses.perceptual import subtract_mean
 from monai.networks.nets.resnet import ResNetFeatures
 
-from ..model.weights import load_weights, read_state
 from ..shared.head_mask import head_mask
+from ..shared.weights import load_weights, read_state
 from .grey_values import as_stored
 
 __all__ = ["RadImageNet"]

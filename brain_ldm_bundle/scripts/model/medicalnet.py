@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from monai.networks.nets.resnet import ResNetFeatures
 
-from .weights import load_weights, read_state
+from ..shared.weights import load_weights, read_state
 
 __all__ = ["MedicalNet", "medicalnet"]
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 
 from ..shared.files import sha256
+from ..shared.weights import load_weights
 from .medicalnet import medicalnet
-from .weights import load_weights
 
 __all__ = ["PerceptualLoss", "perceptual_loss"]
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..shared.files import sha256
-from .weights import read_recipe
+from ..shared.weights import read_recipe
 
 __all__ = ["check_baselines", "check_split", "identities", "recipe_of", "refuse_seen", "unknown_start", "what_training_knew"]
 

@@ -13,8 +13,8 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ..model.networks import Autoencoder, DiffusionUNet
-from ..model.weights import load_weights
 from ..shared.files import sha256
+from ..shared.weights import load_weights
 
 __all__ = ["LatentDataset", "prepare"]
 

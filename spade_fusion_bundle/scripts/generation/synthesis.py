@@ -14,7 +14,7 @@ from monai.utils import convert_to_dst_type
 from ..data.derivative import Derivative
 from ..data.labels import LabelTable
 from ..data.planes import PLANES
-from ..model.weights import generator_file, made_by
+from ..model.plane_weights import generator_file, made_by
 
 __all__ = ["Synthesiser", "WriteImages", "box_around", "refuse_missing_weights", "table_of"]
 

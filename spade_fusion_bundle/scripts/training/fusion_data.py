@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from ..data.planes import PLANES, from_the_right
 from ..model.networks import SpadeFusion, SpadeGenerator
-from ..model.weights import generator_file, load_generators
+from ..model.plane_weights import generator_file, load_generators
 from ..shared.files import atomic, sha256
 
 __all__ = [

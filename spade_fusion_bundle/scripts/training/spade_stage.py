@@ -32,8 +32,8 @@ from torch.optim.swa_utils import update_bn
 
 from ..data.planes import PLANES, RandSlicesd, axis_of, from_the_right
 from ..model.networks import SpadeDiscriminator, SpadeGenerator
+from ..model.plane_weights import generator_file
 from ..model.ssim import SSIM
-from ..model.weights import generator_file
 from ..shared.handlers import BestWeights, EpochSeed, Progress, Resume, StopAtNonFinite, validation_interval
 from ..shared.panels import Panels
 

@@ -16,8 +16,8 @@ from brain_ldm.training.test_resume import chain
 from monai.bundle import run
 
 from brain_ldm_bundle.scripts.data.image_checks import check_images
-from brain_ldm_bundle.scripts.model.weights import read_recipe
 from brain_ldm_bundle.scripts.shared.files import sha256
+from brain_ldm_bundle.scripts.shared.weights import read_recipe
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from torch.distributions import Normal, kl_divergence
 
 from brain_ldm_bundle.scripts.evaluation import gan_baselines as baselines
 from brain_ldm_bundle.scripts.model.networks import LSGAN, VAEGAN, VolumeDiscriminator, VolumeEncoder, VolumeGenerator
-from brain_ldm_bundle.scripts.model.weights import read_recipe
+from brain_ldm_bundle.scripts.shared.weights import read_recipe
 
 SIZE = (16, 24, 20)
 SIZES = {

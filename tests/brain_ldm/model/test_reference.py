@@ -12,7 +12,7 @@ from conftest import ROOT
 
 from brain_ldm_bundle.scripts.model.networks import Autoencoder, DiffusionUNet
 from brain_ldm_bundle.scripts.model.noise_schedule import DDIM, NOISE_SCHEDULE
-from brain_ldm_bundle.scripts.model.weights import load_weights
+from brain_ldm_bundle.scripts.shared.weights import load_weights
 
 DEFAULT = ROOT.parent / "shared" / "reference" / "ldm_reference.pt"
 FILE = Path(os.environ.get("LDM_REFERENCE", DEFAULT))

@@ -13,8 +13,8 @@ from tiny_images import SPACING_MM, VOLUME, save
 from brain_ldm_bundle.scripts.data import bids
 from brain_ldm_bundle.scripts.data.covariates import CovariateSchema
 from brain_ldm_bundle.scripts.model import training_record as seen
-from brain_ldm_bundle.scripts.model.weights import read_recipe
 from brain_ldm_bundle.scripts.shared.files import sha256
+from brain_ldm_bundle.scripts.shared.weights import read_recipe
 
 SCHEMA = CovariateSchema.from_file(ROOT / "brain_ldm_bundle" / "configs" / "covariates.json")
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from brain_ldm_bundle.scripts.model.networks import Autoencoder, DiffusionUNet
-from brain_ldm_bundle.scripts.model.weights import load_weights
 from brain_ldm_bundle.scripts.shared.files import save_weights, sha256
+from brain_ldm_bundle.scripts.shared.weights import load_weights
 from brain_ldm_bundle.scripts.training.latents import LatentDataset, prepare
 
 

@@ -14,7 +14,7 @@ import torch
 from monai.bundle import run
 
 from brain_ldm_bundle.scripts.model.networks import DiffusionUNet
-from brain_ldm_bundle.scripts.model.weights import load_weights, read_recipe
+from brain_ldm_bundle.scripts.shared.weights import load_weights, read_recipe
 
 PATIENCE_S = 300
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]

@@ -11,8 +11,8 @@ import tiny
 import torch
 from conftest import ROOT
 
-from brain_ldm_bundle.scripts.model.weights import read_recipe
 from brain_ldm_bundle.scripts.shared.files import save_weights, sha256
+from brain_ldm_bundle.scripts.shared.weights import read_recipe
 
 # The wait for a process of its own to import PyTorch and train for an epoch, on a busy machine.
 PATIENCE_S = 300

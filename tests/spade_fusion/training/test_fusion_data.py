@@ -13,7 +13,7 @@ from monai.bundle import ConfigParser
 
 from spade_fusion_bundle.scripts.data.planes import PLANES
 from spade_fusion_bundle.scripts.model.networks import SpadeFusion, SpadeGenerator
-from spade_fusion_bundle.scripts.model.weights import generator_file
+from spade_fusion_bundle.scripts.model.plane_weights import generator_file
 from spade_fusion_bundle.scripts.training.fusion_data import FinalGenerators, prepare
 
 TRAINING, VALIDATION = "train#dataset#data", "validate#dataset#data"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from ..shared.files import read_tensors, sha256
+from .files import read_tensors, sha256
 
 __all__ = ["load_weights", "read_recipe", "read_state", "start_from"]
 

@@ -8,8 +8,8 @@ import tiny
 import torch
 
 from brain_ldm_bundle.scripts.model.networks import Autoencoder
-from brain_ldm_bundle.scripts.model.weights import load_weights, read_recipe, start_from
 from brain_ldm_bundle.scripts.shared.files import save_weights, sha256
+from brain_ldm_bundle.scripts.shared.weights import load_weights, read_recipe, start_from
 
 BEYOND_PUBLISHED = ("scale_factor", "_extra_state")
 RECIPE = {"prediction_type": "v_prediction", "spacing_mm": 2.0, "covariates": [{"name": "age", "range": [44, 82]}]}
