@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 from ignite.engine import Engine, Events
@@ -13,7 +12,8 @@ from monai.utils import convert_to_tensor
 
 from ..data.planes import AXES, PLANES
 from ..data.scans_and_maps import identities
-from ..generation.synthesis import Synthesiser, box_around
+from ..generation.patch_merging import box_around
+from ..generation.synthesis import Synthesiser
 from ..model.ssim import WINDOW, ssim_map
 from ..shared.tables import write_table
 from .trivial_answers import paint
@@ -84,12 +84,9 @@ class EveryMethod(Inferer):
 
     @torch.inference_mode()
     def __call__(self, inputs: torch.Tensor, network: torch.nn.Module) -> torch.Tensor:
-        """Volumes (B, 7, D, H, W) from 0 to 1 in the order of METHODS, for classes (B, 1, D, H, W)."""
-        with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=self.synthesiser.amp):
-            planes = network.slice_volumes(inputs)  # (B, 3, D, H, W)
-        # The slices take nearly all the time: the synthesiser is given those that are made.
-        made = SimpleNamespace(slice_volumes=lambda labels: planes, fusion=network.fusion)
-        fusion = self.synthesiser(inputs, made)  # (B, 1, D, H, W)
+        """Make volumes (B, 7, D, H, W), intensities 0 to 1, in the order of METHODS, of classes (B, 1, D, H, W)."""
+        planes = self.synthesiser.planes(inputs, network)  # (B, 3, D, H, W); they take nearly all the time
+        fusion = self.synthesiser.fuse(planes, inputs, network)  # (B, 1, D, H, W)
         mean, median = planes.mean(dim=1, keepdim=True), planes.median(dim=1, keepdim=True).values
         return torch.cat([planes, mean, median, fusion, paint(inputs, self.class_intensities)], dim=1)
 

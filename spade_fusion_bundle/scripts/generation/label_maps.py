@@ -169,9 +169,10 @@ def pending(
 
 
 def inputs(rows: Sequence[Mapping]) -> list[dict]:
-    """What the transforms need of rows: the map's path, and the seed of those to deform."""
+    """What the transforms need of rows: path of the map, name of the row, and the seed of a deformation."""
     seeds = [row["provenance"]["Seed"] for row in rows]
-    return [{"image": row["image"], **({} if seed is None else {"deformation_seed": seed})} for row, seed in zip(rows, seeds)]
+    named = [{"image": row["image"], "name": name_of(row)} for row in rows]
+    return [item if seed is None else item | {"deformation_seed": seed} for item, seed in zip(named, seeds)]
 
 
 def _entities(path: Path) -> tuple[str, str | None]:

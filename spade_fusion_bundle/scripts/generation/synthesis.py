@@ -1,24 +1,23 @@
-"""From the classes of label maps to T1w images: the model's table and grid, the networks' way over a volume, the writing."""
+"""Make T1w images of the classes of label maps, and write them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from itertools import product, zip_longest
+from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 import torch
 from ignite.engine import Engine, Events
-from monai.inferers import Inferer, sliding_window_inference
+from monai.inferers import Inferer
 from monai.utils import convert_to_dst_type
 
-from ..data.derivative import Derivative
+from ..data.derivative import Derivative, name_of
 from ..data.labels import LabelTable
 from ..data.planes import PLANES
 from ..model.plane_weights import generator_file, made_by
+from .patch_merging import merge_patches, merge_whole
 
-__all__ = ["Synthesiser", "WriteImages", "box_around", "refuse_missing_weights", "table_of"]
-
-PATCH = 32  # Ayaz et al. 2022
+__all__ = ["Synthesiser", "WriteImages", "refuse_missing_weights", "table_of"]
 
 
 def table_of(recipe: Mapping, labels_file: str | Path, name: str | None = None) -> LabelTable:
@@ -58,17 +57,16 @@ def refuse_missing_weights(model_file: str | Path, models_dir: str | Path) -> No
 
 
 class Synthesiser(Inferer):
-    """T1w from classes by `SpadeFusion`, with a choice of how the fusion CNN goes over the volume.
+    """Make T1w of classes by `SpadeFusion`; the one way for inference, evaluation and MONAI Label.
 
     Args:
-        merge: "whole": in one pass, cut into blocks where the volume is larger than one, each with as much margin as the CNN
-            reaches, so that the result is that of one pass; or "patches": patches of 32 voxels with half overlap, weighted
-            by a Gaussian, as published (Ayaz et al. 2022).
-        block: side in voxels.
-        amp: run the networks in bfloat16.
+        merge: how the fusion CNN runs over the volume. "whole": as in one pass; "patches": in overlapping patches, as
+            published (Ayaz et al. 2022).
+        block: side in voxels of the blocks of "whole".
+        amp: whether the networks run in bfloat16.
 
     Raises:
-        ValueError: no such merge.
+        ValueError: there is no such merge.
     """
 
     def __init__(self, merge: str = "whole", block: int = 128, amp: bool = False) -> None:
@@ -79,74 +77,64 @@ class Synthesiser(Inferer):
         self.block = block
         self.amp = amp
 
-    @torch.no_grad()
     def __call__(self, inputs: torch.Tensor, network: torch.nn.Module) -> torch.Tensor:
-        """T1w (B, 1, X, Y, Z) from 0 to 1 for classes (B, 1, X, Y, Z) in RAS order; a MetaTensor for a MetaTensor.
+        """Make T1w (B, 1, X, Y, Z), intensities 0 to 1, of classes (B, 1, X, Y, Z) in RAS order.
+
+        The result is a MetaTensor if the classes are one.
 
         Raises:
             ValueError: as `SpadeFusion`.
         """
         labels = torch.as_tensor(inputs).as_subclass(torch.Tensor)
-        with torch.autocast(labels.device.type, dtype=torch.bfloat16, enabled=self.amp):
-            volumes = network.slice_volumes(labels)  # (B, 3, X, Y, Z)
-            if self.merge == "whole":  # beyond the labels' reach all is background
-                around = box_around(labels > 0.5, network.fusion.radius)
-                image = torch.zeros(labels.shape, device=labels.device)
-                image[around] = in_blocks(network.fusion, volumes[around], self.block, network.fusion.radius).float()
+        return convert_to_dst_type(self.fuse(self.planes(labels, network), labels, network), inputs, dtype=torch.float32)[0]
+
+    @torch.no_grad()
+    def planes(self, labels: torch.Tensor, network: torch.nn.Module) -> torch.Tensor:
+        """Make the axial, coronal and sagittal volumes (B, 3, X, Y, Z) of classes (B, 1, X, Y, Z)."""
+        with self._autocast(labels):
+            return network.slice_volumes(labels)
+
+    @torch.no_grad()
+    def fuse(self, volumes: torch.Tensor, labels: torch.Tensor, network: torch.nn.Module) -> torch.Tensor:
+        """Fuse the result of `planes` into T1w (B, 1, X, Y, Z), intensities 0 to 1, background 0."""
+        inside = labels > 0.5
+        with self._autocast(labels):
+            if self.merge == "whole":
+                image = merge_whole(network.fusion, volumes, inside, self.block)
             else:
-                image = sliding_window_inference(volumes, (PATCH,) * 3, 8, network.fusion, overlap=0.5, mode="gaussian")
-        image = image.float().clamp(0, 1) * (labels > 0.5)
-        return convert_to_dst_type(image, inputs, dtype=torch.float32)[0]
+                image = merge_patches(network.fusion, volumes)
+        return image.float().clamp(0, 1) * inside
 
-
-def in_blocks(network: Callable[[torch.Tensor], torch.Tensor], volumes: torch.Tensor, block: int, margin: int) -> torch.Tensor:
-    """`network(volumes)`, (B, 1, X, Y, Z) of (B, C, X, Y, Z), in blocks with up to `margin` voxels around them."""
-    sizes = volumes.shape[2:]
-    result = volumes.new_empty((len(volumes), 1, *sizes))
-    for starts in product(*(range(0, size, block) for size in sizes)):
-        around = [slice(max(start - margin, 0), start + block + margin) for start in starts]
-        within = [slice(start - cut.start, start - cut.start + block) for start, cut in zip(starts, around)]
-        inside = tuple(slice(start, start + block) for start in starts)
-        result[(..., *inside)] = network(volumes[(..., *around)])[(..., *within)].to(result.dtype)
-    return result
-
-
-def box_around(mask: torch.Tensor, margin: int) -> tuple[slice, ...]:
-    """Index of the smallest box around masks (B, 1, X, Y, Z), grown by a margin as far as the volume goes; all, if empty."""
-    found = mask.any(dim=0)[0].nonzero()
-    if not len(found):
-        return (slice(None),) * mask.ndim
-    low, high = found.amin(dim=0) - margin, found.amax(dim=0) + margin + 1
-    return (slice(None), slice(None), *(slice(max(0, a), b) for a, b in zip(low.tolist(), high.tolist())))
+    def _autocast(self, labels: torch.Tensor) -> torch.autocast:
+        return torch.autocast(labels.device.type, dtype=torch.bfloat16, enabled=self.amp)
 
 
 class WriteImages:
-    """Write each image that an evaluator makes; one that cannot be written does not keep the others from being made.
+    """Write each image that an evaluator makes. If one cannot be written, the others are made nevertheless.
 
-    A full disk (OSError) does end the run: what is written stays, and the same command goes on later.
+    A full disk (OSError) ends the run; the same command continues later.
 
     Args:
-        derivative: where to.
-        rows: in the order of the evaluator's batches of one.
+        derivative: data set to write to.
+        rows: what is made, as `label_maps.pending` gives it; the "name" of a batch's item is the name of its row.
     """
 
     def __init__(self, derivative: Derivative, rows: Sequence[Mapping]) -> None:
         self.derivative = derivative
-        self.rows = rows
+        self.rows = {name_of(row): row for row in rows}
         self.problems: list[str] = []
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
-        row = self.rows[engine.state.iteration - 1]
-        volume, labels = engine.state.output[0]["pred"], engine.state.batch[0]["dseg"]
-        try:
-            self.derivative.write(row, volume[0].cpu(), labels[0].cpu())
-        except ValueError as error:
-            self.problems.append(str(error))
+        for item, output in zip(engine.state.batch, engine.state.output):
+            try:
+                self.derivative.write(self.rows[item["name"]], output["pred"][0].cpu(), item["dseg"][0].cpu())
+            except ValueError as error:
+                self.problems.append(str(error))
 
     def report(self) -> None:
-        """End with an error that names the rows without an image, if there are any."""
+        """End the run with an error that names the images that could not be written, if there are any."""
         if self.problems:
             raise RuntimeError("\n".join([f"{len(self.problems)} images were not written, all others were:", *self.problems]))

@@ -14,7 +14,7 @@ from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from phantom_maps import GRIDS, TABLE, grid, phantom, save_map
 
-from spade_fusion_bundle.scripts.generation import synthesis
+from spade_fusion_bundle.scripts.generation import patch_merging, synthesis
 from spade_fusion_bundle.scripts.model.networks import SpadeFusion
 from spade_fusion_bundle.scripts.shared.files import save_weights
 
@@ -239,7 +239,7 @@ def test_blocks_give_what_one_pass_gives(block, network, classes):
 def test_every_voxel_of_the_margin_is_needed(network):
     fusion, volumes = network.fusion, torch.rand((1, 3, 24, 20, 17), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        whole, enough, less = fusion(volumes), *(synthesis.in_blocks(fusion, volumes, 8, fusion.radius - i) for i in (0, 1))
+        whole, enough, less = fusion(volumes), *(patch_merging.in_blocks(fusion, volumes, 8, fusion.radius - i) for i in (0, 1))
     assert (whole - enough).abs().max() < 1e-6
     assert (whole - less).abs().max() > 1e-4
 

@@ -1,0 +1,59 @@
+"""Run the fusion CNN over a volume in patches or blocks, and merge the pieces into one volume."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import product
+
+import torch
+from monai.inferers import sliding_window_inference
+
+from ..model.networks import FusionCNN
+
+__all__ = ["box_around", "in_blocks", "merge_patches", "merge_whole"]
+
+PATCH = 32  # voxels; Ayaz et al. 2022
+
+
+def merge_patches(fusion: FusionCNN, volumes: torch.Tensor) -> torch.Tensor:
+    """Fuse volumes (B, 3, X, Y, Z) as published (Ayaz et al. 2022): patches of 32 voxels that overlap by half.
+
+    Voxels of several patches are averaged with the weights of a Gaussian around the centre of each patch.
+    """
+    return sliding_window_inference(volumes, (PATCH,) * 3, 8, fusion, overlap=0.5, mode="gaussian")
+
+
+def merge_whole(fusion: FusionCNN, volumes: torch.Tensor, inside: torch.Tensor, block: int) -> torch.Tensor:
+    """Fuse volumes (B, 3, X, Y, Z) as in one pass, in blocks that save memory.
+
+    Args:
+        fusion: the fusion CNN.
+        volumes: volumes of the three planes.
+        inside: (B, 1, X, Y, Z), true where there are labels; what lies further away is 0.
+        block: side of a block in voxels.
+    """
+    around = box_around(inside, fusion.radius)
+    image = torch.zeros(inside.shape, device=volumes.device)
+    image[around] = in_blocks(fusion, volumes[around], block, fusion.radius).float()
+    return image
+
+
+def in_blocks(network: Callable[[torch.Tensor], torch.Tensor], volumes: torch.Tensor, block: int, margin: int) -> torch.Tensor:
+    """`network(volumes)`, (B, 1, X, Y, Z), computed in blocks; each sees up to `margin` voxels around it."""
+    sizes = volumes.shape[2:]
+    result = volumes.new_empty((len(volumes), 1, *sizes))
+    for starts in product(*(range(0, size, block) for size in sizes)):
+        around = [slice(max(start - margin, 0), start + block + margin) for start in starts]
+        within = [slice(start - cut.start, start - cut.start + block) for start, cut in zip(starts, around)]
+        inside = tuple(slice(start, start + block) for start in starts)
+        result[(..., *inside)] = network(volumes[(..., *around)])[(..., *within)].to(result.dtype)
+    return result
+
+
+def box_around(mask: torch.Tensor, margin: int) -> tuple[slice, ...]:
+    """Index of the smallest box around masks (B, 1, X, Y, Z), enlarged by `margin` voxels; all of an empty mask."""
+    found = mask.any(dim=0)[0].nonzero()
+    if not len(found):
+        return (slice(None),) * mask.ndim
+    low, high = found.amin(dim=0) - margin, found.amax(dim=0) + margin + 1
+    return (slice(None), slice(None), *(slice(max(0, a), b) for a, b in zip(low.tolist(), high.tolist())))
