@@ -5,16 +5,16 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from brain_ldm_bundle.scripts.data import grid
+from brain_ldm_bundle.scripts.shared import mni_box
 
 SPACING_MM = 8.0
-VOLUME = np.random.default_rng(0).random(grid.size(SPACING_MM), dtype=np.float32)  # (20, 28, 20)
+VOLUME = np.random.default_rng(0).random(mni_box.size(SPACING_MM), dtype=np.float32)  # (20, 28, 20)
 
 
 def save(path: Path, volume: np.ndarray = VOLUME, affine: np.ndarray | None = None, code: int = 4) -> Path:
     """Write a NIfTI file, whose folder need not exist; its path comes back."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    affine = grid.affine(SPACING_MM) if affine is None else affine
+    affine = mni_box.affine(SPACING_MM) if affine is None else affine
     image = nib.Nifti1Image(volume, affine)
     image.set_sform(affine, code)
     image.set_qform(affine, code)
@@ -24,7 +24,7 @@ def save(path: Path, volume: np.ndarray = VOLUME, affine: np.ndarray | None = No
 
 def shifted(**changes: float) -> np.ndarray:
     """The grid's affine, moved by so many mm along x, y or z."""
-    affine = grid.affine(SPACING_MM)
+    affine = mni_box.affine(SPACING_MM)
     for axis, mm in changes.items():
         affine["xyz".index(axis), 3] += mm
     return affine
@@ -33,7 +33,7 @@ def shifted(**changes: float) -> np.ndarray:
 def rotated(degrees: float) -> np.ndarray:
     """The grid's affine, turned about the z axis."""
     cos, sin = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
-    return np.array([[cos, -sin, 0, 0], [sin, cos, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]) @ grid.affine(SPACING_MM)
+    return np.array([[cos, -sin, 0, 0], [sin, cos, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]) @ mni_box.affine(SPACING_MM)
 
 
 def with_voxel(value: float) -> np.ndarray:

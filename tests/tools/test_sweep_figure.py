@@ -10,10 +10,10 @@ import sweep_figure
 from cohorts.cohort import read_cohort
 from tiny_report import make_cohort
 
-from brain_ldm_bundle.scripts.data import grid
 from brain_ldm_bundle.scripts.data.covariates import CovariateSchema
 from brain_ldm_bundle.scripts.data.derivative import Derivative
 from brain_ldm_bundle.scripts.generation import requests as cohort
+from brain_ldm_bundle.scripts.shared import mni_box
 
 SPACING_MM = 8.0
 PROVENANCE = {"Sampler": "ddim", "Steps": 2, "GuidanceScale": 1.0, "PredictionType": "epsilon", "WeightsSHA256": "ab" * 32}
@@ -30,9 +30,9 @@ SCHEMA = CovariateSchema.from_dict(
 
 def generate(folder, rows):
     """A generated folder as inference writes it; a volume is as bright as its ventricles are small, and marked at the left."""
-    derivative = Derivative(folder, SCHEMA, grid.affine(SPACING_MM), grid.size(SPACING_MM))
+    derivative = Derivative(folder, SCHEMA, mni_box.affine(SPACING_MM), mni_box.size(SPACING_MM))
     for item in cohort.pending(rows, SCHEMA, derivative, PROVENANCE, base_seed=0):
-        volume = np.full(grid.size(SPACING_MM), 0.9 - item["request"]["ventricles_ml"] / 400)
+        volume = np.full(mni_box.size(SPACING_MM), 0.9 - item["request"]["ventricles_ml"] / 400)
         volume[:3] = 0.0  # voxel order LAS: the first voxels are the rightmost
         derivative.write(item["request"], volume, item["provenance"])
     derivative.finish(rows)

@@ -8,9 +8,9 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ..shared import mni_box
 from ..shared.files import read_json
 from ..shared.problems import refuse
-from . import grid
 from .covariates import CovariateSchema, participant_label
 from .image_checks import check_images
 
@@ -60,7 +60,7 @@ def read_dataset(
     dataset_dir = Path(dataset_dir)
     if not dataset_dir.is_dir():
         raise FileNotFoundError(f"dataset_dir {dataset_dir}: no such folder")
-    grid.size(spacing_mm)
+    mni_box.size(spacing_mm)
     if not 0 <= validation_fraction < 1:
         raise ValueError(f"validation_fraction must be at least 0 and below 1, got {validation_fraction}")
     if datalist is None:

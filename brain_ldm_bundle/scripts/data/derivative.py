@@ -47,8 +47,8 @@ class Derivative:
     Args:
         output_dir: new, empty, or of an earlier run.
         schema: of the requests' covariates.
-        affine: 4x4, voxel indices to RAS mm in MNI space, such as `scripts.data.grid.affine(spacing_mm)`.
-        shape: voxels of a volume, such as `scripts.data.grid.size(spacing_mm)`.
+        affine: 4x4, voxel indices to RAS mm in MNI space, such as `scripts.shared.mni_box.affine(spacing_mm)`.
+        shape: voxels of a volume, such as `scripts.shared.mni_box.size(spacing_mm)`.
         dtype: "uint8", or "float32" for the values as the model gave them.
         name: of the data set.
         covariates_are: what the table says of them; those of a decoded scan were not requested.

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import nibabel as nib
 import numpy as np
 
+from ..shared import mni_box
 from ..shared.nifti import check_files, open_image, read_grey_values, refuse_not_3d
-from . import grid
 
 __all__ = ["Content", "check_images", "refuse_elsewhere"]
 
@@ -86,7 +86,7 @@ def refuse_elsewhere(shape: Sequence[int], affine: np.ndarray) -> None:
         ValueError: says from where to where it reaches.
     """
     corners = nib.affines.apply_affine(affine, [[-0.5] * 3, np.subtract(shape, 0.5)])
-    lower, upper = np.add(grid.BRAIN_MM[0], BRAIN_MARGIN_MM), np.subtract(grid.BRAIN_MM[1], BRAIN_MARGIN_MM)
+    lower, upper = np.add(mni_box.BRAIN_MM[0], BRAIN_MARGIN_MM), np.subtract(mni_box.BRAIN_MM[1], BRAIN_MARGIN_MM)
     if (corners.min(axis=0) > lower).any() or (corners.max(axis=0) < upper).any():
         raise ValueError(
             f"reaches from {_mm(corners.min(axis=0))} to {_mm(corners.max(axis=0))} (right, anterior, superior), too "

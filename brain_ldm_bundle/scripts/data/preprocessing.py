@@ -1,36 +1,109 @@
-"""From a scan on disk to the network's input: orientation, grid and intensities, the same for every workflow."""
+"""From a scan on disk to the network's input: orientation, spacing, field of view and intensities, once for all workflows."""
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Mapping
+
+import numpy as np
 import torch
-from monai.transforms import Compose, EnsureChannelFirstd, EnsureTyped, LoadImaged, RandFlipd, ScaleIntensityd
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import (
+    Compose,
+    Crop,
+    EnsureChannelFirstd,
+    EnsureTyped,
+    InvertibleTransform,
+    LoadImaged,
+    MapTransform,
+    Orientation,
+    Pad,
+    RandFlipd,
+    ScaleIntensityd,
+    SpatialResample,
+)
 
-from .grid import ToGridd
+from ..shared.mni_box import affine, size
 
-__all__ = ["preprocessing"]
+__all__ = ["ToGridd", "preprocessing"]
+
+# Images this close to the grid, in voxels, are taken as lying on it: affines are stored in float32.
+TOLERANCE_VOXELS = 1e-3
 
 
 def preprocessing(
     spacing_mm: float, scale_intensities: bool = True, track_meta: bool = False, mirror_probability: float = 0.0
 ) -> Compose:
-    """Transforms of an item {"image": path} or {"image": path, "covariates": scaled numbers}.
+    """Transforms for an item {"image": path}, with or without "covariates".
 
-    The image becomes a float32 tensor (1, D, H, W) on the model's grid, in the orientation LAS. The covariates become a
-    float32 tensor (C,).
+    The image becomes a tensor (1, D, H, W) on the model's grid, the covariates a tensor (C,), both in float32.
 
     Args:
         spacing_mm: side of a voxel of the model's grid.
-        scale_intensities: scale each scan from its lowest to its highest intensity to [0, 1]. Generated volumes have that
-            range already and keep the values that were written, so that a faint volume is not made bright.
+        scale_intensities: scale each scan so that its lowest intensity is 0 and its highest 1. Generated volumes have that
+            range already: they keep the values that were written, so that a faint one is not made bright.
         track_meta: give a MetaTensor, which can be brought back to the grid of its file.
         mirror_probability: probability that left and right are exchanged, for training.
     """
-    transforms = [
-        LoadImaged("image", image_only=True),
-        EnsureChannelFirstd("image"),
-        ToGridd("image", spacing_mm),
-        *([ScaleIntensityd("image", minv=0.0, maxv=1.0)] if scale_intensities else []),
-        EnsureTyped(["image", "covariates"], dtype=torch.float32, track_meta=track_meta, allow_missing_keys=True),
-        *([RandFlipd("image", spatial_axis=0, prob=mirror_probability)] if mirror_probability else []),
-    ]
-    return Compose(transforms)
+    return Compose(
+        [
+            LoadImaged("image", image_only=True),
+            EnsureChannelFirstd("image"),
+            ToGridd("image", spacing_mm),
+            *([ScaleIntensityd("image", minv=0.0, maxv=1.0)] if scale_intensities else []),
+            EnsureTyped(["image", "covariates"], dtype=torch.float32, track_meta=track_meta, allow_missing_keys=True),
+            *([RandFlipd("image", spatial_axis=0, prob=mirror_probability)] if mirror_probability else []),
+        ]
+    )
+
+
+class ToGridd(MapTransform, InvertibleTransform):
+    """Bring images (C, X, Y, Z) of any orientation, spacing and place onto the model's grid, zeros where they end.
+
+    The result (C, D, H, W) has the orientation LAS. Voxels that only move by whole voxels keep their values exactly; others
+    are interpolated.
+
+    Args:
+        keys: names of the images in an item.
+        spacing_mm: side of a voxel of the grid.
+    """
+
+    def __init__(self, keys: KeysCollection, spacing_mm: float) -> None:
+        super().__init__(keys)
+        self.affine, self.size = affine(spacing_mm), size(spacing_mm)
+        self.orient = Orientation(axcodes="LAS", labels=None)
+        self.crop, self.pad = Crop(), Pad(mode="constant")
+        self.resample = SpatialResample(mode="bilinear", padding_mode="zeros")
+
+    def __call__(self, data: Mapping[Hashable, MetaTensor]) -> dict[Hashable, MetaTensor]:
+        return {**data, **{key: self._onto_grid(data[key]) for key in self.keys}}
+
+    def inverse(self, data: Mapping[Hashable, MetaTensor]) -> dict[Hashable, MetaTensor]:
+        data = dict(data)
+        for key in self.keys:
+            for transform in (self.resample, self.pad, self.crop, self.orient):
+                data[key] = transform.inverse(data[key])
+        return data
+
+    def _onto_grid(self, image: MetaTensor) -> MetaTensor:
+        image = self.orient(image)
+        # Whole voxels are cropped and padded here: then MONAI's resampling finds the image on the grid and returns it
+        # as it is. Without this it interpolates, with rounding errors even where voxel meets voxel.
+        start, stop = self._whole_voxels(image)
+        shape = image.shape[1:]
+        image = self.crop(image, tuple(slice(max(a, 0), b) for a, b in zip(start, stop)))
+        image = self.pad(image, [(0, 0), *((max(-a, 0), max(b - n, 0)) for a, b, n in zip(start, stop, shape))])
+        return self.resample(image, dst_affine=torch.from_numpy(self.affine), spatial_size=self.size)
+
+    def _whole_voxels(self, image: MetaTensor) -> tuple[list[int], list[int]]:
+        """First and end index of the grid in the image's voxels. Where it falls between voxels: the whole image."""
+        shape = list(image.shape[1:])
+        to_image = np.linalg.inv(np.asarray(image.affine, dtype=float)) @ self.affine
+        start = np.round(to_image[:3, 3])
+        whole = np.eye(4)
+        whole[:3, 3] = start
+        corners = np.array(np.meshgrid(*((0, n - 1) for n in self.size))).reshape(3, -1)
+        off = (to_image - whole) @ np.vstack([corners, np.ones(8)])
+        if np.abs(off).max() > TOLERANCE_VOXELS:
+            return [0, 0, 0], shape
+        return start.astype(int).tolist(), (start + self.size).astype(int).tolist()

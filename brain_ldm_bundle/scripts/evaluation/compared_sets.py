@@ -14,8 +14,9 @@ import torch
 from monai.transforms import GaussianSmooth
 from torch.utils.data import Dataset
 
-from ..data import grid
 from ..data.bids import find_volumes
+from ..data.preprocessing import TOLERANCE_VOXELS
+from ..shared import mni_box
 from .grey_values import LEVELS, as_stored
 
 __all__ = ["Blurred", "Remembered", "Repeated", "Volumes", "count_participants", "find_samples", "halves", "refuse_few"]
@@ -180,7 +181,7 @@ def _refuse_range(path: str, lowest: float, highest: float) -> None:
 
 def _refuse_off_grid(path: str, spacing_mm: float) -> None:
     """Any order and direction of axes, but the grid's voxels: a set that is interpolated would be compared blurred."""
-    image, size = nib.load(path), grid.size(spacing_mm)
+    image, size = nib.load(path), mni_box.size(spacing_mm)
     turn = nib.orientations.ornt_transform(nib.io_orientation(image.affine), nib.orientations.axcodes2ornt("LAS"))
     shape = tuple(np.array(image.shape)[np.argsort(turn[:, 0])])
     remedy = "Generate it on the grid; nothing is moved, cropped or padded here"
@@ -191,8 +192,8 @@ def _refuse_off_grid(path: str, spacing_mm: float) -> None:
         )
     affine = image.affine @ nib.orientations.inv_ornt_aff(turn, image.shape)
     corners = np.array(np.meshgrid(*((0, n - 1) for n in size))).reshape(3, -1).T
-    places = nib.affines.apply_affine(np.linalg.inv(grid.affine(spacing_mm)) @ affine, corners)
-    if (off := np.abs(places - corners).max()) > grid.TOLERANCE_VOXELS:
+    places = nib.affines.apply_affine(np.linalg.inv(mni_box.affine(spacing_mm)) @ affine, corners)
+    if (off := np.abs(places - corners).max()) > TOLERANCE_VOXELS:
         raise ValueError(f"{path}: lies {off:.2g} voxels ({off * spacing_mm:.2g} mm) beside the model's grid. {remedy}")
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..data import grid
+from ..shared import mni_box
 
 __all__ = ["ANATOMY_MM", "SHIFT_MM", "Match", "Neighbours", "anatomy", "threshold", "views"]
 
@@ -62,8 +62,8 @@ def anatomy(volume: torch.Tensor, spacing_mm: float) -> torch.Tensor:
 @functools.cache
 def _in_brain(shape: Sequence[int], cell_mm: float) -> torch.Tensor:
     """Which cells of the grid have their centres in the box around the MNI brain."""
-    centres_mm = nib.affines.apply_affine(grid.affine(cell_mm), np.moveaxis(np.indices(shape), 0, -1))
-    lower, upper = grid.BRAIN_MM
+    centres_mm = nib.affines.apply_affine(mni_box.affine(cell_mm), np.moveaxis(np.indices(shape), 0, -1))
+    lower, upper = mni_box.BRAIN_MM
     return torch.from_numpy(((centres_mm > lower) & (centres_mm < upper)).all(-1))
 
 

@@ -17,10 +17,10 @@ from monai.metrics import PSNRMetric
 from scipy import stats
 from tqdm import tqdm
 
-from ..data import grid
 from ..data.covariates import NULL, CovariateSchema
 from ..data.derivative import PROVENANCE, Derivative
 from ..model.training_record import refuse_seen, what_training_knew
+from ..shared import mni_box
 from ..shared.files import sha256, write_json
 from ..shared.sections import write_section
 from ..shared.tables import read_table, write_table
@@ -156,8 +156,8 @@ class Keep:
         self.derivative = Derivative(
             output_dir,
             schema,
-            grid.affine(spacing_mm),
-            grid.size(spacing_mm),
+            mni_box.affine(spacing_mm),
+            mni_box.size(spacing_mm),
             name=RECONSTRUCTIONS,
             covariates_are="of the scan",
         )

@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from ..data import grid
+from ..shared import mni_box
 from ..shared.files import write_json
 from ..shared.sections import write_section
 from ..shared.tables import write_table
@@ -113,7 +113,7 @@ class SampleEvaluation:
             volumes[HELD_OUT] = Volumes(held_out, self.preprocessing)
         volumes |= {name: Volumes(items, self.sample_preprocessing) for name, items in generated.items()}
         volumes[BLUR] = Blurred(reference, self.spacing_mm)
-        number = REMEMBERED_BYTES // math.prod(grid.size(self.spacing_mm))
+        number = REMEMBERED_BYTES // math.prod(mni_box.size(self.spacing_mm))
         described = {name: self._describe(Remembered(dataset, number), extractor, name) for name, dataset in volumes.items()}
         volumes[MEAN] = Repeated(described[FLOOR].mean)
         described[MEAN] = self._describe(volumes[MEAN], extractor, MEAN)
@@ -138,7 +138,7 @@ class SampleEvaluation:
             "spacing_mm": self.spacing_mm,
             "pairs": self.pairs,
             "seed": self.seed,
-            "scales": len(multi_scale_ssim(grid.size(self.spacing_mm)).weights),
+            "scales": len(multi_scale_ssim(mni_box.size(self.spacing_mm)).weights),
             "sets": {name: self._row(one, described[FLOOR], space) for name, one in described.items()},
         }
         self._write(volumes, described, result, space.text(extractor.name))

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from monai.transforms import LoadImage
 
-from brain_ldm_bundle.scripts.data import grid
 from brain_ldm_bundle.scripts.data.covariates import NULL, CovariateSchema
 from brain_ldm_bundle.scripts.data.derivative import Derivative
+from brain_ldm_bundle.scripts.data.preprocessing import preprocessing
+from brain_ldm_bundle.scripts.shared import mni_box
 
 SCHEMA = CovariateSchema.from_file(ROOT / "brain_ldm_bundle" / "configs" / "covariates.json")
 SPACING_MM = 8.0
-SHAPE = grid.size(SPACING_MM)  # (20, 28, 20)
+SHAPE = mni_box.size(SPACING_MM)  # (20, 28, 20)
 VOLUME = np.random.default_rng(0).uniform(-0.2, 1.2, SHAPE).astype(np.float32)
 REQUEST = {"participant_id": "sub-A1", "sex": "F", "age": 63.0, "ventricles_ml": 40.0, "brain_normalised_ml": 1500.0}
 PROVENANCE = {
@@ -33,7 +33,7 @@ PROVENANCE = {
 
 
 def derivative(folder, dtype="uint8", schema=SCHEMA, shape=SHAPE, spacing_mm=SPACING_MM):
-    return Derivative(folder, schema, grid.affine(spacing_mm), shape, dtype)
+    return Derivative(folder, schema, mni_box.affine(spacing_mm), shape, dtype)
 
 
 @pytest.fixture
@@ -72,15 +72,15 @@ def test_the_image_lies_in_mni_space_by_both_forms(output):
     assert path == output.output_dir / "sub-A1" / "anat" / "sub-A1_T1w.nii.gz"
     assert image.shape == SHAPE and image.get_data_dtype() == np.uint8
     assert image.header["qform_code"] == image.header["sform_code"] == 4
-    np.testing.assert_allclose(image.get_qform(), grid.affine(SPACING_MM), atol=1e-4)
-    np.testing.assert_allclose(image.get_sform(), grid.affine(SPACING_MM), atol=1e-4)
+    np.testing.assert_allclose(image.get_qform(), mni_box.affine(SPACING_MM), atol=1e-4)
+    np.testing.assert_allclose(image.get_sform(), mni_box.affine(SPACING_MM), atol=1e-4)
     np.testing.assert_allclose(image.header.get_zooms(), [SPACING_MM] * 3)
     assert image.header.get_xyzt_units()[0] == "mm"
 
 
 def test_what_was_written_comes_back_through_the_training_transforms(output):
     path = output.write(REQUEST, VOLUME, PROVENANCE)
-    image = grid.ToGrid(SPACING_MM)(LoadImage(ensure_channel_first=True)(path))
+    image = preprocessing(SPACING_MM, scale_intensities=False)({"image": path})["image"]
     np.testing.assert_allclose(image[0].numpy(), VOLUME.clip(0, 1), atol=0.5 / 255 + 1e-6)
 
 

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 from tiny_images import SPACING_MM, VOLUME, rotated, save, shifted, with_voxel
 
-from brain_ldm_bundle.scripts.data import grid
 from brain_ldm_bundle.scripts.data import image_checks as images
-from brain_ldm_bundle.scripts.shared import nifti
+from brain_ldm_bundle.scripts.shared import mni_box, nifti
 
 
 @pytest.fixture
@@ -29,7 +28,7 @@ def problems(paths, **options):
     ("image", "message"),
     [
         ({"volume": VOLUME[..., None]}, "has 4 dimensions (20, 28, 20, 1); three are needed"),
-        ({"affine": grid.affine(SPACING_MM) * [[1.02], [1], [1], [1]]}, "has voxels of (8.16, 8, 8) mm, not 8 mm"),
+        ({"affine": mni_box.affine(SPACING_MM) * [[1.02], [1], [1], [1]]}, "has voxels of (8.16, 8, 8) mm, not 8 mm"),
         ({"code": 0}, "has neither a qform nor an sform"),
         ({"affine": rotated(2)}, "has axes oblique by 2.0 degrees: not in MNI space."),
         ({"affine": shifted(z=40)}, "reaches from (-79.02, -126, -21.05) mm to (80.98, 98.02, 138.9) mm"),

@@ -13,8 +13,9 @@ from monai.bundle import run
 from monai.transforms import Compose, EnsureChannelFirstd, EnsureTyped, LoadImaged
 from scipy.ndimage import gaussian_filter
 
-from brain_ldm_bundle.scripts.data import grid
+from brain_ldm_bundle.scripts.data.preprocessing import ToGridd
 from brain_ldm_bundle.scripts.evaluation.memorisation import Audit
+from brain_ldm_bundle.scripts.shared import mni_box
 from brain_ldm_bundle.scripts.training.latents import LatentDataset
 
 SPACING_MM = 8.0
@@ -39,7 +40,7 @@ class Pooling(torch.nn.Module):
 def head(seed):
     """A head of its own: smooth random tissue (20, 28, 20) in an ellipsoid, 0 to 1."""
     rng = np.random.default_rng(seed)
-    x, y, z = np.indices(grid.size(SPACING_MM))
+    x, y, z = np.indices(mni_box.size(SPACING_MM))
     inside = ((x - 10) / 8) ** 2 + ((y - 13) / 11) ** 2 + ((z - 9) / 8) ** 2 < 1
     tissue = gaussian_filter(rng.standard_normal(inside.shape), 1.2)
     return (inside * (0.5 + 0.15 * tissue / tissue.std())).clip(0, 1)
@@ -48,7 +49,7 @@ def head(seed):
 def write(folder, name, values, affine=None):
     path = Path(folder) / name / "anat" / f"{name}_T1w.nii.gz"
     path.parent.mkdir(parents=True)
-    image = nib.Nifti1Image(np.asarray(values, np.float32), grid.affine(SPACING_MM) if affine is None else affine)
+    image = nib.Nifti1Image(np.asarray(values, np.float32), mni_box.affine(SPACING_MM) if affine is None else affine)
     image.set_sform(image.affine, code="mni")
     nib.save(image, path)
     return {"image": str(path), "participant_id": name}
@@ -66,7 +67,7 @@ def cohort(tmp_path_factory):
 
 def audit(cohort, generated, output_dir, **settings):
     folder, data = cohort
-    read = [LoadImaged("image", image_only=True), EnsureChannelFirstd("image"), grid.ToGridd("image", SPACING_MM)]
+    read = [LoadImaged("image", image_only=True), EnsureChannelFirstd("image"), ToGridd("image", SPACING_MM)]
     transform = Compose([*read, EnsureTyped("image", track_meta=False)])
     scans = [item for split in data.values() for item in split]
     latents = LatentDataset(scans, transform, Pooling(), folder / "autoencoder.pt", folder / "cache", SPACING_MM)
@@ -182,13 +183,13 @@ def test_no_folder_another_spacing_nan_and_constant_volumes_are_refused_by_name(
         audit(cohort, None, tmp_path)
     with pytest.raises(FileNotFoundError, match="nowhere"):
         audit(cohort, tmp_path / "nowhere", tmp_path)
-    write(tmp_path / "fine", "sub-fine", np.random.default_rng(0).random(grid.size(4.0)), grid.affine(4.0))
+    write(tmp_path / "fine", "sub-fine", np.random.default_rng(0).random(mni_box.size(4.0)), mni_box.affine(4.0))
     with pytest.raises(ValueError, match="sub-fine.*voxels of .*4.* not 8 mm"):
         audit(cohort, tmp_path / "fine", tmp_path)
     write(tmp_path / "nan", "sub-nan", np.where(head(0) > 0.5, np.nan, head(0)))
     with pytest.raises(ValueError, match="sub-nan.*NaN or infinite"):
         audit(cohort, tmp_path / "nan", tmp_path)
-    corner = np.zeros(grid.size(SPACING_MM))
+    corner = np.zeros(mni_box.size(SPACING_MM))
     corner[0, 0, 0] = 1
     write(tmp_path / "empty", "sub-empty", corner)
     with pytest.raises(ValueError, match="sub-empty.*constant where the brain should be"):

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from brain_ldm_bundle.scripts.data import grid
 from brain_ldm_bundle.scripts.evaluation.nearest_scan import Neighbours, anatomy, threshold, views
+from brain_ldm_bundle.scripts.shared import mni_box
 
 SPACING_MM = 8.0
 
 
 def volume(seed=0, spacing_mm=SPACING_MM):
-    return torch.rand((1, *grid.size(spacing_mm)), generator=torch.Generator().manual_seed(seed))
+    return torch.rand((1, *mni_box.size(spacing_mm)), generator=torch.Generator().manual_seed(seed))
 
 
 def test_anatomy_ignores_linear_changes_of_intensity():

@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from brain_ldm.model.test_medicalnet import BLOCKS, slow_resnet, with_statistics
 from monai.networks.nets.resnet import ResNetFeatures
 
-from brain_ldm_bundle.scripts.data import grid
 from brain_ldm_bundle.scripts.evaluation import radimagenet
 from brain_ldm_bundle.scripts.evaluation.radimagenet import RadImageNet
+from brain_ldm_bundle.scripts.shared import mni_box
 
 MM = 2.0
 SIZE = (8, 12, 10)
@@ -84,7 +84,7 @@ def test_features_are_those_of_keras_or_of_torchvision(kind, tmp_path):
 
 def test_slices_lie_as_on_a_radiologists_screen(network):
     """Top or front above, the patient's right (in sagittal slices the front) on the left."""
-    assert nib.aff2axcodes(grid.affine(MM)) == ("L", "A", "S")
+    assert nib.aff2axcodes(mni_box.affine(MM)) == ("L", "A", "S")
     marked = head()
     marked[0, 0, 2, 8, 4] += 1  # 2 voxels from the right, 3 from the front, 5 from the top
     places = []

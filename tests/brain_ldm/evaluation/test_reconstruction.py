@@ -9,9 +9,9 @@ import pytest
 import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from brain_ldm_bundle.scripts.data import grid
 from brain_ldm_bundle.scripts.data.covariates import NULL, CovariateSchema
 from brain_ldm_bundle.scripts.evaluation import reconstruction
+from brain_ldm_bundle.scripts.shared import mni_box
 
 
 def scored(tmp_path, name, pairs):
@@ -118,7 +118,7 @@ def kept(tmp_path, names, covariates, weights=b"weights"):
     (tmp_path / "weights.pt").write_bytes(weights)
     keep = reconstruction.Keep(tmp_path / "kept", SCHEMA, SPACING_MM, items, tmp_path / "weights.pt")
     for number in range(len(items)):
-        volume = torch.full((1, 1, *grid.size(SPACING_MM)), 0.2 * number)
+        volume = torch.full((1, 1, *mni_box.size(SPACING_MM)), 0.2 * number)
         keep._keep(SimpleNamespace(state=SimpleNamespace(output={"pred": volume})))
     keep._finish(None)
     return tmp_path / "kept"
@@ -131,7 +131,7 @@ def test_reconstructions_are_kept_as_generated_volumes_are_with_the_covariates_o
     assert table.to_dict("list") == {"participant_id": ["sub-02", "sub-11"], "age": [80, 61.7], "sex": ["F", "M"]}
     image = nib.load(folder / "sub-11" / "anat" / "sub-11_T1w.nii.gz")
     assert image.get_data_dtype() == np.uint8 and np.allclose(image.get_fdata(), 51 / 255)
-    assert np.allclose(image.affine, grid.affine(SPACING_MM)) and b"Synthetic" in bytes(image.header["descrip"])
+    assert np.allclose(image.affine, mni_box.affine(SPACING_MM)) and b"Synthetic" in bytes(image.header["descrip"])
     sidecar = json.loads((folder / "sub-11" / "anat" / "sub-11_T1w.json").read_text())
     assert sidecar["EditedImage"] == "sub-11_T1w.nii.gz" and "a scan through an autoencoder" in sidecar["Description"]
     assert "(of the scan)" in (folder / "participants.json").read_text()

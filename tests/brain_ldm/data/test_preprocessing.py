@@ -1,4 +1,4 @@
-"""The way of an image onto the model's grid, and back."""
+"""The way of an image onto the model's grid, and back; intensities from 0 to 1."""
 
 import nibabel as nib
 import numpy as np
@@ -8,41 +8,42 @@ from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from tiny_images import SPACING_MM, VOLUME, rotated, save, shifted
 
-from brain_ldm_bundle.scripts.data import grid
+from brain_ldm_bundle.scripts.data.preprocessing import ToGridd, preprocessing
+from brain_ldm_bundle.scripts.shared import mni_box
 
 
-def on_grid(path, mode="bilinear"):
-    transform = Compose([LoadImaged("image"), EnsureChannelFirstd("image"), grid.ToGridd("image", SPACING_MM, mode)])
+def on_grid(path):
+    transform = Compose([LoadImaged("image"), EnsureChannelFirstd("image"), ToGridd("image", SPACING_MM)])
     # MONAI Label puts the path beside the image under this name
     return transform({"image": path, "image_path": str(path)}), transform
 
 
 def test_the_grid_is_the_published_models():
-    assert grid.size(1) == (160, 224, 160)
+    assert mni_box.size(1) == (160, 224, 160)
     published = [[-1, 0, 0, 80.481], [0, 1, 0, -125.477], [0, 0, 1, -60.554], [0, 0, 0, 1]]
-    np.testing.assert_allclose(grid.affine(1), published)
+    np.testing.assert_allclose(mni_box.affine(1), published)
 
 
 @pytest.mark.parametrize("spacing_mm", [0.5, 1, 2, 4, 8])
 def test_every_spacing_fills_the_same_box(spacing_mm):
-    corners = nib.affines.apply_affine(grid.affine(spacing_mm), [[-0.5] * 3, np.subtract(grid.size(spacing_mm), 0.5)])
+    corners = nib.affines.apply_affine(mni_box.affine(spacing_mm), [[-0.5] * 3, np.subtract(mni_box.size(spacing_mm), 0.5)])
     np.testing.assert_allclose(corners, [[80.981, -125.977, -61.054], [-79.019, 98.023, 98.946]])
 
 
 @pytest.mark.parametrize("spacing_mm", [0, -1, 3, 5, 1.1, 1000, float("nan")])
 def test_a_spacing_that_does_not_divide_the_box_is_refused(spacing_mm):
     with pytest.raises(ValueError, match="does not divide"):
-        grid.size(spacing_mm)
+        mni_box.size(spacing_mm)
 
 
 @pytest.mark.parametrize("codes", ["LAS", "RAS", "LPI", "PIR", "SLA", "ASR"])
 def test_an_image_on_the_grid_comes_out_bit_equal_from_any_storage(tmp_path, codes):
-    image = nib.Nifti1Image(VOLUME, grid.affine(SPACING_MM))
+    image = nib.Nifti1Image(VOLUME, mni_box.affine(SPACING_MM))
     stored = image.as_reoriented(ornt_transform(io_orientation(image.affine), axcodes2ornt(codes)))
     nib.save(stored, tmp_path / "image.nii.gz")
     item, transform = on_grid(tmp_path / "image.nii.gz")
     np.testing.assert_array_equal(item["image"][0].numpy(), VOLUME)
-    np.testing.assert_allclose(item["image"].affine.numpy(), grid.affine(SPACING_MM), atol=1e-4)
+    np.testing.assert_allclose(item["image"].affine.numpy(), mni_box.affine(SPACING_MM), atol=1e-4)
     back = transform.inverse(item)["image"]
     np.testing.assert_array_equal(back[0].numpy(), np.asarray(stored.dataobj))
 
@@ -52,10 +53,10 @@ def test_a_left_sided_mark_stays_on_the_left(tmp_path):
     volume = np.zeros((21, 28, 20), dtype=np.float32)  # RAS
     volume[2, 20, 5] = 1
     affine = np.diag([SPACING_MM, SPACING_MM, SPACING_MM, 1])
-    affine[:3, 3] = np.add(grid.LOWER_CORNER_MM, SPACING_MM / 2)
+    affine[:3, 3] = np.add(mni_box.LOWER_CORNER_MM, SPACING_MM / 2)
     item, _ = on_grid(save(tmp_path / "image.nii.gz", volume, affine))
     assert np.argwhere(item["image"][0].numpy()).tolist() == [[17, 20, 5]]
-    assert (grid.affine(SPACING_MM) @ [17, 20, 5, 1])[0] < 0
+    assert (mni_box.affine(SPACING_MM) @ [17, 20, 5, 1])[0] < 0
 
 
 def test_whole_voxel_offsets_crop_and_pad_exactly(tmp_path):
@@ -63,10 +64,10 @@ def test_whole_voxel_offsets_crop_and_pad_exactly(tmp_path):
     affine = shifted(x=2 * SPACING_MM, y=3 * SPACING_MM)
     volume = np.random.default_rng(1).random((22, 25, 21), dtype=np.float32)
     item, transform = on_grid(save(tmp_path / "image.nii.gz", volume, affine))
-    expected = np.zeros(grid.size(SPACING_MM), dtype=np.float32)
+    expected = np.zeros(mni_box.size(SPACING_MM), dtype=np.float32)
     expected[:, 3:, :] = volume[2:, :, :20]
     np.testing.assert_array_equal(item["image"][0].numpy(), expected)
-    np.testing.assert_allclose(item["image"].affine.numpy(), grid.affine(SPACING_MM), atol=1e-4)
+    np.testing.assert_allclose(item["image"].affine.numpy(), mni_box.affine(SPACING_MM), atol=1e-4)
     back = transform.inverse(item)["image"]
     assert back.shape == (1, 22, 25, 21)
     np.testing.assert_array_equal(back[0, 2:, :, :20].numpy(), volume[2:, :, :20])
@@ -77,13 +78,6 @@ def test_half_voxel_offsets_are_interpolated(tmp_path):
     item, _ = on_grid(save(tmp_path / "image.nii.gz", affine=shifted(y=SPACING_MM / 2)))
     expected = (VOLUME[:, :-1] + VOLUME[:, 1:]) / 2
     np.testing.assert_allclose(item["image"][0, :, 1:].numpy(), expected, atol=1e-5)
-
-
-def test_labels_keep_their_values_off_the_grid(tmp_path):
-    labels = (VOLUME * 18).astype(np.uint8)
-    path = save(tmp_path / "image.nii.gz", labels, shifted(x=1.3, y=2.1))
-    item, _ = on_grid(path, mode="nearest")
-    np.testing.assert_array_equal(item["image"][0, 1:-1, 1:-1].numpy(), labels[1:-1, 1:-1])
 
 
 def test_an_oblique_image_of_another_spacing_lands_where_its_affine_says(tmp_path):
@@ -99,11 +93,24 @@ def test_an_oblique_image_of_another_spacing_lands_where_its_affine_says(tmp_pat
     item, _ = on_grid(save(tmp_path / "image.nii.gz", field(affine, shape), affine))
     result = item["image"][0].numpy()
     inside = (slice(3, -3),) * 3
-    np.testing.assert_allclose(result[inside], field(grid.affine(SPACING_MM), result.shape)[inside], atol=1e-4)
+    np.testing.assert_allclose(result[inside], field(mni_box.affine(SPACING_MM), result.shape)[inside], atol=1e-4)
 
 
 @pytest.mark.parametrize("offset_mm", [-400, 400])
 def test_an_image_beside_the_grid_becomes_zeros(tmp_path, offset_mm):
     item, transform = on_grid(save(tmp_path / "image.nii.gz", affine=shifted(x=offset_mm)))
     assert transform.inverse(item)["image"].shape == (1, *VOLUME.shape)
-    assert item["image"].shape == (1, *grid.size(SPACING_MM)) and not torch.any(item["image"])
+    assert item["image"].shape == (1, *mni_box.size(SPACING_MM)) and not torch.any(item["image"])
+
+
+def test_intensities_of_a_scan_are_scaled_and_those_of_a_generated_volume_kept(tmp_path):
+    item = {"image": save(tmp_path / "image.nii.gz", 40 + 50 * VOLUME), "covariates": [0.5, 1.0]}
+    scan, generated = (preprocessing(SPACING_MM, scale_intensities=scale)(item)["image"] for scale in (True, False))
+    assert (scan.min(), scan.max()) == (0, 1) and type(scan) is torch.Tensor
+    np.testing.assert_allclose(generated[0].numpy(), 40 + 50 * VOLUME, rtol=1e-6)
+
+
+def test_mirrored_heads_have_their_left_on_the_right(tmp_path):
+    item = {"image": save(tmp_path / "image.nii.gz")}
+    plain, mirrored = (preprocessing(SPACING_MM, mirror_probability=p)(item)["image"] for p in (0.0, 1.0))
+    assert torch.equal(mirrored, plain.flip(1)) and not torch.equal(mirrored, plain)
