@@ -10,7 +10,7 @@ from ignite.engine import Engine, Events
 
 from ..data.planes import AXES, PLANES
 from ..shared.files import save_figure
-from .scores import METHODS
+from .synthesis_scores import METHODS
 
 __all__ = ["Figures", "brain_centre", "draw_planes", "draw_profiles", "draw_segmentations", "radiological"]
 

@@ -10,10 +10,10 @@ import numpy as np
 from ..shared.files import write_json
 from ..shared.sections import write_section
 from ..shared.tables import print_table, spread_text, write_table
-from . import paired
+from . import score_statistics as paired
 from .figures import draw_segmentations
 from .segmentation import DiceScores
-from .summary import mean_and_std
+from .synthesis_summary import mean_and_std
 
 __all__ = ["write"]
 

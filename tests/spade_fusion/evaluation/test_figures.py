@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from spade_fusion_bundle.scripts.evaluation import figures
-from spade_fusion_bundle.scripts.evaluation.scores import METHODS
+from spade_fusion_bundle.scripts.evaluation.synthesis_scores import METHODS
 
 SHAPE = (20, 24, 18)
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from spade_fusion_bundle.scripts.evaluation.paired import holm, interval_text, p_text, paired_difference, smallest_p
+from spade_fusion_bundle.scripts.evaluation.score_statistics import holm, interval_text, p_text, paired_difference, smallest_p
 
 
 def test_differences_of_five_scans_by_hand():

@@ -11,8 +11,8 @@ from ..data.planes import PLANES
 from ..shared.files import write_json
 from ..shared.sections import write_section
 from ..shared.tables import print_table, read_table, spread_text, write_table
-from . import paired
-from .scores import DEFINITION, METHODS, SCORES
+from . import score_statistics as paired
+from .synthesis_scores import DEFINITION, METHODS, SCORES
 
 __all__ = ["mean_and_std", "summarise"]
 

@@ -16,8 +16,8 @@ from skimage.metrics import structural_similarity
 
 from spade_fusion_bundle.scripts.data.labels import LabelTable
 from spade_fusion_bundle.scripts.data.scans_and_maps import identities
-from spade_fusion_bundle.scripts.evaluation import scores
-from spade_fusion_bundle.scripts.evaluation.scores import METHODS, SCORES, brain_scores, flicker
+from spade_fusion_bundle.scripts.evaluation import synthesis_scores as scores
+from spade_fusion_bundle.scripts.evaluation.synthesis_scores import METHODS, SCORES, brain_scores, flicker
 from spade_fusion_bundle.scripts.evaluation.trivial_answers import paint
 from spade_fusion_bundle.scripts.generation.synthesis import Synthesiser
 from spade_fusion_bundle.scripts.model.networks import SpadeFusion

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from spade_fusion_bundle.scripts.evaluation.scores import METHODS, SCORES
-from spade_fusion_bundle.scripts.evaluation.summary import summarise
+from spade_fusion_bundle.scripts.evaluation.synthesis_scores import METHODS, SCORES
+from spade_fusion_bundle.scripts.evaluation.synthesis_summary import summarise
 from spade_fusion_bundle.scripts.shared.tables import read_table, write_table
 
 
