@@ -9,7 +9,7 @@ import torch
 
 from brain_ldm_bundle.scripts.model.networks import Autoencoder
 from brain_ldm_bundle.scripts.shared.files import save_weights, sha256
-from brain_ldm_bundle.scripts.shared.weights import load_weights, read_recipe, start_from
+from brain_ldm_bundle.scripts.shared.weights import load_weights, read_recipe
 
 BEYOND_PUBLISHED = ("scale_factor", "_extra_state")
 RECIPE = {"prediction_type": "v_prediction", "spacing_mm": 2.0, "covariates": [{"name": "age", "range": [44, 82]}]}
@@ -194,12 +194,3 @@ def test_published_weights_have_no_recipe_and_unscaled_latents(path):
 
 def test_the_recipe_of_a_file_that_is_not_there_yet_is_empty(path):
     assert read_recipe(path) == {}
-
-
-def test_fine_tuning_starts_from_a_file_or_from_nothing(path):
-    save_weights(tiny.autoencoder().state_dict(), path)
-    network = blank(tiny.autoencoder())
-    start_from(network, None)
-    assert not any(parameter.any() for parameter in network.parameters())
-    start_from(network, path)
-    assert_same_weights(network, tiny.autoencoder())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 
@@ -14,6 +13,8 @@ from monai.networks.nets import AutoencoderKL, DiffusionModelUNet, PatchDiscrimi
 from torch.nn.utils.parametrizations import spectral_norm
 
 from ..data.covariates import NULL
+from ..shared.weights import WithRecipe
+from .published_names import PublishedNames
 
 __all__ = [
     "Autoencoder",
@@ -26,26 +27,11 @@ __all__ = [
     "VolumeDiscriminator",
     "VolumeEncoder",
     "VolumeGenerator",
-    "WithRecipe",
     "check_sizes",
 ]
 
 
-class WithRecipe(torch.nn.Module):
-    """A network whose `recipe`, a JSON-able dict of what it needs beyond its weights, travels in its state dict.
-
-    Its class sets `self.recipe`; declared here, TorchScript would stumble over it before it says what it cannot script.
-    """
-
-    def get_extra_state(self) -> torch.Tensor:
-        # As a tensor, because every tool that reads a state dict expects tensors in it.
-        return torch.tensor(list(json.dumps(self.recipe).encode()), dtype=torch.uint8)
-
-    def set_extra_state(self, state: torch.Tensor) -> None:
-        self.recipe = json.loads(bytes(state.tolist()))
-
-
-class Autoencoder(WithRecipe, AutoencoderKL):
+class Autoencoder(PublishedNames, WithRecipe, AutoencoderKL):
     """Compress a T1w volume (B, 1, D, H, W) in [0, 1] to a latent (B, 3, D/8, H/8, W/8), without attention layers.
 
     Every level after the first halves the grid, so D, H and W must be multiples of `self.factor`.
@@ -108,7 +94,7 @@ class Autoencoder(WithRecipe, AutoencoderKL):
         return (self.latent_channels, *(side // self.factor for side in image_size))
 
 
-class DiffusionUNet(WithRecipe, DiffusionModelUNet):
+class DiffusionUNet(PublishedNames, WithRecipe, DiffusionModelUNet):
     """Denoise a latent given covariates, by hybrid conditioning (Pinaya et al. 2022, Sec. 2.2).
 
     The covariates enter twice: as constant maps beside the latent and as the one token of the cross-attention.

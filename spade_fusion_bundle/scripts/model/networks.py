@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +10,7 @@ from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from ..data.planes import PLANES, from_slices, to_slices
+from ..shared.weights import WithRecipe
 from .spade_norm import SpadeNorm, conv2d
 
 __all__ = ["FusionCNN", "SpadeDiscriminator", "SpadeFusion", "SpadeGenerator", "one_hot"]
@@ -27,21 +27,6 @@ def is_recorded() -> bool:
         return False
     else:  # TorchScript does not compile this branch
         return torch.jit.is_tracing() or torch.compiler.is_exporting()
-
-
-class Recipe(nn.Module):
-    """A network whose state dict carries what it needs beyond weights: `recipe`, a JSON-able dict."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.recipe: dict = {}
-
-    def get_extra_state(self) -> torch.Tensor:
-        # As a tensor, because every tool that reads a state dict expects tensors in it.
-        return torch.tensor(list(json.dumps(self.recipe).encode()), dtype=torch.uint8)
-
-    def set_extra_state(self, state: torch.Tensor) -> None:
-        self.recipe = json.loads(bytes(state.tolist()))
 
 
 class SpadeBlock(nn.Module):
@@ -70,7 +55,7 @@ class SpadeBlock(nn.Module):
         return shortcut + x
 
 
-class SpadeGenerator(Recipe):
+class SpadeGenerator(WithRecipe):
     """Label slices to image slices (Park et al. 2019, as released: "normal" depth, no noise, no encoder).
 
     Args:
@@ -86,6 +71,7 @@ class SpadeGenerator(Recipe):
 
     def __init__(self, num_labels: int, ngf: int = 64, out_channels: int = 1, hidden: int = 128, spectral: bool = True) -> None:
         super().__init__()
+        self.recipe: dict = {}
         self.num_labels = num_labels
         widths = [16 * ngf, 16 * ngf, 16 * ngf, 16 * ngf, 8 * ngf, 4 * ngf, 2 * ngf, ngf]
         self.stem = conv2d(num_labels, widths[0], 3, padding=1)
@@ -210,7 +196,7 @@ class FusionCNN(nn.Module):
         return volumes.mean(dim=1, keepdim=True) + x
 
 
-class SpadeFusion(Recipe):
+class SpadeFusion(WithRecipe):
     """The whole path from labels to T1w: three generators draw slices, the fusion CNN merges their volumes.
 
     The generators' weights include spectral norm. `recipe` holds the label table, spacing and sizes of the training.
@@ -229,6 +215,7 @@ class SpadeFusion(Recipe):
         slices_per_batch: int = 12,
     ) -> None:  # fmt: skip
         super().__init__()
+        self.recipe: dict = {}
         self.num_labels = num_labels
         self.slices_per_batch = slices_per_batch
         self.generators = nn.ModuleDict(

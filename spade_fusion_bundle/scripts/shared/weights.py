@@ -1,4 +1,4 @@
-"""One strict loader for every layout of weights in circulation."""
+"""Weights of a network, and the recipe that travels with them: saved by `files.save_weights`, loaded strictly here."""
 
 from __future__ import annotations
 
@@ -11,32 +11,41 @@ import torch
 
 from .files import read_tensors, sha256
 
-__all__ = ["load_weights", "read_recipe", "read_state", "start_from"]
+__all__ = ["WithRecipe", "load_weights", "read_recipe", "read_state"]
 
-# What our networks carry beyond the published ones (see DiffusionUNet). A file may lack all of it, not half.
-BEYOND_PUBLISHED = {"scale_factor", "_extra_state"}
+
+class WithRecipe(torch.nn.Module):
+    """A network whose `recipe` travels in its state dict: what it needs beyond its weights, as JSON can hold it.
+
+    The network's class sets `self.recipe`. It is not declared here, because TorchScript would then fail on it.
+    """
+
+    def get_extra_state(self) -> torch.Tensor:
+        # A tensor, because every tool that reads a state dict expects tensors in it.
+        return torch.tensor(list(json.dumps(self.recipe).encode()), dtype=torch.uint8)
+
+    def set_extra_state(self, state: torch.Tensor) -> None:
+        self.recipe = json.loads(bytes(state.tolist()))
 
 
 def load_weights(
     network: torch.nn.Module, path: str | Path, made_by: str = "", expected_sha256: str | None = None
 ) -> torch.nn.Module:
-    """Load a file of weights into `network`, exactly: every key of the file is used, every key of the network is set.
-
-    Takes the layout of MONAI 1.6, that of monai-generative 0.2 (the published UK Biobank files), keys prefixed
-    `module.` by DDP, and a state dict inside `{"model": ...}`, `{"state_dict": ...}` or `{"network": ...}`.
+    """Load a file of weights exactly: every key of the file is used, every key of the network is set.
 
     Args:
-        network: receives the weights.
-        path: the file.
-        made_by: the command that makes the file, named when it is missing.
-        expected_sha256: of the file, where another file belongs to this very one.
+        network: receives the weights. Its method `current_names(found)`, where it has one, translates the state dict of
+            an earlier version.
+        path: file of weights, as `read_state` reads it.
+        made_by: command that makes the file, for the message that it is missing.
+        expected_sha256: hash of the file, where other weights were trained with this very file.
 
     Returns:
         the same network.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: not a file of weights, another hash, or another architecture; the first differing keys are named.
+        FileNotFoundError: there is no such file.
+        ValueError: no file of weights, another hash, or another architecture; the first differing keys are named.
     """
     path = Path(path)
     if not path.is_file():
@@ -46,23 +55,46 @@ def load_weights(
             f"{path}: sha256 {sha256(path)}, but the other weights were trained with the file {expected_sha256}. "
             f"Keep together what was trained together."
         )
-    network.load_state_dict(_matched(network.state_dict(), read_state(path), path))
+    wanted, found = network.state_dict(), read_state(path)
+    if hasattr(network, "current_names"):
+        found = network.current_names(found)
+    reshaped = [
+        f"{key} {tuple(found[key].shape)} instead of {tuple(wanted[key].shape)}"
+        for key in wanted
+        if key in found and not key.endswith("_extra_state") and found[key].shape != wanted[key].shape
+    ]
+    differences = {
+        "keys missing": [key for key in wanted if key not in found],
+        "keys not of this network": sorted(found.keys() - wanted.keys()),
+        "keys of another shape": reshaped,
+    }
+    if any(differences.values()):
+        parts = [f"{len(keys)} {what}, first: {', '.join(keys[:3])}" for what, keys in differences.items() if keys]
+        raise ValueError(
+            f"{path}: weights of another architecture. {'; '.join(parts)}. Use the settings that the file was trained with "
+            f"(channels and levels of the network, number of covariates, label table)."
+        )
+    network.load_state_dict(found)
     return network
 
 
 def read_recipe(path: str | Path) -> dict:
-    """What a diffusion model's file says of its training; empty for the published weights, and where there is no file yet."""
+    """Read the recipe in a file of weights: empty for weights without one, and where there is no such file yet."""
     if not Path(path).is_file():
         return {}
-    state = read_state(Path(path), mmap=zipfile.is_zipfile(path)).get("_extra_state")
+    state = read_state(path, mmap=zipfile.is_zipfile(path)).get("_extra_state")
     return {} if state is None else json.loads(bytes(state.tolist()))
 
 
-def read_state(path: Path, **options) -> dict[str, torch.Tensor]:
-    """The state dict in a file, of whatever layout, without DDP's prefix.
+def read_state(path: str | Path, **options) -> dict[str, torch.Tensor]:
+    """Read the state dict in a file, without the prefix `module.` of DDP.
+
+    Args:
+        path: file of a state dict, alone or inside {"model": ...}, {"state_dict": ...} or {"network": ...}.
+        **options: for `torch.load`, such as `mmap=True`.
 
     Raises:
-        ValueError: no such file, or not a file of weights.
+        ValueError: there is no such file, or it holds no state dict.
     """
     found = read_tensors(path, **options)
     for name in ("model", "state_dict", "network"):
@@ -71,34 +103,3 @@ def read_state(path: Path, **options) -> dict[str, torch.Tensor]:
     if not isinstance(found, Mapping) or not all(isinstance(value, torch.Tensor) for value in found.values()):
         raise ValueError(f"{path}: expected a state dict, names to tensors.")
     return {key.removeprefix("module."): value for key, value in found.items()}
-
-
-def start_from(network: torch.nn.Module, path: str | Path | None) -> None:
-    """Fine-tune: begin with the weights of a file, where one is given."""
-    if path is not None:
-        load_weights(network, path)
-
-
-def _matched(wanted: Mapping[str, torch.Tensor], found: dict[str, torch.Tensor], path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of `found` under the names of `wanted`, or a ValueError that names what differs."""
-    if BEYOND_PUBLISHED.isdisjoint(found):
-        found = found | {key: wanted[key] for key in BEYOND_PUBLISHED & wanted.keys()}
-    old_name = {}
-    for key in wanted:
-        old_keys = (key, key.replace(".postconv.", ".conv."), key.replace(".out_proj.", ".to_out.0."))
-        old_name[key] = next((old for old in old_keys if old in found), None)
-    missing = [key for key, old in old_name.items() if old is None]
-    unused = sorted(found.keys() - set(old_name.values()))
-    reshaped = [
-        f"{key} {tuple(found[old].shape)} instead of {tuple(wanted[key].shape)}"
-        for key, old in old_name.items()
-        if old is not None and key != "_extra_state" and found[old].shape != wanted[key].shape
-    ]
-    if missing or unused or reshaped:
-        counts = ((missing, "keys missing"), (unused, "keys not of this network"), (reshaped, "keys of another shape"))
-        parts = [f"{len(keys)} {what}, first: {', '.join(keys[:3])}" for keys, what in counts if keys]
-        raise ValueError(
-            f"{path}: weights of another architecture. {'; '.join(parts)}. "
-            f"Use the sizes that the file was trained with (channels, levels, number of covariates)."
-        )
-    return {key: found[old] for key, old in old_name.items()}

@@ -14,7 +14,7 @@ import yaml
 from conftest import ROOT
 
 from brain_ldm_bundle.scripts.model.networks import Autoencoder, DiffusionUNet
-from brain_ldm_bundle.scripts.shared.weights import BEYOND_PUBLISHED
+from brain_ldm_bundle.scripts.model.published_names import BEYOND_PUBLISHED
 
 BUNDLE = ROOT / "brain_ldm_bundle"
 OVERLAY = json.loads((BUNDLE / "configs" / "published.json").read_text())

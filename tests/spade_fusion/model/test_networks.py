@@ -13,7 +13,7 @@ from spade_fusion_bundle.scripts.model.networks import (
     SpadeGenerator,
     without_spectral_norm,
 )
-from spade_fusion_bundle.scripts.model.plane_weights import load_weights, read_recipe
+from spade_fusion_bundle.scripts.shared.weights import load_weights, read_recipe
 
 LABELS = 5
 

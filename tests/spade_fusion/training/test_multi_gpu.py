@@ -13,7 +13,7 @@ import torch
 
 from spade_fusion_bundle.scripts.data.planes import PLANES
 from spade_fusion_bundle.scripts.model.networks import SpadeFusion, SpadeGenerator
-from spade_fusion_bundle.scripts.model.plane_weights import load_weights, read_recipe
+from spade_fusion_bundle.scripts.shared.weights import load_weights, read_recipe
 
 PATIENCE_S = 300
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
