@@ -17,23 +17,25 @@ from .ssim import MultiScaleSSIM
 
 __all__ = ["draw_pairs", "mean_over_pairs", "multi_scale_ssim", "score_pairs"]
 
-# Of Wang et al. 2003, from the finest scale to the coarsest.
-SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang et al. 2003, from the finest scale to the coarsest
 KERNEL_SIZE, KERNEL_SIGMA = 7, 1.5
 
 
 def draw_pairs(participants: Sequence[str], number: int, seed: int = 0) -> list[tuple[int, int]]:
-    """`number` different pairs of volumes (i, j), i < j, in order; all of them if there are no more.
+    """Draw different pairs of volumes (i, j), i < j, of two participants; all pairs if there are no more.
 
-    Two sessions of one person are alike for a reason that is not the set's lack of diversity, and make no pair.
+    Two sessions of one participant make no pair: they are alike for another reason than a lack of diversity.
 
     Args:
-        participants: whom each volume shows.
-        number: of pairs.
-        seed: of the choice.
+        participants: participant of each volume.
+        number: number of pairs.
+        seed: seed of the draw.
+
+    Returns:
+        The pairs, sorted.
 
     Raises:
-        ValueError: fewer than two participants, or no pairs wanted.
+        ValueError: there are fewer than two participants, or `number` is below 1.
     """
     sessions = Counter(participants).values()
     if len(sessions) < 2 or number < 1:
@@ -42,7 +44,7 @@ def draw_pairs(participants: Sequence[str], number: int, seed: int = 0) -> list[
     of_one_person = sum(n * (n - 1) // 2 for n in sessions)
     pairs = []
     for position in random.Random(seed).sample(range(total), min(number + of_one_person, total)):
-        j = (1 + math.isqrt(1 + 8 * position)) // 2  # pairs counted (0, 1), (0, 2), (1, 2), (0, 3), ...
+        j = (1 + math.isqrt(1 + 8 * position)) // 2  # pairs are counted (0, 1), (0, 2), (1, 2), (0, 3), ...
         i = position - j * (j - 1) // 2
         if participants[i] != participants[j]:
             pairs.append((i, j))
@@ -50,14 +52,17 @@ def draw_pairs(participants: Sequence[str], number: int, seed: int = 0) -> list[
 
 
 def multi_scale_ssim(size: Sequence[int]) -> MultiScaleSSIM:
-    """MONAI's MS-SSIM for volumes of `size` voxels with intensities of 0 to 1: a Gaussian window of 7 voxels, sigma 1.5.
+    """Make MONAI's MS-SSIM for volumes of 0 to 1, with a Gaussian window of 7 voxels, sigma 1.5.
 
-    Wang et al. 2003 have five scales and a window of 11, which does not fit 160 x 224 x 160 voxels at the fifth; the authors'
-    later code takes 7, too. Coarser grids have fewer scales, as many as the window fits: 4 at 2 mm, 3 at 4 mm, 2 at 8 mm. The
-    finest are left out and the others keep their weights, divided by their sum, so that a scale of 16 mm counts as that.
+    Wang et al. 2003 use five scales and a window of 11, which does not fit 160 x 224 x 160 voxels at the fifth scale; the
+    authors' later code uses 7, too. Coarser grids have as many scales as the window fits: 4 at 2 mm, 3 at 4 mm, 2 at 8 mm. The
+    finest scales are left out. The others keep their weights, divided by their sum, so a scale of 16 mm always counts as one.
+
+    Args:
+        size: voxels of a volume along each axis.
 
     Raises:
-        ValueError: less than a window along some axis.
+        ValueError: a side is shorter than the window.
     """
     scales = [n for n in range(1, 6) if min(size) // 2 ** (n - 1) >= KERNEL_SIZE]
     if not scales:
@@ -70,13 +75,16 @@ def multi_scale_ssim(size: Sequence[int]) -> MultiScaleSSIM:
 
 @torch.inference_mode()
 def score_pairs(volumes: Dataset, pairs: Sequence[tuple[int, int]], device: torch.device, name: str) -> np.ndarray:
-    """MS-SSIM and 4-G-R-SSIM of each pair, (pairs, 2). Two volumes are in memory at a time.
+    """Compute MS-SSIM and 4-G-R-SSIM of each pair. Two volumes are in memory at a time.
 
     Args:
-        volumes: of (1, D, H, W), 0 to 1.
-        pairs: sorted, so that the first of a pair is seldom read again.
-        device: that computes.
-        name: of the set, for the progress.
+        volumes: volumes (1, D, H, W), 0 to 1.
+        pairs: numbers of volumes (i, j), sorted, so that the first volume of a pair is seldom read again.
+        device: device that computes.
+        name: name of the set, for the progress bar.
+
+    Returns:
+        The scores (pairs, 2).
     """
     metrics, first, number, scores = None, None, -1, []
     for i, j in tqdm(pairs, f"pairs: {name}", leave=False, disable=None):
@@ -89,16 +97,16 @@ def score_pairs(volumes: Dataset, pairs: Sequence[tuple[int, int]], device: torc
 
 
 def mean_over_pairs(pairs: Sequence[tuple[int, int]], scores: np.ndarray) -> tuple[float, float, float]:
-    """Mean and standard deviation over pairs, and standard error of the mean; `scores` has one number per pair.
+    """Compute mean and standard deviation of the scores, and the standard error of the mean.
 
-    A volume is in many pairs, so they are not independent: the error comes from leaving out one volume after the other
-    (jackknife; Arvesen 1969). It is NaN where some volume is in every pair. Each pair is left out twice, with one volume and
-    with the other, which counts too much where few of all pairs were drawn: that share of the pairs' own variance is taken
-    away (ours; where all were drawn, nothing). The error is no smaller than that of independent pairs.
+    A volume is in many pairs, so pairs are not independent. The error comes from a jackknife that leaves out one volume after
+    the other (Arvesen 1969); it is NaN if some volume is in every pair. Each pair is left out twice, once with each of its
+    volumes. This counts the pairs' own variance too often if few of all pairs were drawn, so that share is subtracted (ours; it
+    is zero if all pairs were drawn). The error is never smaller than for independent pairs.
 
     Args:
-        pairs: numbers of volumes; of participants where some have several volumes, which then are left out together.
-        scores: (pairs,).
+        pairs: numbers of volumes; numbers of participants if some have several volumes, which are left out together then.
+        scores: one score per pair.
     """
     pairs, without = np.asarray(pairs), []
     for volume in np.unique(pairs):
@@ -106,5 +114,5 @@ def mean_over_pairs(pairs: Sequence[tuple[int, int]], scores: np.ndarray) -> tup
         without.append(others.mean() if len(others) else math.nan)
     drawn = len(np.unique(np.sort(pairs, axis=1), axis=0)) / math.comb(len(without), 2)
     of_pairs = scores.var() / len(scores)
-    variance = np.maximum((len(without) - 1) * np.var(without) - (1 - drawn) * of_pairs, of_pairs)  # of NaN, NaN
+    variance = np.maximum((len(without) - 1) * np.var(without) - (1 - drawn) * of_pairs, of_pairs)  # NaN stays NaN
     return float(scores.mean()), float(scores.std()), math.sqrt(variance)

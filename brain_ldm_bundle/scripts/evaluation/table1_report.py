@@ -1,4 +1,4 @@
-"""What a reader sees of a comparison of generated sets: Table 1, further distances, and what they mean."""
+"""What a reader sees of Table 1: three tables, and what their numbers mean."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .provenance import describe
 __all__ = ["FLOOR", "SPLITS", "further_distances", "origins", "table_1", "text"]
 
 FLOOR = "real, half against half"
-SPLITS = 10  # of the reference into two halves, whose mean is the floor
+SPLITS = 10  # splits of the reference into two halves; the floor is their mean
 Z95 = 1.96
 
 
@@ -58,7 +58,7 @@ def _interval(value: float, error: float | None) -> str:
 
 
 def text(result: dict, space: str) -> str:
-    """What the tables' numbers are and were computed on; `space` says in which features."""
+    """Explain the tables to a reader; `space` describes the features."""
     reference, held_out = result["reference"], result["held_out"]
     control = "The row of held-out scans is what new scans of the same cohort get: the control of all corrections."
     if not held_out["compared"]:
@@ -66,25 +66,25 @@ def text(result: dict, space: str) -> str:
             f"There is no row of held-out scans, the control of all corrections: {held_out['n']} scans of other participants "
             f"are too few for {result['features']['dimensions']} components."
         )
-    paragraphs = (
-        f"Reference: {reference['n']} real scans (split {reference['split']}) at {result['spacing_mm']:g} mm. {space} Numbers "
-        "of another extractor, spacing or number of dimensions must not be compared with these.",
-        "First table. FID: lower is closer to the reference. It is too large by an amount that shrinks with the number of "
-        "volumes; the corrected one is extrapolated to infinitely many (jackknife). For equal distributions it "
-        "scatters about 0 where a few directions hold most of the features' variance; where they hold little, it stays too "
-        f"large, and its interval misses 0. The floor is the mean over {SPLITS} splits of the reference's participants into "
-        "halves, with the interval of a single split; its pairs, background, corners and clipped voxels are those "
-        f"of all scans of the reference. {control}",
+    return (
+        f"The reference is {reference['n']} real scans (split {reference['split']}) at {result['spacing_mm']:g} mm. {space} Do "
+        f"not compare these numbers with numbers of another extractor, spacing or number of dimensions.\n\n"
+        f"First table. A lower FID is closer to the reference. FID is too large by an amount that shrinks with the number of "
+        f"volumes; the corrected FID is extrapolated to infinitely many volumes (jackknife). For equal distributions it "
+        f"scatters about 0 if a few directions hold most of the features' variance. If they hold little, it stays too large, "
+        f"and its interval misses 0. The floor is the mean over {SPLITS} splits of the reference's participants into halves, "
+        f"with the interval of a single split; its pairs, background, corners and clipped voxels come from all scans of the "
+        f"reference. {control}\n\n"
         f"MS-SSIM ({result['scales']} scales, window of 7 voxels) and 4-G-R-SSIM compare pairs of participants within a set. "
-        "Real scans have the numbers to reach. Higher: less diverse, or smoother; compare with the blurred row. Lower: often "
-        "noise. Their intervals count participants, not pairs.",
-        "Trivial answers that the numbers must see through: the reference blurred, the same people without details, and its "
-        "mean repeated, without any diversity.",
-        "Second table. MMD\u00b2: unbiased, Gaussian kernel of the median distance of real features, about 0 for equal "
-        f"distributions. Density (about 1) and coverage (near 1): with {NEIGHBOURS} neighbours. Grey values: Wasserstein "
-        "distance to those of the reference within the head, in intensity 0 to 1. Background: mean intensity farther than "
-        "8 mm from the head. Corners: voxels above 0 in the eight corners. Clipped: voxels of the head at the largest value.",
-        "Third table. What was compared; no folder holds volumes of two models, samplers or weights. Models that were trained "
-        "on other scans, or longer, differ by that, too. 'Training scans' are those of this data set.",
+        f"Real scans have the numbers to reach. A higher number means a set that is less diverse, or smoother: compare it with "
+        f"the blurred row. A lower number often means noise. The intervals count participants, not pairs.\n\n"
+        f"Two trivial answers show what the numbers must detect: the reference blurred (the same people without details), and "
+        f"the mean of the reference repeated (no diversity).\n\n"
+        f"Second table. MMD\u00b2 is unbiased, with a Gaussian kernel as wide as the median distance of real features; it is "
+        f"about 0 for equal distributions. Density (about 1) and coverage (near 1) use {NEIGHBOURS} neighbours. Grey values: "
+        f"Wasserstein distance to the grey values of the reference within the head, in intensity 0 to 1. Background: mean "
+        f"intensity farther than 8 mm from the head. Corners: share of voxels above 0 in the eight corners. Clipped: share of "
+        f"the head's voxels at the largest value.\n\n"
+        f"Third table. This is what was compared; no folder holds volumes of two models, samplers or weights. Models that were "
+        f"trained on other scans, or longer, differ for that reason, too. 'Training scans' are those of this data set."
     )
-    return "\n\n".join(paragraphs)
