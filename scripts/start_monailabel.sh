@@ -48,7 +48,7 @@ if ! has_label python; then
             { echo "MONAI Label needs Python 3.11 or 3.10, and neither was found" >&2; exit 1; }
         echo "Installing MONAI Label into $root/.venv-label (some minutes, about 2 GB)"
         "$found" -m venv --clear "$root/.venv-label"
-        "$python" -m pip install --quiet --requirement "$root/requirements.txt"
+        "$python" -m pip install --quiet --requirement "$root/requirements.txt" --constraint "$root/constraints.txt"
         "$python" -m pip install --quiet --no-deps --requirement "$root/requirements-monailabel.txt"
     fi
 fi

@@ -2,6 +2,7 @@
 # Check style and run the tests. Further arguments go to pytest, for instance: bash scripts/test.sh -m slow
 set -euo pipefail
 cd "$(dirname "$0")/.."
+requirements=requirements-dev.txt
 . scripts/setup.sh
 
 style=0

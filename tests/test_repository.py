@@ -1,5 +1,6 @@
 """The layout of the repository is what the README and MONAI's bundle commands rely on."""
 
+import json
 import re
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from packaging.requirements import Requirement
 
 TOP_LEVEL = {
     *("brain_ldm_bundle", "spade_fusion_bundle", "scripts", "tests"),
@@ -14,14 +16,18 @@ TOP_LEVEL = {
         "README.md",
         "CHANGELOG.md",
         "LICENSE",
+        "CITATION.cff",
+        "CONTRIBUTING.md",
         "requirements.txt",
         "requirements-dev.txt",
+        "constraints.txt",
         "requirements-monailabel.txt",
         "pyproject.toml",
     ),
     *(".ci", ".github", ".gitignore", ".git-blame-ignore-revs"),
 }
 BUNDLES = sorted(ROOT.glob("*_bundle"))
+PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 
 
 @pytest.fixture(scope="module")
@@ -76,10 +82,48 @@ def test_every_local_link_of_the_documents_resolves(tracked):
     assert broken == []
 
 
-def test_requirements_pin_the_monai_version_of_the_metadata():
-    pinned = re.search(r"^monai==(\S+)", (ROOT / "requirements.txt").read_text(), re.MULTILINE)[1]
-    for metadata in ROOT.glob("*_bundle/configs/metadata.json"):
-        assert f'"monai_version": "{pinned}"' in metadata.read_text(), metadata
+def required(name):
+    """Requirements that a file lists, by name in lower case with hyphens."""
+    lines = (re.sub(r"(^| )#.*", "", line).strip() for line in (ROOT / name).read_text().splitlines())
+    found = [Requirement(line) for line in lines if line and not line.startswith("-r ")]
+    return {re.sub(r"[-_.]+", "-", one.name).lower(): one for one in found}
+
+
+def pinned(python):
+    """Name to version of each package that constraints.txt pins for a version of Python."""
+    lines = (line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#"))
+    active = [one for one in map(Requirement, lines) if not one.marker or one.marker.evaluate({"python_version": python})]
+    assert all(re.fullmatch(r"==[\w.]+", str(one.specifier)) for one in active)  # one exact version, without "+cpu"
+    names = [one.name for one in active]
+    assert len(set(names)) == len(names), "a package is pinned twice"
+    return {one.name: str(one.specifier).removeprefix("==") for one in active}
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+def test_constraints_pin_every_requirement_to_a_version_that_it_allows(python):
+    versions = pinned(python)
+    for name, requirement in (required("requirements.txt") | required("requirements-dev.txt")).items():
+        assert versions[name] in requirement.specifier, name
+
+
+def test_torch_has_no_upper_bound():
+    assert {bound.operator for bound in required("requirements.txt")["torch"].specifier} == {">="}
+
+
+@pytest.mark.parametrize("bundle", BUNDLES, ids=lambda bundle: bundle.name)
+def test_versions_of_the_metadata_are_tested_and_exist_for_every_python(bundle):
+    """A version that runs on the oldest Python runs on the others, too."""
+    metadata = json.loads((bundle / "configs" / "metadata.json").read_text())
+    named = {"monai": "monai_version", "torch": "pytorch_version", "numpy": "numpy_version"}
+    versions = {name: metadata[key] for name, key in named.items()} | metadata["required_packages_version"]
+    assert versions == {name: pinned(PYTHONS[0])[name] for name in versions}
+
+
+def test_every_python_is_tested():
+    workflow = (ROOT / ".github" / "workflows" / "tests.yml").read_text()
+    assert json.loads(re.search(r"python-version: (\[.*\])", workflow)[1]) == list(PYTHONS)
+    setup = (ROOT / "scripts" / "setup.sh").read_text()
+    assert f"({PYTHONS[0].replace('.', ', ')}) <= sys.version_info[:2] <= ({PYTHONS[-1].replace('.', ', ')})" in setup
 
 
 def test_slow_and_gpu_tests_are_left_out_by_default(pytestconfig):

@@ -60,7 +60,6 @@ def demo(tmp_path):
     log = tmp_path / "commands.txt"
     (environment / "bin" / "python").write_text(PYTHON.format(log=log))
     (environment / "bin" / "python").chmod(0o755)
-    shutil.copy(ROOT / "requirements.txt", environment / "installed-requirements.txt")
 
     def run(*arguments, fail_at="", findings=""):
         log.unlink(missing_ok=True)
