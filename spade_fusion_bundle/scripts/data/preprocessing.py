@@ -29,7 +29,7 @@ from monai.transforms.utils import convert_applied_interp_mode
 from .deformation import DeformLabelsd
 from .labels import LabelTable, ToClassesd
 
-__all__ = ["ToModelSpacingd", "label_map_to_synthesise", "scan_and_map", "scan_to_segment"]
+__all__ = ["ToModelSpacingd", "label_map_to_synthesise", "map_and_scan", "scan_and_map", "scan_to_segment"]
 
 PAIR = ("image", "label")
 FILES = ("scan_file", "map_file")
@@ -108,6 +108,11 @@ def label_map_to_synthesise(
             *([crop] if pad_to_multiple > 1 else []),
         ]
     )
+
+
+def map_and_scan(batch: Mapping, device: torch.device, non_blocking: bool = False, **kwargs) -> tuple:
+    """Input and target of a synthesis for MONAI's engines (`prepare_batch`): classes and scan, each (B, 1, X, Y, Z)."""
+    return tuple(torch.as_tensor(batch[key]).to(device, non_blocking=non_blocking) for key in ("label", "image"))
 
 
 class ToModelSpacingd(Spacingd):

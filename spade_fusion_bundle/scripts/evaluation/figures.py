@@ -1,9 +1,10 @@
-"""Figures of one held-out scan: the volumes side by side, their intensity along three lines, and segmentations of it."""
+"""Figures of one held-out scan: volumes side by side, intensity along three lines, and segmentations."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from ignite.engine import Engine, Events
@@ -12,10 +13,14 @@ from ..data.planes import AXES, PLANES
 from ..shared.files import save_figure
 from .synthesis_scores import METHODS
 
-__all__ = ["Figures", "brain_centre", "draw_planes", "draw_profiles", "draw_segmentations", "radiological"]
+if TYPE_CHECKING:  # training and inference run without matplotlib, so the functions import it
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["FiguresOfFirst", "brain_centre", "draw_planes", "draw_profiles", "draw_segmentations", "radiological"]
 
 NOTICE = "Synthetic, not for clinical use"
-# Okabe and Ito's colours, told apart with any colour vision; the dashes tell them apart in grey, too.
+# Okabe and Ito's colours, distinct for any colour vision; the dashes keep the lines distinct in grey.
 LINES = {
     "scan": {"color": "black", "linewidth": 1.8},
     "axial": {"color": "#56b4e9", "linewidth": 0.9, "linestyle": (0, (4, 1))},
@@ -25,9 +30,9 @@ LINES = {
     "median": {"color": "#e69f00", "linewidth": 1.1, "linestyle": (0, (2, 1))},
     "fusion": {"color": "#d55e00", "linewidth": 1.6},
 }
-# Along x, y and z of a RAS volume: the ends and the axis's name.
-DIRECTIONS = (("left", "right"), ("back", "front"), ("bottom", "top"))
-COLUMNS = ("scan", "axial", "coronal", "sagittal", "mean", "median", "fusion", "label_mean")
+GREY = {"cmap": "gray", "vmin": 0, "vmax": 1}
+DIRECTIONS = (("left", "right"), ("back", "front"), ("bottom", "top"))  # ends of the axes x, y and z of a RAS volume
+COLUMNS = ("scan", *METHODS)
 WIDTH_INCHES = 10.0
 LEGEND_COLUMNS = 5
 MARGIN_MM = 10.0  # of a profile beyond the brain
@@ -37,29 +42,38 @@ def brain_centre(mask: np.ndarray) -> tuple[int, int, int]:
     """Voxel at the centre of mass of a mask (D, H, W).
 
     Raises:
-        ValueError: it is empty.
+        ValueError: the mask is empty.
     """
     if not mask.any():
         raise ValueError("the brain mask is empty: no label of the map is a brain class of the label table")
     return tuple(round(float(positions.mean())) for positions in np.nonzero(mask))
 
 
+def radiological(volume: np.ndarray, plane: str, index: int) -> np.ndarray:
+    """A slice of a RAS volume (D, H, W) as a picture, first row on top.
+
+    Axial and coronal: the subject's right is at the picture's left, front or head on top. Sagittal: the front is at the left.
+    """
+    slice_ = np.take(volume, index, axis=AXES[plane])
+    return slice_[::-1, ::-1].T  # columns: from right (axial, coronal) or front (sagittal); rows: from front or top
+
+
 def draw_profiles(
     path: str | Path, volumes: Mapping[str, np.ndarray], mask: np.ndarray, spacing_mm: Sequence[float], title: str = ""
 ) -> None:
-    """PNG of intensity over millimetres along left-right, back-front and bottom-top, through the brain's centre of mass.
+    """Draw intensity over millimetres along three lines through the brain's centre: left-right, back-front, bottom-top.
 
     Args:
-        path: of the picture.
-        volumes: those of LINES that are to be drawn, (D, H, W), RAS, 0 to 1.
-        mask: the brain, (D, H, W); its part of each line is shaded.
-        spacing_mm: of the voxels, per axis.
-        title: such as the participant.
+        path: PNG.
+        volumes: name to volume (D, H, W), RAS, intensities 0 to 1; those named in LINES are drawn.
+        mask: brain (D, H, W); its part of each line is shaded.
+        spacing_mm: voxel size along each axis.
+        title: text below the figure, such as the participant.
 
     Raises:
-        ValueError: empty mask.
+        ValueError: the mask is empty.
     """
-    from matplotlib.figure import Figure  # training and inference run without matplotlib
+    from matplotlib.figure import Figure
 
     centre = brain_centre(mask)
     figure = Figure(figsize=(WIDTH_INCHES, 9), layout="constrained")
@@ -79,16 +93,7 @@ def draw_profiles(
     handles, names = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside upper center", ncols=len(names), frameon=False)
     figure.supxlabel(f"{title and f'{title}. '}All but the scan: {NOTICE.lower()}", fontsize=9)
-    _save(figure, path)
-
-
-def radiological(volume: np.ndarray, plane: str, index: int) -> np.ndarray:
-    """A slice of a RAS volume (D, H, W) as a picture, first row on top.
-
-    Axial and coronal: the subject's right at the picture's left, front or head on top. Sagittal: front at the left.
-    """
-    slice_ = np.take(volume, index, axis=AXES[plane])  # the axes that remain, in their order
-    return slice_[::-1, ::-1].T  # columns: from right (axial, coronal) or front (sagittal); rows: from front or top
+    _save(path, figure)
 
 
 def draw_planes(
@@ -99,61 +104,39 @@ def draw_planes(
     spacing_mm: Sequence[float],
     title: str = "",
 ) -> None:
-    """PNG of the three planes through the brain's centre of mass (rows), of the labels and each volume (columns).
+    """Draw the three planes through the brain's centre (rows) of the labels and of each volume (columns).
 
     Args:
-        path: of the picture.
-        classes: (D, H, W), 0 is background; the picture ends where the classes do.
-        volumes: those of COLUMNS that are to be drawn, (D, H, W), RAS; 0 is black, 1 white.
-        mask: the brain, (D, H, W).
-        spacing_mm: of the voxels, per axis.
-        title: such as the participant.
+        path: PNG.
+        classes: (D, H, W), 0 is background; the picture ends where the classes end.
+        volumes: name to volume (D, H, W), RAS, 0 is black and 1 white; those named in COLUMNS are drawn.
+        mask: brain (D, H, W).
+        spacing_mm: voxel size along each axis.
+        title: heading, such as the participant.
 
     Raises:
-        ValueError: empty mask.
+        ValueError: the mask is empty.
     """
     from matplotlib.colors import ListedColormap
-    from matplotlib.figure import Figure
     from matplotlib.patheffects import withStroke
 
-    centre = brain_centre(mask)
     box = tuple(slice(positions.min(), positions.max() + 1) for positions in np.nonzero(classes))
-    centre = [voxel - side.start for voxel, side in zip(centre, box)]
-    columns = ["labels", *(name for name in COLUMNS if name in volumes)]
-    pictures = {"labels": classes} | dict(volumes)
-    extent_mm = [volume_side * side_mm for volume_side, side_mm in zip(classes[box].shape, spacing_mm)]
-    rows = {plane: [side for axis, side in enumerate(extent_mm) if axis != AXES[plane]] for plane in PLANES}
-    # One scale for all pictures: a column is as wide as the widest plane, a row as high as its own.
-    width_mm = max(sides[0] for sides in rows.values())
-    heights_mm = [sides[1] for sides in rows.values()]
-    inches_per_mm = (WIDTH_INCHES - 0.4) / (len(columns) * width_mm)
-    figure = Figure(figsize=(WIDTH_INCHES, sum(heights_mm) * inches_per_mm + 0.75), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0, hspace=0)
-    grid = figure.subplots(len(PLANES), len(columns), squeeze=False, gridspec_kw={"height_ratios": heights_mm})
-    for plane, row in zip(PLANES, grid):
-        for name, axes in zip(columns, row):
-            style = {"cmap": ListedColormap(_class_colours(int(classes.max()) + 1)), "vmax": int(classes.max()) + 0.5}
-            style = style | {"vmin": -0.5} if name == "labels" else {"cmap": "gray", "vmin": 0, "vmax": 1}
-            picture = radiological(pictures[name][box], plane, centre[AXES[plane]])
-            axes.imshow(picture, extent=(0, rows[plane][0], 0, rows[plane][1]), interpolation="nearest", **style)
-            beside_mm = (width_mm - rows[plane][0]) / 2
-            axes.set(xticks=[], yticks=[], facecolor="black", xlim=(-beside_mm, width_mm - beside_mm))
-            axes.spines[:].set_visible(False)
-            if plane == PLANES[0]:
-                axes.set_title(name.replace("_", " "), fontsize=11)
-        row[0].set_ylabel(plane, fontsize=11)
-        for place, letter in zip(((0.03, 0.5), (0.97, 0.5)), "AP" if plane == "sagittal" else "RL"):
-            side = "left" if letter in "AR" else "right"
-            text = row[0].text(*place, letter, color="white", fontsize=9, ha=side, va="center", transform=row[0].transAxes)
+    centre = [voxel - side.start for voxel, side in zip(brain_centre(mask), box)]
+    columns = {"labels": classes[box]} | {name: volumes[name][box] for name in COLUMNS if name in volumes}
+    colours = ListedColormap(_class_colours(int(classes.max()) + 1))
+    styles = {"labels": {"cmap": colours, "vmin": -0.5, "vmax": int(classes.max()) + 0.5}}
+    figure, grid = _picture_grid(columns, styles, PLANES, centre, spacing_mm, 0.75)
+    for plane, (first, *_) in zip(PLANES, grid):
+        for place, side, letter in zip((0.03, 0.97), ("left", "right"), "AP" if plane == "sagittal" else "RL"):
+            text = first.text(place, 0.5, letter, color="white", fontsize=9, ha=side, va="center", transform=first.transAxes)
             text.set_path_effects([withStroke(linewidth=2, foreground="black")])
-    if title:
-        figure.suptitle(title, fontsize=12)
+    figure.suptitle(title, fontsize=12)
     figure.supxlabel(
         f"{NOTICE} (all but labels and scan). Radiological convention: the subject's right (R) is at the left; "
         f"sagittal: front (A) at the left",
         fontsize=9,
     )
-    _save(figure, path)
+    _save(path, figure)
 
 
 def draw_segmentations(
@@ -165,88 +148,98 @@ def draw_segmentations(
     spacing_mm: Sequence[float],
     title: str = "",
 ) -> None:
-    """PNG of the axial and the coronal plane (rows) through the brain's centre, of a scan and segmentations of it (columns).
+    """Draw an axial and a coronal plane through the brain's centre (rows) of a scan and its segmentations (columns).
 
-    A legend names the classes that are to be seen.
+    A legend names the classes in the picture.
 
     Args:
-        path: of the picture.
+        path: PNG.
         scan: (D, H, W), RAS, 0 is black and 1 white.
-        segmentations: classes (D, H, W) by heading.
-        mask: the brain, (D, H, W).
-        names: of the classes, background included.
-        spacing_mm: of the voxels, per axis.
-        title: such as the participant.
+        segmentations: heading to classes (D, H, W).
+        mask: brain (D, H, W).
+        names: name of each class, background included.
+        spacing_mm: voxel size along each axis.
+        title: heading, such as the participant.
 
     Raises:
-        ValueError: empty mask.
+        ValueError: the mask is empty.
     """
     from matplotlib import colormaps
     from matplotlib.colors import ListedColormap
-    from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
-    centre = brain_centre(mask)
-    columns = {"scan": scan} | dict(segmentations)
-    extent_mm = [voxels * side_mm for voxels, side_mm in zip(scan.shape, spacing_mm)]
-    rows = {plane: [side for axis, side in enumerate(extent_mm) if axis != AXES[plane]] for plane in ("axial", "coronal")}
-    pictures = {plane: {name: radiological(v, plane, centre[AXES[plane]]) for name, v in columns.items()} for plane in rows}
-    seen = sorted({int(c) for row in pictures.values() for name in segmentations for c in np.unique(row[name])} - {0})
-    heights_mm = [height for _, height in rows.values()]
-    inches_per_mm = (WIDTH_INCHES - 0.4) / (len(columns) * extent_mm[0])
-    height_inches = sum(heights_mm) * inches_per_mm + 0.85 + 0.16 * -(-len(seen) // LEGEND_COLUMNS)
-    figure = Figure(figsize=(WIDTH_INCHES, height_inches), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0, hspace=0)
-    grid = figure.subplots(len(rows), len(columns), squeeze=False, gridspec_kw={"height_ratios": heights_mm})
+    centre, planes = brain_centre(mask), ("axial", "coronal")
+    slices = [np.take(one, centre[AXES[plane]], AXES[plane]) for plane in planes for one in segmentations.values()]
+    seen = sorted({int(number) for piece in slices for number in np.unique(piece)} - {0})
     colours = _class_colours(len(names), "turbo")
-    if len(names) <= 21:  # as many as that map has that can be told apart
+    if len(names) <= 21:  # tab20 has 20 colours that are easier to distinguish
         colours[1:, :3] = colormaps["tab20"].colors[: len(names) - 1]
-    classes_style = {"cmap": ListedColormap(colours), "vmin": -0.5, "vmax": len(names) - 0.5}
-    for (plane, sides), row in zip(rows.items(), grid):
-        for (name, picture), axes in zip(pictures[plane].items(), row):
-            style = {"cmap": "gray", "vmin": 0, "vmax": 1} if name == "scan" else classes_style
-            axes.imshow(picture, extent=(0, sides[0], 0, sides[1]), interpolation="nearest", **style)
-            axes.set(xticks=[], yticks=[])
-            axes.spines[:].set_visible(False)
-            if plane == "axial":
-                axes.set_title(name.replace(": ", ":\n"), fontsize=9)
-        row[0].set_ylabel(plane, fontsize=10)
-    if title:
-        figure.suptitle(title, fontsize=11)
+    style = {"cmap": ListedColormap(colours), "vmin": -0.5, "vmax": len(names) - 0.5}
+    legend_inches = 0.85 + 0.16 * -(-len(seen) // LEGEND_COLUMNS)
+    columns, styles = {"scan": scan} | dict(segmentations), dict.fromkeys(segmentations, style)
+    figure, _ = _picture_grid(columns, styles, planes, centre, spacing_mm, legend_inches)
+    figure.suptitle(title, fontsize=11)
     note = "A scan of the data set and segmentations of it; research, not for clinical use. The subject's right is at the left"
     patches = [Patch(color=colours[number], label=names[number]) for number in seen]
-    style = {"ncols": LEGEND_COLUMNS, "frameon": False, "fontsize": 7.5, "title": note, "title_fontsize": 9}
-    figure.legend(handles=patches, loc="outside lower center", **style)
-    _save(figure, path)
+    look = {"ncols": LEGEND_COLUMNS, "frameon": False, "fontsize": 7.5, "title": note, "title_fontsize": 9}
+    figure.legend(handles=patches, loc="outside lower center", **look)
+    _save(path, figure)
+
+
+def _picture_grid(
+    columns: Mapping[str, np.ndarray],
+    styles: Mapping[str, Mapping],
+    planes: Sequence[str],
+    centre: Sequence[int],
+    spacing_mm: Sequence[float],
+    further_inches: float,
+) -> tuple[Figure, Sequence[Sequence[Axes]]]:
+    """Pictures of volumes (columns) in planes (rows), all at one scale: a column is as wide as the widest plane."""
+    from matplotlib.figure import Figure
+
+    extent_mm = np.multiply(next(iter(columns.values())).shape, spacing_mm)
+    sides_mm = [np.delete(extent_mm, AXES[plane]) for plane in planes]  # width and height
+    width_mm, heights_mm = max(width for width, _ in sides_mm), [height for _, height in sides_mm]
+    inches_per_mm = (WIDTH_INCHES - 0.4) / (len(columns) * width_mm)
+    figure = Figure(figsize=(WIDTH_INCHES, sum(heights_mm) * inches_per_mm + further_inches), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0, hspace=0)
+    grid = figure.subplots(len(planes), len(columns), squeeze=False, gridspec_kw={"height_ratios": heights_mm})
+    for plane, (width, height), row in zip(planes, sides_mm, grid):
+        for (name, volume), axes in zip(columns.items(), row):
+            picture = radiological(volume, plane, centre[AXES[plane]])
+            axes.imshow(picture, extent=(0, width, 0, height), interpolation="nearest", **styles.get(name, GREY))
+            margin_mm = (width_mm - width) / 2
+            axes.set(xticks=[], yticks=[], facecolor="black", xlim=(-margin_mm, width_mm - margin_mm))
+            axes.spines[:].set_visible(False)
+        row[0].set_ylabel(plane, fontsize=10)
+    for name, axes in zip(columns, grid[0]):
+        axes.set_title(name.replace("_", " ").replace(": ", ":\n"), fontsize=10)
+    return figure, grid
 
 
 def _class_colours(num_classes: int, colours: str = "viridis") -> np.ndarray:
-    """Black for background, then a map of colours in an order that sets neighbouring classes far apart, (num_classes, 4)."""
+    """Colours (num_classes, 4): black for background, then an order in which neighbouring classes differ clearly."""
     from matplotlib import colormaps
 
     golden = np.arange(1, num_classes) * 0.618034 % 1
     return np.vstack([[0, 0, 0, 1], colormaps[colours](0.1 + 0.9 * golden)])
 
 
-def _save(figure, path: str | Path) -> None:
+def _save(path: str | Path, figure: Figure) -> None:
     save_figure(path, figure, dpi=160, facecolor="white", metadata={"Comment": NOTICE})
 
 
-class Figures:
+class FiguresOfFirst:
     """Draw `planes.png` and `profiles.png` of the first scan that an evaluator with `EveryMethod` runs.
 
     Args:
-        output_dir: of the pictures.
-        items: in the evaluator's order; the first one's participant is in the titles.
+        output_dir: folder of the pictures.
         brain: the classes that are brain.
-        spacing_mm: of the model's grid, one number or one per axis.
+        spacing_mm: voxel size of the model, one number or one for each axis.
     """
 
-    def __init__(
-        self, output_dir: str | Path, items: Sequence[dict], brain: Sequence[int], spacing_mm: float | Sequence[float]
-    ) -> None:
+    def __init__(self, output_dir: str | Path, brain: Sequence[int], spacing_mm: float | Sequence[float]) -> None:
         self.output_dir = Path(output_dir)
-        self.items = items
         self.brain = list(brain)
         self.spacing_mm = np.broadcast_to(spacing_mm, 3)
 
@@ -258,6 +251,6 @@ class Figures:
         classes = classes[0].astype(int)
         volumes = {"scan": real[0]} | dict(zip(METHODS, predictions))
         mask = np.isin(classes, self.brain)
-        title = str(self.items[0]["participant_id"])
+        title = engine.state.batch["participant_id"][0]
         draw_planes(self.output_dir / "planes.png", classes, volumes, mask, self.spacing_mm, title)
         draw_profiles(self.output_dir / "profiles.png", volumes, mask, self.spacing_mm, title)

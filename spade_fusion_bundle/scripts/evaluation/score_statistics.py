@@ -1,34 +1,55 @@
-"""Two ways of doing the same, compared scan by scan: mean difference, its interval, and how likely chance gives as much."""
+"""Statistics of scores: mean and spread over scans, and two methods compared on the same scans."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 from scipy import stats
 
-__all__ = ["DEFINITION", "holm", "interval_text", "p_text", "paired_difference", "smallest_p"]
+from ..shared.holm import holm
+from ..shared.sections import write_section
+from ..shared.tables import print_table
+
+__all__ = [
+    "COMPARISON",
+    "DEFINITION",
+    "compare",
+    "comparison_cells",
+    "interval_text",
+    "mean_and_std",
+    "note_on_few_scans",
+    "p_text",
+    "paired_difference",
+    "report",
+    "smallest_p",
+]
 
 DEFINITION = """\
-Differences are taken scan by scan: their mean with a 95 % interval (Student's t, as if they were normal), and the two-sided p
+Differences are taken on each scan: their mean with a 95 % interval (Student's t, as if they were normal), and the two-sided p
 of Wilcoxon's signed-rank test (exact up to 50 scans without ties; scans without a difference do not count). p (Holm) is
-corrected for all comparisons that are made by the same score (Holm 1979)."""
+corrected for all comparisons by the same score (Holm 1979)."""
+
+COMPARISON = ("mean difference [95 %]", "better on", "p", "p (Holm)")  # headings of `comparison_cells`
 
 
-def smallest_p(n: int) -> float:
-    """The lowest two-sided p that the exact signed-rank test can give of n scans: all differences of one sign."""
-    return min(1.0, 2.0 ** (1 - n))
+def mean_and_std(values: np.ndarray) -> dict[str, float | None]:
+    """{"mean", "std"} of scores (scans,); std with n - 1. None: not finite, or the std of one scan."""
+    if not len(values) or not np.isfinite(values).all():
+        return {"mean": None, "std": None}
+    return {"mean": float(values.mean()), "std": float(values.std(ddof=1)) if len(values) > 1 else None}
 
 
 def paired_difference(first: Sequence[float], second: Sequence[float]) -> dict:
-    """`first` minus `second`, of scores of the same scans in the same order.
+    """Compare two methods by their scores of the same scans, in the same order.
 
     Returns:
-        {"n": scans, "mean", "low", "high": difference and its 95 % interval, "p": of Wilcoxon's test, "note": what is missing
-        and why, or empty}. What cannot be said is None.
+        {"n": number of scans, "mean", "low", "high": `first` minus `second` with its 95 % interval, "p": Wilcoxon's p,
+        "note": why a number is None, else empty}.
 
     Raises:
-        ValueError: scores of different numbers of scans, or of none.
+        ValueError: the numbers of scores differ, or are zero.
     """
     first, second = (np.asarray(scores, dtype=np.float64) for scores in (first, second))
     if first.ndim != 1 or first.shape != second.shape or not len(first):
@@ -45,30 +66,69 @@ def paired_difference(first: Sequence[float], second: Sequence[float]) -> dict:
         return result | {"note": "one scan has no spread"}
     half = stats.t.ppf(0.975, len(differences) - 1) * stats.sem(differences)
     result |= {"low": float(differences.mean() - half), "high": float(differences.mean() + half)}
-    differing = differences[differences.round(12) != 0].round(12)  # ties that only rounding tells apart are ties
-    if not len(differing):
+    differences = differences.round(12)  # differences that only rounding separates are ties
+    if not differences.any():
         return result | {"note": "equal on all scans"}
-    return result | {"p": float(stats.wilcoxon(differing).pvalue)}
+    return result | {"p": float(stats.wilcoxon(differences[differences != 0]).pvalue)}
 
 
-def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """p corrected for the number of comparisons, in their order (Holm 1979, Scand. J. Stat. 6); None stays, and counts not."""
-    order = sorted((number for number, p in enumerate(p_values) if p is not None), key=lambda number: p_values[number])
-    corrected, largest = [None] * len(p_values), 0.0
-    for rank, number in enumerate(order):
-        largest = max(largest, min(1.0, (len(order) - rank) * p_values[number]))
-        corrected[number] = largest
-    return corrected
+def compare(pairs: Sequence[tuple[np.ndarray, np.ndarray]], larger_is_better: bool = True) -> list[dict]:
+    """`paired_difference` of each pair, with "wins": scans on which the first is better, and "p_holm": p corrected for all."""
+    differences = [paired_difference(first, second) for first, second in pairs]
+    wins = [int(((first > second) if larger_is_better else (first < second)).sum()) for first, second in pairs]
+    corrected = holm([difference["p"] for difference in differences])
+    return [one | {"p_holm": p, "wins": number} for one, p, number in zip(differences, corrected, wins)]
+
+
+def smallest_p(n: int) -> float:
+    """The lowest two-sided p that the exact signed-rank test can give for n scans: all differences have one sign."""
+    return min(1.0, 2.0 ** (1 - n))
+
+
+def note_on_few_scans(n: int, comparisons: int) -> str:
+    """Say which p this many scans could reach at best, if that proves nothing."""
+    if n < 2:
+        return "One scan allows neither a spread nor a test."
+    corrected = min(1.0, comparisons * smallest_p(n))
+    if corrected <= 0.05:
+        return ""
+    return (
+        f"With {n} scans p cannot be below {p_text(smallest_p(n))}, nor below {p_text(corrected)} where all {comparisons} "
+        f"comparisons are that clear and corrected for: too few scans to prove a difference by this test."
+    )
 
 
 def p_text(p: float | None) -> str:
-    """For tables: "0.031", "< 0.001", "n/a"."""
+    """Text of a p, such as "0.031", "< 0.001" or "n/a"."""
     return "n/a" if p is None else "< 0.001" if p < 0.001 else f"{p:.2g}" if p < 0.1 else f"{p:.2f}"
 
 
-def interval_text(difference: dict, digits: int) -> str:
-    """For tables: "+0.021 [+0.013, +0.029]"; without an interval the reason instead."""
+def interval_text(difference: Mapping, digits: int) -> str:
+    """Text such as "+0.021 [+0.013, +0.029]", or the reason why there is no interval."""
     mean, low, high, note = (difference[key] for key in ("mean", "low", "high", "note"))
     if mean is None:
         return f"n/a ({note})"
     return f"{mean:+.{digits}f} " + (f"({note})" if low is None else f"[{low:+.{digits}f}, {high:+.{digits}f}]")
+
+
+def comparison_cells(difference: Mapping, digits: int) -> list[str]:
+    """Cells of one result of `compare`, under the headings COMPARISON."""
+    wins = f"{difference['wins']} of {difference['n']}"
+    return [interval_text(difference, digits), wins, p_text(difference["p"]), p_text(difference["p_holm"])]
+
+
+def report(path: Path, title: str, text: str, tables: Sequence[Mapping], captions: Mapping[str, str]) -> None:
+    """Print text and tables, and write them as a section for the project's page.
+
+    Args:
+        path: file that ends in .section.json.
+        title: heading of the section.
+        text: what was measured, and how.
+        tables: {"header": cells, "rows": lists of cells}.
+        captions: file name in the same folder to caption; figures that were not drawn are left out.
+    """
+    figures = [{"file": name, "caption": caption} for name, caption in captions.items() if (path.parent / name).is_file()]
+    write_section(path, title, text, tables, figures)
+    print(f"{text}\n")
+    for table in tables:
+        print_table(table)

@@ -1,9 +1,11 @@
-"""What labelled synthetic volumes are for: the same segmentation network, trained on them, on real scans, or on both."""
+"""Train the same segmentation network on synthetic volumes, on real scans, and on both, and score it on held-out scans."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -27,7 +29,7 @@ __all__ = ["ArmTrainer", "DiceScores", "compare", "refuse_sizes", "segmentation_
 
 
 def sided(table: LabelTable) -> LabelTable:
-    """The table with a class for each side of what it lists by sides; midline values of such a class become a third one."""
+    """Give each side of a structure a class of its own; midline values of such a structure become a third class."""
     entries = []
     for entry in table.to_dict()["classes"]:
         sides = [side for side in ("left", "right", "midline") if side in entry]
@@ -39,10 +41,18 @@ def sided(table: LabelTable) -> LabelTable:
 
 
 def share_out(data: Mapping[str, Sequence[dict]], split: str, synthetic_dir: str | Path | None) -> dict[str, list[dict]]:
-    """Who trains and who is tested on: {"real": training and fusion split, "synthetic": a folder's, "test": `split`}.
+    """Choose the volumes to train on and the scans to test on.
+
+    Args:
+        data: items by split, from `read_dataset`.
+        split: split to test on, "test" or "validation".
+        synthetic_dir: folder that inference wrote.
+
+    Returns:
+        {"real": items of the training and fusion splits, "synthetic": items of the folder, "test": items of `split`}.
 
     Raises:
-        ValueError: nobody to train or to test on, or synthetic volumes of test maps.
+        ValueError: there are no scans to train or to test on, or synthetic volumes come from test maps.
     """
     if split not in ("test", "validation"):
         raise ValueError(f"split {split!r}: the networks are trained on the other splits. Test on test or validation")
@@ -55,20 +65,20 @@ def share_out(data: Mapping[str, Sequence[dict]], split: str, synthetic_dir: str
 
 
 def synthetic_pairs(synthetic_dir: str | Path | None, test: Sequence[Mapping]) -> list[dict]:
-    """The volumes that `configs/inference.json` wrote into a folder, with their label maps; none may come from a test map.
+    """Find the volumes that `configs/inference.json` wrote, with their label maps; none may come from a test map.
 
-    A map is known again by its content, and by its participant: the same head segmented or resampled again is no other.
+    A test map is recognised by its content and by its participant, because a second segmentation of a head is the same head.
 
     Args:
-        synthetic_dir: of `--output_dir`.
+        synthetic_dir: the `--output_dir` of inference.
         test: items {"label": path, "participant_id": "sub-X"} that the networks will be tested on.
 
     Returns:
         {"image", "label": paths, "participant_id", "source": participant of the map}, sorted by path.
 
     Raises:
-        FileNotFoundError: no synthetic volumes there.
-        ValueError: volumes from test maps, volumes that do not say from which map they are, or without their own; up to 20.
+        FileNotFoundError: there are no synthetic volumes.
+        ValueError: volumes come from test maps, do not name their map, or lack their label map.
     """
     if synthetic_dir is None:
         raise ValueError("no synthetic volumes were given. Make some of the training split's maps, then add --synthetic_dir")
@@ -109,25 +119,23 @@ def synthetic_pairs(synthetic_dir: str | Path | None, test: Sequence[Mapping]) -
 
 
 def refuse_sizes(patch_size: Sequence[int], strides: Sequence[int]) -> None:
-    """Refuse patches that the U-Net cannot halve as often as it does.
+    """Refuse patches that the U-Net cannot halve as often as its strides ask.
 
     Raises:
-        ValueError: says which sides, and of which number they must be multiples.
+        ValueError: names the number of which the sides must be multiples.
     """
-    factor = 1
-    for stride in strides:
-        factor *= stride
+    factor = math.prod(strides)
     if len(patch_size) != 3 or any(side % factor or side < factor for side in patch_size):
         raise ValueError(f"patch_size {list(patch_size)}: three multiples of {factor} are needed for strides {list(strides)}")
 
 
 def segmentation_step(engine: Engine, batch: dict, amp: bool) -> list[dict[str, float]]:
-    """One step of an arm.
+    """One training step of the segmentation network.
 
     Args:
         engine: MONAI's SupervisedTrainer.
         batch: {"image": (N, 1, D, H, W), "label": (N, 1, D, H, W), classes}.
-        amp: bfloat16 autocast.
+        amp: whether the network runs in bfloat16.
     """
     image, label = (
         convert_to_tensor(batch[key], track_meta=False).to(engine.state.device, non_blocking=True) for key in ("image", "label")
@@ -141,51 +149,40 @@ def segmentation_step(engine: Engine, batch: dict, amp: bool) -> list[dict[str, 
     return [{"loss": loss.item()}]
 
 
+@dataclass
 class ArmTrainer:
-    """Train the same network in the same way on one data set or another: first weights, steps, rates and augmentation.
+    """Train a network on one data set (an arm); first weights, steps, learning rates and augmentation are always the same.
 
     Args:
-        network: called, it makes a new one, (N, 1, D, H, W) to logits (N, classes, D, H, W).
-        loss: of logits and classes (N, 1, D, H, W).
-        optimizer: called with the parameters.
-        lr_scheduler: called with the optimizer; a step of it per iteration.
+        network: makes a new network, (N, 1, D, H, W) to logits (N, classes, D, H, W).
+        loss: takes logits and classes (N, 1, D, H, W).
+        optimizer: takes the parameters and makes an optimiser.
+        lr_scheduler: takes the optimiser and makes a schedule with one step for each iteration.
         steps: iterations, whatever the size of the data set.
-        batch_size: volumes or patches per step.
-        num_workers: of the loader.
-        device, amp: where, and whether in bfloat16.
-        seed: of first weights, order and augmentation.
+        batch_size: volumes or patches in a step.
+        num_workers: processes that load data.
+        device: where to train.
+        amp: whether the network runs in bfloat16.
+        seed: seed of first weights, order and augmentation.
     """
 
-    def __init__(
-        self,
-        network: Callable[[], torch.nn.Module],
-        loss: Callable,
-        optimizer: Callable,
-        lr_scheduler: Callable,
-        steps: int,
-        batch_size: int,
-        num_workers: int,
-        device: torch.device,
-        amp: bool,
-        seed: int,
-    ) -> None:
-        self.network = network
-        self.loss = loss
-        self.optimizer = optimizer
-        self.lr_scheduler = lr_scheduler
-        self.steps = steps
-        self.batch_size = batch_size
-        self.num_workers = num_workers
-        self.device = device
-        self.amp = amp
-        self.seed = seed
+    network: Callable[[], torch.nn.Module]
+    loss: Callable
+    optimizer: Callable
+    lr_scheduler: Callable
+    steps: int
+    batch_size: int
+    num_workers: int
+    device: torch.device
+    amp: bool
+    seed: int
 
     def __call__(self, arm: str, dataset: Dataset) -> torch.nn.Module:
-        """The network after training on `dataset`, in eval mode."""
+        """Train a new network on `dataset`; it comes back in eval mode."""
         set_determinism(self.seed)
         network = self.network().to(self.device)
         optimizer = self.optimizer(network.parameters())
-        # As many draws as the steps need: every volume once before any comes again.
+        # As many draws as the steps need; every volume is drawn once before any is drawn again.
         sampler = RandomSampler(dataset, num_samples=self.steps * self.batch_size)
         SupervisedTrainer(
             device=self.device,
@@ -206,27 +203,25 @@ class ArmTrainer:
 
 
 class DiceScores:
-    """Dice of every structure on each scan that an evaluator runs, and the segmentation of the first one.
+    """Dice of every structure on each scan that an evaluator runs, and the segmentation of the first scan.
 
-    The evaluator's predictions are logits (1, classes, D, H, W) or classes (1, 1, D, H, W). A structure that a scan's map
-    does not have gets no score there.
+    The evaluator's predictions are logits (1, classes, D, H, W) or classes (1, 1, D, H, W). The batch names the scan:
+    "participant_id", "scan_file" and "map_file". A structure that a scan's map lacks has no score.
 
     Args:
-        arm: name in the rows.
-        items: in the evaluator's order, {"image", "participant_id"}.
-        table: of the classes.
+        arm: name of the data set that the network was trained on.
+        table: the classes.
 
     Attributes:
-        rows: {"arm", "participant_id", "file", "structure", "brain", "voxels": of the reference, "dice": None without one}.
+        rows: {"arm", "participant_id", "file", "structure", "brain", "voxels": number in the scan's map, "dice": or None}.
         first: {"image", "label", "pred"} of the first scan, arrays (D, H, W).
 
     Raises:
-        ValueError: a prediction on another grid than the map's, or that is not finite; an empty map.
+        ValueError: a prediction is on another grid than the map or not finite, or a map is empty.
     """
 
-    def __init__(self, arm: str, items: Sequence[Mapping], table: LabelTable) -> None:
+    def __init__(self, arm: str, table: LabelTable) -> None:
         self.arm = arm
-        self.items = items
         self.table = table
         self.metric = DiceMetric(include_background=False, reduction="none", num_classes=table.num_classes)
         self.rows: list[dict] = []
@@ -239,8 +234,8 @@ class DiceScores:
         image, label, prediction = (
             convert_to_tensor(engine.state.output[key], track_meta=False).cpu() for key in ("image", "label", "pred")
         )
-        item = self.items[engine.state.iteration - 1]
-        where = f"{item['participant_id']} ({item['image']}), {self.arm}"
+        participant, scan, map_file = (engine.state.batch[key][0] for key in ("participant_id", "scan_file", "map_file"))
+        where = f"{participant} ({scan}), {self.arm}"
         if prediction.shape[2:] != label.shape[2:] or label.shape[:2] != (1, 1):
             raise ValueError(
                 f"{where}: prediction {tuple(prediction.shape)} and label map {tuple(label.shape)} are not on one grid"
@@ -248,16 +243,16 @@ class DiceScores:
         if not torch.isfinite(prediction).all():
             raise ValueError(f"{where}: the prediction is not finite. Has training diverged? Lower --lr")
         if not label.any():
-            raise ValueError(f"{where}: the label map {item['label']} is empty at this spacing")
+            raise ValueError(f"{where}: the label map {map_file} is empty at this spacing")
         classes = prediction.argmax(dim=1, keepdim=True) if prediction.shape[1] > 1 else prediction.long()
-        dice = self.metric(classes, label.long())[0]  # (classes - 1,), NaN where the map has none
+        dice = self.metric(classes, label.long())[0]  # (classes - 1,)
         voxels = torch.bincount(label.long().flatten(), minlength=self.table.num_classes)
         for number in range(1, self.table.num_classes):
             self.rows.append(
                 {
                     "arm": self.arm,
-                    "participant_id": item["participant_id"],
-                    "file": Path(item["image"]).name,
+                    "participant_id": participant,
+                    "file": Path(scan).name,
                     "structure": self.table.names[number],
                     "brain": number in self.table.brain,
                     "voxels": int(voxels[number]),
@@ -274,25 +269,20 @@ def compare(
     trainer: ArmTrainer,
     evaluator: Callable,
     trivial: tuple[str, torch.nn.Module],
-    items: Sequence[Mapping],
     table: LabelTable,
 ) -> list[DiceScores]:
-    """Scores of the network trained on each arm, and of the trivial answer, on the same scans.
+    """Train the network on each arm, and score all of them and the trivial answer on the same scans.
 
     Args:
-        arms: data set by name.
-        trainer: of the networks.
-        evaluator: MONAI's, called with a network and handlers.
-        trivial: name and "network" that needs no training, see `baseline.most_frequent`.
-        items: of the evaluator's loader.
-        table: of the classes.
+        arms: name to data set.
+        trainer: trains the networks.
+        evaluator: makes MONAI's evaluator of a network and handlers.
+        trivial: name, and "network" that needs no training, from `trivial_answers.most_frequent`.
+        table: the classes.
     """
-    compared = []
-    for arm, dataset in [*arms.items(), (trivial[0], None)]:
-        scores = DiceScores(arm, items, table)
-        if dataset is None:  # in one pass: the places are those of the whole grid
-            evaluator(network=trivial[1].to(trainer.device), inferer=SimpleInferer(), val_handlers=[scores]).run()
-        else:
-            evaluator(network=trainer(arm, dataset), val_handlers=[scores]).run()
-        compared.append(scores)
-    return compared
+    scores = [DiceScores(arm, table) for arm in (*arms, trivial[0])]
+    for one in scores[:-1]:
+        evaluator(network=trainer(one.arm, arms[one.arm]), val_handlers=[one]).run()
+    # In one pass: the trivial answer knows the places of the whole grid.
+    evaluator(network=trivial[1].to(trainer.device), inferer=SimpleInferer(), val_handlers=scores[-1:]).run()
+    return scores

@@ -1,4 +1,4 @@
-"""Tables and figure of the segmentation experiment: Dice of each arm, and the arms against each other scan by scan."""
+"""Tables and figure of the segmentation experiment: Dice of each arm, and the arms compared on the same scans."""
 
 from __future__ import annotations
 
@@ -8,30 +8,28 @@ from pathlib import Path
 import numpy as np
 
 from ..shared.files import write_json
-from ..shared.sections import write_section
-from ..shared.tables import print_table, spread_text, write_table
-from . import score_statistics as paired
+from ..shared.tables import spread_text, write_table
+from . import score_statistics as statistics
 from .figures import draw_segmentations
 from .segmentation import DiceScores
-from .synthesis_summary import mean_and_std
 
 __all__ = ["write"]
 
 COLUMNS = ("arm", "participant_id", "file", "structure", "brain", "voxels", "dice")
 DEFINITION = """\
-Dice: 2 x overlap / (voxels of segmentation + voxels of the scan's own map), per structure, left and right apart, on the grid of
-the experiment; a structure that a scan's map does not have gets no score there. Mean: over the brain structures of a scan,
+Dice: 2 x overlap / (voxels of segmentation + voxels of the scan's own map), of each structure, left and right apart, on the
+grid of the experiment; a structure that a scan's map lacks has no score there. Mean: over the brain structures of a scan,
 then mean ± standard deviation (n - 1) over the scans.
 
 Arms: the same U-Net with the same first weights, steps, batches, learning rates and augmentation, trained on volumes that were
-synthesised from label maps (synthetic), on the scans of the training split (real), or on the union of both (both). What was
-learnt at the last step is tested; the test scans decide nothing. Each arm is trained once: what another seed would give is in
-no interval."""
+synthesised from label maps (synthetic), on the scans of the training split (real), or on the union of both (both). The
+weights of the last step are tested, and the test scans decide nothing. Each arm is trained once: no interval includes the
+effect of another seed."""
 TRIVIAL = {
-    "trivial: by position": "Trivial answer: the most frequent label of each voxel over the real training maps, without a look "
-    "at the scan. Possible because all maps share one grid.",
+    "trivial: by position": "Trivial answer: the most frequent label of each voxel over the real training maps, without use "
+    "of the scan. Possible because all maps share one grid.",
     "trivial: by intensity": "Trivial answer: the most frequent label of each of 64 intensities over the real training scans. "
-    "The scans do not share one grid, so that places mean nothing. It cannot tell left from right.",
+    "The scans do not share one grid, so that positions cannot be compared. It cannot distinguish left and right.",
 }
 
 
@@ -44,41 +42,43 @@ def write(
     steps: int,
     spacing_mm: float,
 ) -> dict:
-    """Write `segmentation.tsv` (a row per arm, scan and structure), `.json`, `.png` and `.section.json`; print the tables.
+    """Write `segmentation.tsv` (a row for each arm, scan and structure), `.json`, `.png` and `.section.json`; print the tables.
 
     Args:
-        output_dir: of the files.
-        scores: of synthetic, real, both and the trivial answer, in this order.
-        items: "real", "synthetic" and "test", see `segmentation.share_out`.
-        dataset_dir, split: of the scans that are tested on, for the text.
-        steps: of each training.
-        spacing_mm: of the grid.
+        output_dir: folder of the files.
+        scores: results of the arms synthetic, real and both, then of the trivial answer.
+        items: "real", "synthetic" and "test" items, from `segmentation.share_out`.
+        dataset_dir: data set of the test scans, for the text.
+        split: split of the test scans, for the text.
+        steps: steps of each training.
+        spacing_mm: voxel size of the experiment.
 
     Returns:
-        what `segmentation.json` holds.
+        the content of `segmentation.json`.
 
     Raises:
-        ValueError: no scan has any brain structure.
+        ValueError: a scan's map has no brain structure.
     """
-    output_dir = Path(output_dir)
-    table = scores[0].table
+    output_dir, table, first = Path(output_dir), scores[0].table, scores[0].first
+    n, trivial = len(items["test"]), scores[-1].arm
+    per_scan = {one.arm: _mean_of_brain(one) for one in scores}
+    pairs = [("synthetic", "real"), ("both", "real"), *((arm, trivial) for arm in ("synthetic", "real", "both"))]
+    differences = statistics.compare([(per_scan[first], per_scan[second]) for first, second in pairs])
     summary = {
-        "n": len(items["test"]),
+        "n": n,
         "data": Path(dataset_dir).resolve().name,
         "split": split,
         "steps": steps,
         "spacing_mm": spacing_mm,
-        "definition": f"{DEFINITION}\n\n{TRIVIAL[scores[-1].arm]}\n\n{paired.DEFINITION}",
-        "smallest_p": paired.smallest_p(len(items["test"])),
+        "definition": f"{DEFINITION}\n\n{TRIVIAL[trivial]}\n\n{statistics.DEFINITION}",
+        "smallest_p": statistics.smallest_p(n),
         "synthetic_sources": len({item["source"] for item in items["synthetic"]}),
-        "arms": {one.arm: _summary_of(one, items) for one in scores},
+        "arms": {one.arm: _summary_of(one, per_scan[one.arm], items) for one in scores},
+        "differences": [{"arm": arm, "minus": other} | one for (arm, other), one in zip(pairs, differences)],
     }
-    summary["differences"] = _compare(scores)
-    output_dir.mkdir(parents=True, exist_ok=True)
     lines = [[_cell(row[name]) for name in COLUMNS] for one in scores for row in one.rows]
     write_table(output_dir / "segmentation.tsv", [COLUMNS, *lines])
     write_json(output_dir / "segmentation.json", summary)
-    first = scores[0].first
     draw_segmentations(
         output_dir / "segmentation.png",
         first["image"],
@@ -88,15 +88,14 @@ def write(
         np.broadcast_to(spacing_mm, 3),
         items["test"][0]["participant_id"],
     )
-    tables, text = _tables(summary), _text(summary)
-    caption = "The first test scan, its own label map, and what the networks and the trivial answer make of the scan."
-    figures = [{"file": "segmentation.png", "caption": caption}]
-    write_section(
-        output_dir / "segmentation.section.json", "SPADE fusion: segmentation learnt from its volumes", text, tables, figures
+    caption = "The first test scan, its own label map, and the segmentations by the networks and by the trivial answer."
+    statistics.report(
+        output_dir / "segmentation.section.json",
+        "SPADE fusion: segmentation learnt from its volumes",
+        _text(summary),
+        _tables(summary),
+        {"segmentation.png": caption},
     )
-    print(f"{text}\n")
-    for part in tables:
-        print_table(part)
     return summary
 
 
@@ -108,50 +107,31 @@ def _cell(value: object) -> str:
     return "n/a" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def _per_scan(scores: DiceScores) -> np.ndarray:
-    """Mean Dice of the brain structures of each scan, (scans,).
-
-    Raises:
-        ValueError: a scan whose map has none.
-    """
+def _mean_of_brain(scores: DiceScores) -> np.ndarray:
+    """Mean Dice of the brain structures of each scan, (scans,)."""
     values = {}
     for row in scores.rows:
-        values.setdefault((row["participant_id"], row["file"]), []).extend(
-            [row["dice"]] * (row["brain"] and row["dice"] is not None)
-        )
+        dice = values.setdefault((row["participant_id"], row["file"]), [])
+        if row["brain"] and row["dice"] is not None:
+            dice.append(row["dice"])
     for (participant, file), dice in values.items():
         if not dice:
             raise ValueError(f"{participant} ({file}): its label map has no brain structure of the table. Choose the table")
     return np.array([np.mean(dice) for dice in values.values()])
 
 
-def _summary_of(scores: DiceScores, items: Mapping[str, Sequence]) -> dict:
-    trained_on = {"synthetic": ["synthetic"], "real": ["real"], "both": ["synthetic", "real"]}.get(scores.arm, ["real"])
+def _summary_of(scores: DiceScores, per_scan: np.ndarray, items: Mapping[str, Sequence]) -> dict:
     structures = {}
-    for name in scores.table.names[1:]:
-        dice = np.array([row["dice"] for row in scores.rows if row["structure"] == name and row["dice"] is not None], float)
+    for number, name in enumerate(scores.table.names[1:], 1):
+        dice = np.array([row["dice"] for row in scores.rows if row["structure"] == name and row["dice"] is not None])
         if len(dice):
-            brain = scores.table.names.index(name) in scores.table.brain
-            structures[name] = {"n": len(dice), "brain": brain} | mean_and_std(dice)
-    per_scan = _per_scan(scores)
+            structures[name] = {"n": len(dice), "brain": number in scores.table.brain} | statistics.mean_and_std(dice)
+    trained_on = {"synthetic": ["synthetic"], "both": ["synthetic", "real"]}.get(scores.arm, ["real"])
     return {
         "volumes": {kind: len(items[kind]) for kind in trained_on},
-        "mean_dice": {"n": len(per_scan)} | mean_and_std(per_scan),
+        "mean_dice": {"n": len(per_scan)} | statistics.mean_and_std(per_scan),
         "structures": structures,
     }
-
-
-def _compare(scores: Sequence[DiceScores]) -> list[dict]:
-    """Mean Dice of one arm minus that of another, over the scans; p corrected for all of them."""
-    values = {one.arm: _per_scan(one) for one in scores}
-    trivial = scores[-1].arm
-    pairs = [("synthetic", "real"), ("both", "real"), *((arm, trivial) for arm in ("synthetic", "real", "both"))]
-    differences = [paired.paired_difference(values[first], values[second]) for first, second in pairs]
-    corrected = paired.holm([difference["p"] for difference in differences])
-    return [
-        {"arm": first, "minus": second, "wins": int((values[first] > values[second]).sum())} | difference | {"p_holm": p}
-        for (first, second), difference, p in zip(pairs, differences, corrected)
-    ]
 
 
 def _tables(summary: Mapping) -> list[dict]:
@@ -166,39 +146,26 @@ def _tables(summary: Mapping) -> list[dict]:
         for arm, values in arms.items()
     ]
     comparisons = [
-        [
-            f"{one['arm']} minus {one['minus']}",
-            paired.interval_text(one, 3),
-            f"{one['wins']} of {summary['n']}",
-            paired.p_text(one["p"]),
-            paired.p_text(one["p_holm"]),
-        ]
-        for one in summary["differences"]
+        [f"{one['arm']} minus {one['minus']}", *statistics.comparison_cells(one, 3)] for one in summary["differences"]
     ]
-    some = next(iter(arms.values()))["structures"]
     structures = [
-        [name, str(some[name]["n"]), *(spread_text(values["structures"][name], 3) for values in arms.values())]
-        for name in some
-        if some[name]["brain"]
+        [name, str(some["n"]), *(spread_text(values["structures"][name], 3) for values in arms.values())]
+        for name, some in next(iter(arms.values()))["structures"].items()
+        if some["brain"]
     ]
     return [
         {"header": ["", "learnt from", "mean Dice", "scans"], "rows": means},
-        {"header": ["mean Dice", "mean difference [95 %]", "better on", "p", "p (Holm)"], "rows": comparisons},
+        {"header": ["mean Dice", *statistics.COMPARISON], "rows": comparisons},
         {"header": ["Dice", "scans", *map(_heading, arms)], "rows": structures},
     ]
 
 
 def _text(summary: Mapping) -> str:
-    volumes = summary["arms"]["both"]["volumes"]
-    n, smallest = summary["n"], summary["smallest_p"]
-    parts = [
+    volumes, n = summary["arms"]["both"]["volumes"], summary["n"]
+    return (
         f"Tested on {n} real scan{'s' * (n > 1)} of the folder {summary['data']}, split {summary['split']}, "
-        f"at {summary['spacing_mm']:g} mm.",
-        f"Trained on {volumes['synthetic']} synthetic volumes of the maps of {summary['synthetic_sources']} subjects, none of "
-        f"them tested on, and on {volumes['real']} real scans; {summary['steps']} steps each.",
-    ]
-    if n < 2:
-        parts.append("One scan allows neither a spread nor a test.")
-    elif len(summary["differences"]) * smallest > 0.05:
-        parts.append(f"With {n} scans p cannot be below {paired.p_text(smallest)}: too few to prove a difference by this test.")
-    return f"{' '.join(parts)}\n\n{summary['definition']}"
+        f"at {summary['spacing_mm']:g} mm. Trained on {volumes['synthetic']} synthetic volumes of the maps of "
+        f"{summary['synthetic_sources']} subjects, none of them tested on, and on {volumes['real']} real scans; "
+        f"{summary['steps']} steps each. {statistics.note_on_few_scans(n, len(summary['differences']))}\n\n"
+        f"{summary['definition']}"
+    )

@@ -1,4 +1,4 @@
-"""How close synthetic T1w volumes come to the real scans, in the brain only, for every way of making them."""
+"""Scores of synthetic T1w against the real scan, in the brain only, for every method of combining the planes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from ignite.engine import Engine, Events
 from monai.inferers import Inferer
-from monai.utils import convert_to_tensor
 
 from ..data.planes import AXES, PLANES
 from ..data.scans_and_maps import identities
@@ -18,17 +17,7 @@ from ..model.ssim import WINDOW, ssim_map
 from ..shared.tables import write_table
 from .trivial_answers import paint
 
-__all__ = [
-    "DEFINITION",
-    "METHODS",
-    "SCORES",
-    "EveryMethod",
-    "Scores",
-    "brain_scores",
-    "flicker",
-    "held_out",
-    "labels_to_image",
-]
+__all__ = ["DEFINITION", "METHODS", "SCORES", "EveryMethod", "Scores", "brain_scores", "flicker", "held_out"]
 
 METHODS = (*PLANES, "mean", "median", "fusion", "label_mean")
 SCORES = ("ssim", "mse", "psnr_db", *(f"flicker_{plane}" for plane in PLANES))
@@ -38,17 +27,22 @@ Intensities 0 to 1 on the model's grid (RAS); brain voxels only (Ayaz et al.). M
 SSIM: mean over the brain of the SSIM map of the whole volumes (Wang et al. 2004 in 3-D: Gaussian window of 11 voxels, sigma
 1.5, data range 1; background, 0, beyond the volume's border). MSE, PSNR: over the brain's voxels, peak 1.
 
-Flicker: mean absolute difference of neighbouring slices across a plane, of the synthetic volume divided by that of the real
-scan; 1 is real, above 1 the slices jump, below 1 they are too smooth.
+Flicker: mean absolute difference of neighbouring slices across a plane, divided by the same of the real scan; 1 is real,
+above 1 the slices jump, below 1 they are too smooth.
 
 Label mean, the trivial answer: each class painted with its mean training intensity, no network."""
 
 
 def held_out(data: Mapping[str, list[dict]], split: str, recipe: Mapping) -> list[dict]:
-    """The items of a split that the model of `recipe` was not trained on.
+    """Give the items of a split, on none of which the model was trained.
+
+    Args:
+        data: items by split, from `read_dataset`.
+        split: name of the split.
+        recipe: recipe of the model's weights.
 
     Raises:
-        ValueError: an empty split, with what there is; or one with scans that GANs or fusion have seen.
+        ValueError: the split is empty, or has scans that GANs or fusion were trained on.
     """
     if not data.get(split):
         counts = ", ".join(f"{name}: {len(items)}" for name, items in data.items())
@@ -63,18 +57,12 @@ def held_out(data: Mapping[str, list[dict]], split: str, recipe: Mapping) -> lis
     return data[split]
 
 
-def labels_to_image(batch: dict, device: torch.device, non_blocking: bool = False, **kwargs) -> tuple:
-    """Input and target of a synthesis: the classes and the real T1w, each (B, 1, D, H, W), without meta data."""
-    classes, image = (convert_to_tensor(batch[key], track_meta=False) for key in ("label", "image"))
-    return classes.to(device, non_blocking=non_blocking), image.to(device, non_blocking=non_blocking)
-
-
 class EveryMethod(Inferer):
-    """Synthesise in every way that is compared: the slices are made once, then combined.
+    """Synthesise by every method that is compared. The slices are made once, then combined.
 
     Args:
-        synthesiser: that of inference; how it merges patches and whether it runs in bfloat16 holds here, too.
-        class_intensities: of the label-mean baseline, see `baseline.mean_intensity`.
+        synthesiser: the one of inference, with its way of merging patches and its precision.
+        class_intensities: intensity of each class (num_classes,) for the label mean, from `trivial_answers.mean_intensity`.
     """
 
     def __init__(self, synthesiser: Synthesiser, class_intensities: torch.Tensor) -> None:
@@ -92,11 +80,12 @@ class EveryMethod(Inferer):
 
 
 def flicker(prediction: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> dict[str, float]:
-    """Per plane: mean |difference of neighbouring slices| of the prediction divided by that of the target; 1 is real.
+    """Mean |difference of neighbouring slices| of the prediction divided by the target's, for each plane; 1 is real.
 
     Args:
-        prediction, target: (1, 1, D, H, W), RAS.
-        mask: bool; a pair of voxels counts where both are inside.
+        prediction: synthetic volume (1, 1, D, H, W), RAS.
+        target: real scan of the same shape.
+        mask: brain of the same shape, bool; a pair of neighbours counts if both are inside.
 
     Raises:
         ValueError: the mask is one slice thick, or all slices of the target are the same.
@@ -115,21 +104,19 @@ def flicker(prediction: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) 
 
 
 def brain_scores(prediction: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> dict[str, float]:
-    """SCORES of one synthetic volume, as DEFINITION says.
-
-    A prediction that equals the target in the whole brain has a PSNR of infinity.
+    """Compute the SCORES of one synthetic volume, as DEFINITION describes; PSNR is infinite if it equals the target.
 
     Args:
-        prediction, target: (1, 1, D, H, W), intensities 0 to 1, RAS.
-        mask: of the same shape, true in the brain.
+        prediction: synthetic volume (1, 1, D, H, W), intensities 0 to 1, RAS.
+        target: real scan of the same shape and range.
+        mask: brain of the same shape, bool.
 
     Raises:
-        ValueError: other shapes, an empty mask, intensities that are not finite, beyond 0 to 1, or constant in the brain.
+        ValueError: shapes differ, the mask is empty, or intensities are not finite, beyond 0 to 1, or constant in the brain.
     """
-    mask = mask.bool()
     for name, volume in (("synthetic volume", prediction), ("real scan", target)):
         _refuse_unusable(name, volume, mask)
-    box = box_around(mask, margin=WINDOW // 2)  # further off, nothing reaches a brain voxel
+    box = box_around(mask, margin=WINDOW // 2)  # voxels further away do not matter
     prediction, target, mask = prediction[box].float(), target[box].float(), mask[box]
     mse = float((prediction - target).double()[mask].square().mean())
     psnr_db = -10 * float(torch.tensor(mse, dtype=torch.float64).log10())
@@ -158,19 +145,17 @@ def _refuse_unusable(name: str, volume: torch.Tensor, mask: torch.Tensor) -> Non
 
 
 class Scores:
-    """Score every method on each scan that an evaluator with `EveryMethod` runs; one scan, then the next.
+    """Score every method on each scan that an evaluator with `EveryMethod` runs, and write `scores.tsv` at the end.
 
-    Writes `scores.tsv`, one row per scan and method, when all are done.
+    The table has a row for each scan and method. The batch names the scan: "participant_id" and "scan_file".
 
     Args:
-        output_dir: of the table.
-        items: in the evaluator's order, {"image", "participant_id"}.
+        output_dir: folder of the table.
         brain: the classes that are brain.
     """
 
-    def __init__(self, output_dir: str | Path, items: Sequence[dict], brain: Sequence[int]) -> None:
+    def __init__(self, output_dir: str | Path, brain: Sequence[int]) -> None:
         self.path = Path(output_dir) / "scores.tsv"
-        self.items = items
         self.brain = torch.tensor(list(brain))
         self.rows: list[list[str]] = []
 
@@ -181,15 +166,14 @@ class Scores:
 
     def _score(self, engine: Engine) -> None:
         classes, target, predictions = (engine.state.output[key] for key in ("image", "label", "pred"))
+        (participant,), (scan,) = (engine.state.batch[key] for key in ("participant_id", "scan_file"))
         mask = torch.isin(classes, self.brain.to(classes))
-        item = self.items[len(self.rows) // len(METHODS)]
         for method, prediction in zip(METHODS, predictions.split(1, dim=1)):
             try:
                 scores = brain_scores(prediction, target, mask)
             except ValueError as error:
-                raise ValueError(f"{item['participant_id']} ({item['image']}), {method}: {error}") from error
-            values = [f"{scores[name]:.6g}" for name in SCORES]
-            self.rows.append([item["participant_id"], Path(item["image"]).name, method, *values])
+                raise ValueError(f"{participant} ({scan}), {method}: {error}") from error
+            self.rows.append([participant, Path(scan).name, method, *(f"{scores[name]:.6g}" for name in SCORES)])
 
     def _write(self, engine: Engine) -> None:
         write_table(self.path, [["participant_id", "file", "method", *SCORES], *self.rows])

@@ -31,13 +31,14 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import update_bn
 
 from ..data.planes import PLANES, RandSlicesd, axis_of, from_the_right
+from ..data.preprocessing import map_and_scan
 from ..model.networks import SpadeDiscriminator, SpadeGenerator
 from ..model.plane_weights import generator_file
 from ..model.ssim import SSIM
 from ..shared.handlers import BestWeights, EpochSeed, Progress, Resume, StopAtNonFinite, validation_interval
 from ..shared.panels import Panels
 
-__all__ = ["PlaneInferer", "ReestimateBatchNorm", "SpadeStage", "collate_slices", "linear_decay", "map_and_image"]
+__all__ = ["PlaneInferer", "ReestimateBatchNorm", "SpadeStage", "collate_slices", "linear_decay"]
 
 logger = logging.getLogger(__name__)
 
@@ -223,7 +224,7 @@ class SpadeStage:
             val_data_loader=DataLoader(self.val_volumes, batch_size=1, sampler=sampler, num_workers=self.num_workers),
             network=generator,
             inferer=inferer,
-            prepare_batch=map_and_image,
+            prepare_batch=map_and_scan,
             decollate=False,
             key_val_metric={
                 "val_psnr": IgniteMetricHandler(metric_fn=PSNRMetric(max_val=1.0), output_transform=pred_and_label)
@@ -297,11 +298,6 @@ def collate_slices(batch: Sequence[list[dict]]) -> dict[str, torch.Tensor]:
     padded = pad_list_data_collate(slices)
     # Plain again: padding gives MetaTensors, and everything computed from one would be one, the gradients too.
     return convert_to_tensor({key: padded[key] for key in ("image", "label")}, track_meta=False)
-
-
-def map_and_image(batch: dict, device: torch.device, non_blocking: bool = False, **kwargs) -> tuple:
-    """Input and target of a validation: classes and scan."""
-    return tuple(torch.as_tensor(batch[key]).to(device, non_blocking=non_blocking) for key in ("label", "image"))
 
 
 def linear_decay(epochs: int, decay_epochs: int) -> Callable[[int], float]:

@@ -100,9 +100,8 @@ def test_the_first_scan_alone_is_drawn(tmp_path, drawn):
     classes = torch.from_numpy(np.where(brain(), 2, 1).astype(np.uint8))[None, None]
     output = {"image": classes, "label": classes / 2, "pred": (classes / 3).expand(1, len(METHODS), *SHAPE)}
     engine = Engine(lambda engine, batch: batch)
-    items = [{"participant_id": "sub-7"}, {"participant_id": "sub-8"}]
-    figures.Figures(tmp_path, items, brain=(2,), spacing_mm=2.0).attach(engine)
-    engine.run([output, output])
+    figures.FiguresOfFirst(tmp_path, brain=(2,), spacing_mm=2.0).attach(engine)
+    engine.run([output | {"participant_id": [name]} for name in ("sub-7", "sub-8")])
     assert len(drawn) == 2 and sorted(path.name for path in tmp_path.iterdir()) == ["planes.png", "profiles.png"]
     assert drawn[0].get_suptitle() == "sub-7"
     for path in tmp_path.iterdir():

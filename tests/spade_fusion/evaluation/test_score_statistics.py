@@ -2,7 +2,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from spade_fusion_bundle.scripts.evaluation.score_statistics import holm, interval_text, p_text, paired_difference, smallest_p
+from spade_fusion_bundle.scripts.evaluation.score_statistics import (
+    compare,
+    interval_text,
+    p_text,
+    paired_difference,
+    smallest_p,
+)
 
 
 def test_differences_of_five_scans_by_hand():
@@ -57,10 +63,13 @@ def test_scores_that_are_no_pairs_are_refused(first, second):
         paired_difference(first, second)
 
 
-def test_holm_by_hand():
-    """0.01 x 4, 0.02 x 3, 0.03 x 2 -> not less than the one before, 0.5; None is no comparison."""
-    assert holm([0.02, None, 0.01, 0.5, 0.03]) == pytest.approx([0.06, None, 0.04, 0.5, 0.06])
-    assert holm([0.7, 0.6]) == [1.0, 1.0]
+def test_comparisons_of_one_score_are_corrected_together_and_count_the_scans_that_are_better():
+    scores = np.arange(1, 7) / 7
+    worse, same = scores - np.arange(1, 7) / 100, scores + [0.1, -0.2, 0.3, -0.4, 0.5, -0.6]
+    first, second = compare([(scores, worse), (scores, same)])
+    assert first == paired_difference(scores, worse) | {"p_holm": 2 * first["p"], "wins": 6}
+    assert second == paired_difference(scores, same) | {"p_holm": second["p"], "wins": 3}
+    assert [one["wins"] for one in compare([(scores, worse)], larger_is_better=False)] == [0]
 
 
 @pytest.mark.parametrize(

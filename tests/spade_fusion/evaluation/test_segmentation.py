@@ -171,12 +171,13 @@ def test_patches_that_cannot_be_halved_are_refused(patch_size):
 
 def scored(label, prediction, table=TABLE):
     """Rows of one scan, by structure; classes (D, H, W)."""
-    scores = DiceScores("real", [{"participant_id": "sub-1", "image": "/data/one.nii.gz", "label": "one"}], table)
+    scores = DiceScores("real", table)
     engine = Engine(lambda engine, batch: batch)
     scores.attach(engine)
     image = torch.zeros(1, 1, *label.shape)
     prediction = prediction if prediction.ndim == 5 else prediction[None, None]
-    engine.run([{"image": image, "label": label[None, None], "pred": prediction}])
+    names = {"participant_id": ["sub-1"], "scan_file": ["/data/one.nii.gz"], "map_file": ["one"]}
+    engine.run([{"image": image, "label": label[None, None], "pred": prediction} | names])
     return {row["structure"]: row for row in scores.rows}
 
 
@@ -337,7 +338,7 @@ def written(folder, dice):
     names = ("left white matter", "brain stem", "skull")
     scores = []
     for arm, scans in dice.items():
-        one = DiceScores(arm, [], TABLE)
+        one = DiceScores(arm, TABLE)
         for number, values in enumerate(scans):
             for structure, value in zip(names, (*values, 0.5)):
                 row = {"arm": arm, "participant_id": f"sub-{number}", "file": f"{number}.nii.gz", "structure": structure}

@@ -15,6 +15,7 @@ from monai.metrics import SSIMMetric
 from skimage.metrics import structural_similarity
 
 from spade_fusion_bundle.scripts.data.labels import LabelTable
+from spade_fusion_bundle.scripts.data.preprocessing import map_and_scan
 from spade_fusion_bundle.scripts.data.scans_and_maps import identities
 from spade_fusion_bundle.scripts.evaluation import synthesis_scores as scores
 from spade_fusion_bundle.scripts.evaluation.synthesis_scores import METHODS, SCORES, brain_scores, flicker
@@ -172,20 +173,22 @@ def test_every_method_is_what_its_name_says(merge):
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory):
     """A run of the tiny network over two heads whose scans are smooth noise on painted labels: its folder and the scans."""
-    folder, items, pairs = tmp_path_factory.mktemp("evaluated"), [], []
+    folder, pairs = tmp_path_factory.mktemp("evaluated"), []
     for number in range(2):
         classes = head(number)
         noise = 0.1 * smooth_noise(32, 64, 32, seed=number)[0]
-        items.append({"participant_id": f"sub-{number}", "image": f"/data/sub-{number}_T1w.nii.gz"})
-        pairs.append({"label": classes, "image": (paint(classes, INTENSITIES) + noise).clamp(0, 1) * (classes > 0)})
+        image = (paint(classes, INTENSITIES) + noise).clamp(0, 1) * (classes > 0)
+        pairs.append(
+            {"label": classes, "image": image, "participant_id": f"sub-{number}", "scan_file": f"/data/sub-{number}_T1w.nii.gz"}
+        )
     evaluator = SupervisedEvaluator(
         device=torch.device("cpu"),
         val_data_loader=DataLoader(Dataset(pairs), batch_size=1),
         network=tiny_network(),
         inferer=scores.EveryMethod(Synthesiser(), INTENSITIES),
-        prepare_batch=scores.labels_to_image,
+        prepare_batch=map_and_scan,
         decollate=False,
-        val_handlers=[scores.Scores(folder, items, brain=(2, 3))],
+        val_handlers=[scores.Scores(folder, brain=(2, 3))],
     )
     evaluator.run()
     return folder, pairs
@@ -204,12 +207,13 @@ def test_the_table_has_a_row_for_each_scan_and_method(evaluated):
 
 
 def test_a_scan_that_cannot_be_scored_is_named_with_its_method(tmp_path):
-    handler = scores.Scores(tmp_path, [{"participant_id": "sub-7", "image": "seven.nii.gz"}], brain=[2])
+    handler = scores.Scores(tmp_path, brain=[2])
     engine = Engine(lambda engine, batch: batch)
     handler.attach(engine)
     target = smooth_noise(6, 8, 7)
     predictions = torch.cat([target, torch.full_like(target, 0.5), *[target] * 5], dim=1)
     output = {"image": torch.full(target.shape, 2, dtype=torch.uint8), "label": target, "pred": predictions}
+    output |= {"participant_id": ["sub-7"], "scan_file": ["seven.nii.gz"]}
     with pytest.raises(ValueError, match=r"sub-7 \(seven.nii.gz\), coronal: synthetic volume: the intensity is 0.5"):
         engine.run([output])
     assert not (tmp_path / "scores.tsv").exists()
