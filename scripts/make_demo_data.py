@@ -1,15 +1,13 @@
-"""Make a BIDS cohort of synthetic brain T1w MRI with known covariates and label maps, without any download.
+"""Make a BIDS cohort of simulated brain T1w MRI with known covariates and label maps, without any download.
 
     python scripts/make_demo_data.py DIR --subjects 120 --spacing_mm 4 --seed 0
 
-Heads are the ICBM152 template (inside the nilearn package) warped to each subject's head size, ventricular volume and
-brain volume. With `--labels MAPS` they are FreeSurfer or SynthSeg label maps of yours, painted with T1w contrast, one
-subject for each map (after that the maps are used again, deformed). For demonstrations and tests; research only, not
-for clinical use.
+Each head is the ICBM152 template (part of the nilearn package), warped to the subject's head size, ventricular volume and brain
+volume. With `--labels MAPS`, heads are your own FreeSurfer or SynthSeg label maps, painted with T1w contrast: one subject per
+map, and deformed copies if there are more subjects than maps. For demonstrations and tests. Research only, not clinical use.
 """
 
 import argparse
-import json
 import os
 import shutil
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -22,8 +20,9 @@ import numpy as np
 import pandas as pd
 import torch
 from shared import mni_box
-from simulation import labelled_subject as label_subject
-from simulation import subject as demo_subject
+from shared.files import read_json, write_json, write_text
+from shared.nifti import write_nifti
+from simulation import labelled_subject, subject
 from simulation.atlas import load_atlas
 from simulation.subject import Person, measure_ml
 from tqdm import tqdm
@@ -35,12 +34,16 @@ SPLIT_BY_LAST_DIGIT = ["train"] * 7 + ["validation"] + ["test"] * 2
 
 
 def describe_columns(volumes: dict[str, tuple]) -> dict:
-    """participants.json; `volumes` holds the label values that are counted for each volume."""
+    """Content of participants.json.
+
+    Args:
+        volumes: name of each volume to the label values that it counts.
+    """
     voxels = {name: f"voxels labelled {_ranges(values)} in the dseg times voxel volume" for name, values in volumes.items()}
     normalised = f"brain_ml * {TEMPLATE_ICV_ML:.0f} / icv_ml, where {TEMPLATE_ICV_ML:.0f} mL is the ICBM152 template's icv"
     return {
         "age": {"Description": "Age drawn for the subject", "Units": "years"},
-        "sex": {"Description": "Sex drawn for the subject; sets head size", "Levels": {"F": "female", "M": "male"}},
+        "sex": {"Description": "Sex drawn for the subject; affects head size", "Levels": {"F": "female", "M": "male"}},
         "ventricles_ml": {"Description": f"Lateral ventricles: {voxels['ventricles_ml']}", "Units": "mL"},
         "brain_ml": {"Description": f"Brain without ventricles: {voxels['brain_ml']}", "Units": "mL"},
         "icv_ml": {"Description": f"Intracranial volume inside the image: {voxels['icv_ml']}", "Units": "mL"},
@@ -49,7 +52,7 @@ def describe_columns(volumes: dict[str, tuple]) -> dict:
             "Units": "mL",
         },
         "split": {
-            "Description": "Suggested use, by the last digit of the number of the subject, or of its label map among all",
+            "Description": "Suggested use, by the last digit of the subject's number, or of its label map's number",
             "Levels": {"train": "training, 70 %", "validation": "choosing models, 10 %", "test": "results only, 20 %"},
         },
     }
@@ -63,10 +66,11 @@ def _ranges(values) -> str:
 
 
 def draw_person(rng: np.random.Generator, covariates: str) -> Person:
-    """Draw a subject: 'natural' like the UK Biobank (Pinaya et al. 2022), 'wide' with volumes spread and independent.
+    """Draw the covariates of a subject.
 
-    In 'wide' the ventricles are log-uniform over 8-150 mL and brain / ICV is uniform over 0.60-0.86, independent of
-    each other so that a model can tell them apart; age and sex follow both, with the signs they have in life.
+    'natural' draws like the UK Biobank (Pinaya et al. 2022). 'wide' spreads the volumes: ventricles are log-uniform over 8 to
+    150 mL and brain / ICV is uniform over 0.60 to 0.86, independent of each other, so that a model can learn each of them. Age
+    and sex follow both volumes, in the directions that they have in life.
     """
     if covariates == "natural":
         sex = "M" if rng.random() < 0.47 else "F"
@@ -76,7 +80,7 @@ def draw_person(rng: np.random.Generator, covariates: str) -> Person:
         log_ventricles = np.log(27) + 0.035 * (age_years - 63.6) + 0.42 * (0.5 * atrophy + 0.87 * rng.normal())
     else:
         ventricle_rank, brain_rank = rng.random(2)
-        tendency = ventricle_rank - brain_rank  # -1 youngest-looking, 1 oldest-looking
+        tendency = ventricle_rank - brain_rank  # -1 looks youngest, 1 looks oldest
         age_years = np.clip(63.6 + 7.5 * (1.2 * tendency + 0.87 * rng.normal()), 44, 82)
         sex = "M" if rng.random() < 0.47 + 0.25 * tendency else "F"
         fraction = 0.60 + 0.26 * brain_rank
@@ -94,20 +98,20 @@ def participant_id(number: int) -> str:
 
 
 def write_subject(folder: Path, number: int, settings: dict, maps: list[Path]) -> None:
-    """Write subject `number`: dseg, T1w and, last, the sidecar, whose presence says that the subject is whole."""
+    """Write the dseg and the T1w of a subject. The sidecar comes last: it marks the subject as complete."""
     name, spacing_mm, seed = participant_id(number), settings["spacing_mm"], settings["seed"]
     person_seed, head_seed = np.random.SeedSequence([seed, number]).spawn(2)
     image_seed = int(head_seed.generate_state(1)[0])
     if maps:
         path = maps[(number - 1) % len(maps)]
         row, source = {"age": None, "sex": None}, {"LabelMap": path.name}
-        image, labels = label_subject.make_subject(path, spacing_mm, image_seed, warp=number > len(maps))
-        volumes = measure_ml(labels, spacing_mm, label_subject.VOLUMES)
+        image, labels = labelled_subject.make_subject(path, spacing_mm, image_seed, warp=number > len(maps))
+        volumes = measure_ml(labels, spacing_mm, labelled_subject.VOLUMES)
     else:
         person = draw_person(np.random.default_rng(person_seed), settings["covariates"])
         row, source = {"age": person.age_years, "sex": person.sex}, {}
-        image, labels = demo_subject.make_subject(person, _atlas(spacing_mm), image_seed)
-        volumes = measure_ml(labels, spacing_mm, demo_subject.VOLUMES)
+        image, labels = subject.make_subject(person, _atlas(spacing_mm), image_seed)
+        volumes = measure_ml(labels, spacing_mm, subject.VOLUMES)
     row |= volumes | {"brain_normalised_ml": volumes["brain_ml"] * TEMPLATE_ICV_ML / volumes["icv_ml"]}
 
     affine = mni_box.affine(spacing_mm, "RAS")
@@ -115,47 +119,34 @@ def write_subject(folder: Path, number: int, settings: dict, maps: list[Path]) -
     save_image(image, affine, folder / name / "anat" / f"{name}_T1w.nii.gz", np.uint8)
     sidecar = {
         "Synthetic": True,
-        "Description": "Simulated T1w MRI, not a scan of anybody. Not for clinical use.",
+        "Description": "Simulated T1w MRI, not a scan of a person. Not for clinical use.",
         "Modality": "MR",
         "Units": "arbitrary, the brain's 99.8th percentile is 1",
         "DemoSettings": settings,
         **source,
         "Participant": {key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()},
     }
-    write_text(folder / name / "anat" / f"{name}_T1w.json", json.dumps(sidecar, indent=2) + "\n")
+    write_json(folder / name / "anat" / f"{name}_T1w.json", sidecar)
 
 
 @lru_cache(maxsize=1)
 def _atlas(spacing_mm):
-    torch.set_num_threads(1)  # one subject per process; and sums do not depend on the number of threads
+    torch.set_num_threads(1)  # one subject per process; also, sums then do not depend on the number of threads
     return load_atlas(spacing_mm)
 
 
 def save_image(values: np.ndarray, affine: np.ndarray, path: Path, stored_type) -> None:
-    """Write NIfTI in one piece, sform and qform in MNI space; floats stored as integers get a scale factor."""
+    """Write NIfTI with sform and qform in MNI space. Floats that are stored as integers get a scale factor."""
     image = nib.Nifti1Image(values, affine)
     image.set_data_dtype(stored_type)
     image.header.set_xyzt_units("mm", "sec")
     image.set_sform(affine, code="mni")
     image.set_qform(affine, code="mni")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".partial-{path.name}")
-    try:
-        nib.save(image, unfinished)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".partial-{path.name}")
-    unfinished.write_text(text)
-    os.replace(unfinished, path)
+    write_nifti(path, image)
 
 
 def prepare_folder(folder: Path, settings: dict, label_names: dict[int, str], fresh: bool) -> None:
-    """Refuse a folder that holds anything else than this cohort; write the dataset's descriptions.
+    """Write the descriptions of the data set; refuse a folder that holds anything but this cohort.
 
     Raises:
         ValueError: the folder holds other data, or a demo cohort made with other settings.
@@ -164,13 +155,13 @@ def prepare_folder(folder: Path, settings: dict, label_names: dict[int, str], fr
     found = None
     if folder.exists() and any(folder.iterdir()):
         try:
-            found = json.loads(description_path.read_text())["DemoSettings"]
-        except (FileNotFoundError, KeyError, json.JSONDecodeError):
+            found = read_json(description_path)["DemoSettings"]
+        except (FileNotFoundError, KeyError, ValueError):
             problem = f"{folder} is not empty and was not made by make_demo_data.py. Name an empty folder."
             raise ValueError(problem) from None
     if found and fresh:
         for sidecar in folder.glob("sub-*/anat/*_T1w.json"):
-            if "DemoSettings" in json.loads(sidecar.read_text()):  # leave what somebody else put there
+            if "DemoSettings" in read_json(sidecar):  # other files stay
                 name = sidecar.parents[1].name
                 shutil.rmtree(folder / name)
                 shutil.rmtree(folder / "derivatives" / "labels" / name)
@@ -184,28 +175,24 @@ def prepare_folder(folder: Path, settings: dict, label_names: dict[int, str], fr
     if "covariates" in settings:
         common["Acknowledgements"] = "Made from the ICBM 152 2009a template, (C) McConnell Brain Imaging Centre, MNI"
     common["GeneratedBy"] = [{"Name": "make_demo_data.py", "Version": VERSION}]
-    raw = {"Name": "Synthetic brain T1w MRI (not real subjects)", "DatasetType": "raw"} | common
-    labels = {"Name": "Label maps of the synthetic subjects", "DatasetType": "derivative"} | common
     label_folder = folder / "derivatives" / "labels"
-    write_text(description_path, json.dumps(raw, indent=2) + "\n")
-    write_text(label_folder / "dataset_description.json", json.dumps(labels, indent=2) + "\n")
-    rows = "".join(f"{value}\t{name}\n" for value, name in label_names.items())
-    write_text(label_folder / "dseg.tsv", "index\tname\n" + rows)
+    write_json(description_path, {"Name": "Synthetic brain T1w MRI (not real subjects)", "DatasetType": "raw"} | common)
+    labels = {"Name": "Label maps of the synthetic subjects", "DatasetType": "derivative"} | common
+    write_json(label_folder / "dataset_description.json", labels)
+    write_text(label_folder / "dseg.tsv", "index\tname\n" + "".join(f"{v}\t{name}\n" for v, name in label_names.items()))
 
 
 def write_participants(folder: Path, volumes: dict[str, tuple]) -> pd.DataFrame:
-    """Write participants.tsv and .json from the sidecars of all whole subjects."""
+    """Write participants.tsv and .json from the sidecars of all complete subjects."""
     rows = []
     for path in sorted(folder.glob("sub-*/anat/*_T1w.json")):
-        name = path.name.split("_")[0]
-        sidecar = json.loads(path.read_text())
-        row = {"participant_id": name} | sidecar["Participant"]
+        name, sidecar = path.name.split("_")[0], read_json(path)
         number = int(name[4:]) - 1
-        if "LabelMap" in sidecar:  # all heads of one map in one split: they have one anatomy
+        if "LabelMap" in sidecar:  # all heads of one map have one anatomy, so they belong to one split
             number = sidecar["DemoSettings"]["labels"].index(sidecar["LabelMap"])
-        rows.append(row | {"split": SPLIT_BY_LAST_DIGIT[number % 10]})
+        rows.append({"participant_id": name, **sidecar["Participant"], "split": SPLIT_BY_LAST_DIGIT[number % 10]})
     table = pd.DataFrame(rows)
-    write_text(folder / "participants.json", json.dumps(describe_columns(volumes), indent=2) + "\n")
+    write_json(folder / "participants.json", describe_columns(volumes))
     write_text(folder / "participants.tsv", table.to_csv(sep="\t", index=False, na_rep="n/a"))
     return table
 
@@ -213,18 +200,27 @@ def write_participants(folder: Path, volumes: dict[str, tuple]) -> pd.DataFrame:
 def make_cohort(
     folder: Path, subjects: int, settings: dict, maps: list[Path] = (), workers: int = 1, fresh: bool = False
 ) -> pd.DataFrame:
-    """Make subjects 1 to `subjects` (those already there are kept) and return participants.tsv as a table.
+    """Make subjects 1 to `subjects`, keep those that are complete, and return participants.tsv as a table.
 
-    Subjects are heads of the template, or of the label maps in `maps` if there are any.
+    Args:
+        folder: folder of the cohort.
+        subjects: number of subjects.
+        settings: what the heads depend on, stored with the data set; see `main`.
+        maps: label maps to paint; without any, heads are made from the template.
+        workers: number of processes.
+        fresh: replace a demo cohort of other settings.
+
+    Raises:
+        ValueError: a label map cannot be used, or the folder holds something else.
     """
     for path in maps:
-        label_subject.read_label_map(path)  # a bad map is refused before work starts
-    anatomy = label_subject if maps else demo_subject
+        labelled_subject.read_label_map(path)  # a bad map is refused before work starts
+    anatomy = labelled_subject if maps else subject
     prepare_folder(folder, settings, anatomy.LABELS, fresh)
     names = {number: participant_id(number) for number in range(1, subjects + 1)}
     missing = [n for n, name in names.items() if not (folder / name / "anat" / f"{name}_T1w.json").exists()]
     if missing and not maps:
-        load_atlas(settings["spacing_mm"])  # build it once, before the workers ask for it
+        load_atlas(settings["spacing_mm"])  # builds it once, before the workers ask for it
     write = partial(write_subject, folder, settings=settings, maps=maps)
     with tqdm(total=subjects, initial=subjects - len(missing), unit="subject") as progress:
         if workers == 1:
@@ -233,28 +229,28 @@ def make_cohort(
                 progress.update()
         else:
             with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-                jobs = [pool.submit(write, number) for number in missing]
                 try:
-                    for job in as_completed(jobs):
+                    for job in as_completed([pool.submit(write, number) for number in missing]):
                         job.result()
                         progress.update()
                 except BaseException:
-                    pool.shutdown(cancel_futures=True)  # do not make the rest first
+                    pool.shutdown(cancel_futures=True)  # do not make the other subjects first
                     raise
     return write_participants(folder, anatomy.VOLUMES)
 
 
 def parse_arguments(arguments=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, metavar="DIR", help="where the cohort goes; made if missing")
-    parser.add_argument("--subjects", type=int, help="number of subjects (default 120, or one for each label map)")
+    parser.add_argument("folder", type=Path, metavar="DIR", help="folder of the cohort")
+    parser.add_argument("--subjects", type=int, help="number of subjects (default 120, or one per label map)")
     parser.add_argument("--spacing_mm", type=int, default=4, choices=SPACINGS_MM, help="voxel size (default 4)")
-    parser.add_argument("--seed", type=int, default=0, help="same seed, same subjects (default 0)")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: one for each core)")
+    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same subjects (default 0)")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="number of processes (default: one per core)")
     anatomy = parser.add_mutually_exclusive_group()
-    anatomy.add_argument("--covariates", choices=("wide", "natural"), default="wide", help="see draw_person (default wide)")
-    anatomy.add_argument("--labels", type=Path, metavar="MAPS", help="folder of FreeSurfer / SynthSeg maps, *.nii.gz")
-    parser.add_argument("--fresh", action="store_true", help="replace a demo cohort that is already in DIR")
+    covariates = "natural: like the UK Biobank; wide: volumes spread and independent of each other (default wide)"
+    anatomy.add_argument("--covariates", choices=("wide", "natural"), default="wide", help=covariates)
+    anatomy.add_argument("--labels", type=Path, metavar="MAPS", help="folder of FreeSurfer or SynthSeg maps, *.nii.gz")
+    parser.add_argument("--fresh", action="store_true", help="replace a demo cohort of other settings in DIR")
     options = parser.parse_args(arguments)
     for name, least in {"subjects": 1, "workers": 1, "seed": 0}.items():
         value = getattr(options, name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 LABELS_FILE = Path(__file__).resolve().parents[2] / "spade_fusion_bundle" / "configs" / "labels.json"
@@ -11,11 +12,23 @@ LABELS_FILE = Path(__file__).resolve().parents[2] / "spade_fusion_bundle" / "con
 def read_label_values(table: str = "freesurfer") -> dict[str, set[int]]:
     """Return the label values of each class of a table (`freesurfer` or `demo`), by the class's name."""
     values: dict[str, set[int]] = {}
-    for entry in json.loads(LABELS_FILE.read_text(encoding="utf-8"))[table]:
-        for item in (item for side in ("left", "right", "midline") for item in entry.get(side, [])):
-            first, _, last = str(item).partition("-")
-            values.setdefault(entry["name"], set()).update(range(int(first), int(last or first) + 1))
+    for value, _, name in _entries(table):
+        values.setdefault(name, set()).add(value)
     return values
+
+
+def read_label_names(table: str) -> dict[int, str]:
+    """Return the name of each label value of a table, such as "left cerebral cortex", by rising value."""
+    return {value: name if side == "midline" else f"{side} {name}" for value, side, name in sorted(_entries(table))}
+
+
+def _entries(table: str) -> Iterator[tuple[int, str, str]]:
+    """Value, side and class name."""
+    for entry in json.loads(LABELS_FILE.read_text(encoding="utf-8"))[table]:
+        for side in ("left", "right", "midline"):
+            for item in entry.get(side, []):
+                first, _, last = str(item).partition("-")
+                yield from ((value, side, entry["name"]) for value in range(int(first), int(last or first) + 1))
 
 
 def read_volume_labels() -> dict[str, set[int]]:

@@ -1,1 +1,1 @@
-"""Simulated heads."""
+"""Simulated heads: T1w MRI and label maps."""

@@ -1,4 +1,4 @@
-"""What a scanner adds to tissue intensities: smooth texture, receive-coil bias, Rician noise, scaling to [0, 1]."""
+"""Effects of a scanner on tissue intensities: receive-coil bias, Rician noise, scaling to [0, 1]; and smooth random fields."""
 
 import numpy as np
 import torch
@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 
 def smooth_field(generator: torch.Generator, shape, spacing_mm: float, scale_mm: float) -> torch.Tensor:
-    """Gaussian random field (1, X, Y, Z) of unit variance whose details are about `scale_mm` wide."""
+    """Draw a Gaussian random field (1, X, Y, Z) of unit variance with details about `scale_mm` wide."""
     nodes = [max(4, int(np.ceil(size * spacing_mm / (0.75 * scale_mm))) + 3) for size in shape]
     noise = torch.randn((1, 1, *nodes), generator=generator)
     field = F.interpolate(noise, size=tuple(shape), mode="trilinear", align_corners=True)[0]
@@ -14,7 +14,7 @@ def smooth_field(generator: torch.Generator, shape, spacing_mm: float, scale_mm:
 
 
 def acquire(signal: torch.Tensor, brain: torch.Tensor, spacing_mm: float, generator: torch.Generator) -> torch.Tensor:
-    """Add coil bias (about 8 %) and Rician noise to `signal` (X, Y, Z), and scale the brightest brain voxels to 1."""
+    """Add coil bias (about 8 %) and Rician noise to `signal` (X, Y, Z), and scale the brain's brightest voxels to 1."""
     biased = signal * torch.exp(0.08 * smooth_field(generator, signal.shape, spacing_mm, 90.0)[0])
     noise_sd = 0.022 * spacing_mm**-0.75  # larger voxels, less noise
     real, imaginary = noise_sd * torch.randn((2, *signal.shape), generator=generator)

@@ -1,6 +1,6 @@
-"""The ICBM152 2009a template as soft tissue classes, from the T1w, GM and WM maps inside the nilearn package.
+"""The ICBM152 2009a template as soft tissue classes, from the T1w, GM and WM maps in the nilearn package.
 
-The hand-placed markers and boxes below are in MNI millimetres (RAS) and were checked by eye on this template only.
+The markers and boxes below were placed by hand in MNI millimetres (RAS) and checked by eye on this template only.
 """
 
 import os
@@ -14,9 +14,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy import ndimage
+from shared.files import atomic
 from skimage.segmentation import watershed
 
-CODE_VERSION = 1  # raise when the atlas changes, so that no stale cache is read
+CODE_VERSION = 1  # raise it when the atlas changes, so that no old cache is read
 CLASSES = (
     "sulcal_csf",
     "cortex",
@@ -29,7 +30,7 @@ CLASSES = (
 )
 ORIGIN_MM = np.array([-98.0, -134.0, -72.0])  # centre of the template's first voxel
 
-# Watershed markers: (x, y, z, radius), x mirrored to the other side unless 0.
+# Watershed markers: (x, y, z, radius); x is mirrored to the other side.
 CEREBRUM = [(22, -90, 5, 9), (50, -35, -8, 9), (32, -30, -14, 5), (28, -55, -5, 5), (40, -75, 2, 8)]
 CEREBRUM += [(45, -50, -14, 4), (25, -30, 40, 9), (10, -15, 8, 6), (0, 20, 50, 8)]
 CEREBELLUM = [(25, -62, -40, 9), (12, -62, -20, 5), (0, -65, -35, 6)]
@@ -39,29 +40,24 @@ LATERAL_VENTRICLE_SEEDS = [(12, -10, 22), (10, 20, 10), (24, -44, 8)]
 
 @dataclass
 class Atlas:
-    """Template maps averaged to `spacing_mm`; all channels are (X, Y, Z) in RAS order, distances in mm.
-
-    classes: (8, X, Y, Z) soft memberships in the order of CLASSES; the lateral ventricles are a distance instead.
-    ventricle_distance, skull_distance: signed distance to lateral ventricles and inner skull surface, negative inside.
-    ventricle_normal: (3, X, Y, Z) smoothed gradient of ventricle_distance.
-    t1w: template intensity in [0, 1].
-    """
+    """Maps of the template, averaged to `spacing_mm`, in RAS order."""
 
     spacing_mm: int
-    icv_ml: float
-    classes: torch.Tensor
-    ventricle_distance: torch.Tensor
-    skull_distance: torch.Tensor
-    ventricle_normal: torch.Tensor
-    t1w: torch.Tensor
+    icv_ml: float  # intracranial volume
+    classes: torch.Tensor  # (8, X, Y, Z) soft memberships in the order of CLASSES; lateral ventricles are a distance instead
+    ventricle_distance: torch.Tensor  # (X, Y, Z) mm to the lateral ventricles, negative inside
+    skull_distance: torch.Tensor  # (X, Y, Z) mm to the inner skull surface, negative inside
+    ventricle_normal: torch.Tensor  # (3, X, Y, Z) smoothed gradient of ventricle_distance
+    t1w: torch.Tensor  # (X, Y, Z) intensity in [0, 1]
 
     def sample(self, points_mm: torch.Tensor, *names: str) -> list[torch.Tensor]:
         """Trilinear values of the named maps at `points_mm` (3, ...) in MNI RAS mm."""
-        maps = [getattr(self, name) for name in names]
-        stacked = torch.cat([values if values.ndim == 4 else values[None] for values in maps])
-        sampled = sample_grid(stacked, points_mm, ORIGIN_MM + (self.spacing_mm - 1) / 2, self.spacing_mm)
-        parts = sampled.split([values.shape[0] if values.ndim == 4 else 1 for values in maps])
-        return [part if values.ndim == 4 else part[0] for part, values in zip(parts, maps, strict=True)]
+        first_mm, sampled = ORIGIN_MM + (self.spacing_mm - 1) / 2, []
+        for name in names:
+            values = getattr(self, name)
+            channels = sample_grid(values.reshape(-1, *values.shape[-3:]), points_mm, first_mm, self.spacing_mm)
+            sampled.append(channels if values.ndim == 4 else channels[0])
+        return sampled
 
 
 def sample_grid(channels: torch.Tensor, points_mm: torch.Tensor, first_mm, spacing_mm: float) -> torch.Tensor:
@@ -73,14 +69,12 @@ def sample_grid(channels: torch.Tensor, points_mm: torch.Tensor, first_mm, spaci
 
 
 def load_atlas(spacing_mm: int) -> Atlas:
-    """The atlas at `spacing_mm`, built once (half a minute) and then kept in the user's cache folder."""
+    """Load the atlas at `spacing_mm`. It is built once, in half a minute, and stored in the user's cache folder."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "brain-mri-demo"
     path = cache / f"icbm152_v{CODE_VERSION}_nilearn{version('nilearn')}_{spacing_mm}mm.npz"
     if not path.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}.npz")
-        np.savez_compressed(partial, **_resample(_build(), spacing_mm))
-        os.replace(partial, path)
+        with atomic(path) as file:
+            np.savez_compressed(file, **_resample(_build(), spacing_mm))
     with np.load(path) as stored:
         maps = {name: torch.from_numpy(stored[name].astype(np.float32)) for name in stored.files if name != "icv_ml"}
         return Atlas(spacing_mm=spacing_mm, icv_ml=float(stored["icv_ml"]), **maps)

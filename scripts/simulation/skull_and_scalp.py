@@ -1,4 +1,4 @@
-"""Skull, scalp, orbits and face round the brain: simple solids in MNI mm, chosen by eye next to real T1w MRI."""
+"""Skull, scalp, orbits and face around the brain: simple solids in MNI mm, chosen by eye beside real T1w MRI."""
 
 import torch
 
@@ -7,7 +7,7 @@ from simulation.acquisition import smooth_field
 SKULL, SOFT_TISSUE = 16, 17  # label values
 
 THICKNESS_MM = [(6.5, 0.7), (6.0, 0.6), (3.0, 0.6)]  # skull, scalp, fat under the skin: mean and spread
-# Ellipsoids: centre (x, y, z), semi-axes; x is mirrored. Everything soft is inside the first two or on the skull.
+# Ellipsoids: centre (x, y, z), semi-axes; x is mirrored. All soft tissue is inside the first two, or on the skull.
 FACE = [((0, 30, -55), (64, 63, 62))]
 NECK = [((0, -45, -75), (62, 56, 60))]
 ORBITS = [((31, 51, -35), (17, 27, 16))]
@@ -23,18 +23,20 @@ TEMPLES = [((66, 18, -8), (16, 34, 34))]  # where the temporal muscle thickens t
 
 
 def surround(skull_distance, in_template_mm, spacing_mm, generator):
-    """Signal outside the inner skull surface, and labels (16 skull, 17 soft tissue, 0 air).
+    """Draw the signal outside the inner skull surface, and its labels (16 skull, 17 soft tissue, 0 air), both (X, Y, Z).
 
     Args:
         skull_distance: (X, Y, Z) mm to the inner skull surface, positive outside.
         in_template_mm: (3, X, Y, Z) position of every voxel in the template, MNI RAS mm.
+        spacing_mm: voxel size.
+        generator: source of the random draws.
     """
     shape = skull_distance.shape
     variation = torch.randn(3, generator=generator)
     skull_mm, scalp_mm, fat_mm = (mean + sd * v for (mean, sd), v in zip(THICKNESS_MM, variation, strict=True))
     depth = skull_distance + 0.6 * smooth_field(generator, shape, spacing_mm, 35.0)[0]
 
-    def within(distance):  # share of the voxel on the negative side
+    def within(distance):  # share of a voxel on the negative side
         return (0.5 - distance / spacing_mm).clamp(0, 1)
 
     def solids(ellipsoids):
@@ -43,7 +45,7 @@ def surround(skull_distance, in_template_mm, spacing_mm, generator):
     scalp_mm = scalp_mm + 9 * (-solids(TEMPLES) / 16).clamp(0, 1)
     outside = _blend(_blend(solids(FACE), solids(NECK)), depth - skull_mm - scalp_mm)  # mm to the skin, negative inside
 
-    # From inside to outside, each laid over the one before.
+    # From inside to outside; each tissue covers those before it.
     muscle = 0.36 + 0.05 * smooth_field(generator, shape, spacing_mm, 5.0)[0]
     streaks = torch.sigmoid(4 * (smooth_field(generator, shape, spacing_mm, 14.0)[0] - 1.0))
     fat = 0.80 + 0.08 * smooth_field(generator, shape, spacing_mm, 10.0)[0]
@@ -64,14 +66,14 @@ def surround(skull_distance, in_template_mm, spacing_mm, generator):
 
 
 def _distance_mm(points_mm, centre, semi_axes):
-    """Roughly the distance to an ellipsoid and its mirror image across x = 0, negative inside."""
+    """Approximate distance to an ellipsoid and its mirror image across x = 0, negative inside."""
     x, y, z = points_mm
     scaled = [(value - c) / s for value, c, s in zip((x.abs(), y, z), centre, semi_axes, strict=True)]
     return (torch.sqrt(sum(value**2 for value in scaled)) - 1) * min(semi_axes)
 
 
 def _blend(first, second, round_mm=10.0):
-    """Union of two distances with its crease rounded."""
+    """Distance to the union of two solids, with a rounded crease."""
     share = (0.5 + 0.5 * (second - first) / round_mm).clamp(0, 1)
     return second + (first - second) * share - round_mm * share * (1 - share)
 

@@ -1,10 +1,11 @@
-"""One synthetic head: the ICBM152 template warped to a requested head size, ventricular volume and brain volume."""
+"""One simulated head: the ICBM152 template, warped to a requested head size, ventricular volume and brain volume."""
 
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from measurement.label_values import read_label_names
 from scipy.spatial.transform import Rotation
 from shared.mni_box import FIELD_OF_VIEW_MM, LOWER_CORNER_MM
 
@@ -13,37 +14,20 @@ from simulation.atlas import CLASSES, Atlas, sample_grid
 from simulation.skull_and_scalp import surround
 
 CORNER_MM = np.array(LOWER_CORNER_MM)
-LABELS = {
-    0: "background",
-    1: "sulcal CSF",
-    2: "left cerebral cortex",
-    3: "right cerebral cortex",
-    4: "left cerebral white matter",
-    5: "right cerebral white matter",
-    6: "left lateral ventricle",
-    7: "right lateral ventricle",
-    8: "third and fourth ventricle",
-    9: "left deep grey matter",
-    10: "right deep grey matter",
-    11: "left cerebellar cortex",
-    12: "right cerebellar cortex",
-    13: "left cerebellar white matter",
-    14: "right cerebellar white matter",
-    15: "brain stem",
-    16: "skull",
-    17: "scalp and face",
-}
+LABELS = read_label_names("demo")
 VOLUMES = {
     "ventricles_ml": (6, 7),
     "brain_ml": (2, 3, 4, 5, 9, 10, 11, 12, 13, 14, 15),
     "icv_ml": tuple(range(1, 16)),
 }
 BRAIN_STEM = 15
-LEFT_LABEL = {"cortex": 2, "white_matter": 4, "deep_grey": 9, "cerebellar_cortex": 11, "cerebellar_white_matter": 13}
-LEFT_LABEL["brain_stem"] = BRAIN_STEM  # the only tissue without sides; elsewhere the right label is one more
+LEFT_LABEL = {  # the label on the right is one more; only the brain stem has no sides
+    **{"cortex": 2, "white_matter": 4, "deep_grey": 9, "cerebellar_cortex": 11, "cerebellar_white_matter": 13},
+    "brain_stem": BRAIN_STEM,
+}
 TISSUES = tuple(LEFT_LABEL)
 
-# T1w signal, mean and spread between subjects: chosen by eye next to the template.
+# T1w signal: mean and spread between subjects, chosen by eye beside the template.
 SIGNAL = {
     "sulcal_csf": (0.10, 0.01),
     "cortex": (0.46, 0.02),
@@ -56,35 +40,42 @@ SIGNAL = {
     "brain_stem": (0.69, 0.02),
 }
 TEMPLATE_SIGNAL = dict(zip(CLASSES, (0.30, 0.65, 0.86, 0.30, 0.74, 0.66, 0.80, 0.76), strict=True))
-REACH_MM = 40.0  # how far from the ventricles tissue gives way to them
+LATTICE = tuple(side // 4 for side in FIELD_OF_VIEW_MM)  # points of smooth displacements, 4 mm apart
+REACH_MM = 40.0  # tissue farther than this from the ventricles does not move when they grow
 SEPTUM_MM = 1.5  # thickness of the septum pellucidum between the lateral ventricles
 CENTRE_MM = torch.tensor([0.0, -18.0, 20.0])[:, None, None, None]  # heads are scaled about this point
 
 
 @dataclass(frozen=True)
 class Person:
-    """What is asked of a subject; volumes in mL, `brain_fraction` = brain / intracranial volume."""
+    """What a subject's head shall show."""
 
     age_years: float
     sex: str
-    icv_ml: float
-    brain_fraction: float
-    ventricles_ml: float
+    icv_ml: float  # intracranial volume
+    brain_fraction: float  # brain volume / intracranial volume
+    ventricles_ml: float  # both lateral ventricles
 
 
 def measure_ml(labels: np.ndarray, spacing_mm: float, groups: dict[str, tuple] = VOLUMES) -> dict[str, float]:
-    """Volumes in mL: voxels whose value is in each group of label values, times the volume of a voxel."""
+    """Volume of each group of label values in a label map, in mL."""
     voxel_ml = spacing_mm**3 / 1000
     return {name: float(np.isin(labels, values).sum() * voxel_ml) for name, values in groups.items()}
 
 
 @torch.no_grad()
 def make_subject(person: Person, atlas: Atlas, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """T1w (float32, 0 to 1) and labels (uint8, see LABELS) on the project's box at the atlas' spacing, RAS order."""
+    """Make a T1w (float32, 0 to 1) and its labels (uint8, see LABELS) on the project's box, in RAS order.
+
+    Args:
+        person: requested head.
+        atlas: template at the voxel size of the result.
+        seed: seed of all random draws.
+    """
     spacing_mm = atlas.spacing_mm
     shape = tuple(size // spacing_mm for size in FIELD_OF_VIEW_MM)
     generator = torch.Generator().manual_seed(seed)
-    # What does not depend on the spacing is drawn first: the same seed is about the same head at every spacing.
+    # Draws that do not depend on the spacing come first, so that a seed gives about the same head at every spacing.
     mean_signal = {name: mean + sd * float(torch.randn((), generator=generator)) for name, (mean, sd) in SIGNAL.items()}
     mean_signal["cortex"] += 0.0005 * (person.age_years - 63)  # grey and white matter lose contrast with age
     mean_signal["white_matter"] -= 0.0012 * (person.age_years - 63)
@@ -107,42 +98,40 @@ def make_subject(person: Person, atlas: Atlas, seed: int) -> tuple[np.ndarray, n
     return acquire(signal, intracranial, spacing_mm, generator).numpy(), labels.numpy().astype(np.uint8)
 
 
-def _normal(generator, size):
-    return torch.randn(size, generator=generator).numpy()
-
-
 def voxel_centres_mm(shape, spacing_mm):
+    """Positions (3, X, Y, Z) of the voxel centres of the project's box, MNI RAS mm."""
     first_mm = CORNER_MM + spacing_mm / 2
     axes = [first + spacing_mm * torch.arange(size) for first, size in zip(first_mm, shape, strict=True)]
-    return torch.stack(torch.meshgrid(*axes, indexing="ij")).float()  # (3, X, Y, Z)
+    return torch.stack(torch.meshgrid(*axes, indexing="ij")).float()
 
 
-def random_warp(generator: torch.Generator) -> torch.Tensor:
-    """Smooth displacement (3, 40, 56, 40) in mm on a 4 mm lattice over the box, a few mm at most places, no folds."""
-    lattice = tuple(size // 4 for size in FIELD_OF_VIEW_MM)
-    lattice_mm = voxel_centres_mm(lattice, 4)
-    velocity = 2.0 * torch.cat([smooth_field(generator, lattice, 4, 45.0) for _ in range(3)])
-    velocity += 0.75 * torch.cat([smooth_field(generator, lattice, 4, 20.0) for _ in range(3)])
-    shift_mm = velocity / 16
-    for _ in range(4):  # scaling and squaring: a stationary velocity field keeps the anatomy in one piece
+def deform(points_mm: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Draw a smooth displacement without folds and give it at `points_mm` (3, ...), in mm: a few mm at most places.
+
+    A stationary velocity field on a 4 mm lattice is integrated by scaling and squaring, which keeps the anatomy in one piece.
+    """
+    velocity = 2.0 * torch.cat([smooth_field(generator, LATTICE, 4, 45.0) for _ in range(3)])
+    velocity += 0.75 * torch.cat([smooth_field(generator, LATTICE, 4, 20.0) for _ in range(3)])
+    lattice_mm, shift_mm = voxel_centres_mm(LATTICE, 4), velocity / 16
+    for _ in range(4):
         shift_mm = shift_mm + sample_grid(shift_mm, lattice_mm + shift_mm, CORNER_MM + 2, 4)
-    return shift_mm
+    return sample_grid(shift_mm, points_mm, CORNER_MM + 2, 4)
 
 
 def _warp(person, atlas, shape, generator):
-    """Template position (mm) of every voxel, and the linear scale that gives the requested intracranial volume."""
+    """Position of every voxel in the template (mm), and the linear scale that gives the requested intracranial volume."""
     spacing_mm = atlas.spacing_mm
-    aspect = np.exp(0.02 * _normal(generator, 3))
+    aspect = np.exp(0.02 * torch.randn(3, generator=generator).numpy())
     aspect /= aspect.prod() ** (1 / 3)
-    rotation = Rotation.from_euler("xyz", 2.0 * _normal(generator, 3), degrees=True).as_matrix()
+    rotation = Rotation.from_euler("xyz", 2.0 * torch.randn(3, generator=generator).numpy(), degrees=True).as_matrix()
     centred_mm = voxel_centres_mm(shape, spacing_mm)
-    shift_mm = sample_grid(random_warp(generator), centred_mm, CORNER_MM + 2, 4)
+    shift_mm = deform(centred_mm, generator)
     centred_mm = centred_mm - CENTRE_MM
 
     scale = (person.icv_ml / atlas.icv_ml) ** (1 / 3)
-    step = max(1, 4 // spacing_mm)  # a 4 mm lattice is enough to count litres
+    step = max(1, 4 // spacing_mm)  # every 4 mm is enough to count litres
     coarse, lattice_ml = slice(step // 2, None, step), (step * spacing_mm) ** 3 / 1000
-    for _ in range(5):  # only the part of the skull inside the box counts, so the scale is found by trying
+    for _ in range(5):  # only the part of the skull inside the box counts, so the scale is found by trial
         matrix = torch.tensor(rotation @ np.diag(1 / (scale * aspect)), dtype=torch.float32)
         in_template_mm = torch.einsum("ij,jxyz->ixyz", matrix, centred_mm) + CENTRE_MM + shift_mm
         (distance,) = atlas.sample(in_template_mm[:, coarse, coarse, coarse], "skull_distance")
@@ -154,14 +143,13 @@ def _warp(person, atlas, shape, generator):
 
 
 def _tissues(person, atlas, head_mm, scale, skull_distance, ventricle_distance, normal, generator):
-    """Soft weights by class, hard labels of everything inside the skull (0 outside), and the template's own detail."""
+    """Soft weight of each class, labels of everything inside the skull (0 outside), and the template's own detail."""
     spacing_mm, shape = atlas.spacing_mm, skull_distance.shape
     inside = (0.5 - skull_distance / spacing_mm).clamp(0, 1)
     intracranial = skull_distance < 0
-    lattice = tuple(size // 4 for size in FIELD_OF_VIEW_MM)
-    ripple_mm = F.interpolate(smooth_field(generator, lattice, 4, 25.0)[None], size=shape, mode="trilinear")[0, 0]
+    ripple_mm = F.interpolate(smooth_field(generator, LATTICE, 4, 25.0)[None], size=shape, mode="trilinear")[0, 0]
 
-    # The ventricle is where `distance` < `edge`; the edge is the quantile that holds the requested number of voxels.
+    # The ventricle is where `distance` < `edge`. This edge is the quantile that encloses the requested number of voxels.
     distance = ventricle_distance + ripple_mm
     septum = ((SEPTUM_MM / 2 - head_mm[0].abs() * scale) / spacing_mm + 0.5).clamp(0, min(1, SEPTUM_MM / spacing_mm))
     beside_septum = intracranial & (septum < 0.5)
@@ -170,7 +158,7 @@ def _tissues(person, atlas, head_mm, scale, skull_distance, ventricle_distance, 
     within_edge = ((edge - distance) / spacing_mm + 0.5).clamp(0, 1) * inside
     lateral, septum = within_edge * (1 - septum), within_edge * septum
 
-    # Tissue makes room: what lay at the ventricle's wall is pushed to its new edge, what is REACH_MM away stays.
+    # Tissue makes room: the ventricle's wall moves to its new edge, and tissue REACH_MM away does not move.
     pushed = torch.where(distance < edge, distance - edge, (distance - edge) * REACH_MM / (REACH_MM - edge))
     pushed = torch.where(distance > REACH_MM, distance, pushed)
     in_template_mm = head_mm + normal * ((pushed - distance) / scale)
@@ -178,7 +166,7 @@ def _tissues(person, atlas, head_mm, scale, skull_distance, ventricle_distance, 
     soft = dict(zip(CLASSES, classes, strict=True))
     detail = template_t1w - sum(TEMPLATE_SIGNAL[name] * soft[name] for name in CLASSES) / classes.sum(0).clamp_min(1e-3)
 
-    # Sulci widen by one shift of the logit of CSF, the quantile that leaves the requested number of brain voxels.
+    # Sulci widen: the logit of CSF is shifted by the quantile that leaves the requested number of brain voxels.
     soft["white_matter"] += septum
     tissue = torch.stack([soft[name] for name in TISSUES]) + 1e-6
     csf = soft["sulcal_csf"].clamp_min(0.004)

@@ -1,14 +1,15 @@
 """Heads painted on FreeSurfer / SynthSeg label maps: placement in MNI space, labels kept, contrast, refusals."""
 
-import json
 
 import make_demo_data
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from measurement.label_values import read_label_values
+from registration.deep_grey import CENTRES_MM
 from simulation import labelled_subject as label_subject
-from simulation.labelled_subject import DEEP_CENTRES_MM, LABELS, TISSUES
+from simulation.labelled_subject import LABELS, SIGNALS
 
 SETTINGS = {"version": "test", "seed": 1, "spacing_mm": 4, "labels": ["head.nii.gz"]}
 
@@ -27,7 +28,7 @@ def phantom(orientation="RAS", moved=None):
     shell = head & (z > 45)
     labels[shell] = np.where(x < 0, 3, 42)[shell]
     labels[((abs(x) - 8) ** 2 + (y + 20) ** 2 + (z - 28) ** 2 < 64) & head] = 4
-    for pair, centre in DEEP_CENTRES_MM.items():
+    for pair, centre in CENTRES_MM.items():
         for value, sign in zip(pair, (-1, 1), strict=True):
             labels[(x - sign * centre[0]) ** 2 + (y - centre[1]) ** 2 + (z - centre[2]) ** 2 < 20] = value
     image = nib.Nifti1Image(labels, (np.eye(4) if moved is None else moved) @ affine)
@@ -41,14 +42,16 @@ def save(image, folder, name="head.nii.gz"):
     return path
 
 
-def test_priors_give_each_label_value_one_tissue():
-    assert len(LABELS) == sum(len(tissue.values) for tissue in TISSUES.values())
+def test_every_label_value_of_the_table_has_the_signal_of_one_tissue():
+    assert set(LABELS) == set().union(*read_label_values().values())
+    assert set(LABELS.values()) == set(SIGNALS)
 
 
 def test_cortical_parcels_count_as_brain_and_scalp_does_not():
-    assert {3, 42, 1035, 2001, 16} <= set(label_subject.BRAIN)
-    assert {4, 24} <= set(label_subject.INTRACRANIAL) - set(label_subject.BRAIN)
-    assert not {0, 511, 515} & set(label_subject.INTRACRANIAL)
+    brain, intracranial = (set(label_subject.VOLUMES[name]) for name in ("brain_ml", "icv_ml"))
+    assert {3, 42, 1035, 2001, 16} <= brain
+    assert {4, 24, 30, 62} <= intracranial - brain
+    assert not {0, 511, 515} & intracranial
 
 
 def test_a_tilted_head_in_another_orientation_is_put_upright_in_mni_space(tmp_path):
@@ -121,7 +124,7 @@ def test_all_heads_of_one_map_are_in_one_split(tmp_path):
     settings = SETTINGS | {"labels": [f"map{k:02}.nii.gz" for k in range(12)]}
     for number in range(1, 37):
         sidecar = {"DemoSettings": settings, "LabelMap": settings["labels"][(number - 1) % 12], "Participant": {}}
-        make_demo_data.write_text(tmp_path / f"sub-{number:04}" / "anat" / f"sub-{number:04}_T1w.json", json.dumps(sidecar))
+        make_demo_data.write_json(tmp_path / f"sub-{number:04}" / "anat" / f"sub-{number:04}_T1w.json", sidecar)
     table = make_demo_data.write_participants(tmp_path, label_subject.VOLUMES)
     splits = table["split"].to_numpy().reshape(3, 12)
     assert (splits == splits[0]).all() and set(splits[0]) == {"train", "validation", "test"}

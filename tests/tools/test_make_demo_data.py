@@ -171,14 +171,14 @@ def test_running_again_makes_only_what_is_missing(cohort):
 
 
 def test_a_failed_write_leaves_no_image_and_no_table(tmp_path, monkeypatch):
-    def full_disk(image, path):
-        path.write_bytes(b"half")
-        raise OSError("No space left on device")
+    def full_disk(image):
+        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(make_demo_data.nib, "save", full_disk)
-    with pytest.raises(OSError, match="No space"):
+    monkeypatch.setattr(nib.Nifti1Image, "to_bytes", full_disk)
+    with pytest.raises(OSError, match="No space left on device while writing .*sub-0001_dseg.nii.gz"):
         make_demo_data.make_cohort(tmp_path, 1, SETTINGS)
-    assert not list(tmp_path.rglob("*.nii.gz")) and not (tmp_path / "participants.tsv").exists()
+    files = {path.name for path in tmp_path.rglob("*") if path.is_file()}
+    assert files == {"dataset_description.json", "dseg.tsv"}
 
 
 def test_a_cohort_made_with_other_settings_is_refused_by_name(cohort):
