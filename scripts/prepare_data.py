@@ -1,24 +1,22 @@
-"""Bring raw T1-weighted scans to the space the brain models are trained in.
+"""Bring raw T1-weighted scans to the space that the brain models are trained in.
 
     python scripts/prepare_data.py BIDS_DIR OUT_DIR
     python scripts/prepare_data.py scan_a.nii.gz scan_b.nii.gz OUT_DIR --spacing_mm 2 --workers 4
 
-Each scan is registered to the ICBM152 template (MNI152NLin2009aSym) with six degrees of freedom, so that head size
-survives, resampled to a box of 160 x 224 x 160 mm, and its intensities are scaled to [0, 1]. OUT_DIR becomes a BIDS
-data set: images in RAS order, `participants.tsv` without the subjects that failed, `failures.tsv` with the reasons,
-`registration.tsv` with a measure of each registration. Look at the scans it calls suspicious before training.
-A second run goes on where the first one stopped.
+Each scan is registered to the ICBM152 template (MNI152NLin2009aSym) with six degrees of freedom, so the head keeps its size. It
+is resampled to a box of 160 x 224 x 160 mm, and its intensities are scaled to [0, 1]. OUT_DIR becomes a BIDS data set: images
+in RAS order, `participants.tsv` without the subjects that failed, `failures.tsv` with the reasons, and `registration.tsv` with
+a quality measure of each registration. Look at the scans that are called suspicious before you train. If you run the command
+again, it skips the scans that are done.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import shutil
 import sys
-import zlib
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
@@ -26,10 +24,17 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pandas as pd
-import SimpleITK as sitk
+
+try:
+    import SimpleITK as sitk
+except ImportError:
+    raise SystemExit("error: prepare_data.py needs SimpleITK. Install it: pip install SimpleITK") from None
 from registration.rigid import LPS_TO_RAS, MEASURES, assess, register, to_sitk
 from scipy.linalg import polar
 from shared import mni_box
+from shared.files import read_json, write_json, write_text
+from shared.nifti import open_image, read_grey_values, refuse_not_3d, write_nifti
+from shared.tables import read_table
 
 INTENSITY_PERCENTILE = 99.8
 COARSEST_SPACING_MM = 3.0
@@ -40,42 +45,37 @@ PATTERN = "sub-*/**/anat/*_T1w.nii*"
 
 
 def read_scan(path: Path) -> sitk.Image:
-    """The scan in RAS voxel order, float32, its physical space kept; ValueError says why a scan cannot be used."""
-    try:
-        image = nib.load(path)
-        if image.ndim != 3:
-            raise ValueError(f"expected one 3-D volume, got shape {image.shape}; extract the volume first")
-        if isinstance(image, nib.Nifti1Image) and not (image.header["sform_code"] or image.header["qform_code"]):
-            raise ValueError("sform_code and qform_code are 0: its orientation is unknown; convert it again from DICOM")
-        image = nib.as_closest_canonical(image)
-        data = np.asarray(image.dataobj, dtype=np.float32)
-    except (OSError, EOFError, zlib.error, nib.filebasedimages.ImageFileError) as error:
-        raise ValueError(f"not readable as an image, truncated or damaged ({error})") from error
+    """Read a scan in RAS voxel order as float32, with its place in space.
 
-    spacing_mm = np.linalg.norm(image.affine[:3, :3], axis=0)
-    if not np.isfinite(image.affine).all() or spacing_mm.min() < 0.1:
-        raise ValueError(f"its affine is not usable:\n{image.affine}")
-    if spacing_mm.max() > COARSEST_SPACING_MM:
+    Raises:
+        ValueError: the scan cannot be used.
+    """
+    image = open_image(path)
+    refuse_not_3d(image.shape)
+    data = read_grey_values(path)
+    affine = image.affine @ nib.orientations.inv_ornt_aff(nib.io_orientation(image.affine), image.shape)
+    spacing_mm = nib.affines.voxel_sizes(affine)
+    if spacing_mm.min() < 0.1 or spacing_mm.max() > COARSEST_SPACING_MM:
         sides = " x ".join(f"{size:.2f}" for size in spacing_mm)
-        raise ValueError(f"voxels of {sides} mm; no side may be longer than {COARSEST_SPACING_MM:g} mm")
-    directions, _ = polar(image.affine[:3, :3] / spacing_mm)
-    if np.abs(directions - image.affine[:3, :3] / spacing_mm).max() > 0.01:
-        raise ValueError("its affine has shear; resample it to a rectangular grid first")
-    if not np.isfinite(data).all():
-        raise ValueError(f"{np.count_nonzero(~np.isfinite(data))} voxels are NaN or infinite")
-    if data.max() == data.min():
-        raise ValueError(f"all voxels have the value {data.max():g}")
+        raise ValueError(f"has voxels of {sides} mm; each side must be 0.1 to {COARSEST_SPACING_MM:g} mm long")
+    directions, _ = polar(affine[:3, :3] / spacing_mm)
+    if np.abs(directions - affine[:3, :3] / spacing_mm).max() > 0.01:
+        raise ValueError("has an affine with shear; resample it to a rectangular grid first")
     low, high = np.percentile(data, (1, INTENSITY_PERCENTILE))
     if low < -0.1 * abs(high):
-        raise ValueError(f"its first percentile is {low:.4g}: not a magnitude image; give intensities that start at 0")
-    return to_sitk(data, spacing_mm, directions, image.affine[:3, 3])
+        raise ValueError(f"has a first percentile of {low:.4g}, so it is no magnitude image; give intensities that start at 0")
+    return to_sitk(data, spacing_mm, directions, affine[:3, 3])
 
 
 def read_mask(path: Path, scan: sitk.Image) -> sitk.Image:
-    """A brain mask on the grid of its scan, as float32 0 and 1."""
+    """Read a brain mask on the grid of its scan, as float32 0 and 1.
+
+    Raises:
+        ValueError: the mask cannot be used, or has another grid than the scan.
+    """
     try:
         mask = read_scan(path)
-        if mask.GetSize() != scan.GetSize() or not np.allclose(geometry(mask), geometry(scan), atol=0.01):
+        if mask.GetSize() != scan.GetSize() or not np.allclose(_geometry(mask), _geometry(scan), atol=0.01):
             raise ValueError("has another grid than the scan")
     except ValueError as error:
         raise ValueError(f"brain mask {path}: {error}") from error
@@ -84,12 +84,12 @@ def read_mask(path: Path, scan: sitk.Image) -> sitk.Image:
     return mask
 
 
-def geometry(image: sitk.Image) -> tuple[float, ...]:
+def _geometry(image: sitk.Image) -> tuple[float, ...]:
     return (*image.GetSpacing(), *image.GetOrigin(), *image.GetDirection())
 
 
 def box(spacing_mm: float) -> sitk.Image:
-    """The empty grid of the models, RAS voxel order."""
+    """The empty grid of the models, in RAS voxel order."""
     origin_mm = mni_box.affine(spacing_mm, "RAS")[:3, 3]
     return to_sitk(np.zeros(mni_box.size(spacing_mm)), [spacing_mm] * 3, np.eye(3), origin_mm)
 
@@ -98,7 +98,7 @@ def box(spacing_mm: float) -> sitk.Image:
 
 
 def correct_bias(scan: sitk.Image) -> sitk.Image:
-    """N4 bias field correction (Tustison et al. 2010), fitted at about 4 mm."""
+    """Correct the bias field with N4 (Tustison et al. 2010), fitted at about 4 mm."""
     small = sitk.BinShrink(scan, [max(1, round(4 / size)) for size in scan.GetSpacing()])
     n4 = sitk.N4BiasFieldCorrectionImageFilter()
     n4.Execute(sitk.Clamp(small, lowerBound=0.0), sitk.OtsuThreshold(small, 0, 1))
@@ -106,7 +106,7 @@ def correct_bias(scan: sitk.Image) -> sitk.Image:
 
 
 def resample(image: sitk.Image, grid: sitk.Image, rigid: sitk.AffineTransform, interpolator) -> np.ndarray:
-    """The image on the grid as an array (X, Y, Z); smoothed first along the axes where the grid is coarser."""
+    """Resample an image to a grid, as an array (X, Y, Z). Axes on which the grid is coarser are smoothed first."""
     for axis, (size, wanted) in enumerate(zip(image.GetSpacing(), grid.GetSpacing(), strict=True)):
         if wanted > 1.2 * size:  # full widths at half maximum add in squares
             image = sitk.RecursiveGaussian(image, float(np.sqrt(wanted**2 - size**2) / 2.355), direction=axis)
@@ -114,10 +114,10 @@ def resample(image: sitk.Image, grid: sitk.Image, rigid: sitk.AffineTransform, i
 
 
 def scale_intensities(volume: np.ndarray) -> tuple[np.ndarray, float]:
-    """The volume in [0, 1] and the intensity that became 1: the 99.8th percentile of the foreground."""
+    """Scale a volume to [0, 1], and give the intensity that became 1: the 99.8th percentile of the foreground."""
     foreground = volume[volume > 0.1 * np.percentile(volume, 99)]
     if not foreground.size:
-        raise ValueError("nothing of the scan lies inside the box after registration")
+        raise ValueError("no part of the scan lies inside the box after registration")
     one = float(np.percentile(foreground, INTENSITY_PERCENTILE))
     return np.clip(volume / one, 0, 1), one
 
@@ -126,14 +126,14 @@ def scale_intensities(volume: np.ndarray) -> tuple[np.ndarray, float]:
 
 
 def prepare(scan_path: Path, subject: str, out_dir: Path, settings: dict) -> None:
-    """Write `sub-X/anat/sub-X_T1w.nii.gz` and its sidecar; the sidecar comes last and says that the subject is done."""
+    """Write `sub-X/anat/sub-X_T1w.nii.gz` and its sidecar. The sidecar comes last: it marks the subject as done."""
     scan = read_scan(scan_path)
     mask = None
     if settings["mask_suffix"]:
         mask = read_mask(scan_path.with_name(stem(scan_path) + settings["mask_suffix"]), scan)
     if settings["n4"]:
         scan = correct_bias(scan)
-    rigid, affine = register(scan * mask if mask else scan)
+    rigid, full_affine = register(scan * mask if mask else scan)
     grid = box(settings["spacing_mm"])
     volume = resample(scan, grid, rigid, sitk.sitkBSpline)
     if mask:
@@ -150,24 +150,17 @@ def prepare(scan_path: Path, subject: str, out_dir: Path, settings: dict) -> Non
         "IntensityOfOne": one,
         "IntensityPercentile": INTENSITY_PERCENTILE,
         "ScanToMniRasMm": np.linalg.inv(LPS_TO_RAS @ mni_to_scan @ LPS_TO_RAS).round(6).tolist(),
-        "Registration": assess(scan, affine),
+        "Registration": assess(scan, full_affine),
         "Settings": settings,
     }
-    affine_ras = np.diag([settings["spacing_mm"]] * 3 + [1.0])
-    affine_ras[:3, 3] = LPS_TO_RAS[:3, :3] @ grid.GetOrigin()
-    image = nib.Nifti1Image(volume, affine_ras)
+    affine = mni_box.affine(settings["spacing_mm"], "RAS")
+    image = nib.Nifti1Image(volume, affine)
     image.set_data_dtype(np.uint16)  # nibabel stores the slope; half the size of float32
-    image.set_sform(affine_ras, code="mni")
-    image.set_qform(affine_ras, code="mni")
+    image.set_sform(affine, code="mni")
+    image.set_qform(affine, code="mni")
     image_path, sidecar_path = outputs(out_dir, subject)
-    image_path.parent.mkdir(parents=True, exist_ok=True)
-    beside = image_path.with_name("." + image_path.name)
-    try:
-        nib.save(image, beside)
-        os.replace(beside, image_path)
-    finally:
-        beside.unlink(missing_ok=True)
-    write_text(sidecar_path, json.dumps(sidecar, indent=2))
+    write_nifti(image_path, image)
+    write_json(sidecar_path, sidecar)
 
 
 def stem(path: Path) -> str:
@@ -179,23 +172,17 @@ def outputs(out_dir: Path, subject: str) -> tuple[Path, Path]:
     return path.with_name(path.name + ".nii.gz"), path.with_name(path.name + ".json")
 
 
-def write_text(path: Path, text: str) -> None:
-    beside = path.with_name("." + path.name)
-    beside.write_text(text + "\n" * (not text.endswith("\n")))
-    os.replace(beside, path)
-
-
 def find_scans(inputs: list[Path], pattern: str) -> tuple[dict[str, Path], dict[str, str], pd.DataFrame]:
-    """The scan of each subject, the reasons against others, and the table of participants (all text)."""
+    """Find the scan of each subject, the reasons why other subjects fail, and the table of participants (all text)."""
     scans: dict[str, list[Path]] = {}
     table = None
     if len(inputs) == 1 and inputs[0].is_dir():
         for path in sorted(inputs[0].glob(pattern)):
             scans.setdefault(path.relative_to(inputs[0]).parts[0], []).append(path)
         if (inputs[0] / "participants.tsv").is_file():
-            table = pd.read_csv(inputs[0] / "participants.tsv", sep="\t", dtype=str, keep_default_na=False)
+            table = pd.DataFrame(read_table(inputs[0] / "participants.tsv"))
             if "participant_id" not in table or table["participant_id"].duplicated().any():
-                raise ValueError(f"{inputs[0] / 'participants.tsv'}: needs a column participant_id without repetitions")
+                raise ValueError(f"{inputs[0] / 'participants.tsv'}: a column participant_id without repetitions is needed")
     else:
         for path in inputs:
             if path.is_dir():
@@ -221,11 +208,15 @@ def find_scans(inputs: list[Path], pattern: str) -> tuple[dict[str, Path], dict[
 
 
 def done(out_dir: Path, subject: str, settings: dict) -> bool:
-    """Whether the subject is there already; ValueError if it was prepared with other settings."""
+    """Whether the subject was prepared before.
+
+    Raises:
+        ValueError: it was prepared with other settings.
+    """
     image_path, sidecar_path = outputs(out_dir, subject)
     if not (image_path.is_file() and sidecar_path.is_file()):
         return False
-    before = json.loads(sidecar_path.read_text())["Settings"]
+    before = read_json(sidecar_path)["Settings"]
     if before != settings:
         raise ValueError(f"{sidecar_path}: prepared with {before}, now {settings}; choose another OUT_DIR")
     return True
@@ -240,7 +231,24 @@ def prepare_all(
     pattern: str = PATTERN,
     workers: int = 1,
 ) -> dict[str, str]:
-    """Prepare every scan that is not done yet; returns participant_id -> reason of the subjects that failed."""
+    """Prepare every scan that is not done yet.
+
+    Args:
+        inputs: one BIDS folder, or NIfTI files.
+        out_dir: folder of the new data set.
+        spacing_mm: voxel size of the result.
+        n4: correct the bias field first.
+        mask_suffix: ending of the brain mask beside each scan; "" keeps the skull.
+        pattern: which files of the BIDS folder are scans.
+        workers: number of scans at a time.
+
+    Returns:
+        participant_id to reason for each subject that failed.
+
+    Raises:
+        FileNotFoundError: there are no scans.
+        ValueError: a setting is wrong, or differs from that of an earlier run.
+    """
     if len(inputs) == 1 and not inputs[0].exists():
         raise FileNotFoundError(f"{inputs[0]}: no such file or folder")
     if inputs[0].resolve() == out_dir.resolve():
@@ -260,7 +268,7 @@ def prepare_all(
         try:
             for count, job in enumerate(as_completed(jobs), start=1):
                 subject = jobs[job]
-                # Whatever stops one subject must not stop the others.
+                # An error of any kind in one subject must not stop the others.
                 if error := job.exception():
                     kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
                     failures[subject] = kind + " ".join(str(error).split())
@@ -274,7 +282,7 @@ def prepare_all(
 
 
 def worker_pool(workers: int) -> ThreadPoolExecutor | ProcessPoolExecutor:
-    """One thread, or processes that share the cores. Spawned: ITK's own threads do not survive a fork."""
+    """One thread, or several processes that divide the cores. They are spawned, because ITK's threads do not survive a fork."""
     if workers == 1:
         return ThreadPoolExecutor(1)
     threads = max(1, (os.cpu_count() or 1) // workers)
@@ -283,13 +291,11 @@ def worker_pool(workers: int) -> ThreadPoolExecutor | ProcessPoolExecutor:
 
 
 def write_tables(source: Path, out_dir: Path, table: pd.DataFrame, failures: dict[str, str]) -> None:
-    """The tables of the data set: participants, failures, registrations."""
-    out_dir.mkdir(parents=True, exist_ok=True)
+    """Write the tables of the data set: participants, registrations and failures."""
     table = table[~table["participant_id"].isin(failures)]
     rows = []
     for subject in table["participant_id"]:
-        sidecar = json.loads(outputs(out_dir, subject)[1].read_text())
-        rows.append({"participant_id": subject, **sidecar["Registration"]})
+        rows.append({"participant_id": subject, **read_json(outputs(out_dir, subject)[1])["Registration"]})
     registrations = pd.DataFrame(rows, columns=["participant_id", *MEASURES])
     reasons = pd.DataFrame(sorted(failures.items()), columns=["participant_id", "reason"])
     for name, content in {"participants": table, "registration": registrations, "failures": reasons}.items():
@@ -302,7 +308,7 @@ def write_tables(source: Path, out_dir: Path, table: pd.DataFrame, failures: dic
         "DatasetType": "derivative",
         "GeneratedBy": [{"Name": "prepare_data.py"}],
     }
-    write_text(out_dir / "dataset_description.json", json.dumps(description, indent=2))
+    write_json(out_dir / "dataset_description.json", description)
 
     suspicious = registrations[registrations["suspicious"] != ""]
     if len(suspicious):
@@ -315,17 +321,17 @@ def write_tables(source: Path, out_dir: Path, table: pd.DataFrame, failures: dic
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("inputs", nargs="+", type=Path, help="a BIDS folder, or NIfTI files")
-    parser.add_argument("out_dir", type=Path)
+    parser.add_argument("out_dir", type=Path, help="folder of the new data set")
     parser.add_argument("--spacing_mm", type=float, default=1.0, help="voxel size of the result (default: 1)")
     parser.add_argument("--n4", action="store_true", help="correct the bias field first")
     parser.add_argument(
         "--mask_suffix",
         default="",
-        help="keep the brain only: the mask (of HD-BET, SynthStrip, ...) beside X.nii.gz is called X<mask_suffix>, "
-        "for instance _mask.nii.gz (default: the skull is kept)",
+        help="keep only the brain: ending of the brain mask (from HD-BET, SynthStrip, ...) that lies beside each X.nii.gz as "
+        "X<mask_suffix>, for instance _mask.nii.gz (default: keep the skull)",
     )
-    parser.add_argument("--pattern", default=PATTERN, help="which files of a BIDS folder are meant")
-    parser.add_argument("--workers", type=int, default=1, help="scans at a time; about 1 GB of memory each (default: 1)")
+    parser.add_argument("--pattern", default=PATTERN, help="which files of a BIDS folder are scans (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=1, help="scans at a time, about 1 GB of memory each (default: 1)")
     options = vars(parser.parse_args(arguments))
     try:
         return 1 if prepare_all(**options) else 0

@@ -1,1 +1,1 @@
-"""From a raw scan to the space of the model."""
+"""Rigid registration to MNI space: of scans by intensities, of label maps by deep grey structures."""

@@ -1,6 +1,6 @@
 """Rigid registration of a T1-weighted scan to the ICBM152 template (MNI152NLin2009aSym), and how good it is.
 
-Points are in millimetres, in the LPS convention of SimpleITK; transforms map MNI points to points of the scan.
+Points are in millimetres, in SimpleITK's LPS convention. Transforms map MNI points to points of the scan.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 BRAIN_CENTRE_LPS_MM = (0.0, 18.0, 5.0)  # of the template
 BRAIN_HEIGHT_MM = 150.0
-USUAL_HEAD_SCALE = 0.9  # length in a head / length in the template, which is large
+USUAL_HEAD_SCALE = 0.9  # length in a head / length in the template, whose head is large
 
-# A registration outside of these limits is called suspicious. Chosen: in 12 simulated heads with skull and neck the
-# correlation was 0.54 - 0.66, the same turned by 10 degrees 0.44 - 0.52, moved by 10 mm 0.23 - 0.33. Adult heads have
-# about 0.65 - 0.9 of the volume of the template's.
+# A registration outside these limits is called suspicious (chosen). In 12 simulated heads with skull and neck the correlation
+# was 0.54 to 0.66; rotated by 10 degrees it was 0.44 to 0.52, moved by 10 mm 0.23 to 0.33. Adult heads have about 0.65 to 0.9
+# of the volume of the template's head.
 LOWEST_CORRELATION = 0.5
 LOWEST_COVERAGE = 0.98
 HEAD_VOLUME_RATIOS = (0.5, 1.3)
@@ -29,7 +29,7 @@ MEASURES = ("template_correlation", "brain_coverage", "head_volume_ratio", "susp
 
 
 def to_sitk(data: np.ndarray, spacing_mm, directions: np.ndarray, origin_mm) -> sitk.Image:
-    """A SimpleITK image (LPS) of an array (X, Y, Z) with a RAS geometry."""
+    """Turn an array (X, Y, Z) with a RAS geometry into a SimpleITK image (LPS)."""
     image = sitk.GetImageFromArray(np.ascontiguousarray(data.transpose(2, 1, 0), dtype=np.float32))
     image.SetSpacing([float(size) for size in spacing_mm])
     image.SetDirection((LPS_TO_RAS[:3, :3] @ directions).ravel().tolist())
@@ -47,13 +47,15 @@ def template() -> tuple[sitk.Image, sitk.Image]:
 
 
 def register(scan: sitk.Image) -> tuple[sitk.AffineTransform, sitk.AffineTransform]:
-    """The rigid and the affine transform from MNI points to points of the scan.
+    """Find the rigid and the affine transform from MNI points to points of the scan.
 
-    The affine fit absorbs head size; its rotation, about the centre of the template's brain, is the rigid transform.
-    Raises ValueError if the scan nowhere overlaps the template.
+    The affine fit absorbs head size. Its rotation about the centre of the template's brain is the rigid transform.
+
+    Raises:
+        ValueError: the scan does not overlap the template.
     """
     fixed, brain = template()
-    # Hardly more than the brain, for the same reason as the fixed size below.
+    # A margin of one voxel around the brain. A wider one would let the template's brain grow, see below.
     margin = sitk.BinaryDilate(brain, [1, 1, 1])
     moving = sitk.BinShrink(scan, [max(1, round(2 / size)) for size in scan.GetSpacing()])
 
@@ -72,8 +74,8 @@ def register(scan: sitk.Image) -> tuple[sitk.AffineTransform, sitk.AffineTransfo
         method.Execute(*(sitk.SmoothingRecursiveGaussian(image, float(shrink)) for image in pair))
         return method.GetMetricValue()
 
-    # A head that nods, or a guess of its centre that is off, would leave one start in a wrong optimum. The size stays
-    # fixed at first: free, it may grow until the template's brain fills the skull.
+    # A single start could end in a wrong optimum if the head nods or its centre is estimated badly. The size is fixed at first,
+    # because it could otherwise grow until the template's brain fills the skull.
     rotation_and_translation = (1, 1, 1, 1, 1, 1, 0)
     starts = []
     centre_mm = head_centre_lps_mm(moving)
@@ -105,7 +107,7 @@ def register(scan: sitk.Image) -> tuple[sitk.AffineTransform, sitk.AffineTransfo
 
 
 def head_centre_lps_mm(scan: sitk.Image) -> np.ndarray:
-    """The centroid of the head down to the height of a brain, so that the neck does not count."""
+    """Centroid of the head down to the height of a brain, so that the neck does not count."""
     parts = sitk.RelabelComponent(sitk.ConnectedComponent(sitk.OtsuThreshold(scan, 0, 1)))
     indices = np.argwhere(sitk.GetArrayViewFromImage(parts) == 1)[:, ::-1]
     directions = np.reshape(scan.GetDirection(), (3, 3))
@@ -115,13 +117,13 @@ def head_centre_lps_mm(scan: sitk.Image) -> np.ndarray:
 
 
 def assess(scan: sitk.Image, affine: sitk.AffineTransform) -> dict:
-    """How well the affine fit explains the scan; measured inside the template's brain at 2 mm.
+    """Measure how well the affine fit explains the scan, inside the template's brain at 2 mm.
 
     Returns:
         template_correlation: Pearson's r of the intensities of scan and template.
         brain_coverage: fraction of the template's brain that lies inside the scan's field of view.
-        head_volume_ratio: volume of this head / volume of the template's.
-        suspicious: which of these are outside of the limits, or an empty text.
+        head_volume_ratio: volume of this head / volume of the template's head.
+        suspicious: names of the measures outside the limits, or an empty text.
     """
     fixed, brain = template()
     inside = sitk.GetArrayViewFromImage(brain) > 0

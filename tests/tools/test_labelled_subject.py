@@ -1,6 +1,5 @@
 """Heads painted on FreeSurfer / SynthSeg label maps: placement in MNI space, labels kept, contrast, refusals."""
 
-
 import make_demo_data
 import nibabel as nib
 import numpy as np

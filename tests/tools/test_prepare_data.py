@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 
 import nibabel as nib
 import numpy as np
@@ -9,6 +11,7 @@ import pandas as pd
 import prepare_data
 import pytest
 import SimpleITK as sitk
+from conftest import ROOT
 from nilearn.datasets import load_mni152_template
 from tools.test_registration import errors, moved_head
 
@@ -124,14 +127,14 @@ def test_intensities_lie_in_0_to_1_and_the_constant_restores_the_scan(prepared):
 @pytest.mark.parametrize(
     ("subject", "reason"),
     [
-        ("sub-4d", r"one 3-D volume, got shape \(.*, 2\)"),
-        ("sub-nan", r"\d+ voxels are NaN"),
-        ("sub-zero", "all voxels have the value 0"),
-        ("sub-zscored", "not a magnitude image"),
-        ("sub-coarse", r"5\.00 .* mm; no side may be longer than 3 mm"),
+        ("sub-4d", r"has 4 dimensions \(.*, 2\)"),
+        ("sub-nan", r"\d+ voxels that are NaN"),
+        ("sub-zero", "is 0 everywhere"),
+        ("sub-zscored", "no magnitude image"),
+        ("sub-coarse", r"5\.00 .* mm; each side must be 0.1 to 3 mm long"),
         ("sub-shear", "shear"),
-        ("sub-truncated", "truncated or damaged"),
-        ("sub-nocode", "sform_code and qform_code are 0"),
+        ("sub-truncated", "cannot be read to its end"),
+        ("sub-nocode", "neither a qform nor an sform"),
         ("sub-twice", r"2 scans \(sub-twice_run-1_T1w.nii.gz, sub-twice_run-2_T1w.nii.gz\)"),
         ("sub-unlisted", "no row in participants.tsv"),
         ("sub-absent", "no file matches"),
@@ -230,6 +233,13 @@ def test_command_line_refuses_bad_folders_before_work_starts(tmp_path, capsys):
             prepare_data.main([str(argument) for argument in arguments])
         assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_simpleitk_is_named_with_the_command_that_installs_it():
+    command = "import sys; sys.modules['SimpleITK'] = None; sys.path.insert(0, 'scripts'); import prepare_data"
+    process = subprocess.run([sys.executable, "-c", command], cwd=ROOT, capture_output=True, text=True)
+    assert process.returncode == 1
+    assert process.stderr == "error: prepare_data.py needs SimpleITK. Install it: pip install SimpleITK\n"
 
 
 @pytest.mark.slow
