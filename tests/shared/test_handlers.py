@@ -170,6 +170,17 @@ def test_other_data_or_spacing_does_not_go_on_from_this_checkpoint(tmp_path):
             engine.run(data, max_epochs=1)
 
 
+def test_a_setting_that_only_an_earlier_version_wrote_is_no_difference(tmp_path):
+    network, _ = fresh()
+    engine, data = trainer(network, torch.optim.Adam(network.parameters()), [])
+    Resume(tmp_path / "resume.pt", {"network": network}, settings={"data": "a", "seen": ["b"]}).attach(engine)
+    engine.run(data, max_epochs=1)
+    engine, data = trainer(network, torch.optim.Adam(network.parameters()), [])
+    Resume(tmp_path / "resume.pt", {"network": network}, settings={"data": "a", "seen_voxels": ["c"]}).attach(engine)
+    engine.run(data, max_epochs=2)
+    assert engine.state.epoch == 2
+
+
 def test_a_lower_learning_rate_is_taken_up_on_resuming(tmp_path):
     """A run that diverged says "lower the learning rate and run again": the checkpoint's rate must not win."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import nibabel as nib
 import numpy as np
 
 from ..shared import mni_box
+from ..shared.identities import voxels_sha256
 from ..shared.nifti import check_files, open_image, read_grey_values, refuse_not_3d
 
 __all__ = ["Content", "check_images", "refuse_elsewhere"]
@@ -22,11 +22,7 @@ PREPARE = "Bring it there with: python scripts/prepare_data.py"
 
 
 class Content(NamedTuple):
-    """Of an image's voxels.
-
-    The hash, by which an image is known again, is 16 hexadecimal digits of a SHA-256 of the voxels as float32, from left to
-    right, back to front and bottom to top: a copy with another name, compression, orientation or type of number has the same.
-    """
+    """Identity and range of an image's voxels."""
 
     voxels_sha256: str
     lowest: float
@@ -97,8 +93,7 @@ def refuse_elsewhere(shape: Sequence[int], affine: np.ndarray) -> None:
 def _check_content(path: str) -> Content:
     """Every voxel."""
     values = read_grey_values(path)
-    digest = hashlib.sha256(np.ascontiguousarray(values.T, dtype="<f4")).hexdigest()[:16]
-    return Content(digest, float(values.min()), float(values.max()))
+    return Content(voxels_sha256(values), float(values.min()), float(values.max()))
 
 
 def _mm(values: np.ndarray) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..model.training_record import recipe_of
 from ..shared.files import sha256
+from ..shared.identities import knows_all
 
 __all__ = ["describe", "describe_training", "read_provenance", "trained_on"]
 
@@ -83,7 +84,7 @@ def trained_on(provenance: Mapping, weights: Iterable[str | Path], training: Seq
 
 
 def describe_training(recipe: Mapping, training: Sequence[Mapping], weights_sha256: str) -> str:
-    """`84 of the 84 training scans, after weights 0123456789ab that do not say what they were trained on`.
+    """`84 of the 84 training scans, and scans that its weights do not name`.
 
     Args:
         recipe: of the weights.
@@ -91,14 +92,11 @@ def describe_training(recipe: Mapping, training: Sequence[Mapping], weights_sha2
         weights_sha256: of their file.
     """
     if "seen_voxels" not in recipe:
-        return _told_elsewhere(weights_sha256) or "scans that its weights do not tell"
+        return _told_elsewhere(weights_sha256) or "scans that its weights do not name"
     seen, own = set(recipe["seen_voxels"]), {item["voxels_sha256"] for item in training}
     text = f"{len(seen & own)} of the {len(own)} training scans"
     text += f" and {len(seen - own)} others" if seen - own else ""
-    if start := recipe.get("unknown_start"):
-        unknown = f"scans that the weights {start[:12]}, which it went on from, do not tell"
-        text += f", after {_told_elsewhere(start) or unknown}"
-    return text
+    return text if knows_all(recipe) else f"{text}, and scans that its weights do not name"
 
 
 def _told_elsewhere(weights_sha256: str) -> str:

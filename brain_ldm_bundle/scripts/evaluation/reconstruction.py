@@ -19,9 +19,10 @@ from tqdm import tqdm
 
 from ..data.covariates import NULL, CovariateSchema
 from ..data.derivative import PROVENANCE, Derivative
-from ..model.training_record import refuse_seen, what_training_knew
+from ..model.training_record import what_training_knew
 from ..shared import mni_box
 from ..shared.files import sha256, write_json
+from ..shared.identities import refuse_seen
 from ..shared.sections import write_section
 from ..shared.tables import read_table, write_table
 from .covariate_regressor import physical

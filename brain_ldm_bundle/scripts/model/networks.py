@@ -36,8 +36,7 @@ class Autoencoder(PublishedNames, WithRecipe, AutoencoderKL):
 
     Every level after the first halves the grid, so D, H and W must be multiples of `self.factor`.
 
-    `recipe`: {"seen_voxels": `seen.identities` of the training scans, "unknown_start": `seen.unknown_start`}; the published
-    weights have none.
+    `recipe`: {"seen_voxels", "seen_unknown"} of `shared.identities`; the published weights have none.
     """
 
     def __init__(
@@ -101,7 +100,7 @@ class DiffusionUNet(PublishedNames, WithRecipe, DiffusionModelUNet):
 
     What a model needs beyond its weights travels in its state dict: `scale_factor`, by which latents are multiplied
     before they are noised, and `recipe`, a JSON-able dict (prediction type, covariate schema, spacing, the
-    autoencoder's hash, `seen.identities` of the training scans). The published weights have neither: they use unscaled
+    autoencoder's hash, the identities of the training scans). The published weights have neither: they use unscaled
     latents and predict the noise.
     """
 
@@ -184,8 +183,7 @@ class Regressor(WithRecipe, nets.Regressor):
     instead of batch normalisation (an answer does not depend on who else is in the batch), and `num_features` features
     before the answer.
 
-    `recipe`: {"covariates": schema, "spacing_mm", "regressor": the arguments below, "seen_voxels": `seen.identities` of the
-    training scans, "unknown_start": `seen.unknown_start`}.
+    `recipe`: {"covariates": schema, "spacing_mm", "regressor": the arguments below, "seen_voxels", "seen_unknown"}.
 
     Args:
         image_size: voxels of a volume.
@@ -237,7 +235,7 @@ class VolumeGenerator(WithRecipe, nets.Generator):
 
     The last upsampling is a sub-pixel one (Aitken et al. 2017), so that nothing is convolved on the finest grid.
 
-    `recipe`: {"model", "spacing_mm", "generator": the arguments below, "seen_voxels": `seen.identities` of the training scans}.
+    `recipe`: {"model", "spacing_mm", "generator": the arguments below, "seen_voxels"}.
 
     Args:
         image_size: voxels of a volume; each side a multiple of 2 ** len(channels).

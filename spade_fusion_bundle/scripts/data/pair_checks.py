@@ -1,19 +1,21 @@
-"""Whether scans and label maps can be trained on: each is read and checked once, and sound pairs are remembered."""
+"""Scans and label maps are checked before training. Sound pairs are remembered, so that each is read once."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from ..shared import nifti
+from ..shared.identities import voxels_sha256
 from .labels import LabelTable
 
-__all__ = ["pair_problems"]
+__all__ = ["check_pairs"]
 
 MOST_READERS = 4  # each holds a pair, some 0.5 GB at 256 x 256 x 256 while its values are looked up
 
@@ -21,33 +23,38 @@ MOST_READERS = 4  # each holds a pair, some 0.5 GB at 256 x 256 x 256 while its 
 AFFINE_TOLERANCE = 1e-3
 
 
-def pair_problems(
-    items: Sequence[Mapping], table: LabelTable, workers: int | None = None, cache_file: str | Path | None = None
+def check_pairs(
+    items: Sequence[dict], table: LabelTable, workers: int | None = None, cache_file: str | Path | None = None
 ) -> list[str]:
-    """What is wrong with the files, in their order, one line each; sound pairs are remembered and not read again.
+    """Check scans and label maps. Sound pairs are remembered and not read again.
 
     Args:
-        items: {"image", "label"}, paths of T1w and map.
-        table: whose values the maps may hold.
-        workers: threads that read; None: one per core, at most 4.
+        items: {"image": path of the T1w, "label": path of the map}; a sound scan gets "voxels_sha256", its identity.
+        table: label table with the values that maps may hold.
+        workers: number of threads that read files; None: one per core, at most 4.
         cache_file: JSON that remembers the sound pairs by path, size, date and table.
+
+    Returns:
+        problems, one line each, in the order of `items`.
     """
     of_table = hashlib.sha256(json.dumps(table.to_dict()).encode()).hexdigest()
 
-    def check(image: str, label: str) -> list:
-        problems = _problems_of_pair(image, label, table)
-        if problems:
-            raise ValueError("\n".join(problems))
-        return []
-
     pairs = [[item["image"], item["label"]] for item in items]
-    return nifti.check_files(pairs, check, [of_table], workers or min(MOST_READERS, os.cpu_count()), cache_file)[0]
+    problems, found = nifti.check_files(
+        pairs, partial(_check_pair, table), [of_table], workers or min(MOST_READERS, os.cpu_count()), cache_file
+    )
+    for item, identity in zip(items, found):
+        if identity is not None:
+            (item["voxels_sha256"],) = identity
+    return problems
 
 
-def _problems_of_pair(image: str, label: str, table: LabelTable) -> list[str]:
+def _check_pair(table: LabelTable, image: str, label: str) -> list[str]:
+    """Identity of a sound scan with a sound map on its grid."""
     problems, grids = [], []
     try:
-        grids.append(_check_image(image))
+        *grid, identity = _check_image(image)
+        grids.append(grid)
     except ValueError as error:
         problems.append(f"{image}: {error}")
     try:
@@ -62,15 +69,16 @@ def _problems_of_pair(image: str, label: str, table: LabelTable) -> list[str]:
         elif np.abs(affine - label_affine).max() > AFFINE_TOLERANCE:
             rows, label_rows = (np.round(matrix[:3], 3).tolist() for matrix in (affine, label_affine))
             problems.append(f"{label}: has the affine {label_rows}, not {rows} as {remedy}")
-    return problems
+    if problems:
+        raise ValueError("\n".join(problems))
+    return [identity]
 
 
-def _check_image(path: str) -> tuple[tuple[int, ...], np.ndarray]:
-    """Shape and affine of a sound T1w."""
+def _check_image(path: str) -> tuple[tuple[int, ...], np.ndarray, str]:
+    """Shape, affine and identity of a sound T1w."""
     scan = nifti.open_image(path)
     nifti.refuse_not_3d(scan.shape)
-    nifti.read_grey_values(path)
-    return scan.shape, scan.affine
+    return scan.shape, scan.affine, voxels_sha256(nifti.read_grey_values(path))
 
 
 def _check_label(path: str, table: LabelTable) -> tuple[tuple[int, ...], np.ndarray]:

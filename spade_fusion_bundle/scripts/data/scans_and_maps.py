@@ -15,9 +15,9 @@ from ..shared.problems import refuse
 from ..shared.tables import read_table
 from .derivative import made_here
 from .labels import LabelTable
-from .pair_checks import pair_problems
+from .pair_checks import check_pairs
 
-__all__ = ["fingerprint", "from_lists", "identities", "listed", "pair_key", "read_dataset", "read_splits", "refuse_too_few"]
+__all__ = ["fingerprint", "from_lists", "listed", "pair_key", "read_dataset", "read_splits", "refuse_too_few"]
 
 SPLITS = ("training", "fusion", "validation", "test")
 SPLIT_COLUMN = {"train": "training", "fusion": "fusion", "validation": "validation", "test": "test"}
@@ -58,7 +58,8 @@ def read_dataset(
 
     Returns:
         {"training": [...], "fusion": [...], "validation": [...], "test": [...]}, with items {"image": path, "label": path,
-        "participant_id": "sub-X"}; with folds, those of "training" have a "fold", 0 to k - 1, and "fusion" is empty.
+        "participant_id": "sub-X", "voxels_sha256": identity of the scan}; with folds, those of "training" have a "fold",
+        0 to k - 1, and "fusion" is empty.
 
     Raises:
         FileNotFoundError: no such data set or datalist.
@@ -76,7 +77,7 @@ def read_dataset(
         items, problems = _bids_items(dataset_dir)
     else:
         items, problems = _datalist_items(datalist, dataset_dir)
-    problems += pair_problems(items, table, workers, cache_file)
+    problems += check_pairs(items, table, workers, cache_file)
     refuse(problems, f"{dataset_dir} cannot be used for training yet ({len(problems)} problems):")
     return _share_out(items, validation_fraction, fusion_fraction, folds, seed)
 
@@ -142,15 +143,6 @@ def fingerprint(data: Mapping[str, Sequence[dict]]) -> str:
         for item in items
     )
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
-
-
-def identities(items: Iterable[Mapping]) -> list[str]:
-    """By what scans are known again wherever they lie, without their names: short hashes of file name and size."""
-    return sorted(_identity(item["image"]) for item in items)
-
-
-def _identity(image: str) -> str:
-    return hashlib.sha256(f"{Path(image).name} {os.stat(image).st_size}".encode()).hexdigest()[:16]
 
 
 def pair_key(item: Mapping, settings: Sequence) -> bytes:
@@ -302,7 +294,7 @@ def _share_out(
     shares = {split: [] for split in SPLITS}
     for item in items:
         participant = item["participant_id"]
-        item = {key: item[key] for key in ("image", "label", "participant_id")}
+        item = {key: item[key] for key in ("image", "label", "participant_id", "voxels_sha256")}
         if participant in fold_of:
             item["fold"] = fold_of[participant]
         shares[split_of[participant]].append(item)

@@ -10,10 +10,10 @@ from ignite.engine import Engine, Events
 from monai.inferers import Inferer
 
 from ..data.planes import AXES, PLANES
-from ..data.scans_and_maps import identities
 from ..generation.patch_merging import box_around
 from ..generation.synthesis import Synthesiser
 from ..model.ssim import WINDOW, ssim_map
+from ..shared.identities import refuse_seen
 from ..shared.tables import write_table
 from .trivial_answers import paint
 
@@ -47,13 +47,7 @@ def held_out(data: Mapping[str, list[dict]], split: str, recipe: Mapping) -> lis
     if not data.get(split):
         counts = ", ".join(f"{name}: {len(items)}" for name, items in data.items())
         raise ValueError(f"no scans in the split {split!r} ({counts}). Choose another with --split")
-    seen = set(recipe.get("seen", ()))
-    known = [item["image"] for item in data[split] if not seen.isdisjoint(identities([item]))]
-    if known:
-        raise ValueError(
-            f"{len(known)} of {len(data[split])} scans in the split {split!r}, such as {known[0]}, were trained on. Share "
-            f"out as training did (--seed, --validation_fraction, --fusion_fraction, --folds, participants.tsv), or name others"
-        )
+    refuse_seen(data[split], recipe, split)
     return data[split]
 
 

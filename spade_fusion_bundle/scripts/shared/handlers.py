@@ -93,8 +93,8 @@ class Resume:
         state = read_tensors(self.path)
         try:
             for name, value in state.get("settings", {}).items():
-                if self.settings.get(name) != value:
-                    raise ValueError(f"{name}: {value}, now {self.settings.get(name)}")
+                if self.settings.get(name, value) != value:  # a setting of an earlier version may be gone
+                    raise ValueError(f"{name}: {value}, now {self.settings[name]}")
             for name, item in self.objects.items():
                 _restore(item, state[name])
         except (KeyError, RuntimeError, ValueError) as error:

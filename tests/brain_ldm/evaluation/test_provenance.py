@@ -65,10 +65,10 @@ SCANS = [{"voxels_sha256": voxels} for voxels in ("a", "b", "c", "c")]  # one of
         ({"seen_voxels": ["a", "b", "c"]}, "3 of the 3 training scans"),
         ({"seen_voxels": ["a", "x", "y"]}, "1 of the 3 training scans and 2 others"),
         (
-            {"seen_voxels": ["b"], "unknown_start": "e" * 64},
-            "1 of the 3 training scans, after scans that the weights eeeeeeeeeeee, which it went on from, do not tell",
+            {"seen_voxels": ["b"], "seen_unknown": True},
+            "1 of the 3 training scans, and scans that its weights do not name",
         ),
-        ({}, "scans that its weights do not tell"),
+        ({}, "scans that its weights do not name"),
     ],
 )
 def test_what_a_model_was_trained_on_is_told_from_its_weights(tmp_path, recipe, words):
@@ -86,16 +86,13 @@ def test_the_scans_of_an_autoencoder_count_as_those_of_its_model(tmp_path):
     assert trained_on(made_by, files[:1], SCANS) == "1 of the 3 training scans"
 
 
-def test_weights_that_come_with_the_bundle_are_known_alone_and_as_a_beginning(tmp_path):
+def test_weights_that_come_with_the_bundle_are_known():
     """The page compared baselines that had never seen the cohort with a model that had, and did not say so."""
     for note in MODELS.glob("demo_*.json"):
         for name, known in json.loads(note.read_text())["sha256"].items():
             assert sha256(MODELS / name) == known
             words = trained_on({"WeightsSHA256": known}, [MODELS / name], SCANS)
             assert words.startswith("448 simulated heads of make_demo_data.py") and f"({name}, which comes" in words
-            made_by = write_weights(tmp_path / "model.pt", {"seen_voxels": ["a"], "unknown_start": known})
-            further = trained_on(made_by, [tmp_path / "model.pt"], SCANS)
-            assert further == f"1 of the 3 training scans, after {words}"
 
 
 def test_an_audit_tells_what_it_audited(cohort, tmp_path):  # noqa: F811

@@ -14,7 +14,7 @@ from brain_ldm_bundle.scripts.data import bids
 from brain_ldm_bundle.scripts.data.covariates import CovariateSchema
 from brain_ldm_bundle.scripts.model import training_record as seen
 from brain_ldm_bundle.scripts.shared.files import sha256
-from brain_ldm_bundle.scripts.shared.weights import read_recipe
+from brain_ldm_bundle.scripts.shared.identities import seen_unknown, seen_voxels
 
 SCHEMA = CovariateSchema.from_file(ROOT / "brain_ldm_bundle" / "configs" / "covariates.json")
 
@@ -44,23 +44,23 @@ def test_scans_are_known_again_wherever_they_lie_and_whatever_their_files_are(da
         nib.save(nib.load(path), path.with_name(path.name.replace("_T1w.nii.gz", "_run-1_T1w.nii")))
         path.unlink()
     moved = bids.read_dataset(tmp_path / "moved", SCHEMA, SPACING_MM)
-    known = seen.identities(data["training"])
-    assert known == seen.identities(moved["training"]) and len(known) == len(data["training"])
-    assert set(known).isdisjoint(seen.identities(moved["validation"]))
+    known = seen_voxels(data["training"])
+    assert known == seen_voxels(moved["training"]) and len(known) == len(data["training"])
+    assert set(known).isdisjoint(seen_voxels(moved["validation"]))
     assert "sub" not in "".join(known)
 
 
 def test_a_split_other_than_the_trainings_is_noticed(dataset):
     """Another --seed, and scans that were trained on passed as held out."""
     data = bids.read_dataset(dataset, SCHEMA, SPACING_MM, seed=0)
-    recipe = {"seen_voxels": seen.identities(data["training"])}
+    recipe = {"seen_voxels": seen_voxels(data["training"])}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         seen.check_split(data, recipe)
     other = bids.read_dataset(dataset, SCHEMA, SPACING_MM, seed=1)
     assert other["validation"] != data["validation"]
     with pytest.raises(
-        ValueError, match="in the split 'validation', such as .*, are among .* trained on. Share out as .*--seed"
+        ValueError, match="in the split 'validation', such as .*, are among .* trained on. Split the data as .*--seed"
     ):
         seen.check_split(other, recipe)
     fewer = {"training": [*data["training"], *data["validation"]], "validation": [], "test": []}
@@ -72,51 +72,44 @@ def test_a_split_other_than_the_trainings_is_noticed(dataset):
 
 def test_what_weights_have_seen_stays_seen_when_they_are_trained_further(dataset, tmp_path):
     data = bids.read_dataset(dataset, SCHEMA, SPACING_MM)
-    known = seen.identities(data["training"][:2])
+    known = seen_voxels(data["training"][:2])
     write(tmp_path / "model.pt", {"seen_voxels": known})
-    further = seen.identities(data["training"][5:], tmp_path / "model.pt")
-    assert further == sorted(known + seen.identities(data["training"][5:]))
-
-
-def test_weights_that_went_on_from_others_of_unknown_scans_do_not_claim_to_know_all(dataset, tmp_path):
-    """The page said "which it never saw" of weights that had begun with some of 448 other heads."""
-    unknown, first, second = (tmp_path / f"{name}.pt" for name in ("unknown", "first", "second"))
-    write(unknown, {"spacing_mm": 8.0})
-    for init, path in ((unknown, first), (first, second)):
-        write(path, {"seen_voxels": ["a"], "unknown_start": seen.unknown_start(init)})
-    assert read_recipe(second)["unknown_start"] == sha256(unknown)
-    write(first, {"seen_voxels": ["a"], "unknown_start": seen.unknown_start(None)})
-    assert seen.unknown_start(first) is None
-    recipe = read_recipe(second)
-    with pytest.warns(UserWarning, match=f"went on from others .{sha256(unknown)[:12]}. that do not say which scans"):
-        seen.refuse_seen(bids.read_dataset(dataset, SCHEMA, SPACING_MM)["validation"], recipe, "validation")
-    assert seen.what_training_knew("test", recipe).startswith("which it did not see in this training (it went on from weights")
+    further = seen_voxels(data["training"][5:], tmp_path / "model.pt")
+    assert further == sorted(known + seen_voxels(data["training"][5:]))
 
 
 def test_scans_are_seen_that_either_network_was_trained_on(tmp_path):
     model, autoencoder = tmp_path / "model.pt", tmp_path / "autoencoder.pt"
     write(model, {"spacing_mm": 8.0, "seen_voxels": ["a", "b"]})
-    both = {"spacing_mm": 8.0, "unknown_start": None}
+    both = {"spacing_mm": 8.0, "seen_unknown": False}
     assert seen.recipe_of(model, autoencoder) == both | {"seen_voxels": ["a", "b"]}  # it is not there yet
     write(autoencoder, {"seen_voxels": ["b", "c"]})
     assert seen.recipe_of(model, autoencoder) == both | {"seen_voxels": ["a", "b", "c"]}
     write(model, {"spacing_mm": 8.0})  # one that does not say: the published one, say
-    assert seen.recipe_of(model, autoencoder) == {
-        "spacing_mm": 8.0, "seen_voxels": ["b", "c"], "unknown_start": sha256(model)
-    }  # fmt: skip
-    write(model, {"seen_voxels": ["a"], "unknown_start": None})
-    write(autoencoder, {"seen_voxels": ["b", "c"], "unknown_start": "0123456789abcdef"})
-    assert seen.recipe_of(model, autoencoder)["unknown_start"] == "0123456789abcdef"
-    write(autoencoder, {})
-    assert seen.recipe_of(model, autoencoder)["unknown_start"] == sha256(autoencoder)
+    assert seen.recipe_of(model, autoencoder) == both | {"seen_voxels": ["b", "c"], "seen_unknown": True}
+    write(model, {"seen_voxels": ["a"]})
+    for unknown in ({"seen_voxels": ["b"], "seen_unknown": True}, {"seen_voxels": ["b"], "unknown_start": "0" * 64}, {}):
+        write(autoencoder, unknown)
+        assert seen.recipe_of(model, autoencoder)["seen_unknown"]
     write(model, {})
     assert "seen_voxels" not in seen.recipe_of(model, autoencoder)
 
 
+def test_weights_that_begin_with_others_of_unknown_scans_do_not_claim_to_know_all(tmp_path):
+    """The page said "which it never saw" of weights that had begun with some of 448 other heads."""
+    init, recipe = tmp_path / "init.pt", {"seen_voxels": ["a"]}
+    assert seen_unknown(None) is False
+    for known, unknown in (({"spacing_mm": 8.0}, True), (recipe, False), (recipe | {"seen_unknown": True}, True)):
+        write(init, known)
+        assert seen_unknown(init) is unknown
+    assert seen.what_training_knew("test", recipe) == "which it never saw"
+    assert seen.what_training_knew("test", recipe | {"seen_unknown": True}).startswith("which should be new to it (its weights")
+
+
 def test_held_out_scans_that_a_baseline_was_trained_on_are_refused(dataset, tmp_path):
     data = bids.read_dataset(dataset, SCHEMA, SPACING_MM, validation_fraction=0.5)
-    made_by_lsgan = write(tmp_path / "lsgan.pt", {"model": "lsgan", "seen_voxels": seen.identities(data["training"])})
-    made_by_vaegan = write(tmp_path / "vaegan.pt", {"model": "vaegan", "seen_voxels": seen.identities(data["validation"][:3])})
+    made_by_lsgan = write(tmp_path / "lsgan.pt", {"model": "lsgan", "seen_voxels": seen_voxels(data["training"])})
+    made_by_vaegan = write(tmp_path / "vaegan.pt", {"model": "vaegan", "seen_voxels": seen_voxels(data["validation"][:3])})
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         seen.check_baselines(data, tmp_path, {}, {"Sampler": "ddim", "WeightsSHA256": "0"}, made_by_lsgan)

@@ -85,7 +85,7 @@ def test_every_scan_is_paired_with_its_own_map(cohort):
     for image, label in found.items():
         own = image.replace("_T1w", "_dseg")
         assert label == (own if "sub-04" in image else own.replace(str(cohort), str(cohort / LABELS)))
-    assert set(shares["training"][0]) == {"image", "label", "participant_id"}
+    assert set(shares["training"][0]) == {"image", "label", "participant_id", "voxels_sha256"}
 
 
 def test_a_map_of_another_space_or_description_name_is_found(cohort):
