@@ -192,7 +192,7 @@ measure_more() {
 }
 
 evaluate() {
-    local folder="$output/evaluation/brain_ldm" sweeps=() scans argument
+    local folder="$output/evaluation/brain_ldm" sweeps=() argument
     # shellcheck disable=SC2086
     bundle brain_ldm_bundle --config_file configs/evaluate.json --dataset_dir "$output/data" --models_dir "$output/models" \
         --output_dir "$folder" --cache_dir "$output/cache" --pairs "$PAIRS" $COMPONENTS \
@@ -205,18 +205,14 @@ evaluate() {
         [ -f "$folder/memorisation.section.json" ]
     measure_volumes "$output/reconstructed_volumes.tsv" "$output/reconstructions"
     read_covariates "$output/reconstructed_ages.tsv" "$output/reconstructions"
-    scans=(--real "$output/data" --real_measured "$output/cohort_volumes.tsv" "$folder/regressor.tsv")
-    python scripts/conditioning.py "$output/generated" --measured "$output"/generated_{volumes,ages}.tsv "${scans[@]}" \
-        --reconstructed "$output/reconstructions" --reconstructed_measured "$output"/reconstructed_{volumes,ages}.tsv \
-        --output "$folder"
     for argument in $SWEEPS; do
         case "$argument" in ventricles_ml | age) sweeps+=(--sweep "$argument") ;; esac
     done
-    sweeps+=(--sweep brain_normalised_ml)  # of which --extrapolate makes one beyond the range
-    python scripts/sweep_figure.py "$output/sweeps" "${sweeps[@]}" --measured "$output"/sweeps_{volumes,ages}.tsv "${scans[@]}" \
-        --output "$folder"
-    python scripts/compare_volumes.py "$output/cohort_volumes.tsv" "$output/generated_volumes.tsv" \
-        --reconstructed "$output/reconstructed_volumes.tsv" --output "$folder"
+    sweeps+=(--sweep brain_normalised_ml)  # --extrapolate goes beyond its range
+    python scripts/conditioning.py "$output/generated" --measured "$output"/generated_{volumes,ages}.tsv \
+        --real "$output/data" --real_measured "$output/cohort_volumes.tsv" "$folder/regressor.tsv" \
+        --reconstructed "$output/reconstructions" --reconstructed_measured "$output"/reconstructed_{volumes,ages}.tsv \
+        --sweeps "$output/sweeps" --sweeps_measured "$output"/sweeps_{volumes,ages}.tsv "${sweeps[@]}" --output "$folder"
 }
 
 train_spade() {

@@ -37,7 +37,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 from measurement.label_values import read_volume_labels
-from measurement.output_table import NORMALISED, VOLUMES, normalised_ml, participant_of, quality_flags, write_table
+from measurement.output_table import VOLUMES, check_unit, complete_row, participant_of, write_table
 from nibabel.filebasedimages import ImageFileError
 
 SEGMENTATIONS = (".nii", ".nii.gz", ".mgz", ".mgh")
@@ -67,9 +67,6 @@ ASEG_BRAIN = ("BrainSegVolNotVent", "Brain-Stem")
 ASEG_ICV = ("EstimatedTotalIntraCranialVol", "eTIV")  # the same; the name in a table depends on the version
 ASEG_OLD_ICV = ("IntraCranialVol", "ICV")
 ASEG_COLUMNS = (*ASEG_VENTRICLES, *ASEG_BRAIN, *ASEG_ICV, *ASEG_OLD_ICV)
-
-# No adult head has other volumes, whatever its disease; a factor of 1000 lies far outside.
-POSSIBLE_ML = {"ventricles_ml": (0.5, 700), "brain_ml": (300, 2500), "icv_ml": (500, 3000)}
 
 
 def read_source(path: Path) -> Iterator[dict]:
@@ -112,31 +109,12 @@ def _telling_name(path: Path) -> str:
 
 
 def _row(file: Path, participant_id: str, read: Callable) -> dict:
-    """One row; `read` gives (volumes in mL, tool) or raises ValueError."""
-    row = {"participant_id": participant_id, "file": str(file), "tool": "", "flags": "", "error": ""}
-    row |= dict.fromkeys((*VOLUMES, NORMALISED), math.nan)
+    """One row of the table; `read` returns the volumes in mL and the tool, or raises ValueError, which `error` keeps."""
     try:
-        volumes, row["tool"] = read()
+        volumes, tool = read()
     except ValueError as error:
-        return row | {"error": str(error)}
-    row |= volumes
-    row[NORMALISED] = normalised_ml(row["brain_ml"], row["icv_ml"])
-    row["flags"] = quality_flags(row)
-    return row
-
-
-def check_unit(volumes_ml: Mapping[str, float], where: str) -> None:
-    """Raise ValueError for volumes that no head has, naming the unit they look like; NaN passes."""
-    for name, (low, high) in POSSIBLE_ML.items():
-        value = volumes_ml.get(name, math.nan)
-        if math.isnan(value) or low <= value <= high:
-            continue
-        looks = ""
-        if low <= value / 1000 <= high:
-            looks = "; it looks like mm3 where mL were expected"
-        elif low <= value * 1000 <= high:
-            looks = "; it looks 1000 times too small, like L for mL or mL for mm3"
-        raise ValueError(f"{where}: {name} would be {value:g} mL, possible are {low:g} to {high:g}{looks}")
+        return complete_row(participant_id, file, {}, "") | {"error": str(error)}
+    return complete_row(participant_id, file, volumes, tool) | {"error": ""}
 
 
 # --- Segmentations -------------------------------------------------------------------------------------------------

@@ -16,13 +16,14 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from cohorts.cohort import describe, read_cohort, read_json
+from cohorts.cohort import describe, read_cohort
 from report_page.agreement_table import provenance_rows, training_rows
 from report_page.label_names import read_label_names
 from report_page.page import Content, page
 from report_page.plots import overview
 from report_page.read_sections import find_sections
 from report_page.training_log import draw as draw_curves
+from shared.files import read_json
 
 LARGE_MB = 50  # a page that some browsers take seconds to open
 

@@ -1,20 +1,29 @@
-"""Agreement between requested and measured values: correlation, slope, bias; correlation with other requests held."""
+"""Agreement of measured with requested or true values: its numbers, and how tables show them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+import pandas as pd
 from scipy import stats
 
 
 def agreement(requested: Sequence[float], measured: Sequence[float]) -> dict[str, float]:
-    """Compare pairs of values, both in the same unit.
+    """Compare pairs of values.
 
-    Returns n, Pearson's r with its Fisher 95 % interval (r_low, r_high), the least-squares slope of measured on
-    requested with its 95 % t interval (slope_low, slope_high), and in the values' unit the bias (mean of
-    measured - requested) and the mean absolute error (mae).
-    Raises ValueError for fewer than 4 pairs, unequal lengths, values that are not finite, or constant input.
+    Args:
+        requested: (n,) requested or true values.
+        measured: (n,) measured values in the same unit.
+
+    Returns:
+        n; Pearson's r with its 95 % interval by Fisher's z (r_low, r_high); the least-squares slope of measured on requested
+        values with its 95 % t interval (slope_low, slope_high); and in the values' unit the bias (mean of measured -
+        requested) and the mean absolute error (mae).
+
+    Raises:
+        ValueError: fewer than 4 pairs, unequal lengths, values that are not finite or all the same.
     """
     requested, measured = np.asarray(requested, float), np.asarray(measured, float)
     if requested.shape != measured.shape or requested.ndim != 1:
@@ -29,54 +38,85 @@ def agreement(requested: Sequence[float], measured: Sequence[float]) -> dict[str
             raise ValueError(f"{name} values are all {values[0]:g}: a correlation needs values that differ")
 
     correlation = stats.pearsonr(requested, measured)
-    interval = correlation.confidence_interval(0.95)  # Fisher's z
+    interval = correlation.confidence_interval(0.95)
     line = stats.linregress(requested, measured)
     margin = stats.t.ppf(0.975, n - 2) * line.stderr
     difference = measured - requested
-    return {
-        "n": n,
-        "r": float(correlation.statistic),
-        "r_low": float(interval.low),
-        "r_high": float(interval.high),
-        "slope": float(line.slope),
-        "slope_low": float(line.slope - margin),
-        "slope_high": float(line.slope + margin),
-        "bias": float(difference.mean()),
-        "mae": float(np.abs(difference).mean()),
+    numbers = {
+        "r": correlation.statistic,
+        "r_low": interval.low,
+        "r_high": interval.high,
+        "slope": line.slope,
+        "slope_low": line.slope - margin,
+        "slope_high": line.slope + margin,
+        "bias": difference.mean(),
+        "mae": np.abs(difference).mean(),
     }
+    return {"n": n} | {name: float(value) for name, value in numbers.items()}
 
 
 def partial_correlation(requested: Sequence[float], measured: Sequence[float], others: np.ndarray) -> dict[str, float]:
-    """Pearson's r of what a linear regression on other covariates leaves of requested and measured values.
+    """Correlate what remains of requested and measured values after a linear regression on other covariates.
 
-    Requests are drawn together: large ventricles come with high ages. What a tool reads may follow the one by way of the other.
+    Requests are drawn together: large ventricles come with high ages. A tool that measures the one then seems to measure the
+    other as well.
 
     Args:
-        requested: (n,).
-        measured: (n,).
-        others: (n, k) values of the covariates that are held.
+        requested: (n,) requested values.
+        measured: (n,) measured values.
+        others: (n, k) values of the covariates that are held constant.
 
     Returns:
-        partial_r with its 95 % interval by Fisher's z of n - k (partial_r_low, partial_r_high; Fisher 1924, Metron 3) and held,
-        the number k of independent columns; r has n - 2 - k degrees of freedom.
+        partial_r with its 95 % interval by Fisher's z for n - k values (partial_r_low, partial_r_high; Fisher 1924, Metron 3),
+        and held, the number k of linearly independent columns. r has n - 2 - k degrees of freedom.
 
     Raises:
-        ValueError: fewer than k + 4 pairs, or nothing left to correlate.
+        ValueError: fewer than k + 4 pairs, or values that the other covariates determine completely.
     """
     values = np.column_stack([requested, measured]).astype(float)
     others = np.asarray(others, float).reshape(len(values), -1)
-    spread = others.std(axis=0)
-    others = ((others - others.mean(axis=0)) / np.where(spread > 0, spread, 1))[:, spread > 0]
+    others = stats.zscore(others[:, np.ptp(others, axis=0) > 0], axis=0)
     held = int(np.linalg.matrix_rank(others)) if others.size else 0
     n = len(values)
     if n < held + 4:
-        raise ValueError(f"{n} pairs are too few to hold {held} covariates, {held + 4} are needed")
+        raise ValueError(f"{n} pairs are too few to hold {held} covariates constant, {held + 4} are needed")
     values -= values.mean(axis=0)
     left = values - others @ np.linalg.lstsq(others, values, rcond=None)[0]
     if (left.std(axis=0) <= 1e-9 * values.std(axis=0)).any():
         raise ValueError("requested or measured values follow from the other covariates: nothing is left to correlate")
     r = float(np.corrcoef(left.T)[0, 1])
-    low, high = np.tanh(
-        np.arctanh(np.clip(r, -1 + 1e-12, 1 - 1e-12)) + np.array([-1, 1]) * stats.norm.ppf(0.975) / np.sqrt(n - held - 3)
-    )
-    return {"partial_r": r, "partial_r_low": float(low), "partial_r_high": float(high), "held": held}
+    margin = stats.norm.ppf(0.975) / np.sqrt(n - held - 3)
+    z = np.arctanh(np.clip(r, -1 + 1e-12, 1 - 1e-12))
+    return {
+        "partial_r": r,
+        "partial_r_low": float(np.tanh(z - margin)),
+        "partial_r_high": float(np.tanh(z + margin)),
+        "held": held,
+    }
+
+
+def holm(p: pd.Series) -> pd.Series:
+    """Correct p values for their number (Holm 1979, Scand. J. Stat. 6); NaN stays NaN and does not count."""
+    ordered = p.dropna().sort_values()
+    return (ordered * np.arange(len(ordered), 0, -1)).cummax().clip(upper=1).reindex(p.index)
+
+
+def mean_answer_error(expected: pd.Series) -> float:
+    """Mean absolute error of a tool or model that always answers the mean of these values."""
+    return float((expected - expected.mean()).abs().mean())
+
+
+def agreement_cells(numbers: Mapping[str, float], decimals: int, unit: str) -> list[str]:
+    """Cells of a table for r, slope, bias and mean absolute error; the last two have `decimals` and the unit."""
+    return [
+        f"{numbers['r']:.3f} [{numbers['r_low']:.3f}, {numbers['r_high']:.3f}]",
+        f"{numbers['slope']:.2f} [{numbers['slope_low']:.2f}, {numbers['slope_high']:.2f}]",
+        f"{numbers['bias']:+.{decimals}f} {unit}".strip(),
+        f"{numbers['mae']:.{decimals}f} {unit}".strip(),
+    ]
+
+
+def decimals_of(values: pd.Series) -> int:
+    """Decimals that show differences between values: one, and more where they spread over less than 1."""
+    spread = float(values.std())
+    return max(1, 1 - math.floor(math.log10(spread))) if spread > 0 else 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 import pandas as pd
 from report_page.three_planes import POINT_MM
 from scipy.optimize import linear_sum_assignment
+from shared.files import read_json
 
 from cohorts.row_matching import read_measured, read_table
 
@@ -103,6 +103,19 @@ class Cohort:
         rest = ~self.expected["split"].isin(TRAINING) & self.measured[self.quantities()].notna().any(axis=1)
         return replace(self, expected=self.expected[rest], measured=self.measured[rest]) if rest.any() else self
 
+    def participant(self, volume: str) -> str:
+        """The participant whom a volume shows."""
+        return volume if volume in self.listed.index else volume.split("_")[0]
+
+    def has_several_per_participant(self) -> bool:
+        """Whether several volumes show one participant, so that they are not independent."""
+        return len(set(map(self.participant, self.images))) < len(self.images)
+
+    def rows_by_tool(self) -> dict[str, pd.DataFrame]:
+        """For each tool its rows of the volumes in `expected`, with all columns, indexed by participant."""
+        rows = {tool: table[table.index.isin(self.expected.index)] for tool, table in self.tables.items()}
+        return {tool: table.set_axis(table.index.map(self.participant), axis=0) for tool, table in rows.items()}
+
     def by(self, name: str, tool: str) -> str:
         """ " by the tool" for a quantity that several tools measured, else ""."""
         return f" by {tool}" if sum(name in table for table in self.tables.values()) > 1 else ""
@@ -143,9 +156,9 @@ def read_cohort(folder: Path, measured_files: Sequence[Path] = (), everyone: boo
     found = {participant: _images(folder, participant) for participant in listed.index}
     tables: dict[str, pd.DataFrame] = {}
     for path in measured_files:
-        tool, table = read_measured(path, folder, found)
-        _refuse_text(table, path)
-        tables[tool] = tables[tool].combine_first(table) if tool in tables else table
+        for tool, table in read_measured(path, folder, found).items():
+            _refuse_text(table, path)
+            tables[tool] = tables[tool].combine_first(table) if tool in tables else table
     measured = pd.DataFrame()
     for table in tables.values():
         measured = table if measured.empty else measured.join(table[table.columns.difference(measured.columns)], how="outer")
@@ -202,24 +215,6 @@ def _images(folder: Path, participant: str) -> dict[str, Path]:
 def _is_number(values: pd.Series) -> bool:
     """Whether a column holds numbers, or nothing."""
     return pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
-
-
-def read_json(path: Path) -> dict:
-    """A JSON file with an object.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: something else than an object.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON ({error})") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected a JSON object, got {type(content).__name__}")
-    return content
 
 
 def _name(folder: Path) -> str:

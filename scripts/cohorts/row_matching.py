@@ -1,4 +1,4 @@
-"""Tables of measurement: which volume of a folder each row is of."""
+"""Match the rows of measurement tables to the volumes of a folder."""
 
 from __future__ import annotations
 
@@ -10,81 +10,94 @@ import numpy as np
 import pandas as pd
 
 
-def read_table(path: Path) -> pd.DataFrame:
-    """A tab-separated table by participant_id; "n/a" is NaN.
+def read_table(path: Path, several_rows: bool = False) -> pd.DataFrame:
+    """Read a tab-separated table, indexed by participant_id; "n/a" becomes NaN.
+
+    Args:
+        path: the table.
+        several_rows: whether a participant may have several rows.
 
     Raises:
-        FileNotFoundError: no such table.
-        ValueError: no column participant_id, one twice, or one that is no name of a folder.
+        FileNotFoundError: the table does not exist.
+        ValueError: no column participant_id, an entry of it that cannot name a folder, or a participant twice.
     """
-    table = _read_rows(path)
-    if table.index.has_duplicates:
-        raise ValueError(f"{path}: {table.index[table.index.duplicated()][0]} is there twice")
-    return table
-
-
-def _read_rows(path: Path) -> pd.DataFrame:
-    """As `read_table`; a participant may have several rows."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such table")
     table = pd.read_csv(path, sep="\t", dtype={"participant_id": str}, encoding="utf-8-sig")
     if "participant_id" not in table:
-        raise ValueError(f"{path}: expected a column participant_id")
+        raise ValueError(f"{path}: expected a column participant_id, got {', '.join(map(str, table))}")
     names = table["participant_id"]
     if (bad := ~names.fillna("").str.fullmatch(r"[\w.+-]*\w[\w.+-]*")).any():
         raise ValueError(f"{path}: a participant_id such as sub-0001 is needed, got {names[bad].iloc[0]!r}")
     table = table.set_index("participant_id")
+    if not several_rows:
+        _refuse_twice(table, path)
     empty = [name for name in table if table[name].isna().all()]
     return table.astype(dict.fromkeys(empty, float))
 
 
-def read_measured(path: Path, folder: Path, images: Mapping[str, Mapping[str, Path]]) -> tuple[str, pd.DataFrame]:
-    """A table of measurement by volume, and the tool that measured (its column `tool`, else the table's name).
+def read_measured(path: Path, folder: Path, images: Mapping[str, Mapping[str, Path]]) -> dict[str, pd.DataFrame]:
+    """Read a table of measurement, and find the volume that each row describes.
 
-    A row is the volume that its column `file` names. Without such a column, participant_id names the volume.
+    The column `file` names the volume. Without this column, participant_id names it.
 
     Args:
-        path: of the table.
-        folder: that was measured.
-        images: of its volumes, by participant and volume.
+        path: the table.
+        folder: the folder that was measured.
+        images: participant to that participant's volumes: name to file.
+
+    Returns:
+        The rows of each tool (column `tool`, else the table's file name), indexed by volume.
 
     Raises:
-        FileNotFoundError: no such table.
-        ValueError: a row of another folder's volume, one that does not say which of a participant's volumes it is, or two
-            rows of one volume.
+        FileNotFoundError: the table does not exist.
+        ValueError: a row describes a volume of another folder, does not say which of a participant's volumes it describes, or
+            describes the volume of another row.
     """
-    table = _read_rows(path)
+    table = read_table(path, several_rows=True)
     files = table["file"] if "file" in table else pd.Series(np.nan, table.index)
-    volumes = []
-    for name, file in zip(table.index, files):
-        participant = name.split("_")[0] if name not in images else name
-        if participant not in images:
-            raise ValueError(f"{path}: {name} is not in {folder / 'participants.tsv'}. Measure {folder} itself")
-        own = images[participant]
-        if isinstance(file, str) and file.endswith(("_T1w.nii", "_T1w.nii.gz")):
-            volume = next((volume for volume, image in own.items() if _is_measured(Path(file), image, folder)), None)
-            if volume is None:
-                raise ValueError(
-                    f"{path}: {name} was measured in {file}, which is not {' or '.join(map(str, own.values()))}. Measure "
-                    f"{folder} itself; where only its name has changed, correct the column file"
-                )
-        else:
-            volume = next(iter(own)) if len(own) == 1 else name
-        if volume not in own:
-            raise ValueError(f"{path}: {name} has several volumes in {folder}. A column file must say which, or sub-X_ses-Y")
-        volumes.append(volume)
+    volumes = [_volume(path, name, file, folder, images) for name, file in zip(table.index, files)]
     table = table.set_axis(volumes, axis=0)
+    _refuse_twice(table, path)
+    return by_tool(table, path.name)
+
+
+def by_tool(table: pd.DataFrame, default: str) -> dict[str, pd.DataFrame]:
+    """Return the rows of each tool; `default` names the tool of rows without an entry in the column `tool`."""
+    tools = table["tool"].fillna(default).astype(str) if "tool" in table else pd.Series(default, table.index)
+    measured = table.drop(columns=["file", "tool"], errors="ignore")
+    return {tool: measured[tools == tool] for tool in tools.unique()} or {default: measured}
+
+
+def _volume(path: Path, name: str, file: object, folder: Path, images: Mapping[str, Mapping[str, Path]]) -> str:
+    participant = name if name in images else name.split("_")[0]
+    if participant not in images:
+        raise ValueError(f"{path}: {name} is not in {folder / 'participants.tsv'}. Measure {folder} itself")
+    own = images[participant]
+    if isinstance(file, str) and file.endswith(("_T1w.nii", "_T1w.nii.gz")):
+        volume = next((volume for volume, image in own.items() if _is_measured(Path(file), image, folder)), None)
+        if volume is None:
+            raise ValueError(
+                f"{path}: {name} was measured in {file}, which is not {' or '.join(map(str, own.values()))}. Measure "
+                f"{folder} itself; if only the folder's name has changed, correct the column file"
+            )
+        return volume
+    volume = next(iter(own)) if len(own) == 1 else name
+    if volume not in own:
+        raise ValueError(f"{path}: {name} has several volumes in {folder}. Name the volume in a column file, or as sub-X_ses-Y")
+    return volume
+
+
+def _refuse_twice(table: pd.DataFrame, path: Path) -> None:
     if table.index.has_duplicates:
         raise ValueError(f"{path}: {table.index[table.index.duplicated()][0]} is there twice")
-    tools = table["tool"].dropna().unique() if "tool" in table else []
-    return " and ".join(map(str, tools)) or path.name, table.drop(columns=["file", "tool"], errors="ignore")
 
 
 def _is_measured(file: Path, image: Path, folder: Path) -> bool:
-    """Whether the path in a table is that of an image of the folder, which may have been moved or copied since.
+    """Whether a table's path means an image of the folder, which may have been moved or copied since.
 
-    A file that is there must be the image, or equal and of its name. Of one that is not, the path must be that of the image,
-    from the folder's name on.
+    If the file exists, it must be the image or an equal file of the same name. If it does not, the path must end as the image's
+    does, from the folder's name on.
     """
     inside = image.relative_to(folder).parts
     if file.is_file():

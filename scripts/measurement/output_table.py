@@ -1,28 +1,41 @@
-"""Tables of brain volumes in mL, one row per scan: measure_volumes.py and read_volumes.py write them."""
+"""The table of volumes in mL, one row per scan, that measure_volumes.py and read_volumes.py write: columns, limits, flags."""
 
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
+from shared.files import atomic
 
 VOLUMES = ("ventricles_ml", "brain_ml", "icv_ml")
 NORMALISED = "brain_normalised_ml"
 TEMPLATE_ICV_ML = 1902.0  # intracranial volume of ICBM152 2009a, as in make_demo_data.py
-USUAL_ML = {"ventricles_ml": (3, 200), "brain_ml": (700, 1900), "icv_ml": (900, 2200)}  # adults, with room
+USUAL_ML = {"ventricles_ml": (3, 200), "brain_ml": (700, 1900), "icv_ml": (900, 2200)}  # wide limits for adults; chosen
+# No adult head has other volumes, whatever its disease; a wrong unit, a factor of 1000, lies far outside.
+POSSIBLE_ML = {"ventricles_ml": (0.5, 700), "brain_ml": (300, 2500), "icv_ml": (500, 3000)}
 
 
-def normalised_ml(brain_ml: float, icv_ml: float) -> float:
-    """Brain volume scaled to the head size of the MNI template, as SIENAX and UK Biobank's field 25009."""
-    return brain_ml * TEMPLATE_ICV_ML / icv_ml
+def complete_row(participant_id: str, file: Path, volumes: Mapping[str, float], tool: str) -> dict:
+    """Return one row of the table, with the normalised brain volume and the flags.
+
+    Args:
+        participant_id: such as `sub-0001`.
+        file: the file that was measured.
+        volumes: `VOLUMES` to mL; NaN where the tool gives none. Empty for a scan that was refused.
+        tool: name of the tool.
+    """
+    row = {"participant_id": participant_id, "file": str(file), "tool": tool}
+    row |= {name: volumes.get(name, math.nan) for name in VOLUMES}
+    # Brain volume scaled to the head size of the MNI template, as in SIENAX and in field 25009 of UK Biobank.
+    row[NORMALISED] = row["brain_ml"] * TEMPLATE_ICV_ML / row["icv_ml"]
+    return row | {"flags": quality_flags(row)}
 
 
 def quality_flags(volumes: Mapping[str, float]) -> str:
-    """Name what makes a row doubtful, comma separated: volumes that are missing (NaN) or unusual; "" when nothing does."""
+    """Name the volumes that are missing (NaN) or unusual, separated by commas; "" if there are none."""
     flags = []
     for name, (low, high) in USUAL_ML.items():
         if not low <= volumes[name] <= high:
@@ -30,29 +43,35 @@ def quality_flags(volumes: Mapping[str, float]) -> str:
     return ",".join(flags)
 
 
+def check_unit(volumes_ml: Mapping[str, float], where: str) -> None:
+    """Refuse volumes that no head has, and name the unit that they seem to have; NaN passes.
+
+    Raises:
+        ValueError: a volume lies outside of `POSSIBLE_ML`.
+    """
+    for name, (low, high) in POSSIBLE_ML.items():
+        value = volumes_ml.get(name, math.nan)
+        if math.isnan(value) or low <= value <= high:
+            continue
+        unit = ""
+        if low <= value / 1000 <= high:
+            unit = "; it looks like mm3 where mL were expected"
+        elif low <= value * 1000 <= high:
+            unit = "; it looks 1000 times too small, like L for mL or mL for mm3"
+        raise ValueError(f"{where}: {name} would be {value:g} mL, possible are {low:g} to {high:g}{unit}")
+
+
 def participant_of(name: str) -> str:
-    """`sub-X` of a file's or folder's name, or else the name without its endings."""
+    """Return `sub-X` of a file's or folder's name, or else the name without its endings."""
     subject = re.search(r"sub-[a-zA-Z0-9]+", name)
     return subject[0] if subject else name.split(".")[0]
 
 
-def session_of(name: str) -> str | None:
-    """`ses-Y` of a file's name of BIDS, None where there is none."""
-    session = re.search(r"_(ses-[a-zA-Z0-9]+)_", name)
-    return session[1] if session else None
-
-
 def write_table(rows: Sequence[Mapping], path: Path) -> None:
-    """Write rows as TSV, volumes in mL; an interrupted write leaves nothing behind. A column session_id where a file has one.
-
-    Args:
-        rows: participant_id, file, the volumes, flags, tool; other keys are left out.
-        path: of the table.
-    """
+    """Write rows of `complete_row` as TSV; a column session_id is added if a file's name has a BIDS session."""
     table = pd.DataFrame(rows, columns=["participant_id", "file", *VOLUMES, NORMALISED, "flags", "tool"])
-    sessions = table["file"].map(lambda file: session_of(Path(file).name))
+    sessions = table["file"].map(lambda file: Path(file).name).str.extract(r"_(ses-[a-zA-Z0-9]+)_", expand=False)
     if sessions.notna().any():
         table.insert(1, "session_id", sessions)
-    beside = path.with_name(path.name + ".part")
-    table.to_csv(beside, sep="\t", index=False, float_format="%.2f", na_rep="n/a")
-    os.replace(beside, path)
+    with atomic(path) as file:
+        table.to_csv(file, sep="\t", index=False, float_format="%.2f", na_rep="n/a")

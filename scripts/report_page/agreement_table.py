@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
-import pandas as pd
-from cohorts.agreement import agreement
-from cohorts.cohort import QUANTITIES, Cohort, read_json
+from cohorts.agreement import agreement, agreement_cells, decimals_of, mean_answer_error
+from cohorts.cohort import QUANTITIES, Cohort
+from shared.files import read_json
 
 AGREEMENT_HEADER = ["", "n", "Pearson r [95 %]", "slope [95 %]", "bias", "mean absolute error"]
 
@@ -32,11 +31,6 @@ def agreement_rows(cohort: Cohort, title: str) -> list[list[str]]:
     return rows
 
 
-def mean_answer_error(expected: pd.Series) -> float:
-    """Mean absolute error of a tool or model that always answers the mean of these values."""
-    return float((expected - expected.mean()).abs().mean())
-
-
 def tool_accuracy(facts_file: Path) -> tuple[list[list[str]], str]:
     """How well measure_volumes.py measures, as stored beside its weights, and the limits of that; no rows if unknown."""
     weights = facts_file.with_suffix(".pt")
@@ -50,21 +44,6 @@ def tool_accuracy(facts_file: Path) -> tuple[list[list[str]], str]:
         title, unit = QUANTITIES[row["volume"]]
         rows.append([f"{row['images']}, {row['spacing_mm']:g} mm: {title}", str(row["n"]), *agreement_cells(row, 1, unit)])
     return rows, facts["limits"]
-
-
-def agreement_cells(a: dict, decimals: int, unit: str) -> list[str]:
-    return [
-        f"{a['r']:.3f} [{a['r_low']:.3f}, {a['r_high']:.3f}]",
-        f"{a['slope']:.2f} [{a['slope_low']:.2f}, {a['slope_high']:.2f}]",
-        f"{a['bias']:+.{decimals}f} {unit}".strip(),
-        f"{a['mae']:.{decimals}f} {unit}".strip(),
-    ]
-
-
-def decimals_of(values: pd.Series) -> int:
-    """One, and more for values that spread over less than 1."""
-    spread = float(values.std())
-    return max(1, 1 - math.floor(math.log10(spread))) if spread > 0 else 1
 
 
 def training_rows(training_dir: Path) -> list[list[str]]:

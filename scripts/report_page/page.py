@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cohorts.cohort import Cohort, describe, evenly, read_json
+from cohorts.cohort import Cohort, describe, evenly
+from shared.files import read_json
 
 from report_page.agreement_table import AGREEMENT_HEADER, agreement_rows, tool_accuracy
 from report_page.embedded_volumes import viewer_entry

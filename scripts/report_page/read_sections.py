@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from cohorts.cohort import read_json
+from shared.files import read_json
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

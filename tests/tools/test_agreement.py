@@ -74,7 +74,7 @@ def test_without_other_covariates_it_is_pearsons_r():
 @pytest.mark.parametrize(
     ("x", "others", "message"),
     [
-        ([1, 2, 3, 4], [[1], [5], [2], [2]], "4 pairs are too few to hold 1 covariates, 5 are needed"),
+        ([1, 2, 3, 4], [[1], [5], [2], [2]], "4 pairs are too few to hold 1 covariates constant, 5 are needed"),
         ([1, 2, 3, 4, 6], [[2], [4], [6], [8], [12]], "requested or measured values follow from the other covariates"),
     ],
 )

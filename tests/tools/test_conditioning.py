@@ -1,4 +1,4 @@
-"""conditioning.py: requested against measured, each quantity in its unit, the trivial answer beside it."""
+"""conditioning.py, Figure 3: requested against measured, each quantity in its unit, the trivial answer beside it."""
 
 import json
 import shutil
@@ -85,7 +85,7 @@ def test_what_two_tools_measured_is_shown_of_both_each_beside_the_same_tool_on_s
     rows = section(tmp_path)["tables"][0]["rows"]
     assert [row[4].split()[0] for row in rows] == ["0.10", "0", "0.20", "0.10", "0.30", "0", "0.70", "0.50"]
     assert rows[7][0] == "— the tool on scans through the autoencoder"
-    assert "10 scans and 12 scans through the autoencoder" in section(tmp_path)["text"]
+    assert "measured 10 scans and 12 scans through the autoencoder" in section(tmp_path)["text"]
 
 
 def test_what_follows_from_another_request_has_no_partial_correlation(generated, tmp_path):
@@ -118,10 +118,10 @@ def test_several_volumes_of_a_participant_are_named_as_no_independent_ones(gener
     second = tmp_path / "generated" / "sub-00" / "ses-2" / "anat" / "sub-00_ses-2_T1w.nii.gz"
     second.parent.mkdir(parents=True)
     run(tmp_path, table)
-    assert "Participants with several volumes" not in section(tmp_path)["text"]
+    assert "have several volumes" not in section(tmp_path)["text"]
     shutil.copy(tmp_path / "generated" / "sub-00" / "anat" / "sub-00_T1w.nii.gz", second)
     run(tmp_path, table)
-    assert "Participants with several volumes (generated) make the intervals too narrow" in section(tmp_path)["text"]
+    assert "Some participants have several volumes (generated); this makes the intervals too narrow" in section(tmp_path)["text"]
 
 
 def test_a_folder_to_compare_with_needs_tables_of_the_same_tool(generated, tmp_path):
@@ -142,7 +142,7 @@ def test_what_could_not_be_measured_is_counted(generated, tmp_path):
     expected = agreement(generated["ventricles_ml"].loc[kept.index], kept["ventricles_ml"])
     assert found["n"] == 9 and found["unmeasured"] == 3
     assert found["r"] == pytest.approx(expected["r"], abs=1e-6)
-    assert "in no number below: 3 of lateral ventricles by v.tsv." in section(tmp_path)["text"]
+    assert "are in no number below: 3 of lateral ventricles by v.tsv." in section(tmp_path)["text"]
 
 
 def test_a_constant_quantity_does_not_stop_the_others(generated, tmp_path):
@@ -152,7 +152,7 @@ def test_a_constant_quantity_does_not_stop_the_others(generated, tmp_path):
     assert list(found) == [("ventricles_ml", "v.tsv")]
     without = json.loads((tmp_path / "out" / "conditioning.json").read_text())["without"]
     assert without == {"age by v.tsv": "measured values are all 61: a correlation needs values that differ"}
-    assert "No numbers of age by v.tsv: measured values are all 61" in section(tmp_path)["text"]
+    assert "There are no numbers for age by v.tsv: measured values are all 61" in section(tmp_path)["text"]
 
 
 @pytest.mark.parametrize(

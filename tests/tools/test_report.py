@@ -269,7 +269,7 @@ def test_a_row_is_the_scan_that_its_file_names(sessions, tmp_path):
         "sub-3": 13.0,
     }
     assert cohort.expected["ventricles_ml"].tolist() == [10.0, 10.0, 20.0, 30.0]
-    with pytest.raises(ValueError, match="v.tsv: sub-1 has several volumes in .*study. A column file must say which"):
+    with pytest.raises(ValueError, match="v.tsv: sub-1 has several volumes in .*study. Name the volume in a column file"):
         report_cohort.read_cohort(folder, [saved(table.drop(columns="file"), tmp_path / "v.tsv")])
     with pytest.raises(ValueError, match="v.tsv: sub-1_ses-2 is there twice"):
         report_cohort.read_cohort(folder, [saved(table.iloc[[0, 1, 1]], tmp_path / "v.tsv")])
@@ -287,7 +287,7 @@ def test_a_table_of_another_folder_is_refused_and_that_of_a_moved_one_is_not(ses
         report_cohort.read_cohort(other, [measured])
     moved = folder.rename(tmp_path / "moved")  # now the files of the table are not there
     report_cohort.read_cohort(other, [measured])
-    with pytest.raises(ValueError, match="Measure .*moved itself; where only its name has changed, correct the column file"):
+    with pytest.raises(ValueError, match="Measure .*moved itself; if only the folder.s name has changed, correct the column file"):
         report_cohort.read_cohort(moved, [measured])
     monkeypatch.chdir(moved)
     inside = table.assign(file=table["file"].str.removeprefix(f"{folder}/"))

@@ -1,13 +1,14 @@
-"""sweep_figure.py: which volumes make a sweep, what is within the range, which slopes are measured there."""
+"""conditioning.py, sweeps: which volumes make a sweep, what is within the range, which slopes are measured there."""
 
 import json
 
+import conditioning
 import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
-import sweep_figure
 from cohorts.cohort import read_cohort
+from conditioning_parts import sweep_figures, sweeps
 from tiny_report import make_cohort
 
 from brain_ldm_bundle.scripts.data.covariates import CovariateSchema
@@ -67,19 +68,19 @@ def swept(tmp_path):
 
 
 def test_a_sweep_is_one_noise_and_one_changing_covariate(swept):
-    first, second = sweep_figure.find_sweeps(swept, "ventricles_ml")
+    first, second = sweeps.find_sweeps(swept, "ventricles_ml")
     for sweep in (first, second):
         assert list(sweep.rows["requested"]) == [-50, 0, 25, 50, 75, 100, 150, 190]
         assert list(sweep.inside["requested"]) == [0, 25, 50, 75, 100]
         assert list(sweep.outside["requested"]) == [-50, 150, 190]
     noises = {sweep.rows.index[0][:6] for sweep in (first, second)}
     assert noises == {"sub-v1", "sub-v2"}
-    (ages,) = sweep_figure.find_sweeps(swept, "age")
+    (ages,) = sweeps.find_sweeps(swept, "age")
     assert list(ages.rows.index) == ["sub-a45", "sub-a58", "sub-a75"] and ages.tools == ()
 
 
 def test_slopes_are_measured_within_and_beyond_the_range(swept):
-    ((name, below, within, above),) = sweep_figure.slope_rows(swept, sweep_figure.find_sweeps(swept, "ventricles_ml"))
+    ((name, below, within, above),) = sweep_figures.slope_rows(swept, sweeps.find_sweeps(swept, "ventricles_ml"))
     assert name == "lateral ventricles by volumes.tsv"
     assert (below, within, above) == ("0.50 (0.50 to 0.50)", "1.00 (1.00 to 1.00)", "0.50 (0.50 to 0.50)")
 
@@ -90,15 +91,15 @@ def test_the_values_of_one_noise_are_no_samples():
         pd.DataFrame({"requested": [10.0, 20.0, 40.0], "a tool": [slope * x + 5 for x in (10, 20, 40)]})
         for slope in (0.2, 0.4, 0.9)
     ]
-    assert sweep_figure.slope_cell(parts[:1], "a tool") == "0.20"
-    assert sweep_figure.slope_cell(parts[:2], "a tool") == "0.30 (0.20 to 0.40)"
+    assert sweep_figures.slope_cell(parts[:1], "a tool") == "0.20"
+    assert sweep_figures.slope_cell(parts[:2], "a tool") == "0.30 (0.20 to 0.40)"
     margin = 4.302653 * np.std([0.2, 0.4, 0.9], ddof=1) / np.sqrt(3)  # t of 2 degrees of freedom
-    assert sweep_figure.slope_cell(parts, "a tool") == f"0.50 [{0.5 - margin:.2f}, {0.5 + margin:.2f}] (0.20 to 0.90)"
-    assert sweep_figure.slope_cell([parts[0][:1]], "a tool") == sweep_figure.slope_cell(parts, None) == "—"
+    assert sweep_figures.slope_cell(parts, "a tool") == f"0.50 [{0.5 - margin:.2f}, {0.5 + margin:.2f}] (0.20 to 0.90)"
+    assert sweep_figures.slope_cell([parts[0][:1]], "a tool") == sweep_figures.slope_cell(parts, None) == "—"
 
 
 def test_each_value_beyond_is_listed_with_what_was_measured_and_where_the_range_ends(swept):
-    rows = sweep_figure.value_rows(swept, sweep_figure.find_sweeps(swept, "ventricles_ml"))
+    rows = sweep_figures.value_rows(swept, sweeps.find_sweeps(swept, "ventricles_ml"))
     space = "\N{NO-BREAK SPACE}"
     assert rows[0] == [
         "lateral ventricles by volumes.tsv",
@@ -114,9 +115,9 @@ def test_each_value_beyond_is_listed_with_what_was_measured_and_where_the_range_
 
 def test_the_range_is_found_for_a_logarithmic_scale_too():
     rows = pd.DataFrame({"requested": [10.0, 100.0, 1000.0], "scaled": [0.0, 0.5, 1.0]})
-    assert sweep_figure.model_range([sweep_figure.Sweep("x", rows, ())]) == pytest.approx((10, 1000))
+    assert sweeps.model_range([sweeps.Sweep("x", rows, ())]) == pytest.approx((10, 1000))
     linear = pd.DataFrame({"requested": [20.0, 60.0, 120.0], "scaled": [-0.5, 0.5, 2.0]})
-    assert sweep_figure.model_range([sweep_figure.Sweep("x", linear, ())]) == pytest.approx((40, 80))
+    assert sweeps.model_range([sweeps.Sweep("x", linear, ())]) == pytest.approx((40, 80))
 
 
 def test_both_figures_and_sections_are_written(swept, tmp_path):
@@ -127,9 +128,9 @@ def test_both_figures_and_sections_are_written(swept, tmp_path):
     by_second = pd.DataFrame({"participant_id": ["sub-1", "sub-2", "sub-3"], "ventricles_ml": [88.0, 12.0, 110.0]})
     by_second.assign(tool="another tool").to_csv(scans_measured, sep="\t", index=False)
     arguments = ["--sweep", "ventricles_ml", "--sweep", "age", "--output", tmp_path / "out"]
-    arguments += ["--measured", tmp_path / "volumes.tsv", tmp_path / "second.tsv"]
+    arguments += ["--sweeps_measured", tmp_path / "volumes.tsv", tmp_path / "second.tsv"]
     arguments += ["--real", scans, "--real_measured", scans_measured]
-    sweep_figure.main([str(part) for part in (swept.folder, *arguments)])
+    conditioning.main([str(part) for part in ("--sweeps", swept.folder, *arguments)])
     for name in ("figure2", "figure4"):
         section = json.loads((tmp_path / "out" / f"{name}.section.json").read_text())
         assert section["figures"][0]["file"] == f"{name}.png"
@@ -153,12 +154,12 @@ def test_both_figures_and_sections_are_written(swept, tmp_path):
 
 def test_without_values_beyond_the_range_there_is_no_figure_4(tmp_path):
     folder = generate(tmp_path / "generated", [request(f"{v}", "1", v) for v in (10, 50, 90)])
-    sweep_figure.main([str(folder), "--sweep", "ventricles_ml", "--output", str(tmp_path / "out")])
+    conditioning.main(["--sweeps", str(folder), "--sweep", "ventricles_ml", "--output", str(tmp_path / "out")])
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["figure2.png", "figure2.section.json"]
 
 
 def test_the_subjects_left_is_at_the_pictures_right(swept):
-    picture = sweep_figure.two_planes(swept.images["sub-v1x50"], white=1.0)
+    picture = sweep_figures.two_planes(swept.images["sub-v1x50"], white=1.0)
     axial, coronal = np.split(picture, 2, axis=1)
     assert picture.shape == (28, 2 * 22)
     for plane, rows in ((axial, slice(None)), (coronal, slice(4, 24))):
@@ -169,13 +170,13 @@ def test_the_subjects_left_is_at_the_pictures_right(swept):
 def test_mistakes_are_named_and_nothing_is_written(swept, tmp_path):
     def refused(*arguments):
         with pytest.raises(SystemExit) as error:
-            sweep_figure.main([str(part) for part in (swept.folder, "--output", tmp_path / "out", *arguments)])
+            conditioning.main([str(part) for part in ("--sweeps", swept.folder, "--output", tmp_path / "out", *arguments)])
         assert not (tmp_path / "out").exists()
         return str(error.value)
 
     assert "no covariate is called 'height'; there are sex, age, ventricles_ml" in refused("--sweep", "height")
     assert "sex is a category" in refused("--sweep", "sex")
-    assert "give both --real, the folder of scans, and" in refused("--sweep", "age", "--real", swept.folder)
+    assert "scans: give both the folder and the tables" in refused("--sweep", "age", "--real", swept.folder)
     (swept.folder / "sub-own" / "anat" / "sub-own_T1w.json").write_text("{}")
     assert "sub-own_T1w.json: not the sidecar of a generated volume" in refused("--sweep", "age")
 
@@ -183,10 +184,10 @@ def test_mistakes_are_named_and_nothing_is_written(swept, tmp_path):
 def test_volumes_with_noise_of_their_own_are_no_sweep(tmp_path):
     folder = generate(tmp_path / "generated", [request(f"{v}", None, v) for v in (10, 50, 90)])
     with pytest.raises(SystemExit, match="no three volumes of one noise that differ in ventricles_ml alone.*make_requests.py"):
-        sweep_figure.main([str(folder), "--sweep", "ventricles_ml", "--output", str(tmp_path / "out")])
+        conditioning.main(["--sweeps", str(folder), "--sweep", "ventricles_ml", "--output", str(tmp_path / "out")])
 
 
 def test_volumes_are_left_as_they_are(swept):
     before = nib.load(swept.images["sub-v1x50"]).get_fdata()
-    sweep_figure.figure2(swept, sweep_figure.find_sweeps(swept, "ventricles_ml"))
+    sweep_figures.figure2(swept, sweeps.find_sweeps(swept, "ventricles_ml"))
     assert np.array_equal(nib.load(swept.images["sub-v1x50"]).get_fdata(), before)

@@ -1,0 +1,49 @@
+"""One answer of conditioning.py: a section of the report page with its figures and files of numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+from shared.files import atomic, save_figure, write_json
+from shared.sections import write_section
+
+NOTICE = "All generated volumes are synthetic. For research, not for clinical use."
+
+
+@dataclass
+class Part:
+    """What one answer writes.
+
+    Attributes:
+        name: the section's file is NAME.section.json.
+        title: heading of the section.
+        text: paragraphs of the section, separated by blank lines.
+        tables: one dict of `header` and `rows` per table, all cells as text.
+        figures: file name of each PNG to the figure and its caption.
+        numbers: file name to what it holds, a dict for JSON or a table for TSV.
+    """
+
+    name: str
+    title: str
+    text: str
+    tables: list[dict]
+    figures: dict[str, tuple[Figure, str]]
+    numbers: dict[str, dict | pd.DataFrame] = field(default_factory=dict)
+
+    def write(self, output: Path) -> list[str]:
+        """Write all files into a folder and return their names."""
+        for file_name, (figure, _) in self.figures.items():
+            save_figure(output / file_name, figure, dpi=110)
+        for file_name, content in self.numbers.items():
+            if isinstance(content, dict):
+                write_json(output / file_name, content)
+            else:
+                with atomic(output / file_name) as file:
+                    content.to_csv(file, sep="\t", index=False, float_format="%.4g", na_rep="n/a")
+        section = f"{self.name}.section.json"
+        captions = [{"file": file_name, "caption": caption} for file_name, (_, caption) in self.figures.items()]
+        write_section(output / section, self.title, self.text, self.tables, captions)
+        return [*self.figures, *self.numbers, section]

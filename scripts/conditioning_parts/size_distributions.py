@@ -1,0 +1,269 @@
+"""Are the ventricles, brains and heads of generated volumes distributed as real ones? Distances in mL between samples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from cohorts.agreement import holm
+from cohorts.cohort import QUANTITIES
+from matplotlib.figure import Figure
+from measurement.output_table import NORMALISED, VOLUMES, check_unit
+from scipy import stats
+
+from conditioning_parts.part import NOTICE, Part
+
+SIZES = {name: QUANTITIES[name][0] for name in (*VOLUMES, NORMALISED)}
+REAL, GENERATED, RECONSTRUCTED = "real scans", "generated", "scans through the autoencoder"
+COLOURS = {REAL: "#4a90d9", RECONSTRUCTED: "#3b8686", GENERATED: "#e07b39"}  # as on the report page
+FEWEST = 4  # volumes of a kind; halves of fewer are single volumes
+RESAMPLES = 2000
+SPLITS = 500
+
+
+def sizes_of(table: pd.DataFrame, where: str) -> pd.DataFrame:
+    """Check one table of measured volumes.
+
+    Args:
+        table: rows by participant_id, with some of the columns of `SIZES` in mL.
+        where: the table's file, for messages.
+
+    Returns:
+        The table, with all sizes as numbers.
+
+    Raises:
+        ValueError: no column of sizes, no rows, several rows of a participant, sizes that are no numbers or not in mL.
+    """
+    found = [name for name in SIZES if name in table]
+    if not found:
+        raise ValueError(f"{where}: expected some of the columns {', '.join(SIZES)}, got {', '.join(table)}")
+    if table.empty:
+        raise ValueError(f"{where}: the table has no rows, nothing was measured")
+    if (twice := table.index.duplicated()).any():
+        raise ValueError(
+            f"{where}: {table.index[twice][0]} has several rows. Scans of one participant are not independent samples: keep "
+            "one row of each participant, such as the first session's"
+        )
+    table = table.copy()
+    for name in found:
+        numbers = pd.to_numeric(table[name], errors="coerce")
+        if (bad := (numbers.isna() & table[name].notna()) | np.isinf(numbers) | (numbers < 0)).any():
+            who = bad.idxmax()
+            raise ValueError(f"{where}, {who}: {name} must be a volume in mL, got {table.loc[who, name]}")
+        table[name] = numbers
+    # Brain and head show the unit: the ventricles of a failed model may be as small as if they were in litres.
+    for name in [name for name in ("brain_ml", "icv_ml") if name in found] or found:
+        check_unit({name: table[name].median()}, f"{where}, its median")
+    return table
+
+
+def volume_distance(real: np.ndarray, generated: np.ndarray, seed: int = 0) -> dict[str, float]:
+    """Compute the Wasserstein-1 distance of two samples, and what is needed to judge it.
+
+    All values except n and p are in the samples' unit.
+
+    Args:
+        real: at least 4 values to compare with.
+        generated: at least 4 values.
+        seed: of the resampling.
+
+    Returns:
+        n_real, n_generated, real_mean, real_sd, generated_mean and generated_sd. distance, with its percentile bootstrap
+        interval distance_low to distance_high (95 %, both samples are resampled). floor, the mean distance between random
+        halves of the real sample, with the range floor_low to floor_high of 95 % of these distances. trivial, the distance
+        between the real sample and its mean. p, from the one-sided permutation test that both samples are one.
+
+    Raises:
+        ValueError: fewer than 4 values, values that are not finite, or real values that are all the same.
+    """
+    real, generated = np.asarray(real, float), np.asarray(generated, float)
+    for name, values in (("real", real), ("generated", generated)):
+        if values.ndim != 1 or len(values) < FEWEST:
+            raise ValueError(f"a distance needs at least {FEWEST} {name} volumes, got {values.size}")
+        if not np.isfinite(values).all():
+            raise ValueError(f"{name} volumes must be finite, row {int(np.argmin(np.isfinite(values))) + 1} is not")
+    if np.ptp(real) == 0:
+        raise ValueError(f"all {len(real)} volumes to compare with are {real[0]:g}")
+
+    rng = np.random.default_rng(seed)
+    distance, samples = stats.wasserstein_distance, (real, generated)
+    options = {"vectorized": False, "rng": rng}
+    interval = stats.bootstrap(samples, distance, n_resamples=RESAMPLES, method="percentile", **options).confidence_interval
+    test = stats.permutation_test(samples, distance, n_resamples=RESAMPLES - 1, alternative="greater", **options)
+    shuffled = (rng.permutation(real) for _ in range(SPLITS))
+    floors = [distance(half[: len(real) // 2], half[len(real) // 2 :]) for half in shuffled]
+    found = {
+        "real_mean": real.mean(),
+        "real_sd": real.std(ddof=1),
+        "generated_mean": generated.mean(),
+        "generated_sd": generated.std(ddof=1),
+        "distance": distance(real, generated),
+        "distance_low": interval.low,
+        "distance_high": interval.high,
+        "floor": np.mean(floors),
+        "floor_low": np.percentile(floors, 2.5),
+        "floor_high": np.percentile(floors, 97.5),
+        "trivial": distance(real, [real.mean()]),
+        "p": test.pvalue,
+    }
+    return {"n_real": len(real), "n_generated": len(generated)} | {name: float(value) for name, value in found.items()}
+
+
+def compare(tables: Mapping[str, pd.DataFrame], seed: int = 0) -> tuple[pd.DataFrame, list[str]]:
+    """Compute `volume_distance` of each size that all tables hold, between all pairs of tables.
+
+    Args:
+        tables: kind (`REAL`, `GENERATED` and, where there is one, `RECONSTRUCTED`) to a table of `sizes_of`. Rows without a
+            value do not count.
+        seed: of the resampling.
+
+    Returns:
+        One row per size and pair: volume, first and second (kinds), the numbers of `volume_distance`, and p_holm, corrected
+        for all tests of the table. Scans and scans through the autoencoder show the same heads, so this pair has no test. And
+        the reasons why some distances from scans through the autoencoder are missing: it may give all heads one volume.
+
+    Raises:
+        ValueError: no common size, too few volumes, or equal tables.
+    """
+    common = [name for name in SIZES if all(name in table and table[name].notna().any() for table in tables.values())]
+    if not common:
+        raise ValueError(f"the tables have no size in common; expected some of {', '.join(SIZES)}")
+    pairs = [(REAL, GENERATED), (RECONSTRUCTED, GENERATED), (REAL, RECONSTRUCTED)]
+    rows, without = [], []
+    for first, second in [pair for pair in pairs if set(pair) <= set(tables)]:
+        values = {name: [tables[kind][name].dropna() for kind in (first, second)] for name in common}
+        if all(a.tolist() == b.tolist() for a, b in values.values()):
+            raise ValueError(f"{first} and {second}: all volumes are the same. Was one table given twice?")
+        for name, samples in values.items():
+            try:
+                numbers = volume_distance(*samples, seed)
+            except ValueError as error:
+                if RECONSTRUCTED not in (first, second):
+                    raise ValueError(f"{name}: {error}") from error
+                without.append(f"{SIZES[name]}, {second} from {first}: {error}")
+                continue
+            if GENERATED not in (first, second):
+                numbers |= dict.fromkeys(("distance_low", "distance_high", "p"), np.nan)
+            rows.append({"volume": name, "first": first, "second": second} | numbers)
+    table = pd.DataFrame(rows)
+    return table.assign(p_holm=holm(table["p"])), without
+
+
+def draw_histograms(tables: Mapping[str, pd.DataFrame], distances: pd.DataFrame) -> Figure:
+    """Draw a panel per size with the histograms of all kinds, as percentages of the kind, with common bins."""
+    names = list(dict.fromkeys(distances["volume"]))
+    figure = Figure(figsize=(3.6 * len(names), 3.6), layout="constrained", facecolor="white")
+    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names):
+        values = {kind: tables[kind][name].dropna() for kind in COLOURS if kind in tables}
+        edges = np.histogram_bin_edges(np.concatenate(list(values.values())), bins=12)
+        for kind, sample in values.items():
+            look = {"weights": np.full(len(sample), 100 / len(sample)), "color": COLOURS[kind]}
+            axes.hist(sample, edges, histtype="stepfilled", alpha=0.25, **look)
+            axes.hist(sample, edges, histtype="step", linewidth=1.6, label=f"{kind}, n = {len(sample)}", **look)
+        axes.set_title(SIZES[name], fontsize=10)
+        axes.set_xlabel("mL")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2))
+    figure.axes[0].set_ylabel("% of the volumes")
+    return figure
+
+
+def section_tables(tables: Mapping[str, pd.DataFrame], distances: pd.DataFrame) -> list[dict]:
+    """Return mean and SD of each kind, and the distances between kinds."""
+    kinds = [kind for kind in COLOURS if kind in tables]
+    sizes = [
+        [SIZES[name], *(f"{tables[kind][name].mean():.1f} ± {tables[kind][name].std():.1f}" for kind in kinds)]
+        for name in dict.fromkeys(distances["volume"])
+    ]
+    rows = [
+        [
+            f"{SIZES[row.volume]}: {row.second} from {row.first}",
+            f"{row.n_generated}, {row.n_real}",
+            f"{row.distance:.1f}" + (f" [{row.distance_low:.1f}, {row.distance_high:.1f}]" if row.distance_low >= 0 else ""),
+            f"{row.floor:.1f} [{row.floor_low:.1f}, {row.floor_high:.1f}]",
+            f"{row.trivial:.1f}",
+            *("—" if np.isnan(p) else f"{p:.3f}" if p >= 0.001 else "< 0.001" for p in (row.p, row.p_holm)),
+        ]
+        for row in distances.itertuples()
+    ]
+    header = ["", "n", "distance, mL [95 %]", "floor, mL [95 % of halves]", "everyone the mean, mL", "p", "p (Holm)"]
+    return [{"header": ["mean ± SD, mL", *kinds], "rows": sizes}, {"header": header, "rows": rows}]
+
+
+def explain(tables: Mapping[str, pd.DataFrame], tool: str, tests: int, seed: int) -> str:
+    """Return the section's text."""
+    counts = ", ".join(f"{len(table)} {kind}" for kind, table in tables.items())
+    flags = {kind: int(table["flags"].notna().sum()) if "flags" in table else 0 for kind, table in tables.items()}
+    flagged = ", ".join(f"{count} {kind}" for kind, count in flags.items())
+    through = (
+        "Generated volumes are smoother than scans, and the tool may measure the same head differently when it is smooth. The "
+        "same scans through the autoencoder are as smooth. The distance of the generated volumes from these is due to the "
+        "diffusion model. The distance of these from the scans, which show the very same heads, is due to the tool and the "
+        "autoencoder."
+        if RECONSTRUCTED in tables
+        else "Generated volumes are smoother than scans, and the tool may measure the same head differently when it is smooth. "
+        "Before you attribute a distance to the model, add the scans through the autoencoder (--reconstructed)."
+    )
+    return f"""\
+{tool} measured {counts}. Rows that the tool flagged as unusual count as well: {flagged}.
+
+{through}
+
+The Wasserstein-1 distance is the mean distance in mL by which volumes would have to move to turn one histogram into \
+the other. Its interval is a percentile bootstrap of both samples ({RESAMPLES} resamples). The interval never reaches \
+0, because two small samples of one population are never at distance 0. Compare the distance with the floor and with \
+the trivial answer. The floor is the mean distance between halves ({SPLITS} random splits) of the kind named after \
+'from'; halves hold fewer volumes, so they lie rather farther apart. The trivial answer is a generator that gives \
+everyone the mean. p is from a one-sided permutation test that both samples come from one population, for these sample \
+sizes; Holm's correction is for all {tests} tests.
+
+A small distance means that the sizes are distributed alike. It does not mean that each head has the volumes that were \
+requested, and it means little unless the requests were distributed as the real heads are. The seed of the resampling \
+is {seed}. For research, not for clinical use."""
+
+
+def size_distributions(
+    measured: Mapping[str, Mapping[str, pd.DataFrame]], files: Mapping[str, Sequence[Path]], seed: int = 0
+) -> Part:
+    """Compare the sizes by the first tool that measured sizes of every kind.
+
+    Args:
+        measured: kind (`REAL`, `GENERATED` and, where there is one, `RECONSTRUCTED`) to the tables of its tools, by tool.
+        files: kind to the files of these tables.
+        seed: of the resampling.
+
+    Raises:
+        ValueError: no tool measured all kinds, reconstructions of other scans, or as `sizes_of` and `compare`.
+    """
+    common = [tool for tool in measured[GENERATED] if all(tool in tables for tables in measured.values())]
+    if not common:
+        found = ", ".join(f"{kind} by {' and '.join(tables)}" for kind, tables in measured.items())
+        raise ValueError(f"{found}: the distance would be that of the tools. Measure all with one tool")
+    with_sizes = (tool for tool in common if all(set(SIZES) & set(tables[tool]) for tables in measured.values()))
+    tool = next(with_sizes, common[0])
+    names = {kind: " and ".join(map(str, paths)) for kind, paths in files.items()}
+    tables = {kind: sizes_of(of_kind[tool], names[kind]) for kind, of_kind in measured.items()}
+    if RECONSTRUCTED in tables:
+        same = tables[RECONSTRUCTED].index
+        if len(others := same.difference(tables[REAL].index)):
+            raise ValueError(f"{names[RECONSTRUCTED]}: {others[0]} is not in {names[REAL]}. Measure the same scans")
+        tables[REAL] = tables[REAL].loc[same]
+    distances, without = compare(tables, seed)
+    rows = [{name: value for name, value in row.items() if not pd.isna(value)} for row in distances.to_dict("records")]
+    settings = {"unit": "mL", "tool": tool, "seed": seed, "resamples": RESAMPLES, "splits": SPLITS, "files": names}
+    text = explain(tables, tool, int(distances["p"].notna().sum()), seed)
+    return Part(
+        "volumes",
+        "Sizes of ventricles, brain and head",
+        text + "".join(f"\n\nThere is no distance for {reason}." for reason in without),
+        section_tables(tables, distances),
+        {
+            "volumes.png": (
+                draw_histograms(tables, distances),
+                f"Volumes of real and generated heads. {NOTICE}",
+            )
+        },
+        {"volumes.tsv": distances, "volumes.json": settings | {"volumes": rows, "without": without}},
+    )
