@@ -18,17 +18,15 @@ import nibabel
 import numpy as np
 import torch
 import torch.nn.functional as F
-from measure_volumes import (
+from measure_volumes import accuracy
+from measurement.accuracy import accuracy_row, format_table
+from measurement.output_table import VOLUMES
+from measurement.volume_net import (
     CLASSES,
-    CORNER_MM,
     SHAPE,
     SPACING_MM,
-    VOLUMES,
     WEIGHTS,
-    accuracy,
-    accuracy_row,
     build_network,
-    format_table,
     load_network,
     scale_intensity,
     volumes_ml,
@@ -36,6 +34,7 @@ from measure_volumes import (
 from monai.losses import DiceCELoss
 from monai.networks.layers import GaussianFilter
 from scipy import ndimage
+from shared.mni_box import LOWER_CORNER_MM as CORNER_MM
 from tqdm import tqdm
 
 # Tissue: class in CLASSES, T1w intensity (white matter = 1), its spread between scans, texture inside a scan.

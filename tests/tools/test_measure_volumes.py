@@ -8,7 +8,10 @@ import numpy as np
 import pandas
 import pytest
 import torch
-from measurement.output_table import TEMPLATE_ICV_ML, write_table
+from measurement import volume_net
+from measurement.accuracy import describe_accuracy
+from measurement.output_table import TEMPLATE_ICV_ML, VOLUMES, quality_flags, write_table
+from shared import mni_box
 
 FIELD_MM = (168, 232, 176)  # three different sides, a little larger than the project's box
 LOW_MM = np.array([-83.0, -130.0, -66.0])
@@ -65,19 +68,19 @@ def save(tmp_path):
 @pytest.mark.parametrize(("spacing_mm", "axcodes"), [(1.0, "LPI"), (2.0, "RAS"), (2.0, "SAR"), (4.0, "ASL")])
 def test_every_spacing_and_orientation_lands_on_the_same_millimetres(save, spacing_mm, axcodes):
     image = image_of(ramp(*axes_mm(spacing_mm)), spacing_mm, axcodes)
-    found = measure_volumes.read_on_grid(save("ramp.nii.gz", image))
-    corner, shape = measure_volumes.CORNER_MM, measure_volumes.SHAPE
+    found = volume_net.read_on_grid(save("ramp.nii.gz", image))
+    corner, shape = mni_box.LOWER_CORNER_MM, volume_net.SHAPE
     assert found.shape == shape == (80, 112, 80)
     centres = np.meshgrid(*[low + 1 + 2 * np.arange(n) for low, n in zip(corner, shape, strict=True)], indexing="ij")
-    expected = measure_volumes.scale_intensity(torch.from_numpy(ramp(*centres)).float())
+    expected = volume_net.scale_intensity(torch.from_numpy(ramp(*centres)).float())
     torch.testing.assert_close(found, expected, atol=2e-3, rtol=0)
 
 
 def test_finer_volumes_are_averaged_not_skipped(save):
     affine = np.eye(4)
-    affine[:3, 3] = np.array(measure_volumes.CORNER_MM) - 3  # every 2 mm centre is the centre of a 1 mm voxel
+    affine[:3, 3] = np.array(mni_box.LOWER_CORNER_MM) - 3  # every 2 mm centre is the centre of a 1 mm voxel
     noise = np.random.default_rng(0).normal(1000, 100, FIELD_MM).astype(np.float32)
-    found = measure_volumes.read_on_grid(save("noise.nii.gz", nibabel.Nifti1Image(noise, affine)))
+    found = volume_net.read_on_grid(save("noise.nii.gz", nibabel.Nifti1Image(noise, affine)))
     assert found.std() / found.mean() < 0.05  # 0.1 / sqrt(8) for the mean of eight voxels, 0.1 for one of them
 
 
@@ -88,7 +91,7 @@ def test_volumes_are_probabilities_in_millilitres():
     probabilities[block] = torch.tensor([0.0, 0.1, 0.5, 0.4, 0.0])[:, None, None, None]
     for low in (25, 45):
         probabilities[:, low : low + 5, 40:60, 30:40] = torch.tensor([0.0, 0.1, 0.0, 0.1, 0.8])[:, None, None, None]
-    found = measure_volumes.volumes_ml(probabilities)
+    found = volume_net.volumes_ml(probabilities)
     ventricle_voxels = 2 * 5 * 20 * 10
     brain_voxels = 40 * 70 * 40 - ventricle_voxels
     assert found["ventricles_ml"] == pytest.approx(0.8 * ventricle_voxels * 0.008, rel=1e-4)
@@ -103,7 +106,7 @@ def test_islands_do_not_count():
         probabilities[:, low : low + size, 40:50, 30:40] = torch.tensor([0, 0, 0, 0, 1.0])[:, None, None, None]
     probabilities[3, 70:75, 5:10, 5:10] = 1  # "white matter" in the neck
     probabilities[0] = 1 - probabilities[1:].sum(0)
-    found = measure_volumes.volumes_ml(probabilities)
+    found = volume_net.volumes_ml(probabilities)
     assert found["ventricles_ml"] == pytest.approx((6 + 5) * 100 * 0.008, rel=1e-4)
     assert found["brain_ml"] == pytest.approx((40 * 70 * 40 - 15 * 100) * 0.008, rel=1e-4)
     assert found["icv_ml"] == pytest.approx(40 * 70 * 40 * 0.008, rel=1e-4)
@@ -113,9 +116,9 @@ def test_no_ventricles_found_measures_zero_and_is_flagged():
     probabilities = torch.zeros(5, 80, 112, 80)
     probabilities[2, 20:60, 20:90, 20:60] = 1
     probabilities[0] = 1 - probabilities[2]
-    found = measure_volumes.volumes_ml(probabilities)
+    found = volume_net.volumes_ml(probabilities)
     assert found["ventricles_ml"] == 0
-    assert "ventricles_ml_unusual" in measure_volumes.quality_flags(found)
+    assert "ventricles_ml_unusual" in quality_flags(found)
 
 
 def with_nan(values):
@@ -138,7 +141,7 @@ def with_nan(values):
 def test_what_cannot_be_measured_is_refused_with_its_name(save, image, message):
     path = save("sub-07_T1w.nii.gz", image)
     with pytest.raises(ValueError, match=message) as refusal:
-        measure_volumes.read_on_grid(path)
+        volume_net.read_on_grid(path)
     assert "sub-07_T1w.nii.gz" in str(refusal.value)
 
 
@@ -146,14 +149,14 @@ def test_a_truncated_file_is_refused(save):
     path = save("sub-01_T1w.nii.gz", image_of(head(8), 4.0))
     path.write_bytes(path.read_bytes()[:2000])
     with pytest.raises(ValueError, match="cannot be read"):
-        measure_volumes.read_on_grid(path)
+        volume_net.read_on_grid(path)
 
 
 def test_a_volume_with_a_fourth_axis_of_one_is_a_volume(save):
     image = image_of(head(8), 4.0)
-    flat = measure_volumes.read_on_grid(save("a.nii.gz", image))
+    flat = volume_net.read_on_grid(save("a.nii.gz", image))
     same = nibabel.Nifti1Image(np.asarray(image.dataobj)[..., None], image.affine)
-    torch.testing.assert_close(measure_volumes.read_on_grid(save("b.nii.gz", same)), flat)
+    torch.testing.assert_close(volume_net.read_on_grid(save("b.nii.gz", same)), flat)
 
 
 def test_shipped_weights_find_larger_ventricles_larger(save):
@@ -200,7 +203,7 @@ def test_command_measures_the_rest_and_exits_1(save, tmp_path, monkeypatch, caps
 
 def test_the_table_tells_sessions_apart_where_there_are_any(tmp_path):
     """The same participant stood there twice, and nothing said which scan was which."""
-    row = {"participant_id": "sub-a", "tool": measure_volumes.TOOL, **dict.fromkeys(measure_volumes.VOLUMES, 1.0)}
+    row = {"participant_id": "sub-a", "tool": measure_volumes.TOOL, **dict.fromkeys(VOLUMES, 1.0)}
     files = ["x/sub-a_ses-2_run-1_T1w.nii.gz", "ses-9/sub-b_T1w.nii.gz"]
     write_table([row | {"file": file} for file in files], tmp_path / "v.tsv")
     table = pandas.read_csv(tmp_path / "v.tsv", sep="\t", keep_default_na=False)
@@ -212,7 +215,7 @@ def test_a_folder_without_volumes_is_refused(tmp_path):
         measure_volumes.find_images([tmp_path])
 
 
-def make_cohort(folder, sizes_mm, columns=measure_volumes.VOLUMES):
+def make_cohort(folder, sizes_mm, columns=VOLUMES):
     rows = []
     for i, mm in enumerate(sizes_mm):
         path = folder / f"sub-{i}" / "anat" / f"sub-{i}_T1w.nii.gz"
@@ -236,17 +239,17 @@ def test_accuracy_needs_the_true_volumes(tmp_path):
 
 
 def test_accuracy_in_the_repository_is_that_of_the_shipped_weights():
-    facts = json.loads(measure_volumes.WEIGHTS.with_suffix(".json").read_text())
-    assert facts["sha256"] == hashlib.sha256(measure_volumes.WEIGHTS.read_bytes()).hexdigest()
-    assert measure_volumes.WEIGHTS.stat().st_size <= 2_000_000
+    facts = json.loads(volume_net.WEIGHTS.with_suffix(".json").read_text())
+    assert facts["sha256"] == hashlib.sha256(volume_net.WEIGHTS.read_bytes()).hexdigest()
+    assert volume_net.WEIGHTS.stat().st_size <= 2_000_000
 
 
 def test_accuracy_of_other_weights_is_called_unknown(tmp_path):
     weights = tmp_path / "volume_net.pt"
     weights.write_bytes(b"other")
-    assert "unknown" in measure_volumes.describe_accuracy(weights)
+    assert "unknown" in describe_accuracy(weights)
     (tmp_path / "volume_net.json").write_text('{"sha256": "0", "accuracy": []}')
-    assert "describes other weights" in measure_volumes.describe_accuracy(weights)
+    assert "describes other weights" in describe_accuracy(weights)
 
 
 def test_head_size_is_normalised_to_the_same_template_as_the_demo_cohort():

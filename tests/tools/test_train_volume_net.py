@@ -3,18 +3,13 @@ import numpy as np
 import pytest
 import torch
 import train_volume_net as training
-from measure_volumes import CORNER_MM, SHAPE, build_network
+from measurement.volume_net import SHAPE, build_network
+from shared.mni_box import affine
 
 
 def ellipsoid(centre, half, shape=SHAPE):
     axes = np.meshgrid(*[np.arange(n) for n in shape], indexing="ij")
     return sum(((axis - c) / h) ** 2 for axis, c, h in zip(axes, centre, half, strict=True)) < 1
-
-
-def box_affine():
-    affine = np.diag([2.0, 2, 2, 1])
-    affine[:3, 3] = np.array(CORNER_MM) + 1
-    return affine
 
 
 def demo_labels():
@@ -29,7 +24,7 @@ def demo_labels():
 @pytest.fixture(scope="module")
 def anatomy(tmp_path_factory):
     path = tmp_path_factory.mktemp("labels") / "sub-0_dseg.nii.gz"
-    nibabel.save(nibabel.Nifti1Image(demo_labels(), box_affine()), path)
+    nibabel.save(nibabel.Nifti1Image(demo_labels(), affine(2, "RAS")), path)
     return training.read_anatomy(path)
 
 
@@ -99,17 +94,17 @@ def test_same_seed_same_subject(anatomy):
 
 
 def test_rigid_fit_undoes_a_known_rotation():
-    affine = box_affine()
+    box = affine(2, "RAS")
     labels = np.zeros(SHAPE, np.int32)
     for pair, centre in training.LEFT_CENTRES_MM.items():
         for value, side in zip(pair, (1, -1), strict=True):
-            voxel = (np.array(centre) * (side, 1, 1) - affine[:3, 3]) / 2
+            voxel = (np.array(centre) * (side, 1, 1) - box[:3, 3]) / 2
             labels[ellipsoid(voxel, (2.6, 2.6, 2.6))] = value
     angle = np.deg2rad(12)
     moved = np.eye(4)
     moved[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
     moved[:3, 3] = (7, -20, 31)
-    found = training.rigid_to_mni(labels, moved @ affine)
+    found = training.rigid_to_mni(labels, moved @ box)
     np.testing.assert_allclose(found @ moved, np.eye(4), atol=1.0)
     np.testing.assert_allclose((found @ moved)[:3, :3], np.eye(3), atol=0.02)
 
@@ -117,7 +112,7 @@ def test_rigid_fit_undoes_a_known_rotation():
 def test_unknown_label_values_are_named(tmp_path):
     labels = demo_labels()
     labels[0, 0, 0] = 19
-    nibabel.save(nibabel.Nifti1Image(labels, box_affine()), tmp_path / "x_dseg.nii.gz")
+    nibabel.save(nibabel.Nifti1Image(labels, affine(2, "RAS")), tmp_path / "x_dseg.nii.gz")
     with pytest.raises(ValueError, match=r"label values .*19\] are not in"):
         training.read_anatomy(tmp_path / "x_dseg.nii.gz")
 

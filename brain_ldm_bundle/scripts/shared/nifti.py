@@ -20,6 +20,7 @@ from .files import atomic, write_text
 
 __all__ = ["check_files", "open_image", "read_grey_values", "read_whole", "refuse_not_3d", "write_nifti"]
 
+GZIP = b"\x1f\x8b"  # first bytes of .nii.gz and .mgz
 UNREADABLE = (OSError, EOFError, ValueError, KeyError, AttributeError, zlib.error, ImageFileError, HeaderDataError)
 
 
@@ -65,7 +66,7 @@ def read_whole(path: str | Path) -> nib.Nifti1Image:
     try:
         image_class = type(nib.load(path))
         content = Path(path).read_bytes()
-        image = image_class.from_bytes(gzip.decompress(content) if str(path).endswith(".gz") else content)
+        image = image_class.from_bytes(gzip.decompress(content) if content[:2] == GZIP else content)
         np.asanyarray(image.dataobj)
     except UNREADABLE as error:
         raise ValueError(f"cannot be read to its end ({error})") from error

@@ -1,0 +1,42 @@
+"""How well measure_volumes.py measures: the table in volume_net.json, beside the weights that it describes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+from cohorts.agreement import agreement
+from shared.files import read_json, sha256
+
+
+def accuracy_row(images: str, spacing_mm: float, volume: str, true: Sequence[float], measured: Sequence[float]) -> dict:
+    """Return one row of the accuracy table, rounded as it is printed and stored.
+
+    Args:
+        images: name of the set of images.
+        spacing_mm: side of their voxels.
+        volume: name of the volume, such as `ventricles_ml`.
+        true: true volumes in mL, one per image.
+        measured: measured volumes in mL, one per image.
+    """
+    numbers = agreement(true, measured)
+    row = {"images": images, "spacing_mm": round(spacing_mm, 2), "volume": volume, "n": numbers.pop("n")}
+    return row | {key: round(value, 3 if key[:1] in "rs" else 1) for key, value in numbers.items()}
+
+
+def describe_accuracy(weights: Path) -> str:
+    """Return the accuracy table stored beside the weights, as text."""
+    sidecar = weights.with_suffix(".json")
+    if not sidecar.exists():
+        return f"Accuracy of {weights.name}: unknown, {sidecar.name} is missing."
+    facts = read_json(sidecar)
+    if facts["sha256"] != sha256(weights):
+        return f"Accuracy of {weights.name}: unknown, {sidecar.name} describes other weights."
+    table = format_table(facts["accuracy"])
+    return f"Accuracy of these measurements on images it was not trained on (bias and mae in mL):\n{table}\n{facts['limits']}"
+
+
+def format_table(rows: Sequence[dict]) -> str:
+    """Return the accuracy table as aligned text."""
+    return pd.DataFrame(rows).to_string(index=False)
