@@ -131,7 +131,7 @@ def test_the_bundle_accepts_sweeps_and_extrapolation_and_reads_the_noise(partici
     schema = CovariateSchema.from_file(ROOT / "brain_ldm_bundle" / "configs" / "covariates.json")
     with pytest.warns(UserWarning, match="lies outside of"):
         rows = read_requests(schema, tmp_path / "out.tsv", {})
-    assert [row["noise"] for row in rows] == ["1"] * 15 + ["2"] * 15
+    assert [row.noise for row in rows] == ["1"] * 15 + ["2"] * 15
 
 
 def test_coded_categories_are_not_moved(participants, tmp_path):

@@ -32,8 +32,8 @@ SCHEMA = CovariateSchema.from_dict(
 def generate(folder, rows):
     """A generated folder as inference writes it; a volume is as bright as its ventricles are small, and marked at the left."""
     derivative = Derivative(folder, SCHEMA, mni_box.affine(SPACING_MM), mni_box.size(SPACING_MM))
-    for item in cohort.pending(rows, SCHEMA, derivative, PROVENANCE, base_seed=0):
-        volume = np.full(mni_box.size(SPACING_MM), 0.9 - item["request"]["ventricles_ml"] / 400)
+    for item in cohort.pending(rows, derivative, PROVENANCE, base_seed=0):
+        volume = np.full(mni_box.size(SPACING_MM), 0.9 - item["request"].values["ventricles_ml"] / 400)
         volume[:3] = 0.0  # voxel order LAS: the first voxels are the rightmost
         derivative.write(item["request"], volume, item["provenance"])
     derivative.finish(rows)
@@ -41,7 +41,8 @@ def generate(folder, rows):
 
 
 def request(name, noise, ventricles_ml, age=60, sex="F"):
-    return {"participant_id": f"sub-{name}", "sex": sex, "age": age, "ventricles_ml": ventricles_ml, "noise": noise}
+    row = {"participant_id": f"sub-{name}", "sex": sex, "age": age, "ventricles_ml": ventricles_ml, "noise": noise}
+    return SCHEMA.request(row)
 
 
 def measure(path, values):

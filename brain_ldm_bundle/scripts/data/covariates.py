@@ -1,4 +1,4 @@
-"""Covariates: from physical values (years, mL, F/M) in tables and requests to the model's inputs, by a schema."""
+"""Covariates: a schema reads them from tables and requests in physical values (years, mL, F/M) and scales them."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from ..shared.files import read_json
 from ..shared.problems import refuse
 from ..shared.tables import read_numbered
 
-__all__ = ["NULL", "Covariate", "CovariateSchema", "participant_label", "single_request"]
+__all__ = ["NULL", "Covariate", "CovariateSchema", "Request", "participant_label", "single_request"]
 
-# The scaled value of a missing covariate, and of all of them where guidance asks for "no condition".
+# The scaled value of a missing covariate. Guidance gives it to all covariates, which means "no condition".
 # A schema whose limits reach this far is refused, so that no real value is taken for it.
 NULL = -1.0
 
-# Scaled values that Pinaya et al. 2022 asked of their model: a request may go as far, even where no measured value can
-# be (a ventricle of -0.5 is -75 mL).
+# Scaled values that Pinaya et al. 2022 asked of their model. A request may go as far, even to values that nobody can have:
+# ventricles of -0.5 are -75 mL.
 EXTRAPOLATION = (-0.5, 1.9)
 
 MISSING_CELLS = {"", "n/a", "na", "nan", "none", "null"}
@@ -34,15 +34,18 @@ SLIPS = {  # unit: (value in our unit if the slip was made, what it looks like, 
 
 @dataclass(frozen=True)
 class Covariate:
-    """One entry of the schema: a quantity with a range in its unit, or a category with levels.
+    """One entry of the schema: a quantity with a range, or a category with levels.
 
     Args:
-        name: the table's column.
-        range: lowest and highest value of the training data, scaled to 0 and 1.
-        levels: category to scaled value; instead of `range`.
-        limits: smallest and largest plausible value; None: `EXTRAPOLATION` of the range.
+        name: column of the table.
+        unit: physical unit of the values, such as "mL".
+        description: meaning, for the table that goes with generated volumes.
+        source: where the range comes from.
+        range: lowest and highest value of the training data, which are scaled to 0 and 1.
+        levels: scaled value of each category; instead of `range`.
+        limits: lowest and highest plausible value; None: as far as `EXTRAPOLATION` of the range.
         scale: "linear", or "log" to scale the logarithm.
-        missing: "refused", or "allowed": then a missing value is scaled to `NULL`.
+        missing: "refused"; or "allowed", then a missing value is scaled to `NULL`.
     """
 
     name: str
@@ -86,7 +89,7 @@ class Covariate:
                 )
 
     def scaled(self, value: float | str | None) -> float:
-        """The model's input for a physical value."""
+        """The model's input for a physical value; `NULL` where it is missing."""
         if value is None:
             return NULL
         if self.levels is not None:
@@ -95,19 +98,21 @@ class Covariate:
         return (value - low) / (high - low)
 
     def unscaled(self, scaled: float) -> float:
-        """The physical value of a quantity that is scaled to this."""
+        """The physical value of a quantity, from the model's input."""
         low, high = (math.log(x) if self.scale == "log" else x for x in self.range)
         value = low + scaled * (high - low)
         return math.exp(value) if self.scale == "log" else value
 
     def value(self, raw: object, request: bool = False) -> float | str | None:
-        """The physical value of a table's cell or an argument; None where it is missing.
+        """Read the physical value in a table's cell or an argument; None where it is missing.
 
         Args:
-            request: whether it is asked for, and so may be as extreme as the paper's, or was measured.
+            raw: text or number.
+            request: True for a value that is asked of the model, which may be as extreme as the paper's. False for a
+                measured one.
 
         Raises:
-            ValueError: missing, not a number, no level, not plausible. It does not say where: the caller knows.
+            ValueError: the value is missing, no number, no level or not plausible.
         """
         if raw is None or str(raw).strip().lower() in MISSING_CELLS:
             if self.missing == "allowed":
@@ -135,7 +140,7 @@ class Covariate:
         return value
 
     def extrapolates(self, value: float | str | None) -> bool:
-        """Whether a value lies outside of the range that the model is trained on."""
+        """Whether a value lies outside of the range of the training data."""
         return self.range is not None and value is not None and not self.range[0] <= value <= self.range[1]
 
     def _bounds(self, request: bool) -> tuple[float, float]:
@@ -156,26 +161,48 @@ class Covariate:
 
 
 @dataclass(frozen=True)
+class Request:
+    """One volume to make. `CovariateSchema.request` makes it from a row that was checked.
+
+    Args:
+        participant_id: "sub-" and a BIDS label.
+        values: physical value of each covariate by its name; None where it is missing.
+        scaled: inputs of the model, in the schema's order.
+        noise: name of the noise that the volume begins from; requests of one name share it. None: a noise of its own.
+    """
+
+    participant_id: str
+    values: Mapping[str, float | str | None]
+    scaled: tuple[float, ...]
+    noise: str | None = None
+
+
+@dataclass(frozen=True)
 class CovariateSchema:
-    """The covariates of a model, in the order of its input channels. Made by `from_file` or `from_dict`."""
+    """The covariates of a model, in the order of its input channels."""
 
     covariates: tuple[Covariate, ...]
 
     @classmethod
     def from_file(cls, path: str | Path) -> CovariateSchema:
-        """Read `configs/covariates.json` or a user's own.
+        """Read `configs/covariates.json`, or a user's own.
 
         Raises:
-            FileNotFoundError, ValueError: no such file; not a schema.
+            FileNotFoundError: there is no such file.
+            ValueError: the file holds no schema.
         """
         return cls.from_dict(read_json(path), where=str(path))
 
     @classmethod
     def from_dict(cls, content: Mapping, where: str = "schema of covariates") -> CovariateSchema:
-        """From the content of such a file, or from what a checkpoint carries (`to_dict`).
+        """Read the content of such a file, or what weights carry (`to_dict`).
+
+        Args:
+            content: {"covariates": one entry for each covariate, with the arguments of `Covariate`}.
+            where: name of the schema, for the message.
 
         Raises:
-            ValueError: an entry lacks its range or levels, contradicts itself, or has a key that is not known.
+            ValueError: an entry lacks its range or levels, contradicts itself, or has an unknown key.
         """
         entries = content.get("covariates") if isinstance(content, Mapping) else None
         if not isinstance(entries, Sequence) or not entries or not all(isinstance(entry, Mapping) for entry in entries):
@@ -196,20 +223,25 @@ class CovariateSchema:
         return cls(tuple(covariates))
 
     def to_dict(self) -> dict:
-        """Plain lists, strings and numbers, as in the file: a checkpoint can carry it."""
+        """The schema in plain lists, strings and numbers, as in the file, so that weights can carry it."""
         entries = [{key: value for key, value in asdict(c).items() if value not in (None, "")} for c in self.covariates]
         return json.loads(json.dumps({"covariates": entries}))
 
     @property
     def names(self) -> list[str]:
-        """The columns, in the order of the model's input channels."""
+        """The columns of a table, in the order of the model's input channels."""
         return [covariate.name for covariate in self.covariates]
 
     def values(self, row: Mapping, where: str = "", request: bool = False) -> dict[str, float | str | None]:
-        """The covariates of a row in physical values: numbers in their units, levels by name, None where missing.
+        """Check a row and give the physical value of each covariate; None where it is missing.
+
+        Args:
+            row: text or numbers by the covariates' names. Other names are ignored.
+            where: place of the row, for the message.
+            request: True for a row that is asked of the model; see `Covariate.value`.
 
         Raises:
-            ValueError: all that is wrong with the row.
+            ValueError: all that is wrong with the row, one problem a line.
         """
         values, problems = {}, []
         for covariate in self.covariates:
@@ -220,29 +252,34 @@ class CovariateSchema:
         refuse(problems)
         return values
 
-    def scale(self, row: Mapping, where: str = "") -> list[float]:
-        """Model inputs, 0 to 1 within the range, `NULL` where missing; one per name, from physical values.
-
-        Raises:
-            ValueError: as `values`.
-        """
-        values = self.values(row, where, request=True)
+    def scale(self, values: Mapping) -> list[float]:
+        """The model's inputs for checked physical values: 0 to 1 within the ranges, `NULL` where missing."""
         return [covariate.scaled(values[covariate.name]) for covariate in self.covariates]
 
-    def read_table(self, path: str | Path, optional: Collection[str] = (), cohort: bool = False) -> list[dict]:
-        """Rows of a tab-separated table: "participant_id" (sub-X) and the covariates in physical values.
-
-        Values outside of the range but plausible are taken, with one warning per column.
-
-        Args:
-            path: UTF-8, tabs, a header; BIDS' participants.tsv or a table of requests.
-            optional: other columns to hand on as text where present, None where empty.
-            cohort: True for the participants.tsv of measured data, whose further columns are ignored. In a table of
-                requests they are refused: a misspelt covariate must not go unnoticed.
+    def request(self, row: Mapping) -> Request:
+        """Make a request from a row of `read_table`, or a `single_request` that has a participant_id.
 
         Raises:
-            FileNotFoundError: no such file.
-            ValueError: what cannot be read or believed, each with its row (the header is row 1) and column.
+            ValueError: the participant_id is none that BIDS allows.
+        """
+        participant_id = f"sub-{participant_label(row['participant_id'])}"
+        values = {name: row[name] for name in self.names}
+        return Request(participant_id, values, tuple(self.scale(values)), row.get("noise"))
+
+    def read_table(self, path: str | Path, optional: Collection[str] = (), cohort: bool = False) -> list[dict]:
+        """Read a tab-separated table: "participant_id" (sub-X) and the covariates in physical values.
+
+        Plausible values outside of the range are taken, with one warning for each column.
+
+        Args:
+            path: BIDS' participants.tsv, or a table of requests.
+            optional: names of other columns to keep, as text; None where a cell is empty.
+            cohort: True for a table of measured data, whose other columns are ignored. In a table of requests they are
+                refused, because a misspelt covariate must not go unnoticed.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: what is wrong with the table, by row (the header is row 1) and column.
         """
         path = Path(path)
         header, numbered, problems = read_numbered(path)
@@ -252,8 +289,7 @@ class CovariateSchema:
                 f"{path}: unknown column {unknown[0]!r}{_nearest(unknown[0], wanted)}. Known: {', '.join(wanted)}. "
                 f"Rename or remove it"
             )
-        needed = ["participant_id", *(c.name for c in self.covariates if c.missing == "refused")]
-        for column in needed:
+        for column in ["participant_id", *(c.name for c in self.covariates if c.missing == "refused")]:
             if column not in header:
                 raise ValueError(f"{path}: no column {column!r}{_nearest(column, header)}. It has: {', '.join(header)}")
         rows, first_row = [], {}
@@ -281,7 +317,7 @@ class CovariateSchema:
         return rows
 
     def warn_extrapolation(self, rows: Sequence[Mapping], where: str) -> None:
-        """Say once per column how many rows lie outside of the range, and how far."""
+        """Warn once for each covariate that lies outside of its range in some rows."""
         for covariate in self.covariates:
             outside = [row[covariate.name] for row in rows if covariate.extrapolates(row[covariate.name])]
             if outside:
@@ -294,28 +330,30 @@ class CovariateSchema:
                 )
 
 
-def single_request(schema: CovariateSchema, values: Mapping, where: str = "request") -> dict:
-    """One request from arguments (`age=70, sex="F"`), as a row of `read_table`; its participant_id may be left out.
+def single_request(schema: CovariateSchema, values: Mapping) -> dict:
+    """Check one request, such as {"age": 70, "sex": "F", ...}, and give it as a row of `CovariateSchema.read_table`.
+
+    The participant_id may be left out.
 
     Raises:
-        ValueError: an unknown name, or a value that a table would be refused for.
+        ValueError: a name is unknown, or a table would be refused for a value.
     """
     known = ["participant_id", *schema.names]
     for name in values:
         if name not in known:
-            raise ValueError(f"{where}: unknown covariate {name!r}{_nearest(name, known)}. Known: {known[1:]}")
-    row = schema.values(values, where, request=True)
-    schema.warn_extrapolation([row], where)
+            raise ValueError(f"request: unknown covariate {name!r}{_nearest(name, known)}. Known: {known[1:]}")
+    row = schema.values(values, "request", request=True)
+    schema.warn_extrapolation([row], "request")
     if values.get("participant_id") is None:
         return row
     return {"participant_id": f"sub-{participant_label(values['participant_id'])}", **row}
 
 
 def participant_label(participant_id: object) -> str:
-    """The label of a BIDS participant without its prefix `sub-`; anything else, such as a path, is refused.
+    """The label of a BIDS participant without its prefix "sub-".
 
     Raises:
-        ValueError: not letters and digits (BIDS also allows +).
+        ValueError: it is not made of letters, digits and +. So no label can be a path.
     """
     match = re.fullmatch(r"(?:sub-)?([0-9A-Za-z+]+)", str(participant_id))
     if participant_id is None or match is None:

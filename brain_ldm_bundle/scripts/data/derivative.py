@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 
 from ..shared.files import atomic, write_json
 from ..shared.nifti import read_whole, write_nifti
-from .covariates import CovariateSchema, participant_label
+from .covariates import CovariateSchema, Request
 
 __all__ = ["Derivative"]
 
@@ -80,16 +80,11 @@ class Derivative:
         self.output_dir.mkdir(parents=True, exist_ok=True)
         self._write_description()
 
-    def image_file(self, request: Mapping) -> Path:
-        """`output_dir/sub-X/anat/sub-X_T1w.nii.gz` of a request, with or without `sub-` in its participant_id.
+    def image_file(self, request: Request) -> Path:
+        """Path of the volume of a request, `output_dir/sub-X/anat/sub-X_T1w.nii.gz`."""
+        return self.output_dir / request.participant_id / "anat" / f"{request.participant_id}_T1w.nii.gz"
 
-        Raises:
-            ValueError: no participant_id, or not one of BIDS.
-        """
-        subject = f"sub-{participant_label(request.get('participant_id'))}"
-        return self.output_dir / subject / "anat" / f"{subject}_T1w.nii.gz"
-
-    def is_complete(self, request: Mapping, provenance: Mapping) -> bool:
+    def is_complete(self, request: Request, provenance: Mapping) -> bool:
         """Whether this very volume is there: same covariates, provenance, dtype and grid, image whole."""
         image_file = self.image_file(request)
         wanted = _plain(self._sidecar(request, provenance))
@@ -103,11 +98,11 @@ class Derivative:
             return False
         return image.shape == self.shape and np.allclose(image.affine, self.affine, atol=1e-3)
 
-    def write(self, request: Mapping, volume: ArrayLike, provenance: Mapping) -> Path:
+    def write(self, request: Request, volume: ArrayLike, provenance: Mapping) -> Path:
         """Write one volume and its sidecar, over those of the same participant.
 
         Args:
-            request: "participant_id" and the covariates in physical values, as `CovariateSchema.read_table` gives them.
+            request: name and covariates of the volume.
             volume: (D, H, W) in the order of `affine`, 0 to 1; what lies beyond is clipped. An array or a CPU tensor.
             provenance: Seed, Sampler, Steps, GuidanceScale, PredictionType, WeightsSHA256, and more if wanted.
 
@@ -115,7 +110,7 @@ class Derivative:
             The image's path.
 
         Raises:
-            ValueError: NaN or infinite voxels, another shape, a refused covariate, a part of provenance missing.
+            ValueError: NaN or infinite voxels, another shape, a part of provenance missing.
             OSError: no room, no permission; nothing incomplete is left.
         """
         image_file = self.image_file(request)
@@ -136,25 +131,25 @@ class Derivative:
         write_json(sidecar_file, sidecar)
         return image_file
 
-    def finish(self, rows: Sequence[Mapping]) -> list[str]:
+    def finish(self, requests: Sequence[Request]) -> list[str]:
         """Write participants.tsv and participants.json for all volumes in the folder, of this run and earlier ones.
 
         Values are taken from the sidecars: the table says what was made, not what was asked.
 
         Args:
-            rows: the requests of this run.
+            requests: all requests of this run.
 
         Returns:
-            The participants of `rows` that have no volume.
+            The participants of `requests` that have no volume.
         """
         folder = os.open(self.output_dir, os.O_RDONLY)
         try:
             fcntl.flock(folder, fcntl.LOCK_EX)  # of several ranks the last one to come here sees the volumes of all
-            return self._finish(rows)
+            return self._finish(requests)
         finally:
             os.close(folder)
 
-    def _finish(self, rows: Sequence[Mapping]) -> list[str]:
+    def _finish(self, requests: Sequence[Request]) -> list[str]:
         made = {}
         for image_file in sorted(self.output_dir.glob("sub-*/anat/sub-*_T1w.nii.gz")):
             sidecar = _read_sidecar(image_file)
@@ -169,7 +164,7 @@ class Derivative:
             file.write("".join(f"{line}\n" for line in lines).encode())
         write_json(self.output_dir / "participants.json", self._columns())
         self._write_description()
-        return [name for row in rows if (name := f"sub-{participant_label(row['participant_id'])}") not in made]
+        return [request.participant_id for request in requests if request.participant_id not in made]
 
     def _nifti(self, volume: np.ndarray) -> nib.Nifti1Image:
         volume = np.clip(volume, 0, 1)
@@ -185,15 +180,13 @@ class Derivative:
         header.set_slope_inter(UINT8_SLOPE if self.dtype == "uint8" else 1, 0)
         return image
 
-    def _sidecar(self, request: Mapping, provenance: Mapping) -> dict:
+    def _sidecar(self, request: Request, provenance: Mapping) -> dict:
         missing = [key for key in PROVENANCE if key not in provenance]
         if missing:
             raise ValueError(f"provenance lacks {', '.join(missing)}")
-        values = self.schema.values(request, f"request {request['participant_id']}", request=True)
         covariates = {}
-        for covariate in self.schema.covariates:
-            value = values[covariate.name]
-            covariates[covariate.name] = {"Value": value, "Scaled": covariate.scaled(value)}
+        for covariate, scaled in zip(self.schema.covariates, request.scaled, strict=True):
+            covariates[covariate.name] = {"Value": request.values[covariate.name], "Scaled": scaled}
             if covariate.unit:
                 covariates[covariate.name]["Units"] = covariate.unit
         return {

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from ignite.engine import Engine, Events
 from monai.inferers import Inferer
 
-from ..data.covariates import CovariateSchema
+from ..data.covariates import CovariateSchema, Request
 from ..model.networks import LSGAN, VAEGAN, VolumeGenerator
 from ..shared.files import save_weights
 from ..shared.weights import load_weights, read_recipe
@@ -167,11 +167,11 @@ def load_generator(path: str | Path, model: str) -> VolumeGenerator:
     return load_weights(VolumeGenerator(**recipe["generator"]), path).eval()
 
 
-def rows(volumes: int) -> list[dict]:
+def rows(volumes: int) -> list[Request]:
     """Requests of so many volumes, of nothing in particular: "sub-syn0001", ...; "sub-0001" may be a scan's."""
     if not isinstance(volumes, int) or volumes < 1:
         raise ValueError(f"volumes must be a whole number of at least 1, got {volumes!r}")
-    return [{"participant_id": f"sub-syn{number:04d}"} for number in range(1, volumes + 1)]
+    return [Request(f"sub-syn{number:04d}", {}, ()) for number in range(1, volumes + 1)]
 
 
 class VectorSampler(Inferer):

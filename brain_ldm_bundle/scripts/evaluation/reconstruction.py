@@ -17,7 +17,7 @@ from monai.metrics import PSNRMetric
 from scipy import stats
 from tqdm import tqdm
 
-from ..data.covariates import NULL, CovariateSchema
+from ..data.covariates import NULL, CovariateSchema, Request
 from ..data.derivative import PROVENANCE, Derivative
 from ..model.training_record import what_training_knew
 from ..shared import mni_box
@@ -162,7 +162,7 @@ class Keep:
             name=RECONSTRUCTIONS,
             covariates_are="of the scan",
         )
-        self.rows: list[dict] = []
+        self.rows: list[Request] = []
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._keep)
@@ -176,8 +176,9 @@ class Keep:
                 row[covariate.name] = None if scaled == NULL else physical(covariate, scaled)
             source = {"EditedImage": Path(item["image"]).name, "EditedImageSHA256": sha256(item["image"])}
             made = dict.fromkeys(PROVENANCE) | {"Sampler": "none", "WeightsSHA256": self.weights, "Description": NOTICE}
-            self.derivative.write(row, volume[0].float().cpu(), made | source)
-            self.rows.append(row)
+            request = self.schema.request(row)
+            self.derivative.write(request, volume[0].float().cpu(), made | source)
+            self.rows.append(request)
 
     def _finish(self, engine: Engine) -> None:
         self.derivative.finish(self.rows)

@@ -132,10 +132,10 @@ def edit_file(
     if strength < 1:
         source["Description"] = NOTICE
     name = hashlib.sha256(json.dumps({**provenance, **row, **source}, sort_keys=True).encode()).hexdigest()[:8]
-    row = {"participant_id": f"sub-{name}"} | row
+    made = editor.schema.request({"participant_id": name} | row)
     derivative = Derivative(output_dir, editor.schema, volume.affine.numpy(), volume.shape[1:], dtype)
-    path = derivative.write(row, volume[0].numpy(), {**provenance, **source})
-    derivative.finish([row])
+    path = derivative.write(made, volume[0].numpy(), {**provenance, **source})
+    derivative.finish([made])
     print(path)
     return path
 

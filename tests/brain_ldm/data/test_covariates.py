@@ -39,6 +39,10 @@ def user_schema(**entry):
     return CovariateSchema.from_dict({"covariates": [{"name": "volume_ml", "unit": "mL", "range": [1, 100], **entry}]})
 
 
+def scaled(schema, row):
+    return schema.scale(schema.values(row))
+
+
 # Scaling
 
 
@@ -71,13 +75,13 @@ def test_unscaled_inverts_scaled():
 
 def test_missing_values_are_null_where_allowed():
     for missing in (None, "n/a", "", "NaN"):
-        assert user_schema(missing="allowed").scale({"volume_ml": missing}) == [NULL]
-    assert user_schema(missing="allowed").scale({}) == [NULL]
+        assert scaled(user_schema(missing="allowed"), {"volume_ml": missing}) == [NULL]
+    assert scaled(user_schema(missing="allowed"), {}) == [NULL]
 
 
 def test_missing_values_are_refused_by_default(schema):
     with pytest.raises(ValueError, match=r"row 3: age is missing \(None\)"):
-        schema.scale({"sex": "F", "age": None, "ventricles_ml": 40, "brain_normalised_ml": 1500}, where="row 3")
+        schema.values({"sex": "F", "age": None, "ventricles_ml": 40, "brain_normalised_ml": 1500}, where="row 3")
 
 
 def test_a_schema_survives_a_checkpoint(schema):
@@ -230,6 +234,16 @@ def test_a_single_request_is_a_row(schema):
     request = single_request(schema, {"age": "70", "sex": "F", "ventricles_ml": 40, "brain_normalised_ml": 1500})
     assert request == {"sex": "F", "age": 70.0, "ventricles_ml": 40.0, "brain_normalised_ml": 1500.0}
     assert single_request(schema, {**request, "participant_id": "A1"})["participant_id"] == "sub-A1"
+
+
+def test_a_request_is_made_once_and_cannot_be_changed(schema):
+    row = {"participant_id": "07", "sex": "M", "age": 63, "ventricles_ml": 6.99568, "brain_normalised_ml": 1793.91}
+    request = schema.request(row | {"noise": "a"})
+    assert (request.participant_id, request.noise) == ("sub-07", "a")
+    assert request.values == {name: row[name] for name in NAMES}
+    assert request.scaled == pytest.approx((1, 0.5, 0, 1))
+    with pytest.raises(AttributeError):
+        request.scaled = (0, 0, 0, 0)
 
 
 def test_a_misspelt_argument_names_the_nearest_covariate(schema):

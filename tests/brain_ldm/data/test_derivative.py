@@ -21,7 +21,8 @@ SCHEMA = CovariateSchema.from_file(ROOT / "brain_ldm_bundle" / "configs" / "cova
 SPACING_MM = 8.0
 SHAPE = mni_box.size(SPACING_MM)  # (20, 28, 20)
 VOLUME = np.random.default_rng(0).uniform(-0.2, 1.2, SHAPE).astype(np.float32)
-REQUEST = {"participant_id": "sub-A1", "sex": "F", "age": 63.0, "ventricles_ml": 40.0, "brain_normalised_ml": 1500.0}
+ROW = {"participant_id": "sub-A1", "sex": "F", "age": 63.0, "ventricles_ml": 40.0, "brain_normalised_ml": 1500.0}
+REQUEST = SCHEMA.request(ROW)
 PROVENANCE = {
     "Seed": 2**53 + 1,
     "Sampler": "ddim",
@@ -130,9 +131,9 @@ def test_incomplete_provenance_is_refused(output):
 
 def test_a_path_is_no_participant(output):
     with pytest.raises(ValueError, match="participant_id must be"):
-        output.write({**REQUEST, "participant_id": "../A1"}, VOLUME, PROVENANCE)
+        output.write(SCHEMA.request({**ROW, "participant_id": "../A1"}), VOLUME, PROVENANCE)
     with pytest.raises(ValueError, match="participant_id must be"):
-        output.write({**REQUEST, "participant_id": None}, VOLUME, PROVENANCE)
+        output.write(SCHEMA.request({**ROW, "participant_id": None}), VOLUME, PROVENANCE)
 
 
 # What is made is not made again
@@ -142,8 +143,8 @@ def test_what_was_written_is_complete_with_or_without_the_prefix(output):
     assert not output.is_complete(REQUEST, PROVENANCE)
     output.write(REQUEST, VOLUME, PROVENANCE)
     assert output.is_complete(REQUEST, PROVENANCE)
-    assert output.is_complete({**REQUEST, "participant_id": "A1"}, PROVENANCE)
-    assert not output.is_complete({**REQUEST, "participant_id": "A2"}, PROVENANCE)
+    assert output.is_complete(SCHEMA.request({**ROW, "participant_id": "A1"}), PROVENANCE)
+    assert not output.is_complete(SCHEMA.request({**ROW, "participant_id": "A2"}), PROVENANCE)
 
 
 @pytest.mark.parametrize(
@@ -161,7 +162,7 @@ def test_what_was_written_is_complete_with_or_without_the_prefix(output):
 )
 def test_a_volume_of_another_request_is_made_again(output, request_change, provenance_change):
     output.write(REQUEST, VOLUME, PROVENANCE)
-    assert not output.is_complete({**REQUEST, **request_change}, {**PROVENANCE, **provenance_change})
+    assert not output.is_complete(SCHEMA.request({**ROW, **request_change}), {**PROVENANCE, **provenance_change})
 
 
 def test_a_volume_of_another_type_or_grid_is_made_again(output):
@@ -201,12 +202,12 @@ def test_a_full_disk_leaves_nothing_that_counts_as_made(output, already_made):
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
     try:
         with pytest.raises(OSError, match="while writing .*sub-A1_T1w.nii.gz. Make room or choose another folder"):
-            output.write({**REQUEST, "age": 64}, 1 - VOLUME, PROVENANCE)
+            output.write(SCHEMA.request({**ROW, "age": 64}), 1 - VOLUME, PROVENANCE)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert files(output.output_dir / "sub-A1") == (["anat/sub-A1_T1w.nii.gz"] if already_made else [])
     for age in (63, 64):
-        assert not output.is_complete({**REQUEST, "age": age}, PROVENANCE)
+        assert not output.is_complete(SCHEMA.request({**ROW, "age": age}), PROVENANCE)
 
 
 def test_files_are_readable_for_others_as_the_umask_says(output):
@@ -249,18 +250,19 @@ def test_no_word_of_a_data_set_denies_that_an_edit_was_made_from_a_persons_scan(
 
 
 def test_the_table_reads_back_as_the_requests(output):
-    requests = [REQUEST, {**REQUEST, "participant_id": "sub-B2", "sex": "M", "ventricles_ml": 40.123456789}]
+    requests = [REQUEST, SCHEMA.request({**ROW, "participant_id": "sub-B2", "sex": "M", "ventricles_ml": 40.123456789})]
     for request in requests:
         output.write(request, VOLUME, PROVENANCE)
     assert output.finish(requests) == []
-    assert SCHEMA.read_table(output.output_dir / "participants.tsv") == requests
+    rows = SCHEMA.read_table(output.output_dir / "participants.tsv")
+    assert [SCHEMA.request(row) for row in rows] == requests
 
 
 def test_the_table_holds_what_is_there_and_keeps_earlier_runs(output):
     output.write(REQUEST, VOLUME, PROVENANCE)
     output.finish([REQUEST])
     later = derivative(output.output_dir)
-    made, unmade = ({**REQUEST, "participant_id": name} for name in ("0B", "0C"))
+    made, unmade = (SCHEMA.request({**ROW, "participant_id": name}) for name in ("0B", "0C"))
     later.write(made, VOLUME, PROVENANCE)
     assert later.finish([made, unmade]) == ["sub-0C"]
     rows = SCHEMA.read_table(output.output_dir / "participants.tsv")
@@ -270,7 +272,7 @@ def test_the_table_holds_what_is_there_and_keeps_earlier_runs(output):
 def test_missing_values_and_other_schemas_share_a_table(output):
     output.write(REQUEST, VOLUME, PROVENANCE)
     other = CovariateSchema.from_dict({"covariates": [{"name": "mmse", "range": [0, 30], "missing": "allowed"}]})
-    request = {"participant_id": "sub-C3", "mmse": None}
+    request = other.request({"participant_id": "sub-C3", "mmse": None})
     output = derivative(output.output_dir, schema=other)
     path = output.write(request, VOLUME, PROVENANCE)
     assert json.loads(path.with_name("sub-C3_T1w.json").read_text())["Covariates"]["mmse"]["Scaled"] == NULL
@@ -299,13 +301,15 @@ def test_a_folder_of_another_data_set_is_refused(tmp_path):
 def test_several_writers_share_a_folder(tmp_path):
     def write(number):
         output = derivative(tmp_path)
-        request = {**REQUEST, "participant_id": f"{number:02}"}
+        request = SCHEMA.request({**ROW, "participant_id": f"{number:02}"})
         output.write(request, VOLUME, PROVENANCE)
         return output.is_complete(request, PROVENANCE)
 
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(write, range(24)))
-    assert derivative(tmp_path).finish([{"participant_id": f"{number:02}"} for number in range(24)]) == []
+    assert (
+        derivative(tmp_path).finish([SCHEMA.request({**ROW, "participant_id": f"{number:02}"}) for number in range(24)]) == []
+    )
     assert not list(tmp_path.rglob("*.tmp"))
     for path in tmp_path.glob("sub-*/anat/*.nii.gz"):
         gzip.decompress(path.read_bytes())

@@ -1,10 +1,14 @@
 """Requests become volumes: each by exactly one rank, with a seed of its own, and none twice."""
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
+from monai.bundle import create_workflow
+from test_bundle_format import write_ldm_weights
 
 from brain_ldm_bundle.scripts.data.covariates import CovariateSchema
 from brain_ldm_bundle.scripts.data.derivative import Derivative
@@ -14,9 +18,12 @@ PROVENANCE = {"Sampler": "ddim", "Steps": 2, "GuidanceScale": 1.0, "PredictionTy
 SHAPE = (4, 6, 5)
 
 
+SCHEMA = CovariateSchema.from_dict({"covariates": [{"name": "age", "unit": "years", "range": [40, 80]}]})
+
+
 @pytest.fixture
 def schema():
-    return CovariateSchema.from_dict({"covariates": [{"name": "age", "unit": "years", "range": [40, 80]}]})
+    return SCHEMA
 
 
 @pytest.fixture
@@ -24,16 +31,16 @@ def derivative(schema, tmp_path):
     return Derivative(tmp_path / "cohort", schema, np.diag([-1.0, 1, 1, 1]), SHAPE)
 
 
-def requests(n):
-    return [{"participant_id": f"sub-{i:02d}", "age": 50 + i} for i in range(n)]
+def requests(n, **changes):
+    return [SCHEMA.request({"participant_id": f"sub-{i:02d}", "age": 50 + i, **changes}) for i in range(n)]
 
 
 def test_a_single_request_is_named_for_what_it_asks(schema):
     (row,) = cohort.read_requests(schema, None, {"age": 60})
     (again,) = cohort.read_requests(schema, None, {"age": 60})
     (other,) = cohort.read_requests(schema, None, {"age": 61})
-    assert row == again and row["age"] == 60
-    assert row["participant_id"] != other["participant_id"]
+    assert row == again and row.values["age"] == 60
+    assert row.participant_id != other.participant_id
 
 
 def test_a_request_of_nothing_or_of_two_kinds_is_refused(schema, tmp_path):
@@ -43,12 +50,45 @@ def test_a_request_of_nothing_or_of_two_kinds_is_refused(schema, tmp_path):
         cohort.read_requests(schema, tmp_path / "table.tsv", {"age": 60})
 
 
+ASKED = {"age": 70, "sex": "F", "ventricles_ml": 40, "brain_normalised_ml": 1400}
+CONFIG = {"config_file": "configs/inference.json", "workflow_type": "inference"}
+
+
+def test_covariates_given_from_python_make_the_volume_that_was_asked_for(bundle, tmp_path, monkeypatch):
+    """They used to be read from the command line, even from the command line of a script that runs the bundle."""
+    monkeypatch.setattr("sys.argv", ["my_script.py", "--age", "50"])
+    (tmp_path / "models").mkdir()
+    write_ldm_weights(tmp_path / "models")
+    settings = {"models_dir": str(tmp_path / "models"), "output_dir": str(tmp_path / "out"), "use_device": "cpu", "steps": 2}
+    workflow = create_workflow(**CONFIG, **settings, **ASKED)
+    workflow.run()
+    (sidecar,) = (tmp_path / "out").glob("sub-*/anat/*_T1w.json")
+    covariates = json.loads(sidecar.read_text())["Covariates"]
+    assert {name: entry["Value"] for name, entry in covariates.items()} == ASKED
+
+
+def test_the_settings_for_covariates_are_those_of_the_bundle():
+    config = json.loads((ROOT / "brain_ldm_bundle" / "configs" / "inference.json").read_text())
+    names = CovariateSchema.from_file(ROOT / "brain_ldm_bundle" / "configs" / "covariates.json").names
+    assert config["covariates"] == {name: f"@{name}" for name in config["covariates"]}
+    assert sorted(config["covariates"]) == sorted(names) and all(config[name] is None for name in names)
+
+
+def test_covariates_of_another_schema_are_read_from_the_command_line(monkeypatch):
+    schema = CovariateSchema.from_dict({"covariates": [{"name": "age", "range": [40, 80]}, {"name": "mmse", "range": [0, 30]}]})
+    monkeypatch.setattr("sys.argv", ["monai.bundle", "run", "--config_file", "x.json", "--mmse", "24", "--steps", "5"])
+    given = cohort.given_covariates(schema, {}, {"age": 60, "sex": None})
+    assert given == {"age": 60, "mmse": 24}
+    monkeypatch.setattr("sys.argv", ["my_script.py", "--mmse", "24"])  # of a script that runs the bundle
+    assert cohort.given_covariates(schema, {"mmse": 20}, {"age": 60, "sex": None}) == {"age": 60, "mmse": 20}
+
+
 def test_every_row_belongs_to_one_rank_and_keeps_its_seed(schema, derivative):
-    alone = cohort.pending(requests(7), schema, derivative, PROVENANCE, base_seed=5)
-    shared = [cohort.pending(requests(7), schema, derivative, PROVENANCE, 5, rank, 3) for rank in range(3)]
-    seeds = {item["request"]["participant_id"]: item["provenance"]["Seed"] for items in shared for item in items}
+    alone = cohort.pending(requests(7), derivative, PROVENANCE, base_seed=5)
+    shared = [cohort.pending(requests(7), derivative, PROVENANCE, 5, rank, 3) for rank in range(3)]
+    seeds = {item["request"].participant_id: item["provenance"]["Seed"] for items in shared for item in items}
     assert sum(map(len, shared)) == len(seeds) == 7
-    assert seeds == {item["request"]["participant_id"]: item["provenance"]["Seed"] for item in alone}
+    assert seeds == {item["request"].participant_id: item["provenance"]["Seed"] for item in alone}
     assert len(set(seeds.values())) == 7
 
 
@@ -57,42 +97,42 @@ def test_rows_with_the_same_noise_share_a_seed_whichever_others_there_are(schema
     table.write_text("participant_id\tage\tnoise\nsub-a\t50\t1\nsub-b\t60\t1\nsub-c\t60\t2\nsub-d\t60\tn/a\nsub-1\t60\t\n")
     rows = cohort.read_requests(schema, table, {})
     seeds = {
-        item["request"]["participant_id"]: item["provenance"]["Seed"]
+        item["request"].participant_id: item["provenance"]["Seed"]
         for rank in range(2)
-        for item in cohort.pending(rows, schema, derivative, PROVENANCE, 5, rank, 2)
+        for item in cohort.pending(rows, derivative, PROVENANCE, 5, rank, 2)
     }
     assert seeds["sub-a"] == seeds["sub-b"]
     assert len(set(seeds.values())) == 4  # that of sub-1 is not that of the noise 1
-    unnamed = cohort.pending([{"participant_id": "sub-d", "age": 60}], schema, derivative, PROVENANCE, base_seed=5)
+    unnamed = cohort.pending([schema.request({"participant_id": "sub-d", "age": 60})], derivative, PROVENANCE, base_seed=5)
     assert seeds["sub-d"] == unnamed[0]["provenance"]["Seed"]
-    other = cohort.pending(rows[:1], schema, derivative, PROVENANCE, base_seed=6)
+    other = cohort.pending(rows[:1], derivative, PROVENANCE, base_seed=6)
     assert other[0]["provenance"]["Seed"] != seeds["sub-a"]
 
 
 def test_made_rows_are_left_out_until_something_about_them_changes(schema, derivative):
-    items = cohort.pending(requests(3), schema, derivative, PROVENANCE, base_seed=5)
+    items = cohort.pending(requests(3), derivative, PROVENANCE, base_seed=5)
     derivative.write(items[1]["request"], np.full(SHAPE, 0.5), items[1]["provenance"])
 
     def left(rows=None, seed=5, **changes):
-        items = cohort.pending(rows or requests(3), schema, derivative, PROVENANCE | changes, base_seed=seed)
-        return [item["request"]["participant_id"] for item in items]
+        items = cohort.pending(rows or requests(3), derivative, PROVENANCE | changes, base_seed=seed)
+        return [item["request"].participant_id for item in items]
 
     assert left() == ["sub-00", "sub-02"]
     assert left(seed=6) == left(Steps=3) == left(WeightsSHA256="cd" * 32) == ["sub-00", "sub-01", "sub-02"]
-    assert left([{**row, "age": 70} for row in requests(3)]) == ["sub-00", "sub-01", "sub-02"]
+    assert left(requests(3, age=70)) == ["sub-00", "sub-01", "sub-02"]
 
 
 def test_volumes_that_will_be_replaced_are_announced(schema, derivative, caplog):
-    items = cohort.pending(requests(2), schema, derivative, PROVENANCE, base_seed=5)
+    items = cohort.pending(requests(2), derivative, PROVENANCE, base_seed=5)
     derivative.write(items[0]["request"], np.full(SHAPE, 0.5), items[0]["provenance"])
-    cohort.pending(requests(2), schema, derivative, PROVENANCE, base_seed=5)
+    cohort.pending(requests(2), derivative, PROVENANCE, base_seed=5)
     assert not [record for record in caplog.records if record.levelname == "WARNING"]
-    cohort.pending(requests(2), schema, derivative, PROVENANCE, base_seed=6)
+    cohort.pending(requests(2), derivative, PROVENANCE, base_seed=6)
     assert "1 volumes, such as" in caplog.text and "sub-00_T1w.nii.gz" in caplog.text
 
 
 def test_one_volume_that_is_not_finite_does_not_stop_the_others(schema, derivative):
-    items = cohort.pending(requests(3), schema, derivative, PROVENANCE, base_seed=5)
+    items = cohort.pending(requests(3), derivative, PROVENANCE, base_seed=5)
     volumes = torch.full((3, 1, *SHAPE), 0.5)
     volumes[1, 0, 0, 0, 0] = torch.nan
     writer = cohort.WriteVolumes(derivative)
@@ -103,7 +143,7 @@ def test_one_volume_that_is_not_finite_does_not_stop_the_others(schema, derivati
 
 
 def test_the_batch_carries_scaled_covariates_and_seeds(schema, derivative):
-    items = cohort.pending(requests(3), schema, derivative, PROVENANCE, base_seed=5)
+    items = cohort.pending(requests(3), derivative, PROVENANCE, base_seed=5)
     context, _, _, arguments = cohort.request_batch(items, torch.device("cpu"))
     assert context.shape == (3, 1, 1)
     torch.testing.assert_close(context.flatten(), torch.tensor([10, 11, 12]) / 40)
