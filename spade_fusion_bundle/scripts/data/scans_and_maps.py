@@ -14,8 +14,8 @@ from ..shared.files import read_json
 from ..shared.problems import refuse
 from ..shared.tables import read_table
 from .derivative import made_here
+from .image_checks import check_pairs
 from .labels import LabelTable
-from .pair_checks import check_pairs
 
 __all__ = ["fingerprint", "from_lists", "listed", "pair_key", "read_dataset", "read_splits", "refuse_too_few"]
 
@@ -31,7 +31,6 @@ def read_dataset(
     fusion_fraction: float = 0.2,
     folds: int = 0,
     seed: int = 0,
-    workers: int | None = None,
     cache_file: str | Path | None = None,
 ) -> dict[str, list[dict]]:
     """Find the T1w scans and their label maps, check all of them, and share them out.
@@ -53,7 +52,6 @@ def read_dataset(
         folds: 0, or k: each training participant is in one of k folds of equal size, and fusion is trained on what
             the GANs of the other folds make of it. Then nobody is set aside, and those named for fusion are shared too.
         seed: for the choice of participants.
-        workers: threads that read files; None: one per core, at most 4.
         cache_file: JSON that remembers the sound pairs (path, size, date, table), so that each is read once.
 
     Returns:
@@ -77,7 +75,7 @@ def read_dataset(
         items, problems = _bids_items(dataset_dir)
     else:
         items, problems = _datalist_items(datalist, dataset_dir)
-    problems += check_pairs(items, table, workers, cache_file)
+    problems += check_pairs(items, table, cache_file)
     refuse(problems, f"{dataset_dir} cannot be used for training yet ({len(problems)} problems):")
     return _share_out(items, validation_fraction, fusion_fraction, folds, seed)
 

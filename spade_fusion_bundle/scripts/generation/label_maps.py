@@ -1,52 +1,47 @@
-"""Which label maps there are, which variants of them to make, and who makes them; what cannot be used is refused first."""
+"""Find label maps, plan the images to make of them, and leave out those that exist. Unusable maps are refused first."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import re
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from glob import glob
 from itertools import product
 from pathlib import Path
 
-import numpy as np
-
 from ..data.deformation import refuse_folding
 from ..data.derivative import Derivative, made_here, name_of
+from ..data.image_checks import map_header_problems, map_problems
 from ..data.labels import LabelTable
 from ..data.scans_and_maps import read_splits
 from ..shared.files import sha256
-from ..shared.nifti import check_files, open_image, read_whole
 from ..shared.problems import refuse
 
 __all__ = ["find_maps", "inputs", "pending", "rows"]
 
 logger = logging.getLogger(__name__)
 
-MOST_READERS = 4  # each holds a map, some 0.5 GB at 256 x 256 x 256 while its values are looked up
 BIDS_FOLDERS = ("sub-*/anat", "sub-*/ses-*/anat", "derivatives/*/sub-*/anat", "derivatives/*/sub-*/ses-*/anat")
 
 
 def find_maps(label_maps: str | Path | None, output_dir: str | Path | None = None, split: str | None = None) -> list[dict]:
-    """Find label maps and check all their headers.
+    """Find label maps and check their headers.
 
     Args:
-        label_maps: a NIfTI file; a folder of them; a BIDS data set, whose `*_dseg.nii[.gz]` are taken from `sub-X/[ses-Y/]anat`
-            here and in `derivatives/*`, but for what this bundle wrote; or a pattern such as "DIR/**/*_desc-aseg_dseg.nii.gz".
-        output_dir: where images will go; must be another folder.
-        split: train, fusion, validation or test: only those whose row in the BIDS data set's participants.tsv says so.
+        label_maps: a NIfTI file; a folder of them; a BIDS data set, of which every `*_dseg.nii[.gz]` is taken from
+            `sub-X/[ses-Y/]anat` and `derivatives/*`, except the output of this bundle; or a pattern such as
+            "DIR/**/*_desc-aseg_dseg.nii.gz".
+        output_dir: folder of the images to make; must be another one.
+        split: train, fusion, validation or test: takes only maps of participants with this split in participants.tsv.
 
     Returns:
-        items {"image": path, "participant_id": "sub-X", "session_id": "ses-Y" or None}, sorted by path. Names come from the
-        files' BIDS entities, elsewhere from their letters and digits: training_seg_01.nii.gz is sub-trainingseg01.
+        items {"image": path, "participant_id": "sub-X", "session_id": "ses-Y" or None}, sorted by path. Ids are the BIDS
+        entities of the file name, else its letters and digits: training_seg_01.nii.gz is sub-trainingseg01.
 
     Raises:
-        FileNotFoundError: no label map there, or none of the split.
-        ValueError: a split without participants.tsv; all headers that are wrong, all names that clash: up to 20 lines, and how
-            many more.
+        FileNotFoundError: there is no label map, or none of the split.
+        ValueError: headers are wrong, names clash, or a split is asked for without participants.tsv.
     """
     if label_maps is None:
         raise ValueError("no label maps were given. Add --label_maps with a NIfTI file, a folder, or a BIDS data set")
@@ -68,7 +63,7 @@ def find_maps(label_maps: str | Path | None, output_dir: str | Path | None = Non
         )
     if split is not None:
         paths = _of_split(paths, split, root / "participants.tsv")
-    problems = _problems(_check_header, paths)
+    problems = map_header_problems(paths)
     maps = []
     for path in paths:
         participant, session = _entities(path)
@@ -88,17 +83,21 @@ def rows(
     deform_all: bool = False,
     seed: int = 0,
 ) -> list[dict]:
-    """The images to make: `variants` of each map, the first of the map as it is, further ones deformed, as sub-Xv01 ....
+    """Plan the images to make: the first variant of a map is the map itself, further ones are deformed (sub-Xv01, ...).
 
     Args:
-        maps: from `find_maps`.
-        variants: of each map.
-        deformation_mm, deformation_scale_mm: as `scripts.data.deformation.deform`.
-        deform_all: deform the first variant, too.
-        seed: base seed. That of a row depends on it, the row's name and variant, on nothing else.
+        maps: items from `find_maps`.
+        variants: number of images of each map.
+        deformation_mm: amplitude of the deformation, see `deformation.random_displacement_mm`.
+        deformation_scale_mm: distance of the deformation's control points.
+        deform_all: whether the first variant is deformed too.
+        seed: base seed. The seed of an image depends on this, its name and its variant only.
+
+    Returns:
+        the maps' items, each with "source_participant_id" and "provenance".
 
     Raises:
-        ValueError: variants that would be copies of each other, or whose names clash with other maps'.
+        ValueError: variants would be equal, or their names clash with other maps.
     """
     if variants < 1:
         raise ValueError(f"variants must be at least 1, got {variants}")
@@ -136,19 +135,18 @@ def pending(
     rank: int = 0,
     world_size: int = 1,
 ) -> list[dict]:
-    """The rows that this rank has yet to make: each belongs to one rank, those whole on disk are left out.
-
-    Every map of them is read and checked here, before the first image is made.
+    """Give the images that this process has to make; images that exist are left out. Their maps are read and checked.
 
     Args:
-        rows: from `rows`.
-        derivative: that they will be written to.
-        table: that their label values must be in.
-        provenance: of the whole run, such as WeightsSHA256.
-        rank, world_size: of this process.
+        rows: all images, from `rows`.
+        derivative: data set to write to.
+        table: label values that the maps may hold.
+        provenance: entries for every sidecar, such as WeightsSHA256.
+        rank: number of this process; each image belongs to one.
+        world_size: number of processes.
 
     Raises:
-        ValueError: maps that cannot be read, or with values that are not in the table, or empty: up to 20, and how many more.
+        ValueError: a map cannot be read, is empty, or has values that are not in the table.
     """
     mine = [
         {**row, "provenance": {**row["provenance"], "LabelMapSHA256": sha256(row["image"]), **provenance}}
@@ -156,7 +154,7 @@ def pending(
     ]
     left = [row for row in mine if not derivative.is_complete(row)]
     maps = list(dict.fromkeys(row["image"] for row in left))
-    problems = _problems(partial(_check_values, table=table), maps)
+    problems = map_problems(maps, table)
     refuse(problems, f"{len(problems)} of {len(maps)} label maps cannot be used:")
     replaced = [str(file) for row in left if (file := derivative.image_file(row)).exists()]
     if replaced:
@@ -169,14 +167,14 @@ def pending(
 
 
 def inputs(rows: Sequence[Mapping]) -> list[dict]:
-    """What the transforms need of rows: path of the map, name of the row, and the seed of a deformation."""
+    """Give the transforms what they need of each row: path of the map, name of the row, seed of the deformation."""
     seeds = [row["provenance"]["Seed"] for row in rows]
     named = [{"image": row["image"], "name": name_of(row)} for row in rows]
     return [item if seed is None else item | {"deformation_seed": seed} for item, seed in zip(named, seeds)]
 
 
 def _entities(path: Path) -> tuple[str, str | None]:
-    """Subject and session of a file: BIDS entities, or else a subject made of the name's letters and digits."""
+    """Subject and session from a file's BIDS entities, or a subject from its letters and digits."""
     match = re.match(r"(sub-[0-9A-Za-z+]+)(?:_(ses-[0-9A-Za-z+]+))?(?=[_.])", path.name)
     if match:
         return match[1], match[2]
@@ -196,7 +194,6 @@ def _clashes(items: Sequence[Mapping]) -> list[str]:
 
 
 def _of_split(paths: Sequence[Path], split: str, table: Path) -> list[Path]:
-    """The maps of participants of one split."""
     split_of = read_splits(table) if table.is_file() else None
     if split_of is None:
         raise ValueError(f"split {split!r}: there is no column split in {table} that says whose maps those are")
@@ -205,28 +202,3 @@ def _of_split(paths: Sequence[Path], split: str, table: Path) -> list[Path]:
         found = ", ".join(sorted(set(split_of.values())))
         raise FileNotFoundError(f"{table}: no participant with a label map is in the split {split!r}. There are: {found}")
     return chosen
-
-
-def _check_header(path: str) -> list:
-    try:
-        image = open_image(path, "Copy the orientation of the scan it belongs to")
-        if len(image.shape) != 3 and image.shape[3:] != (1,):  # some tools write a trailing axis of one
-            raise ValueError(f"has {len(image.shape)} dimensions {image.shape}; a label map has three. Extract one volume")
-        if image.header.get_data_dtype().kind not in "iuf":
-            raise ValueError(f"has voxels of type {image.header.get_data_dtype()}; label values are needed")
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    return []
-
-
-def _check_values(path: str, table: LabelTable) -> list:
-    try:
-        table.classes(np.asanyarray(read_whole(path).dataobj), path)
-    except ValueError as error:
-        raise ValueError(str(error) if str(error).startswith(path) else f"{path}: {error}") from error
-    return []
-
-
-def _problems(check: Callable, paths: Sequence) -> list[str]:
-    """What is wrong with the files, in their order."""
-    return check_files([[str(path)] for path in paths], check, workers=min(MOST_READERS, os.cpu_count()))[0]

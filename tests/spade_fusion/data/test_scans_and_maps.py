@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
 
-from spade_fusion_bundle.scripts.data import pair_checks as checked_pairs
+from spade_fusion_bundle.scripts.data import image_checks
 from spade_fusion_bundle.scripts.data.labels import LabelTable, ToClassesd
 from spade_fusion_bundle.scripts.data.scans_and_maps import fingerprint, read_dataset, refuse_too_few
 
@@ -448,8 +448,8 @@ def test_at_most_twenty_faults_are_listed(cohort):
 def test_sound_pairs_are_read_once(cohort, tmp_path, monkeypatch):
     cache = tmp_path / "cache" / "checked.json"
     path = save(cohort / MAP_5, with_voxel(MAP, 999))
-    whole, seen = checked_pairs.nifti.read_whole, []
-    monkeypatch.setattr(checked_pairs.nifti, "read_whole", lambda path: (seen.append(path), whole(path))[1])
+    whole, seen = image_checks.nifti.read_whole, []
+    monkeypatch.setattr(image_checks.nifti, "read_whole", lambda path: (seen.append(path), whole(path))[1])
     assert "999" in refusal(cohort, cache_file=cache)
     assert len(seen) == 28
     for _ in range(2):

@@ -1,0 +1,107 @@
+"""Check scans and label maps before work starts. Each file is read whole; sound ones are remembered."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from ..shared import nifti
+from ..shared.identities import voxels_sha256
+from .labels import LabelTable
+
+__all__ = ["check_pairs", "map_header_problems", "map_problems"]
+
+MOST_READERS = 4  # each holds a pair, some 0.5 GB at 256 x 256 x 256 while its values are looked up
+AFFINE_TOLERANCE = 1e-3  # mm; rounding of a quaternion, not another position
+
+
+def check_pairs(items: Sequence[dict], table: LabelTable, cache_file: str | Path | None = None) -> list[str]:
+    """Check pairs of scan and label map: both are sound, lie on one grid, and the map's values are in the table.
+
+    Args:
+        items: {"image", "label"}, paths of scan and map; a sound scan gets "voxels_sha256", its identity.
+        table: values that the maps may hold.
+        cache_file: JSON that remembers sound pairs by path, size, date and table.
+
+    Returns:
+        one line for each problem.
+    """
+    of_table = hashlib.sha256(json.dumps(table.to_dict()).encode()).hexdigest()
+    pairs = [[item["image"], item["label"]] for item in items]
+    problems, identities = _check(partial(_check_pair, table=table), pairs, [of_table], cache_file)
+    for item, identity in zip(items, identities):
+        item["voxels_sha256"] = identity
+    return problems
+
+
+def map_header_problems(paths: Sequence[Path]) -> list[str]:
+    """Check the headers of label maps; one line for each problem."""
+    return _check(partial(_named, _open_map), [[str(path)] for path in paths])[0]
+
+
+def map_problems(paths: Sequence[str], table: LabelTable) -> list[str]:
+    """Check the values of label maps; one line for each problem."""
+    return _check(partial(_named, partial(_check_values, table=table)), [[path] for path in paths])[0]
+
+
+def _check(
+    check: Callable, files: Sequence[Sequence[str]], settings: Sequence = (), cache_file: str | Path | None = None
+) -> tuple[list[str], list]:
+    return nifti.check_files(files, check, settings, min(MOST_READERS, os.cpu_count()), cache_file)
+
+
+def _check_pair(image: str, label: str, table: LabelTable) -> str:
+    """Identity of a sound scan that has a sound map on its grid."""
+    found, problems = [], []
+    for path, check in ((image, _open_scan), (label, partial(_open_map, table=table))):
+        try:
+            found.append(_named(check, path))
+        except ValueError as error:
+            problems.append(str(error))
+    if not problems:
+        (scan, identity), label_map = found
+        remedy = f"the scan {image}. Resample the map to the scan with nearest neighbour"
+        if label_map.shape[:3] != scan.shape:
+            problems = [f"{label}: has the shape {label_map.shape[:3]}, not {scan.shape} as {remedy}"]
+        elif np.abs(scan.affine - label_map.affine).max() > AFFINE_TOLERANCE:
+            rows, map_rows = (np.round(one.affine[:3], 3).tolist() for one in (scan, label_map))
+            problems = [f"{label}: has the affine {map_rows}, not {rows} as {remedy}"]
+    if problems:
+        raise ValueError("\n".join(problems))
+    return identity
+
+
+def _named(check: Callable[[str], object], path: str) -> object:
+    """`check(path)`; its error message begins with the path."""
+    try:
+        return check(path)
+    except ValueError as error:
+        raise ValueError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from error
+
+
+def _open_scan(path: str) -> tuple[nib.Nifti1Image, str]:
+    image = nifti.open_image(path)
+    nifti.refuse_not_3d(image.shape)
+    return image, voxels_sha256(nifti.read_grey_values(path))
+
+
+def _open_map(path: str, table: LabelTable | None = None) -> nib.Nifti1Image:
+    image = nifti.open_image(path, "Copy the orientation of the scan it belongs to")
+    if len(image.shape) != 3 and image.shape[3:] != (1,):  # some tools write a trailing axis of one
+        raise ValueError(f"is a {len(image.shape)}-D map {image.shape}; three dimensions are needed. Extract one volume")
+    if image.header.get_data_dtype().kind not in "iuf":
+        raise ValueError(f"has voxels of type {image.header.get_data_dtype()}; label values are needed")
+    if table is not None:
+        _check_values(path, table)
+    return image
+
+
+def _check_values(path: str, table: LabelTable) -> None:
+    table.classes(np.asanyarray(nifti.read_whole(path).dataobj), path)
