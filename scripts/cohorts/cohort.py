@@ -10,11 +10,11 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pandas as pd
-from report_page.three_planes import POINT_MM
 from scipy.optimize import linear_sum_assignment
 from shared.files import read_json
 
 from cohorts.row_matching import read_measured, read_table
+from cohorts.three_planes import POINT_MM
 
 QUANTITIES = {  # title and unit
     "ventricles_ml": ("lateral ventricles", "mL"),

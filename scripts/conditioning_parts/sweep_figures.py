@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 from cohorts.agreement import mean_answer_error
 from cohorts.cohort import Cohort, evenly
+from cohorts.three_planes import POINT_MM, cut, read_canonical, white_level
 from matplotlib.figure import Figure
-from report_page.three_planes import POINT_MM, cut, read_canonical, white_level
 from scipy import stats
 
 from conditioning_parts.part import NOTICE, Part

@@ -9,11 +9,11 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 from cohorts.cohort import Cohort
+from cohorts.three_planes import read_canonical, white_level
 from nibabel.processing import resample_to_output
 from scipy.ndimage import gaussian_filter
 
 from report_page.label_names import LabelNames
-from report_page.three_planes import read_canonical, white_level
 
 
 def viewer_entry(

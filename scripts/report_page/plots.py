@@ -7,11 +7,11 @@ import io
 import numpy as np
 import pandas as pd
 from cohorts.cohort import Cohort, evenly, nearest
+from cohorts.three_planes import three_planes, three_planes_of_labels
 from matplotlib.figure import Figure
 from PIL import Image  # comes with matplotlib
 
 from report_page.label_names import LabelNames
-from report_page.three_planes import three_planes, three_planes_of_labels
 
 ROWS_IN_PICTURE = 6
 INK = "#808080"  # readable on white and on black

@@ -14,9 +14,9 @@ import pandas as pd
 import pytest
 import report
 from cohorts import cohort as report_cohort
+from cohorts.three_planes import three_planes
 from PIL import Image
 from report_page import agreement_table as report_tables
-from report_page.three_planes import three_planes
 from tiny_report import AFFINE, CENTRE_MM, SHAPE, make_cohort, make_labelled, phantom, stored_as, write_section
 
 SCRIPTS = Path(report.__file__).parent
