@@ -103,6 +103,14 @@ class Covariate:
         value = low + scaled * (high - low)
         return math.exp(value) if self.scale == "log" else value
 
+    def physical(self, scaled: float) -> float | str | None:
+        """The physical value of a model's input: a number, the level whose code is nearest, or None for `NULL`."""
+        if scaled == NULL:
+            return None
+        if self.levels is not None:
+            return min(self.levels, key=lambda level: abs(self.levels[level] - scaled))
+        return float(f"{self.unscaled(scaled):.12g}")  # 80 years come back as 80, not as a hair above the limit
+
     def value(self, raw: object, request: bool = False) -> float | str | None:
         """Read the physical value in a table's cell or an argument; None where it is missing.
 

@@ -10,6 +10,7 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import (
     Compose,
+    CopyItemsd,
     Crop,
     EnsureChannelFirstd,
     EnsureTyped,
@@ -36,7 +37,8 @@ def preprocessing(
 ) -> Compose:
     """Transforms for an item {"image": path}, with or without "covariates".
 
-    The image becomes a tensor (1, D, H, W) on the model's grid, the covariates a tensor (C,), both in float32.
+    The image becomes a tensor (1, D, H, W) on the model's grid, the covariates a tensor (C,), both in float32. The path stays
+    in the item as "file", so that an output can be matched to its input.
 
     Args:
         spacing_mm: side of a voxel of the model's grid.
@@ -47,6 +49,7 @@ def preprocessing(
     """
     return Compose(
         [
+            CopyItemsd("image", names="file"),
             LoadImaged("image", image_only=True),
             EnsureChannelFirstd("image"),
             ToGridd("image", spacing_mm),

@@ -1,13 +1,13 @@
-"""The two baselines that Pinaya et al. 2022 compare with, VAE-GAN and LSGAN: losses, a step, weights and sampling.
+"""The baselines of Pinaya et al. 2022, VAE-GAN and LSGAN: losses, training step, weights and sampling.
 
-Their paper gives no details of either, so the design is ours.
+The paper gives no details of either, so the design is ours.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,34 +25,43 @@ __all__ = [
     "LastWeights",
     "VectorSampler",
     "adversarial_step",
-    "choose",
     "load_generator",
     "lsgan_losses",
+    "make_losses",
+    "make_network",
     "parameter_groups",
     "preview",
     "rows",
     "vaegan_losses",
 ]
 
-# Baselines are unconditional: their volumes have no covariates.
 NO_COVARIATES = CovariateSchema(())
+NETWORKS = {"lsgan": LSGAN, "vaegan": VAEGAN}
 
 
-def choose(model: str, **parts: Any) -> Any:
-    """The part of the model of this name.
+def make_network(model: str, **sizes) -> LSGAN:
+    """Make the network of a baseline, "lsgan" or "vaegan", from the arguments of `LSGAN`.
 
     Raises:
-        ValueError: no such model.
+        ValueError: there is no such model.
     """
-    if model not in parts:
-        raise ValueError(f"model must be {' or '.join(parts)}, got {model!r}")
-    return parts[model]
+    if model not in NETWORKS:
+        raise ValueError(f"model must be {' or '.join(NETWORKS)}, got {model!r}")
+    return NETWORKS[model](**sizes)
+
+
+def make_losses(model: str, **settings) -> Callable[..., dict[str, torch.Tensor]]:
+    """Choose the losses of a baseline; `settings` are arguments of `vaegan_losses`, and LSGAN has none."""
+    return lsgan_losses if model == "lsgan" else functools.partial(vaegan_losses, **settings)
 
 
 def lsgan_losses(network: LSGAN, image: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Least squares (Mao et al. 2017, Eq. 9): the discriminator answers 1 for scans, 0 for others; the generator wants 1.
+    """Compute the least-squares losses of Mao et al. 2017, Eq. 9.
+
+    The discriminator learns to answer 1 for scans and 0 for other volumes; the generator wants the answer 1.
 
     Args:
+        network: generator and discriminator.
         image: scans (B, 1, D, H, W) in [0, 1].
 
     Returns:
@@ -69,17 +78,18 @@ def lsgan_losses(network: LSGAN, image: torch.Tensor) -> dict[str, torch.Tensor]
 def vaegan_losses(
     network: VAEGAN, image: torch.Tensor, kl_weight: float, gamma: float, feature_level: int
 ) -> dict[str, torch.Tensor]:
-    """Algorithm 1 of Larsen et al. 2016: KL to the prior, reconstruction in a layer of the discriminator, and a GAN.
+    """Compute the losses of Algorithm 1 of Larsen et al. 2016: KL, reconstruction in a layer of the discriminator, and GAN.
 
-    The encoder minimises KL + reconstruction, the decoder gamma x reconstruction + GAN, the discriminator the GAN alone.
-    Different from there: the decoder's part of the GAN is -log D(x), which does not saturate (Goodfellow et al. 2014), and
-    the reconstruction is a mean over the layer instead of a sum, so that its weights do not depend on the image size.
+    The encoder minimises KL + reconstruction, the decoder gamma x reconstruction + GAN, the discriminator the GAN loss. Two
+    things differ from the paper. The decoder's GAN loss is -log D(x), which does not saturate (Goodfellow et al. 2014). The
+    reconstruction is a mean over the layer instead of a sum, so that its weights do not depend on the image size.
 
     Args:
+        network: encoder, generator and discriminator.
         image: scans (B, 1, D, H, W) in [0, 1].
-        kl_weight: of the KL, which is summed over the vector.
+        kl_weight: weight of the KL, which is summed over the vector.
         gamma: weight of the reconstruction for the decoder.
-        feature_level: convolutions of the discriminator before the layer.
+        feature_level: number of convolutions of the discriminator before the layer.
 
     Returns:
         The loss of each part of the network.
@@ -102,14 +112,14 @@ def vaegan_losses(
 def adversarial_step(
     engine: Engine, batch: Mapping, losses: Callable[..., dict[str, torch.Tensor]], grad_clip: float, amp: bool
 ) -> list[dict[str, float]]:
-    """One step of all parts at once, each down the gradient of its own loss.
+    """Take one step of all parts at once, each down the gradient of its own loss.
 
     Args:
         engine: MONAI's SupervisedTrainer, whose optimizer holds the parameters of all parts.
         batch: {"image": (B, 1, D, H, W) in [0, 1]}.
-        losses: of (network, image), gives the loss of each part by its name.
-        grad_clip: the norm of each part's gradient is clipped to this.
-        amp: bfloat16 autocast.
+        losses: function of network and image that gives the loss of each part by its name.
+        grad_clip: largest norm of the gradient of each part.
+        amp: whether the networks run in bfloat16.
     """
     network = engine.network.train()
     image = torch.as_tensor(batch["image"]).to(engine.state.device, non_blocking=True)
@@ -125,36 +135,36 @@ def adversarial_step(
 
 
 def parameter_groups(network: LSGAN, lr: float, discriminator_lr: float) -> list[dict]:
-    """For one optimizer of all parts: the discriminator learns at a rate of its own."""
-    groups = []
-    for name, part in network.named_children():
-        groups.append({"params": part.parameters(), "lr": discriminator_lr if name == "discriminator" else lr})
-    return groups
+    """Return the parameter groups of one optimizer for all parts; the discriminator has a learning rate of its own."""
+    return [
+        {"params": part.parameters(), "lr": discriminator_lr if name == "discriminator" else lr}
+        for name, part in network.named_children()
+    ]
 
 
 class LastWeights:
-    """Write a network's weights after every epoch: no loss of a GAN says which epoch was best.
+    """Write a network's weights after every epoch. No loss of a GAN says which epoch was best.
 
-    Choosing by a distance of features would tune the very number that the baselines are compared by.
+    Choosing an epoch by a distance of features would tune the very number that the baselines are compared by.
     """
 
     def __init__(self, path: str | Path, network: torch.nn.Module) -> None:
-        self.path = Path(path)
-        self.network = network
+        self.path, self.network = path, network
 
     def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
-
-    def __call__(self, engine: Engine) -> None:
-        save_weights(self.network.state_dict(), self.path)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, lambda: save_weights(self.network.state_dict(), self.path))
 
 
 def load_generator(path: str | Path, model: str) -> VolumeGenerator:
-    """The generator of a baseline's weights, on the CPU and in eval mode; its sizes come with the weights.
+    """Load the generator of a baseline on the CPU, in eval mode. Its sizes come with the weights.
+
+    Args:
+        path: file of weights.
+        model: "lsgan" or "vaegan".
 
     Raises:
-        FileNotFoundError: no such file; with the command that makes it.
-        ValueError: weights of something else.
+        FileNotFoundError: the file does not exist.
+        ValueError: the weights are not of this model.
     """
     made_by = f"python -m monai.bundle run training --config_file configs/baselines.json --model {model} --dataset_dir DIR"
     if not Path(path).is_file():
@@ -168,7 +178,7 @@ def load_generator(path: str | Path, model: str) -> VolumeGenerator:
 
 
 def rows(volumes: int) -> list[Request]:
-    """Requests of so many volumes, of nothing in particular: "sub-syn0001", ...; "sub-0001" may be a scan's."""
+    """Return this many requests without covariates: "sub-syn0001", ..., because "sub-0001" may be a scan."""
     if not isinstance(volumes, int) or volumes < 1:
         raise ValueError(f"volumes must be a whole number of at least 1, got {volumes!r}")
     return [Request(f"sub-syn{number:04d}", {}, ()) for number in range(1, volumes + 1)]
@@ -178,7 +188,7 @@ class VectorSampler(Inferer):
     """Draw volumes from a generator, one seed per volume.
 
     Args:
-        amp: run the generator in bfloat16.
+        amp: whether the generator runs in bfloat16.
     """
 
     def __init__(self, amp: bool = False) -> None:
@@ -187,7 +197,7 @@ class VectorSampler(Inferer):
 
     @torch.inference_mode()
     def __call__(self, inputs: torch.Tensor, network: VolumeGenerator, seeds: Sequence[int]) -> torch.Tensor:
-        """Volumes (B, 1, D, H, W) in [0, 1]; of `inputs` only the device is used."""
+        """Return volumes (B, 1, D, H, W) in [0, 1]; only the device of `inputs` is used."""
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]  # on the CPU: the same vectors on any device
         vectors = [torch.randn((1, network.latent_size), generator=generator) for generator in generators]
         with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=self.amp):
@@ -195,5 +205,5 @@ class VectorSampler(Inferer):
 
 
 def preview(network: VolumeGenerator, sampler: VectorSampler, device: torch.device, count: int) -> dict[str, torch.Tensor]:
-    """Volumes from the same vectors every time, for `scripts.shared.panels.Panels`."""
+    """Draw volumes from the same vectors every time, for `scripts.shared.panels.Panels`."""
     return {"samples": sampler(torch.empty(0, device=device), network, seeds=range(count))}

@@ -15,6 +15,7 @@ from scipy import stats
 from tqdm import tqdm
 
 from ..data.bids import find_volumes
+from ..model.training_record import check_baselines
 from ..shared.files import write_json
 from ..shared.tables import write_table
 from ..training.latents import LatentDataset
@@ -91,12 +92,13 @@ class Audit:
         neighbours: int = 5,
         pairs: int = 4,
         cache_file: str | Path | None = None,
+        models_dir: str | Path = "",
     ) -> None:
         for name, share in (("max_flagged", max_flagged), ("min_detected", min_detected)):
             if not 0 <= share <= 1:
                 raise ValueError(f"{name} is a share, 0 to 1, got {share}")
         self.data, self.audited_dir, self.cache_file = data, audited_dir, cache_file
-        self.latents = latents
+        self.latents, self.models_dir = latents, models_dir
         self.transform = transform
         self.output_dir = Path(output_dir)
         self.max_flagged, self.min_detected = max_flagged, min_detected
@@ -123,6 +125,7 @@ class Audit:
             raise ValueError(f"{count} training participants; at least {FEWEST_TRAINING} are needed for an audit")
         self.audited = audited_volumes(self.audited_dir, self.data, self.latents.spacing_mm, self.cache_file)
         self.provenance = read_provenance(self.audited, str(self.audited_dir))
+        check_baselines(self.data, self.models_dir, self.provenance)
 
     @torch.inference_mode()
     def run(self) -> dict:

@@ -1,4 +1,4 @@
-"""Which model made a folder of generated volumes, as their sidecars tell, and what that was trained on, as its weights tell."""
+"""Which model made a folder of generated volumes, what it was trained on, and whether held-out scans are new to it."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ..model.training_record import recipe_of
-from ..shared.files import sha256
-from ..shared.identities import knows_all
+from ..shared.files import read_json, sha256
+from ..shared.identities import knows_all, refuse_seen
 
-__all__ = ["describe", "describe_training", "read_provenance", "trained_on"]
+__all__ = ["describe", "describe_training", "held_out_scans", "read_provenance", "refuse_without_model", "trained_on"]
 
 MODELS = Path(__file__).parents[2] / "models"
 
-# Sidecar's key and a reader's word. Seeds, covariates and software differ within what one model made.
+# Keys of a sidecar that are the same for all volumes of one model, and their words in a text.
 FIELDS = {
     "Model": "model",
     "Sampler": "sampler",
@@ -25,19 +25,54 @@ FIELDS = {
 }
 
 
-def read_provenance(items: Sequence[Mapping], name: str) -> dict:
-    """What the sidecars of a set say of `FIELDS`, the same in all; nothing where no volume has one, as of other software.
-
-    Args:
-        items: {"image": path}; the sidecar is beside it, `.json` for `.nii.gz` or `.nii`.
-        name: of the set or its folder, for the errors.
+def refuse_without_model(model_file: str | Path) -> None:
+    """Refuse to evaluate without the diffusion model's file: without it, sizes and spacing would be the published ones.
 
     Raises:
-        ValueError: volumes of several models, samplers or weights; some without a sidecar; one that is no JSON.
+        FileNotFoundError: the file does not exist.
+    """
+    if not Path(model_file).is_file():
+        raise FileNotFoundError(
+            f"{model_file}: sizes and spacing are read from it. Train both stages first: python -m monai.bundle run training "
+            f"--config_file configs/train.json --dataset_dir DIR"
+        )
+
+
+def held_out_scans(data: Mapping[str, list[dict]], split: str, recipe: Mapping) -> list[dict]:
+    """Return the items of a split. Scans of another split than training must be new to the weights.
+
+    Args:
+        data: splits from `read_dataset`.
+        split: name of a split.
+        recipe: recipe of the weights.
+
+    Raises:
+        ValueError: the split is empty, or the weights were trained on some of its scans.
+    """
+    if not data.get(split):
+        counts = ", ".join(f"{name}: {len(items)}" for name, items in data.items())
+        raise ValueError(f"no scans in the split {split!r} ({counts}). Choose another with --split")
+    if split != "training":
+        refuse_seen(data[split], recipe, split)
+    return data[split]
+
+
+def read_provenance(items: Sequence[Mapping], name: str) -> dict:
+    """Read from the sidecars of a set how it was made: the entries of `FIELDS`, which all volumes must share.
+
+    Args:
+        items: dictionaries with the path "image"; the sidecar has the same name with `.json`.
+        name: name of the set or its folder, for error messages.
+
+    Returns:
+        The entries; none if no volume has a sidecar, as in folders of other software.
+
+    Raises:
+        ValueError: volumes were made by several models, samplers or weights, some have no sidecar, or a sidecar is not JSON.
     """
     found: dict[str, list[str]] = {}
     for item in items:
-        found.setdefault(json.dumps(_read(item["image"]), sort_keys=True), []).append(str(item["image"]))
+        found.setdefault(json.dumps(_read(Path(item["image"])), sort_keys=True), []).append(str(item["image"]))
     made = {text: json.loads(text) for text in found}
     if len(made) > 1:
         kinds = "; ".join(f"{len(files)}, such as {files[0]}: {describe(made[text])}" for text, files in found.items())
@@ -47,20 +82,16 @@ def read_provenance(items: Sequence[Mapping], name: str) -> dict:
     return next(iter(made.values()), None) or {}
 
 
-def _read(image: str | Path) -> dict | None:
-    path = Path(image)
-    sidecar = path.with_name(f"{path.name.removesuffix('.gz').removesuffix('.nii')}.json")
-    try:
-        content = json.loads(sidecar.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+def _read(image: Path) -> dict | None:
+    sidecar = image.with_name(f"{image.name.removesuffix('.gz').removesuffix('.nii')}.json")
+    if not sidecar.is_file():
         return None
-    except ValueError as error:
-        raise ValueError(f"{sidecar}: is not JSON ({error}). Generate the volume again, or remove the sidecar") from error
-    return {key: content[key] for key in FIELDS if key in content} if isinstance(content, dict) else {}
+    content = read_json(sidecar)
+    return {key: content[key] for key in FIELDS if key in content}
 
 
 def describe(provenance: Mapping | None) -> str:
-    """`sampler ddim, steps 50, weights af6f642b2bde`, in one line; hashes by their first 12 digits."""
+    """Describe provenance in a line, such as `sampler ddim, steps 50, weights af6f642b2bde`; None means no sidecar."""
     if not provenance:
         return "unknown" if provenance is not None else "no sidecar"
     words = {key: str(value)[:12] if key.endswith("SHA256") else value for key, value in provenance.items()}
@@ -68,41 +99,41 @@ def describe(provenance: Mapping | None) -> str:
 
 
 def trained_on(provenance: Mapping, weights: Iterable[str | Path], training: Sequence[Mapping]) -> str:
-    """What the model that made a set was trained on, in words.
+    """Describe what the model that made a set was trained on.
 
     Args:
-        provenance: of `read_provenance`.
-        weights: files, some of which may not be there; those of the model are found by the hashes in `provenance`.
-        training: scans of a data set's training split, of `read_dataset`.
+        provenance: provenance of the set, from `read_provenance`.
+        weights: files that may be the model's weights; the hashes in `provenance` decide. Missing files are left out.
+        training: scans of the training split, from `read_dataset`.
     """
     files = {sha256(path): path for path in weights if Path(path).is_file()}
     made_by = provenance.get("WeightsSHA256", "")
     if made_by not in files:
-        return _told_elsewhere(made_by) or "not known: its weights are not at hand"
+        return _shipped(made_by) or "not known: its weights are missing"
     model = files[made_by]
     return describe_training(recipe_of(model, files.get(provenance.get("AutoencoderSHA256"), model)), training, made_by)
 
 
 def describe_training(recipe: Mapping, training: Sequence[Mapping], weights_sha256: str) -> str:
-    """`84 of the 84 training scans, and scans that its weights do not name`.
+    """Describe what weights were trained on, such as `84 of the 84 training scans and 12 others`.
 
     Args:
-        recipe: of the weights.
-        training: scans of a data set's training split, of `read_dataset`.
-        weights_sha256: of their file.
+        recipe: recipe of the weights.
+        training: scans of the training split, from `read_dataset`.
+        weights_sha256: hash of the file of weights.
     """
     if "seen_voxels" not in recipe:
-        return _told_elsewhere(weights_sha256) or "scans that its weights do not name"
+        return _shipped(weights_sha256) or "scans that its weights do not name"
     seen, own = set(recipe["seen_voxels"]), {item["voxels_sha256"] for item in training}
     text = f"{len(seen & own)} of the {len(own)} training scans"
     text += f" and {len(seen - own)} others" if seen - own else ""
     return text if knows_all(recipe) else f"{text}, and scans that its weights do not name"
 
 
-def _told_elsewhere(weights_sha256: str) -> str:
-    """What weights that come with the bundle were trained on, as the JSON file beside them says; "" of others."""
+def _shipped(weights_sha256: str) -> str:
+    """Describe what weights of this bundle were trained on, from the JSON file with their hash; "" for other weights."""
     for path in sorted(MODELS.glob("demo_*.json")):
-        note = json.loads(path.read_text(encoding="utf-8"))
+        note = read_json(path)
         for name, known in note["sha256"].items():
             if known == weights_sha256:
                 return f"{note['trained_on']} ({name}, which comes with the bundle)"

@@ -1,15 +1,14 @@
-"""How well scans are reconstructed, one row per scan, and by the trivial answer beside it: the mean training scan."""
+"""How well the autoencoder reconstructs scans, and how well the mean training scan does as a trivial answer."""
 
 from __future__ import annotations
 
-import json
 import math
 import re
-import statistics
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import pandas as pd
 import torch
 from ignite.engine import Engine, Events
 from monai.inferers import Inferer
@@ -17,59 +16,38 @@ from monai.metrics import PSNRMetric
 from scipy import stats
 from tqdm import tqdm
 
-from ..data.covariates import NULL, CovariateSchema, Request
+from ..data.covariates import CovariateSchema, Request
 from ..data.derivative import PROVENANCE, Derivative
 from ..model.training_record import what_training_knew
 from ..shared import mni_box
-from ..shared.files import sha256, write_json
-from ..shared.identities import refuse_seen
+from ..shared.files import read_json, sha256, write_json
 from ..shared.sections import write_section
-from ..shared.tables import read_table, write_table
-from .covariate_regressor import physical
+from ..shared.tables import print_table, write_table
 from .ssim import SSIM
 
-__all__ = ["Keep", "MeanImage", "Scores", "held_out", "mean_image", "needs", "summarise"]
+__all__ = ["KeepReconstructions", "MeanImage", "ReconstructionScores", "mean_image", "summarise"]
 
 NOTICE = "Synthetic: a scan through an autoencoder. It can show whose scan it was. For research, not for clinical use."
-
 RECONSTRUCTIONS = "T1-weighted brain MRI through an autoencoder"
-
-
-def needs(model_file: str | Path) -> None:
-    """Sizes, spacing and covariates are read from the diffusion model's file; without it they would be the published ones.
-
-    Raises:
-        FileNotFoundError: there is none.
-    """
-    if not Path(model_file).is_file():
-        raise FileNotFoundError(
-            f"{model_file}: sizes and spacing are read from it. Train both stages first: python -m monai.bundle run training "
-            f"--config_file configs/train.json --dataset_dir DIR"
-        )
-
-
-def held_out(data: Mapping[str, list[dict]], split: str, recipe: Mapping) -> list[dict]:
-    """The items of a split, that the weights of `recipe` were not trained on unless the split is that of training.
-
-    Raises:
-        ValueError: an empty one, with what there is; or one with scans that were trained on.
-    """
-    if not data.get(split):
-        counts = ", ".join(f"{name}: {len(items)}" for name, items in data.items())
-        raise ValueError(f"no scans in the split {split!r} ({counts}). Choose another with --split")
-    if split != "training":
-        refuse_seen(data[split], recipe, split)
-    return data[split]
+TITLES = {"reconstruction": "autoencoder", "mean_image": "trivial answer: the mean training scan"}
 
 
 def mean_image(items: Sequence[dict], preprocessing: Callable) -> torch.Tensor:
-    """Mean of training scans, (1, D, H, W)."""
+    """Average training scans.
+
+    Args:
+        items: items of the scans.
+        preprocessing: function from an item to {"image": (1, D, H, W)}.
+
+    Returns:
+        The mean (1, D, H, W).
+    """
     total = sum(torch.as_tensor(preprocessing(item)["image"]) for item in tqdm(items, desc="mean image", leave=False))
     return total / len(items)
 
 
 class MeanImage(Inferer):
-    """Answers every scan with the same image."""
+    """Answer every scan with the same image (1, D, H, W)."""
 
     def __init__(self, image: torch.Tensor) -> None:
         super().__init__()
@@ -79,56 +57,58 @@ class MeanImage(Inferer):
         return self.image.to(inputs).expand_as(inputs)
 
 
-class Scores:
-    """SSIM, PSNR (dB) and mean absolute error of each volume, intensities 0 to 1, whole volume; written as a TSV at the end.
+class ReconstructionScores:
+    """Write a table of SSIM, PSNR (dB) and mean absolute error of each volume, intensities 0 to 1, whole volume.
 
-    SSIM as of Wang et al. 2004 in three dimensions, Gaussian window of 11 voxels and sigma 1.5, data range 1.
+    SSIM (Wang et al. 2004) is three-dimensional, with a Gaussian window of 11 voxels and sigma 1.5, data range 1.
+
+    Args:
+        path: TSV to write when the last volume is done.
     """
 
-    def __init__(self, path: str | Path, items: Sequence[dict]) -> None:
-        self.path = Path(path)
-        self.items = items
-        self.rows: list[list] = []
+    def __init__(self, path: str | Path) -> None:
+        self.path = path
+        self.lines = [["participant_id", "file", "ssim", "psnr_db", "l1"]]
         self.ssim = SSIM(spatial_dims=3, data_range=1.0)
         self.psnr = PSNRMetric(max_val=1.0)
 
     def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._score)
-        engine.add_event_handler(Events.COMPLETED, self._write)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.score)
+        engine.add_event_handler(Events.COMPLETED, self.write)
 
-    def _score(self, engine: Engine) -> None:
+    def score(self, engine: Engine) -> None:
         prediction, image = (engine.state.output[key].float() for key in ("pred", "label"))
         l1 = (prediction - image).abs().flatten(1).mean(dim=1, keepdim=True)
-        for values in torch.cat([self.ssim(prediction, image), self.psnr(prediction, image), l1], dim=1).tolist():
-            item = self.items[len(self.rows)]
+        scores = torch.cat([self.ssim(prediction, image), self.psnr(prediction, image), l1], dim=1).tolist()
+        batch = engine.state.batch
+        for participant, file, values in zip(batch["participant_id"], batch["file"], scores, strict=True):
             if not all(map(math.isfinite, values)):
                 found = ", ".join(f"{value:g}" for value in values)
                 raise ValueError(
-                    f"{item['image']}: SSIM, PSNR and L1 are {found}. The network's answer is not finite (train it again with "
-                    f"a lower learning rate), or equals the scan"
+                    f"{file}: SSIM, PSNR and L1 are {found}. The network's answer is not finite (train it again with a lower "
+                    f"learning rate), or equals the scan"
                 )
-            self.rows.append([item["participant_id"], item["image"], *(f"{value:.5f}" for value in values)])
+            self.lines.append([participant, file, *(f"{value:.5f}" for value in values)])
 
-    def _write(self, engine: Engine) -> None:
-        write_table(self.path, [["participant_id", "file", "ssim", "psnr_db", "l1"], *self.rows])
+    def write(self, engine: Engine) -> None:
+        write_table(self.path, self.lines)
 
 
-class Keep:
-    """Write each reconstruction into a `Derivative`, as generation does, with the covariates of its scan.
+class KeepReconstructions:
+    """Write each reconstruction into a `Derivative`, with the covariates of its scan, as generation does.
 
-    What a measuring tool reads there and not in the scan is the autoencoder's doing, not the diffusion model's.
+    What a measuring tool reads differently there than in the scan is due to the autoencoder, not to the diffusion model.
 
     Args:
-        output_dir: of the data set.
-        schema: of the covariates.
-        spacing_mm: of the model's grid.
-        items: of the evaluator's scans, in their order, of `scripts.data.bids.read_dataset`. One of several scans of a
-            participant is named after its file, such as sub-01ses2.
-        autoencoder_file: its hash goes into the sidecars.
+        output_dir: folder of the data set.
+        schema: schema of the covariates.
+        spacing_mm: spacing of the model's grid.
+        items: the evaluator's scans, items of `scripts.data.bids.read_dataset`. If a participant has several, each is named
+            after its file, such as sub-01ses2.
+        autoencoder_file: weights, whose hash goes into the sidecars.
 
     Raises:
-        ValueError: the folder holds another data set, or reconstructions of other scans or by other weights; two scans of one
-            name.
+        ValueError: the folder holds another data set, or reconstructions of other scans or weights; or two scans have one name.
     """
 
     def __init__(
@@ -139,49 +119,40 @@ class Keep:
         items: Sequence[Mapping],
         autoencoder_file: str | Path,
     ) -> None:
-        there = Path(output_dir) / "dataset_description.json"
-        name = json.loads(there.read_text(encoding="utf-8")).get("Name") if there.is_file() else RECONSTRUCTIONS
+        description = Path(output_dir) / "dataset_description.json"
+        name = read_json(description).get("Name") if description.is_file() else RECONSTRUCTIONS
         if name != RECONSTRUCTIONS:
             raise ValueError(f"reconstructions_dir {output_dir} holds the data set {name!r}. Choose a new folder")
-        self.items = items
-        self.schema = schema
-        self.names = _names(items)
         self.weights = sha256(autoencoder_file)
+        self.requests = {item["image"]: _request(item, name, schema) for item, name in zip(items, _names(items), strict=True)}
+        names = {request.participant_id for request in self.requests.values()}
         for sidecar in sorted(Path(output_dir).glob("sub-*/anat/*_T1w.json")):
-            weights = json.loads(sidecar.read_text(encoding="utf-8"))["WeightsSHA256"]
-            if sidecar.parts[-3] not in self.names or weights != self.weights:
+            weights = read_json(sidecar)["WeightsSHA256"]
+            if sidecar.parts[-3] not in names or weights != self.weights:
                 raise ValueError(
                     f"reconstructions_dir {output_dir} holds {sidecar.name}, of another scan or autoencoder ({weights[:12]}) "
                     f"than these ({self.weights[:12]}): they would be measured together. Choose a new folder"
                 )
-        self.derivative = Derivative(
-            output_dir,
-            schema,
-            mni_box.affine(spacing_mm),
-            mni_box.size(spacing_mm),
-            name=RECONSTRUCTIONS,
-            covariates_are="of the scan",
-        )
-        self.rows: list[Request] = []
+        place = mni_box.affine(spacing_mm), mni_box.size(spacing_mm)
+        self.derivative = Derivative(output_dir, schema, *place, name=RECONSTRUCTIONS, covariates_are="of the scan")
 
     def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._keep)
-        engine.add_event_handler(Events.COMPLETED, self._finish)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.keep)
+        engine.add_event_handler(Events.COMPLETED, self.finish)
 
-    def _keep(self, engine: Engine) -> None:
-        for volume in engine.state.output["pred"]:
-            item = self.items[len(self.rows)]
-            row = {"participant_id": self.names[len(self.rows)]}
-            for covariate, scaled in zip(self.schema.covariates, item["covariates"], strict=True):
-                row[covariate.name] = None if scaled == NULL else physical(covariate, scaled)
-            source = {"EditedImage": Path(item["image"]).name, "EditedImageSHA256": sha256(item["image"])}
+    def keep(self, engine: Engine) -> None:
+        for file, volume in zip(engine.state.batch["file"], engine.state.output["pred"], strict=True):
+            source = {"EditedImage": Path(file).name, "EditedImageSHA256": sha256(file)}
             made = dict.fromkeys(PROVENANCE) | {"Sampler": "none", "WeightsSHA256": self.weights, "Description": NOTICE}
-            request = self.schema.request(row)
-            self.derivative.write(request, volume[0].float().cpu(), made | source)
-            self.rows.append(request)
+            self.derivative.write(self.requests[file], volume[0].float().cpu(), made | source)
 
-    def _finish(self, engine: Engine) -> None:
-        self.derivative.finish(self.rows)
+    def finish(self, engine: Engine) -> None:
+        self.derivative.finish(list(self.requests.values()))
+
+
+def _request(item: Mapping, name: str, schema: CovariateSchema) -> Request:
+    values = {c.name: c.physical(scaled) for c, scaled in zip(schema.covariates, item["covariates"], strict=True)}
+    return schema.request({"participant_id": name} | values)
 
 
 def _names(items: Sequence[Mapping]) -> list[str]:
@@ -193,42 +164,42 @@ def _names(items: Sequence[Mapping]) -> list[str]:
         names.append(item["participant_id"] if alone else f"sub-{re.sub(r'[^0-9A-Za-z]', '', stem)}")
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise ValueError(
-            f"{len(twice)} names are those of several scans, such as {twice[0]}: give them participant_id or names of BIDS"
+            f"{len(twice)} names belong to several scans, such as {twice[0]}: give them participant_id or names of BIDS"
         )
     return names
 
 
 def summarise(output_dir: str | Path, split: str, recipe: Mapping) -> dict:
-    """Mean and standard deviation (n - 1; None of one scan) over the scans, for the autoencoder and the mean image; printed,
-    and kept for programs (reconstruction.json) and readers (reconstruction.section.json, with the mean's t interval).
+    """Average the tables of the autoencoder and of the mean image; print, and write reconstruction.json and its section.
 
     Args:
-        split: of the scans.
-        recipe: of the model, to say whether it knew them.
+        output_dir: folder of reconstruction.tsv and mean_image.tsv.
+        split: split of the scans.
+        recipe: recipe of the model, which says whether it was trained on them.
+
+    Returns:
+        The content of reconstruction.json: number of scans, and mean and standard deviation (n - 1; None for one scan) of each
+        score.
     """
     output_dir, summary = Path(output_dir), {}
-    for name in ("reconstruction", "mean_image"):
-        rows = read_table(output_dir / f"{name}.tsv")
-        columns = {key: [float(row[key]) for row in rows] for key in ("ssim", "psnr_db", "l1")}
-        scores = {
-            key: {"mean": statistics.fmean(x), "std": statistics.stdev(x) if len(x) > 1 else None} for key, x in columns.items()
-        }
-        summary[name] = {"n": len(rows), **scores}
-        cells = [f"{key} {_cell(score, len(rows))}" for key, score in scores.items()]
-        print(f"{name:15s} n {len(rows):4d}", *cells, sep="  ")
+    for name in TITLES:
+        scores = pd.read_csv(output_dir / f"{name}.tsv", sep="\t")[["ssim", "psnr_db", "l1"]]
+        one = len(scores) == 1
+        spread = {key: {"mean": float(x.mean()), "std": None if one else float(x.std())} for key, x in scores.items()}
+        summary[name] = {"n": len(scores), **spread}
     write_json(output_dir / "reconstruction.json", summary)
-    titles = {"reconstruction": "autoencoder", "mean_image": "trivial answer: the mean training scan"}
     table = {
         "header": ["mean ± std [95 % of the mean]", "scans", "SSIM", "PSNR, dB", "L1"],
         "rows": [
-            [titles[name], str(scores["n"]), *(_cell(scores[key], scores["n"]) for key in ("ssim", "psnr_db", "l1"))]
+            [TITLES[name], str(scores["n"]), *(_cell(scores[key], scores["n"]) for key in ("ssim", "psnr_db", "l1"))]
             for name, scores in summary.items()
         ],
     }
+    print_table(table)
     text = (
         f"What the autoencoder keeps of the scans of the split {split}, {what_training_knew(split, recipe)}; samples of a "
-        f"diffusion model on its latents lack what it loses. SSIM (Wang et al. 2004, in three dimensions, Gaussian window of "
-        f"11 voxels, sigma 1.5), PSNR and mean absolute error of the whole volume, intensities 0 to 1."
+        f"diffusion model on its latents lack what it loses. The table gives SSIM (Wang et al. 2004, in three dimensions, "
+        f"Gaussian window of 11 voxels, sigma 1.5), PSNR and mean absolute error of the whole volume, intensities 0 to 1."
     )
     write_section(output_dir / "reconstruction.section.json", "Reconstruction by the autoencoder", text, [table])
     return summary

@@ -13,7 +13,6 @@ import tiny
 import torch
 from brain_ldm.training.test_resume import assert_equal, chain, load
 from monai.bundle import ConfigParser, run
-from scipy.stats import norm
 
 from brain_ldm_bundle.scripts.data.covariates import NULL, CovariateSchema
 from brain_ldm_bundle.scripts.evaluation import covariate_regressor as regression
@@ -84,12 +83,12 @@ def test_unknown_covariates_do_not_count_in_the_loss():
 
 
 def test_predictions_are_written_in_physical_units(tmp_path):
-    items = [{"participant_id": f"sub-{n}", "image": f"{n}.nii.gz"} for n in range(2)]
-    table = regression.Predictions(tmp_path / "out" / "a.tsv", items, {"covariates": SCHEMA.to_dict()})
+    table = regression.Predictions(tmp_path / "out" / "a.tsv", {"covariates": SCHEMA.to_dict()})
+    batch = {"participant_id": ["sub-0", "sub-1"], "file": ["0.nii.gz", "1.nii.gz"]}
     image = torch.rand(2, 1, 4, 6, 5)
     output = {"image": image, "pred": torch.tensor([[0.4, 0.25], [0.6, 1.5]])}
-    table._keep(SimpleNamespace(state=SimpleNamespace(output=output)))
-    table._write(None)
+    table.read(SimpleNamespace(state=SimpleNamespace(batch=batch, output=output)))
+    table.write(None)
     text = (tmp_path / "out" / "a.tsv").read_text()
     assert text == (
         "participant_id\tfile\tsex\tage\ttool\nsub-0\t0.nii.gz\tF\t50\tregressor\nsub-1\t1.nii.gz\tM\t100\tregressor\n"
@@ -100,46 +99,11 @@ def test_predictions_are_written_in_physical_units(tmp_path):
     "image", [torch.rand(1, 4, 6, 5) * 900, torch.full((1, 4, 6, 5), 0.5), torch.full((1, 4, 6, 5), torch.nan)]
 )
 def test_images_of_another_scale_constant_or_not_finite_are_refused(tmp_path, image):
-    table = regression.Predictions(
-        tmp_path / "a.tsv", [{"participant_id": "sub-0", "image": "0.nii.gz"}], {"covariates": SCHEMA.to_dict()}
-    )
-    engine = SimpleNamespace(state=SimpleNamespace(output={"image": image[None], "pred": torch.zeros(1, 2)}))
+    table = regression.Predictions(tmp_path / "a.tsv", {"covariates": SCHEMA.to_dict()})
+    batch, output = {"participant_id": ["sub-0"], "file": ["0.nii.gz"]}, {"image": image[None], "pred": torch.zeros(1, 2)}
+    engine = SimpleNamespace(state=SimpleNamespace(batch=batch, output=output))
     with pytest.raises(ValueError, match="0.nii.gz: values from .* vary within 0 to 1"):
-        table._keep(engine)
-
-
-def test_agreement_is_that_of_a_hand_calculation():
-    truth, predicted = [50.0, 60.0, 70.0, 80.0, 90.0], [58.0, 57.0, 66.0, 71.0, 73.0]
-    found = regression.agreement(truth, predicted, trivial=60.0)
-    x, y = np.subtract(truth, 70.0), np.subtract(predicted, 65.0)
-    r = (x @ y) / np.sqrt((x @ x) * (y @ y))
-    z = np.arctanh(r) + norm.ppf([0.025, 0.975]) / np.sqrt(5 - 3)
-    assert found["n"] == 5
-    assert found["r"] == pytest.approx(r) and found["r_95"] == pytest.approx(np.tanh(z))
-    assert found["slope"] == pytest.approx((x @ y) / (x @ x))
-    assert found["bias"] == pytest.approx(-5) and found["mae"] == pytest.approx((8 + 3 + 4 + 9 + 17) / 5)
-    assert found["mae_trivial"] == pytest.approx((10 + 0 + 10 + 20 + 30) / 5)
-
-
-@pytest.mark.parametrize(
-    ("truth", "predicted", "message"),
-    [
-        ([1, 2, 3], [1, 2, 3], "3 scans with a known value: too few"),
-        ([5, 5, 5, 5], [1, 2, 3, 4], "all 4 true values are 5: there is no correlation"),
-        ([1, 2, 3, 4], [7, 7, 7, 7], "all 4 predicted values are 7"),
-        ([1, 2, 3, 4], [1, 2, 3, float("nan")], "a predicted value is not finite"),
-    ],
-)
-def test_no_number_comes_of_too_few_constant_or_broken_values(truth, predicted, message):
-    with pytest.raises(ValueError, match=message):
-        regression.agreement(truth, predicted, trivial=2.0)
-
-
-def test_categories_are_counted_beside_the_most_frequent_one():
-    found = regression.hits(list("FFMM"), list("FMMM"), trivial="F")
-    assert (found["accuracy"], found["accuracy_trivial"]) == (0.75, 0.5)
-    low, high = found["accuracy_95"]
-    assert (low, high) == pytest.approx((0.3006, 0.9544), abs=1e-4)  # Wilson 1927, for 3 of 4
+        table.read(engine)
 
 
 @pytest.fixture
@@ -182,7 +146,7 @@ def test_it_beats_the_mean_where_the_volumes_show_the_answer(regressor, dataset_
     ventricles = summary["covariates"]["ventricles_ml"]
     assert ventricles["n"] == 8 and ventricles["r"] > 0.8 and ventricles["mae"] < 0.6 * ventricles["mae_trivial"]
     section = json.loads((tmp_path / "output" / "regressor.section.json").read_text())
-    assert "the split validation, which chose its best epoch, against" in section["text"]
+    assert "the split validation, which chose its best epoch, with" in section["text"]
     assert "It was trained on 24 of the 24 training scans. What" in section["text"]
     assert "8" in section["tables"][0]["rows"][0] and (tmp_path / "output" / section["figures"][0]["file"]).is_file()
     (row,) = csv.DictReader(predictions.open(), delimiter="\t")

@@ -156,7 +156,7 @@ def test_a_volume_depends_on_its_seed_alone():
 
 def test_an_unknown_model_and_no_volumes_are_refused():
     with pytest.raises(ValueError, match="model must be lsgan or vaegan, got 'wgan'"):
-        baselines.choose("wgan", lsgan=1, vaegan=2)
+        baselines.make_network("wgan")
     for volumes in (0, -3, 2.5, "many"):
         with pytest.raises(ValueError, match="volumes must be a whole number of at least 1"):
             baselines.rows(volumes)

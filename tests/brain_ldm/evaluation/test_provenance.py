@@ -6,7 +6,7 @@ from brain_ldm.evaluation.test_memorisation import audit, cohort, head  # noqa: 
 from brain_ldm.evaluation.test_memorisation import write as write_volume
 from brain_ldm.model.test_training_record import write as write_weights
 
-from brain_ldm_bundle.scripts.evaluation.provenance import MODELS, describe, read_provenance, trained_on
+from brain_ldm_bundle.scripts.evaluation.provenance import MODELS, describe, held_out_scans, read_provenance, trained_on
 from brain_ldm_bundle.scripts.shared.files import sha256
 
 LDM = {"Sampler": "ddim", "Steps": 50, "GuidanceScale": 1.0, "WeightsSHA256": "a" * 64, "AutoencoderSHA256": "b" * 64}
@@ -52,7 +52,7 @@ def test_volumes_of_other_software_have_no_sidecars_all_or_none(tmp_path):
 def test_a_broken_sidecar_is_named(tmp_path):
     items = write(tmp_path, a=LDM)
     (tmp_path / "a_T1w.json").write_text('{"Steps": 5')
-    with pytest.raises(ValueError, match="a_T1w.json: is not JSON"):
+    with pytest.raises(ValueError, match="a_T1w.json: this is not JSON"):
         read_provenance(items, "LDM")
 
 
@@ -75,7 +75,7 @@ def test_what_a_model_was_trained_on_is_told_from_its_weights(tmp_path, recipe, 
     made_by = write_weights(tmp_path / "model.pt", recipe)
     assert trained_on(made_by, [tmp_path / "absent.pt", tmp_path / "model.pt"], SCANS) == words
     other = trained_on({"WeightsSHA256": "f" * 64}, [tmp_path / "model.pt"], SCANS)
-    assert other == trained_on({}, [], SCANS) == "not known: its weights are not at hand"
+    assert other == trained_on({}, [], SCANS) == "not known: its weights are missing"
 
 
 def test_the_scans_of_an_autoencoder_count_as_those_of_its_model(tmp_path):
@@ -103,3 +103,17 @@ def test_an_audit_tells_what_it_audited(cohort, tmp_path):  # noqa: F811
     assert summary["audited"] == {"folder": str(tmp_path / "generated"), "n": 4, "provenance": LDM}
     section = json.loads((tmp_path / "out" / "memorisation.section.json").read_text())
     assert "Audited: generated, made by: sampler ddim, steps 50" in section["text"]
+
+
+def test_an_empty_split_is_refused_with_what_there_is():
+    with pytest.raises(ValueError, match=r"no scans in the split 'test' \(training: 1, test: 0\). Choose another with --split"):
+        held_out_scans({"training": [{}], "test": []}, "test", {})
+
+
+def test_scans_that_were_trained_on_are_scored_as_such_or_not_at_all():
+    """Those of a split other than the training's used to pass as held out."""
+    item = {"image": "a_T1w.nii.gz", "voxels_sha256": "0123456789abcdef"}
+    recipe = {"seen_voxels": ["0123456789abcdef"]}
+    assert held_out_scans({"training": [item]}, "training", recipe) == [item]
+    with pytest.raises(ValueError, match="1 of 1 scans in the split 'test', such as .*a_T1w.nii.gz, are among those that"):
+        held_out_scans({"test": [item]}, "test", recipe)

@@ -1,5 +1,6 @@
 import csv
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import nibabel as nib
@@ -14,12 +15,19 @@ from brain_ldm_bundle.scripts.evaluation import reconstruction
 from brain_ldm_bundle.scripts.shared import mni_box
 
 
+def engine(files, **output):
+    """What a handler sees of an evaluator: the batch with its files, and the network's output."""
+    batch = {"file": files, "participant_id": [Path(file).name.split("_")[0] for file in files]}
+    return SimpleNamespace(state=SimpleNamespace(batch=batch, output=output))
+
+
 def scored(tmp_path, name, pairs):
-    items = [{"participant_id": f"sub-{i}", "image": f"{i}.nii.gz"} for i in range(sum(len(image) for _, image in pairs))]
-    scores = reconstruction.Scores(tmp_path / f"{name}.tsv", items)
+    scores, number = reconstruction.ReconstructionScores(tmp_path / f"{name}.tsv"), 0
     for prediction, image in pairs:
-        scores._score(SimpleNamespace(state=SimpleNamespace(output={"pred": prediction, "label": image})))
-    scores._write(None)
+        files = [f"sub-{number + i}_{number + i}.nii.gz" for i in range(len(image))]
+        number += len(image)
+        scores.score(engine(files, pred=prediction, label=image))
+    scores.write(None)
     with open(tmp_path / f"{name}.tsv", newline="") as file:
         return list(csv.DictReader(file, delimiter="\t"))
 
@@ -74,20 +82,6 @@ def test_the_trivial_answer_is_the_mean_training_scan_for_everyone():
     assert torch.equal(answer, mean.expand(3, -1, -1, -1, -1))
 
 
-def test_an_empty_split_is_refused_with_what_there_is():
-    with pytest.raises(ValueError, match=r"no scans in the split 'test' \(training: 1, test: 0\). Choose another with --split"):
-        reconstruction.held_out({"training": [{}], "test": []}, "test", {})
-
-
-def test_scans_that_were_trained_on_are_scored_as_such_or_not_at_all():
-    """Those of a split other than the training's used to pass as held out."""
-    item = {"image": "a_T1w.nii.gz", "voxels_sha256": "0123456789abcdef"}
-    recipe = {"seen_voxels": ["0123456789abcdef"]}
-    assert reconstruction.held_out({"training": [item]}, "training", recipe) == [item]
-    with pytest.raises(ValueError, match="1 of 1 scans in the split 'test', such as .*a_T1w.nii.gz, are among those that"):
-        reconstruction.held_out({"test": [item]}, "test", recipe)
-
-
 @pytest.mark.parametrize("value", [float("nan"), 0.5])
 def test_scores_that_are_no_numbers_are_refused_by_scan(tmp_path, value):
     """One NaN of three scans ended as "nan ± nan"; where both are the same, PSNR is infinite."""
@@ -116,11 +110,10 @@ def kept(tmp_path, names, covariates, weights=b"weights"):
             {"participant_id": name.split("_")[0], "image": str(tmp_path / f"{name}_T1w.nii.gz"), "covariates": values}
         )
     (tmp_path / "weights.pt").write_bytes(weights)
-    keep = reconstruction.Keep(tmp_path / "kept", SCHEMA, SPACING_MM, items, tmp_path / "weights.pt")
-    for number in range(len(items)):
-        volume = torch.full((1, 1, *mni_box.size(SPACING_MM)), 0.2 * number)
-        keep._keep(SimpleNamespace(state=SimpleNamespace(output={"pred": volume})))
-    keep._finish(None)
+    keep = reconstruction.KeepReconstructions(tmp_path / "kept", SCHEMA, SPACING_MM, items, tmp_path / "weights.pt")
+    for number, item in enumerate(items):
+        keep.keep(engine([item["image"]], pred=torch.full((1, 1, *mni_box.size(SPACING_MM)), 0.2 * number)))
+    keep.finish(None)
     return tmp_path / "kept"
 
 
@@ -164,3 +157,28 @@ def test_two_scans_of_one_name_are_refused_before_any_is_kept(tmp_path):
     with pytest.raises(ValueError, match="such as sub-02ses1: give them participant_id or names of BIDS"):
         kept(tmp_path, ["sub-02_ses-1", "sub-02_ses1"], [[NULL, 0.0]] * 2)
     assert not (tmp_path / "kept").exists()
+
+
+def test_scans_in_another_order_keep_their_own_scores_and_reconstructions(tmp_path):
+    """Outputs were matched to scans by counting: a shuffled loader would have mixed up participants."""
+    items = [{"participant_id": f"sub-0{n}", "image": str(tmp_path / f"sub-0{n}_T1w.nii.gz")} for n in range(3)]
+    for item in items:
+        Path(item["image"]).write_bytes(item["image"].encode())
+        item["covariates"] = SCHEMA.scale({"age": 50 + 10 * int(item["participant_id"][-1]), "sex": "F"})
+    (tmp_path / "weights.pt").write_bytes(b"weights")
+    scores = reconstruction.ReconstructionScores(tmp_path / "scores.tsv")
+    keep = reconstruction.KeepReconstructions(tmp_path / "kept", SCHEMA, SPACING_MM, items, tmp_path / "weights.pt")
+    for n in (2, 0, 1):
+        label = torch.full((1, 1, *mni_box.size(SPACING_MM)), 0.5)
+        seen = engine([items[n]["image"]], pred=label + 0.1 * (n + 1), label=label)
+        scores.score(seen)
+        keep.keep(seen)
+    scores.write(None)
+    keep.finish(None)
+    found = pd.read_csv(tmp_path / "scores.tsv", sep="\t").set_index("participant_id")["l1"]
+    assert found.to_dict() == pytest.approx({"sub-00": 0.1, "sub-01": 0.2, "sub-02": 0.3})
+    for n in range(3):
+        image = nib.load(tmp_path / "kept" / f"sub-0{n}" / "anat" / f"sub-0{n}_T1w.nii.gz")
+        assert image.get_fdata().mean() == pytest.approx(0.6 + 0.1 * n, abs=0.003)
+    table = pd.read_csv(tmp_path / "kept" / "participants.tsv", sep="\t").set_index("participant_id")
+    assert table["age"].to_dict() == {"sub-00": 50, "sub-01": 60, "sub-02": 70}

@@ -134,7 +134,7 @@ def test_everything_is_written_for_programs_and_readers(sets, result):
     assert {row["participant_id"] for row in volumes if row["set"] == HELD_OUT} == {f"sub-00{n}" for n in range(19, 25)}
     section = json.loads((folder / "samples.section.json").read_text())
     assert [table["header"][0] for table in section["tables"]] == ["", "", ""]
-    trained_on = "not known: its weights are not at hand"
+    trained_on = "not known: its weights are missing"
     alike = {"folder": str(sets[1]["alike"]), "n": 24, "provenance": {}, "trained_on": trained_on}
     assert found["samples"]["alike"] == alike
     assert section["tables"][2]["rows"][0] == ["alike", "24", "unknown", trained_on, "alike"]  # no place of this computer
@@ -270,7 +270,7 @@ def test_rows_tell_which_weights_made_them_and_none_mixes_two(sets, tmp_path):
     section = json.loads((tmp_path / "out" / "samples.section.json").read_text())
     row = dict(zip(section["tables"][2]["header"], section["tables"][2]["rows"][0], strict=True))
     assert row["made by, as their sidecars say"] == "sampler ddim, steps 50, weights 0123456789ab"
-    assert row["its model was trained on"] == "not known: its weights are not at hand"
+    assert row["its model was trained on"] == "not known: its weights are missing"
     files[0].write_text(json.dumps(sidecar | {"Steps": 4}))
     with pytest.raises(ValueError, match="LDM, .*not made in one way"):
         evaluation(sets[0], {"LDM": folder}, tmp_path / "out").check()
