@@ -74,7 +74,7 @@ def test_every_part_refuses_a_split_other_than_the_trainings(evaluate, dataset_d
         with pytest.raises(Exception) as error:
             evaluate(run_id, other, **settings)
         assert "3 of 5 scans in the split 'validation', such as" in chain(error), run_id
-        assert "were trained on. Share out as training did" in chain(error), run_id
+        assert "were trained on. Split the data as training did" in chain(error), run_id
     assert not sections(tmp_path / "output")
 
 
