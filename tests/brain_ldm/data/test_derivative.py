@@ -100,7 +100,7 @@ def test_a_tensor_is_written_as_its_array(output):
 def test_a_volume_that_is_not_finite_is_refused(output, value):
     volume = VOLUME.copy()
     volume[1, 2, 3] = value
-    with pytest.raises(ValueError, match="sub-A1_T1w.nii.gz: 1 of 11200 generated voxels are NaN or infinite"):
+    with pytest.raises(ValueError, match="sub-A1_T1w.nii.gz: 1 of 11200 voxels are NaN or infinite"):
         output.write(REQUEST, volume, PROVENANCE)
     assert not list(output.output_dir.glob("sub-*"))
 

@@ -175,6 +175,14 @@ def test_an_image_counts_as_made_when_all_of_it_is_there(row, volume, labels, ou
     assert derivative.is_complete(row)
 
 
+def test_an_image_of_an_earlier_version_counts_as_made(row, volume, labels, out):
+    derivative = Derivative(out, TABLE)
+    sidecar = derivative.write(row, volume, labels).with_name("sub-1v01_ses-a_T1w.json")
+    earlier = {"IntensityScaling": "The model's 0 to 1", "SoftwareVersions": {"spade_fusion_bundle": "0.0.1"}}
+    sidecar.write_text(json.dumps(json.loads(sidecar.read_text()) | earlier))
+    assert derivative.is_complete(row)
+
+
 def test_a_grid_that_changed_under_the_image_makes_it_unmade(row, volume, labels, out):
     derivative = Derivative(out, TABLE)
     derivative.write(row, volume, labels)
