@@ -1,4 +1,4 @@
-"""New anatomies from label maps: smooth random deformations that neither tear nor fold."""
+"""Make new anatomies of label maps by smooth random deformations that neither tear nor fold."""
 
 from __future__ import annotations
 
@@ -17,12 +17,11 @@ from monai.utils import convert_to_dst_type
 
 __all__ = ["DeformLabelsd", "deform", "random_displacement_mm", "refuse_folding"]
 
-# The field is integrated on points this many times closer than its control points, and linear between them.
-POINTS_PER_CONTROL = 8
+POINTS_PER_CONTROL = 8  # points of the integration along the distance of two control points; linear between them
 
 
 def refuse_folding(deformation_mm: float, scale_mm: float) -> None:
-    """Raise ValueError where a deformation could fold: its amplitude must stay below half of its scale."""
+    """Raise ValueError if a deformation could fold, that is if its amplitude is above half of its scale."""
     if not (scale_mm > 0 and 0 <= deformation_mm <= scale_mm / 2):
         raise ValueError(
             f"deformation_mm {deformation_mm} with deformation_scale_mm {scale_mm}: the amplitude must be from 0 to half of "
@@ -33,18 +32,18 @@ def refuse_folding(deformation_mm: float, scale_mm: float) -> None:
 def random_displacement_mm(
     shape: Sequence[int], spacing_mm: Sequence[float], deformation_mm: float, seed: int, scale_mm: float = 40.0
 ) -> torch.Tensor:
-    """Displacement of each voxel in mm along the array's axes, (3, D, H, W): where the deformed map takes its value from.
+    """Random displacement in mm along the array's axes, (3, D, H, W): where the deformed map takes its value from.
 
-    Random velocities at control points `scale_mm` apart, cubic B-splines between them (Rueckert et al. 1999), integrated
-    over one unit of time by scaling and squaring (Arsigny et al. 2006), so the map is smooth and can be undone. The field
-    is laid out in mm from the array's corner: it is the same for any voxel size.
+    Velocities are random at control points `scale_mm` apart, with cubic B-splines between them (Rueckert et al. 1999). They are
+    integrated over one unit of time by scaling and squaring (Arsigny et al. 2006), so the map is smooth and invertible. The
+    field is laid out in mm from the array's corner, so it does not depend on the voxel size.
 
     Args:
         shape: (D, H, W).
         spacing_mm: voxel size along these axes.
-        deformation_mm: root mean square, over the volume, of the velocity's length; the displacement's is within some
-            percent of it, its maximum two to three times as large.
-        seed: of the velocities.
+        deformation_mm: root mean square of the velocity's length over the volume; about that of the displacement, whose
+            maximum is two to three times as large.
+        seed: seed of the velocities.
         scale_mm: distance of the control points.
 
     Raises:
@@ -71,12 +70,17 @@ def random_displacement_mm(
 def deform(
     labels: torch.Tensor, spacing_mm: Sequence[float], deformation_mm: float, seed: int, scale_mm: float = 40.0
 ) -> torch.Tensor:
-    """A label map (D, H, W) of any number type, deformed by `random_displacement_mm`; nearest neighbour, values stay values.
+    """Deform a label map (D, H, W) by `random_displacement_mm`, nearest neighbour; the border continues outside.
 
-    What moves in from outside continues the border.
+    Args:
+        labels: label map of any number type.
+        spacing_mm: voxel size along the axes.
+        deformation_mm: amplitude; 0 gives a copy.
+        seed: seed of the deformation.
+        scale_mm: distance of the control points.
 
     Raises:
-        ValueError: as `random_displacement_mm`.
+        ValueError: the amplitude is negative or above half of the scale.
     """
     refuse_folding(deformation_mm, scale_mm)
     if deformation_mm == 0:
@@ -89,33 +93,34 @@ def deform(
 
 
 class DeformLabelsd(MapTransform):
-    """`deform` for dictionaries, after LoadImaged and EnsureChannelFirstd: (1, D, H, W) with affine; the grid stays.
+    """Deform label maps (1, D, H, W) with affine on their grid, if the item has a "deformation_seed".
 
     Args:
-        keys: of the label maps.
-        deformation_mm, scale_mm: as `deform`.
-        seed_key: where an item holds its seed; items without one stay as they are.
+        keys: keys of the label maps.
+        deformation_mm: amplitude of the deformation.
+        scale_mm: distance of its control points.
 
     Raises:
-        ValueError: as `random_displacement_mm`.
+        ValueError: the amplitude is negative or above half of the scale.
     """
 
-    def __init__(
-        self, keys: KeysCollection, deformation_mm: float, scale_mm: float = 40.0, seed_key: str = "deformation_seed"
-    ) -> None:
+    def __init__(self, keys: KeysCollection, deformation_mm: float, scale_mm: float = 40.0) -> None:
         super().__init__(keys)
         refuse_folding(deformation_mm, scale_mm)
         self.deformation_mm = deformation_mm
         self.scale_mm = scale_mm
-        self.seed_key = seed_key
 
     def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
         data = dict(data)
-        if self.seed_key in data:
+        if "deformation_seed" in data:
             for key in self.key_iterator(data):
                 spacing_mm = nib.affines.voxel_sizes(np.asarray(data[key].affine))
                 labels = deform(
-                    data[key].as_tensor()[0], spacing_mm.tolist(), self.deformation_mm, int(data[self.seed_key]), self.scale_mm
+                    data[key].as_tensor()[0],
+                    spacing_mm.tolist(),
+                    self.deformation_mm,
+                    int(data["deformation_seed"]),
+                    self.scale_mm,
                 )
                 data[key], *_ = convert_to_dst_type(labels[None], data[key])
         return data
@@ -130,7 +135,7 @@ def _spline(positions: torch.Tensor, controls: int) -> torch.Tensor:
 
 
 def _quiet(layer: type[torch.nn.Module], **options: str) -> torch.nn.Module:
-    """The layer, without its word that MONAI's C++ extensions are not installed."""
+    """Make a layer without MONAI's warning that its C++ extensions are not installed."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         return layer(**options)

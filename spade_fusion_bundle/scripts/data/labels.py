@@ -1,4 +1,4 @@
-"""Label maps: from the values of FreeSurfer, SynthSeg or one's own to the networks' classes, by a table."""
+"""Label tables: which value of a label map (FreeSurfer, SynthSeg, your own) belongs to which class of the networks."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from monai.config import KeysCollection
 from monai.transforms import MapTransform, RandomizableTransform
 from monai.utils import convert_to_dst_type
 
+from ..shared.files import read_json
 from .planes import AXES
 
 __all__ = ["LabelTable", "RandMirrord", "ToClassesd"]
@@ -22,28 +23,28 @@ KEYS = ("class", "name", *SIDES, "brain")
 MOST_CLASSES = 255  # classes are uint8
 MOST_LISTED = 10
 
-# Float maps hold integers but for the rounding of their scaling; an interpolated one is off by far more.
-TOLERANCE = 0.01
+TOLERANCE = 0.01  # rounding of float maps; an interpolated map is off by far more
 
 
 class LabelTable:
-    """Which values of a label map are which class.
+    """The classes of a label map's values.
 
     Args:
-        name: of the table, for messages.
-        entries: one per class, {"class": 8, "name": "caudate", "left": [11], "right": [50], "brain": true}; the values of
-            a side are integers or ranges "1000-1035"; "midline" is for what has no side. Class 0 is the background and
-            has the value 0. Two entries of one name, one with "left" alone and one with "right" alone, keep the sides apart.
+        name: name of the table, for messages.
+        entries: one for each class, {"class": 8, "name": "caudate", "left": [11], "right": [50], "brain": true}. The values
+            of a side are integers or ranges "1000-1035"; "midline" is for structures without a side. Class 0 is the
+            background and has the value 0. Two entries of one name, one with "left" alone and one with "right" alone,
+            separate the sides.
         where: file and table, for messages.
 
     Attributes:
-        num_classes: background included.
-        names: by class; "left caudate" and "right caudate" where the sides are kept apart.
-        brain: the classes that brain-only scores count.
-        mirror: uint8 (num_classes,), the class of the same structure on the other side; itself where it has no side.
+        num_classes: number of classes, background included.
+        names: name of each class; "left caudate" and "right caudate" if the table separates the sides.
+        brain: classes that brain scores count.
+        mirror: uint8 (num_classes,), class of the same structure on the other side; a class without a side maps to itself.
 
     Raises:
-        ValueError: says which entry is wrong, and why.
+        ValueError: an entry is wrong; names it.
     """
 
     def __init__(self, name: str, entries: Sequence[Mapping], where: str = "") -> None:
@@ -85,20 +86,14 @@ class LabelTable:
 
     @classmethod
     def from_file(cls, path: str | Path, name: str) -> LabelTable:
-        """The table `name` of a JSON file of named tables, such as `configs/labels.json`.
+        """Read the table `name` from a JSON file of tables such as `configs/labels.json`.
 
         Raises:
-            FileNotFoundError: no such file.
-            ValueError: not JSON, no such table, or a fault in it.
+            FileNotFoundError: there is no such file.
+            ValueError: the file is not JSON, has no such table, or the table is wrong.
         """
-        path = Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such file of label tables")
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{path}: this is not JSON ({error})") from error
-        tables = [key for key in content if not key.startswith("_")] if isinstance(content, dict) else []
+        content = read_json(path)
+        tables = [key for key in content if not key.startswith("_")]
         if not tables:
             raise ValueError(f'{path}: expected named tables, {{"freesurfer": [{{"class": 0, "name": "background", ...}}]}}')
         if name not in tables:
@@ -109,28 +104,28 @@ class LabelTable:
 
     @classmethod
     def from_dict(cls, content: Mapping, where: str) -> LabelTable:
-        """The table that `to_dict` wrote, such as into the weights at `where`.
+        """Make the table of the result of `to_dict`, which weights carry; `where` names them in messages.
 
         Raises:
-            ValueError: something else than a table.
+            ValueError: `content` is not a table.
         """
         if not isinstance(content, Mapping) or not {"name", "classes"} <= content.keys():
             raise ValueError(f'{where}: expected a label table {{"name": ..., "classes": [...]}}, got {content!r:.100}')
         return cls(content["name"], content["classes"], f"{where} table {content['name']!r}")
 
     def to_dict(self) -> dict:
-        """Plain values that JSON and weights can hold."""
+        """Give the table as plain values, for JSON and weights."""
         return {"name": self.name, "classes": json.loads(json.dumps(self._entries))}
 
     def classes(self, values: np.ndarray, where: str) -> np.ndarray:
-        """Class of every voxel, uint8 of the same shape; classes of the table may be missing in the map.
+        """Look up the class of every voxel; the result is uint8 of the same shape.
 
         Args:
-            values: of a label map, of any shape; floats within 0.01 of an integer are rounded.
+            values: label map of any shape; floats within 0.01 of an integer are rounded.
             where: file, for messages.
 
         Raises:
-            ValueError: values that are not in the table, with their counts; NaN; fractions; nothing but background.
+            ValueError: values are not in the table, not finite or not integers, or all are background.
         """
         values = np.asarray(values)
         if values.dtype.kind not in "iufb":
@@ -179,13 +174,13 @@ class ToClassesd(MapTransform):
 
 
 class RandMirrord(RandomizableTransform, MapTransform):
-    """The mirror image of a head, on the same grid: left and right flipped, sided classes swapped.
+    """Mirror a head on its grid: flip left and right, and swap the classes that have a side.
 
     Args:
-        keys: of the volumes (channels, right, anterior, superior), all flipped together.
-        label_key: the one of them that holds classes.
-        table: for the class of the other side.
-        prob: probability of a mirrored head.
+        keys: keys of volumes (channels, X, Y, Z) in RAS order, which are flipped together.
+        label_key: the key that holds classes.
+        table: label table of the classes.
+        prob: probability to mirror a head.
     """
 
     def __init__(self, keys: KeysCollection, label_key: str, table: LabelTable, prob: float = 0.5) -> None:
@@ -202,7 +197,7 @@ class RandMirrord(RandomizableTransform, MapTransform):
         if not self._do_transform:
             return data
         for key in self.key_iterator(data):
-            # Not MONAI's Flip: it moves the affine along, and so keeps the head as it was.
+            # MONAI's Flip would change the affine too, and the head would stay as it was.
             mirrored = torch.as_tensor(data[key]).flip(1 + AXES["sagittal"])
             if key == self.label_key:
                 mirrored = self.mirror.to(mirrored.device)[mirrored.long()].to(mirrored.dtype)
@@ -235,11 +230,7 @@ def _sides(entry: Mapping) -> list[str]:
 
 
 def _values(listed: Sequence[int | str]) -> list[int]:
-    """The label values of a side.
-
-    Raises:
-        TypeError, ValueError: something else than integers and ranges of at least one value.
-    """
+    """Label values of a side; TypeError or ValueError if it lists anything but integers and ranges."""
     if not isinstance(listed, Sequence) or isinstance(listed, str) or not listed:
         raise TypeError
     values = []
@@ -257,7 +248,7 @@ def _values(listed: Sequence[int | str]) -> list[int]:
 
 
 def _pairs(entries: Sequence[Mapping], where: str) -> list[tuple[int, int]]:
-    """Classes of the left and the right of one structure, where the table keeps them apart."""
+    """Classes of the left and the right side of each structure whose sides the table separates."""
     by_name = {}
     for entry in entries:
         by_name.setdefault(entry["name"], []).append(entry)

@@ -1,4 +1,4 @@
-"""Axial, coronal and sagittal: the only place that knows axis numbers. Volumes are in RAS order, (..., X, Y, Z)."""
+"""Axial, coronal and sagittal slices: the only place with axis numbers. Volumes are in RAS order, (..., X, Y, Z)."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ PLANES = ("axial", "coronal", "sagittal")
 
 
 def _axis(plane: str) -> int:
-    # The axis that a plane's slices are numbered along, counted from the first spatial one: x to the right, y to the front,
-    # z to the top. In ifs, because TorchScript, to which the networks can be exported, reads no dict of a module.
+    # Spatial axis along which the slices are numbered: x to the right, y to the front, z to the top. A chain of ifs, because
+    # TorchScript cannot read a module's dict.
     if plane == "axial":
         return 2
     if plane == "coronal":
@@ -29,7 +29,7 @@ AXES = {plane: _axis(plane) for plane in PLANES}
 
 
 def axis_of(plane: str) -> int:
-    """Axis across a plane.
+    """Spatial axis along which a plane's slices are numbered.
 
     Raises:
         ValueError: there is no such plane.
@@ -40,30 +40,30 @@ def axis_of(plane: str) -> int:
 
 
 def to_slices(volumes: torch.Tensor, plane: str) -> torch.Tensor:
-    """All slices of volumes (B, C, X, Y, Z) as one batch (B * slices, C, H, W), the axes that remain in their order."""
+    """Cut volumes (B, C, X, Y, Z) into one batch of slices (B * slices, C, H, W); the other two axes keep their order."""
     return volumes.movedim(2 + _axis(plane), 1).flatten(0, 1)
 
 
 def from_slices(slices: torch.Tensor, plane: str, batch: int) -> torch.Tensor:
-    """The volumes (B, C, X, Y, Z) of `to_slices`."""
+    """Stack the slices of `to_slices` into volumes (B, C, X, Y, Z)."""
     return slices.unflatten(0, [batch, -1]).movedim(1, 2 + _axis(plane))
 
 
 def from_the_right(volumes: torch.Tensor) -> torch.Tensor:
-    """RAS volumes (B, C, X, Y, Z) stored from the subject's right to the left, as `panels.three_planes` draws them."""
+    """Flip RAS volumes (B, C, X, Y, Z) to run from the subject's right to the left, as `panels.three_planes` needs them."""
     return volumes.flip(2 + AXES["sagittal"])
 
 
 class RandSlicesd(MapTransform, Randomizable):
-    """Draw slices (C, H, W) of one plane out of volumes (C, X, Y, Z); gives a list of dicts, one per slice.
+    """Draw random slices (C, H, W) of one plane from volumes (C, X, Y, Z); gives a list of dicts, one for each slice.
 
     Args:
-        keys: volumes of equal size.
-        label_key: one of them, the classes. Slices that hold nothing but background are almost never drawn: they would
-            spoil the statistics of batch norm and teach nothing.
+        keys: keys of volumes of equal size.
+        label_key: the key that holds classes. Slices of background alone are rarely drawn, because they teach nothing and
+            distort the statistics of batch norm.
         plane: axial, coronal or sagittal.
-        num_slices: how many, without repetition as far as the volume allows.
-        empty_fraction: chance of each to be one of the empty slices, where there are any.
+        num_slices: number of slices; none is drawn twice before all are drawn once.
+        empty_fraction: probability that a slice is one of background alone, if there are such slices.
     """
 
     def __init__(self, keys: KeysCollection, label_key: str, plane: str, num_slices: int, empty_fraction: float = 0.02) -> None:
@@ -74,10 +74,10 @@ class RandSlicesd(MapTransform, Randomizable):
         self.empty_fraction = empty_fraction
 
     def draw(self, labels: torch.Tensor) -> Sequence[int]:
-        """Numbers of the slices, for classes (1, X, Y, Z).
+        """Draw the numbers of the slices, for classes (1, X, Y, Z).
 
         Raises:
-            ValueError: there are no classes but background.
+            ValueError: all voxels are background.
         """
         others = [axis for axis in range(3) if axis != self.axis]
         filled = np.asarray((labels[0] > 0).any(others[1]).any(others[0]))

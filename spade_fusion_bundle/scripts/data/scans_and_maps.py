@@ -1,4 +1,4 @@
-"""Pairs of T1w scan and label map from a BIDS data set or a datalist: found, checked and shared out before training starts."""
+"""Find pairs of T1w scan and label map in a BIDS data set or a datalist, check them, and split them."""
 
 from __future__ import annotations
 
@@ -7,20 +7,17 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from ..shared.files import read_json
 from ..shared.problems import refuse
-from ..shared.tables import read_table
 from .derivative import made_here
 from .image_checks import check_pairs
 from .labels import LabelTable
+from .splits import SPLIT_COLUMN, SPLITS, read_splits, split_items
 
-__all__ = ["fingerprint", "from_lists", "listed", "pair_key", "read_dataset", "read_splits", "refuse_too_few"]
-
-SPLITS = ("training", "fusion", "validation", "test")
-SPLIT_COLUMN = {"train": "training", "fusion": "fusion", "validation": "validation", "test": "test"}
+__all__ = ["from_lists", "listed", "pair_key", "read_dataset"]
 
 
 def read_dataset(
@@ -33,35 +30,35 @@ def read_dataset(
     seed: int = 0,
     cache_file: str | Path | None = None,
 ) -> dict[str, list[dict]]:
-    """Find the T1w scans and their label maps, check all of them, and share them out.
+    """Find T1w scans with their label maps, check all of them, and split them.
 
-    A scan must be a readable NIfTI of three dimensions; its map must lie on the same grid (any orientation and spacing)
-    and hold values of the table. Scans without a map are left out with one warning.
+    A scan must be a readable NIfTI of three dimensions. Its map must lie on the same grid (any orientation and spacing) and
+    hold values of the table. Scans without a map are left out with one warning.
 
     Args:
-        dataset_dir: BIDS: scans `sub-X/[ses-Y/]anat/*_T1w.nii[.gz]`; maps of the same participant, session and run
-            `derivatives/*/sub-X/[ses-Y/]anat/*_dseg.nii[.gz]`, or beside the scan.
-        table: which values the maps may hold.
-        datalist: JSON instead of BIDS, {"training": [{"image": path, "label": path, "participant_id": "sub-X"}, ...],
-            "fusion": [...], "validation": [...], "test": [...]}; paths relative to `dataset_dir`; ids are optional. The file,
-            or its content.
-        validation_fraction: of the participants, where neither a column `split` (train, fusion, validation, test) in
-            participants.tsv nor the datalist says which. The choice depends on the ids and `seed`, not on any order.
-        fusion_fraction: of the training participants that the fusion network is trained on and the GANs do not see, where
+        dataset_dir: BIDS folder: scans `sub-X/[ses-Y/]anat/*_T1w.nii[.gz]`; maps of the same participant, session and run
+            in `derivatives/*/sub-X/[ses-Y/]anat/*_dseg.nii[.gz]`, or next to the scan.
+        table: values that the maps may hold.
+        datalist: JSON that replaces BIDS, as a file or its content: {"training": [{"image": path, "label": path,
+            "participant_id": "sub-X"}, ...], "fusion": [...], "validation": [...], "test": [...]}; paths are relative to
+            `dataset_dir`, ids are optional.
+        validation_fraction: share of the participants, if neither the column `split` (train, fusion, validation, test) of
+            participants.tsv nor the datalist names the split. The choice depends on ids and `seed` only.
+        fusion_fraction: share of the training participants for the fusion network, whom the GANs do not see; used if
             nobody is named for it.
-        folds: 0, or k: each training participant is in one of k folds of equal size, and fusion is trained on what
-            the GANs of the other folds make of it. Then nobody is set aside, and those named for fusion are shared too.
-        seed: for the choice of participants.
-        cache_file: JSON that remembers the sound pairs (path, size, date, table), so that each is read once.
+        folds: 0, or the number of folds of equal size. With folds, the fusion network trains on all training participants,
+            each synthesised by GANs of the other folds; nobody is set aside, and those named for fusion get a fold too.
+        seed: seed of the choice of participants.
+        cache_file: JSON that remembers sound pairs (path, size, date, table), so that each is read once.
 
     Returns:
-        {"training": [...], "fusion": [...], "validation": [...], "test": [...]}, with items {"image": path, "label": path,
-        "participant_id": "sub-X", "voxels_sha256": identity of the scan}; with folds, those of "training" have a "fold",
-        0 to k - 1, and "fusion" is empty.
+        {"training": [...], "fusion": [...], "validation": [...], "test": [...]} with items {"image": path, "label": path,
+        "participant_id": "sub-X", "voxels_sha256": identity of the scan}; with folds, training items have a "fold", 0 to
+        folds - 1, and "fusion" is empty.
 
     Raises:
-        FileNotFoundError: no such data set or datalist.
-        ValueError: all that is wrong with the tables, names and files: up to 20 lines, and how many more.
+        FileNotFoundError: there is no such data set or datalist.
+        ValueError: tables, names or files are wrong; lists up to 20 problems.
     """
     dataset_dir = Path(dataset_dir)
     if not dataset_dir.is_dir():
@@ -77,26 +74,26 @@ def read_dataset(
         items, problems = _datalist_items(datalist, dataset_dir)
     problems += check_pairs(items, table, cache_file)
     refuse(problems, f"{dataset_dir} cannot be used for training yet ({len(problems)} problems):")
-    return _share_out(items, validation_fraction, fusion_fraction, folds, seed)
+    return split_items(items, validation_fraction, fusion_fraction, folds, seed)
 
 
 def listed(data: Mapping[str, Sequence[dict]] | None, *splits: str) -> list[dict]:
-    """The items of these splits, one after the other; none where there is no data set."""
+    """Items of some splits, one after the other; none without a data set."""
     return [item for split in splits for item in data[split]] if data else []
 
 
 def from_lists(
     read: Callable[..., dict[str, list[dict]]], training: Sequence[Mapping], validation: Sequence[Mapping]
 ) -> dict[str, list[dict]]:
-    """The data where they come as lists, as MONAI Label gives them, instead of as a folder; checked and shared out as there.
+    """Read the data from lists instead of a folder, as MONAI Label gives them; they are checked and split in the same way.
 
     Args:
         read: `read_dataset` with its settings.
-        training: {"image": path, "label": path}; a share of them is kept for the fusion.
-        validation: the same; without any, a share of `training`.
+        training: {"image": path, "label": path}; a share of them goes to the fusion.
+        validation: the same; if it is empty, a share of `training` is taken.
 
     Raises:
-        ValueError: neither folder nor lists; as `read_dataset`.
+        ValueError: there is neither a folder nor a list; further as `read_dataset`.
     """
     if not training:
         raise ValueError("there is nothing to train on. Give --dataset_dir, a BIDS data set of T1w scans and label maps")
@@ -104,47 +101,8 @@ def from_lists(
     return read(folder, datalist={"training": list(training), "validation": list(validation)})
 
 
-def refuse_too_few(data: Mapping[str, Sequence[dict]], folds: int = 0, world_size: int = 1) -> None:
-    """Refuse to train where a stage would have nothing to learn from or to be judged by, or fewer scans than ranks.
-
-    Raises:
-        ValueError: says of which split, and how to get more.
-    """
-    if folds == 1:
-        raise ValueError("--folds 1 would leave no scans to train the GANs on. Give at least 2, or 0 to set some aside")
-    participants = {item["participant_id"] for item in data["training"]}
-    if len(participants) < folds:
-        raise ValueError(
-            f"{len(participants)} participants in the split training for {folds} folds. Lower --folds, or add some"
-        )
-    needed = {"training": "--validation_fraction", "validation": "--validation_fraction"}
-    if folds == 0:
-        needed["fusion"] = "--fusion_fraction (or --folds, to set none aside)"
-    for split, option in needed.items():
-        if len(data[split]) < world_size:
-            raise ValueError(
-                f"{len(data[split])} scans in the split {split}, at least {world_size} needed. Mark some in the column split "
-                f"of participants.tsv (train, fusion, validation, test) or in the datalist, or change {option}"
-            )
-    for fold in range(folds):
-        held_out = sum(item["fold"] == fold for item in data["training"])
-        fewest = min(held_out, len(data["training"]) - held_out)
-        if fewest < world_size:
-            raise ValueError(f"{fewest} scans inside or outside of fold {fold} for {world_size} ranks. Run fewer processes")
-
-
-def fingerprint(data: Mapping[str, Sequence[dict]]) -> str:
-    """Hash of which scans and maps are in which split and fold; the same wherever the folder lies."""
-    rows = sorted(
-        (split, Path(item["image"]).name, Path(item["label"]).name, item.get("fold", -1))
-        for split, items in data.items()
-        for item in items
-    )
-    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
-
-
 def pair_key(item: Mapping, settings: Sequence) -> bytes:
-    """Name of a prepared pair in a cache: another one for other files, or when they have changed, and for other settings."""
+    """Name of a prepared pair in a cache; it changes with the files' paths, sizes and dates, and with the settings."""
     paths = [os.path.abspath(item[key]) for key in ("image", "label")]
     stats = [(path, os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in paths]
     return hashlib.sha256(json.dumps([stats, settings]).encode()).hexdigest()[:32].encode()
@@ -156,7 +114,7 @@ def _bids_items(dataset_dir: Path) -> tuple[list[dict], list[str]]:
         raise ValueError(f"{dataset_dir}: no T1w scans sub-X/[ses-Y/]anat/*_T1w.nii.gz. Is it the root of a BIDS data set?")
     maps_of = {}
     for root in (dataset_dir, *sorted(dataset_dir.glob("derivatives/*/"))):
-        if made_here(root):  # synthetic images beside the maps they were made from
+        if made_here(root):  # synthetic images and the maps they were made from
             continue
         for path in _find(root, "dseg"):
             maps_of.setdefault(path.relative_to(root).parent, []).append(path)
@@ -210,30 +168,10 @@ def _find(root: Path, suffix: str) -> list[Path]:
 
 
 def _belongs(label: Path, scan: Path) -> bool:
-    """Whether a map in the folder of the same participant and session is of this scan, by the entities of both names."""
+    """Whether a map of the same participant and session belongs to this scan, by the entities in both names."""
     of_label, of_scan = (dict(part.split("-", 1) for part in path.name.split("_") if "-" in part) for path in (label, scan))
     same_run = of_label.get("run") == of_scan.get("run")
     return same_run and all(of_label[entity] == of_scan[entity] for entity in of_label.keys() & of_scan.keys())
-
-
-def read_splits(table: Path) -> dict[str, str] | None:
-    """Participant to cell of the column split; None where there is no such column.
-
-    Raises:
-        ValueError: not a table of participants, or one participant twice.
-    """
-    rows = read_table(table)
-    if "split" not in rows[0]:
-        return None
-    if "participant_id" not in rows[0]:
-        raise ValueError(f"{table}: no column 'participant_id'. It has: {', '.join(map(str, rows[0]))}")
-    splits = {}
-    for number, row in enumerate(rows, 2):
-        participant = f"sub-{row['participant_id'].strip().removeprefix('sub-')}"
-        if participant in splits:
-            raise ValueError(f"{table} row {number}: participant_id {participant} has a row already. Keep one")
-        splits[participant] = row["split"].strip()
-    return splits
 
 
 def _datalist_items(datalist: str | Path | Mapping, dataset_dir: Path) -> tuple[list[dict], list[str]]:
@@ -257,7 +195,7 @@ def _datalist_items(datalist: str | Path | Mapping, dataset_dir: Path) -> tuple[
             participant = entry.get("participant_id")
             if participant is not None:
                 participant = f"sub-{str(participant).removeprefix('sub-')}"
-            else:  # without an id, a scan is a participant of its own
+            else:  # a scan without an id counts as a participant of its own
                 participant = in_name[0] if in_name else str(path)
             if split_of.setdefault(participant, split) != split:
                 problems.append(f"{where}: {participant} is also in {split_of[participant]}. Keep a participant in one split")
@@ -267,39 +205,3 @@ def _datalist_items(datalist: str | Path | Mapping, dataset_dir: Path) -> tuple[
 
 def _item(image: Path, label: Path, participant: str, split: str | None) -> dict:
     return {"image": str(image), "label": str(label), "participant_id": participant, "split": split}
-
-
-def _share_out(
-    items: Sequence[dict], validation_fraction: float, fusion_fraction: float, folds: int, seed: int
-) -> dict[str, list[dict]]:
-    """Items by split. Participants are ordered by a seeded hash; the first become the validation, the next the fusion."""
-
-    def by_hash(participants: Iterable[str]) -> list[str]:
-        return sorted(set(participants), key=lambda participant: hashlib.sha256(f"{seed}:{participant}".encode()).digest())
-
-    split_of = {item["participant_id"]: item["split"] for item in items}
-    unassigned = by_hash(participant for participant, split in split_of.items() if split is None)
-    number = _share(validation_fraction, len(unassigned))
-    split_of.update(dict.fromkeys(unassigned[:number], "validation") | dict.fromkeys(unassigned[number:], "training"))
-    fold_of = {}
-    if folds:
-        split_of = {participant: "training" if split == "fusion" else split for participant, split in split_of.items()}
-        training = by_hash(participant for participant, split in split_of.items() if split == "training")
-        fold_of = {participant: number % folds for number, participant in enumerate(training)}
-    elif "fusion" not in split_of.values():
-        training = by_hash(participant for participant, split in split_of.items() if split == "training")
-        split_of.update(dict.fromkeys(training[: _share(fusion_fraction, len(training))], "fusion"))
-    shares = {split: [] for split in SPLITS}
-    for item in items:
-        participant = item["participant_id"]
-        item = {key: item[key] for key in ("image", "label", "participant_id", "voxels_sha256")}
-        if participant in fold_of:
-            item["fold"] = fold_of[participant]
-        shares[split_of[participant]].append(item)
-    return shares
-
-
-def _share(fraction: float, participants: int) -> int:
-    """How many that is: one at least, where a fraction is asked for and one remains."""
-    number = round(fraction * participants)
-    return max(number, 1) if fraction > 0 and participants > 1 else number

@@ -14,7 +14,7 @@ from ..data.deformation import refuse_folding
 from ..data.derivative import Derivative, made_here, name_of
 from ..data.image_checks import map_header_problems, map_problems
 from ..data.labels import LabelTable
-from ..data.scans_and_maps import read_splits
+from ..data.splits import read_splits
 from ..shared.files import sha256
 from ..shared.problems import refuse
 

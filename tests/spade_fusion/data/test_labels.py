@@ -255,7 +255,7 @@ def test_an_unknown_table_is_answered_with_the_nearest_name():
 
 
 def test_a_missing_file_and_one_that_is_not_json_are_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="own.json: no such file of label tables"):
+    with pytest.raises(FileNotFoundError, match="own.json: no such file"):
         LabelTable.from_file(tmp_path / "own.json", "own")
     (tmp_path / "own.json").write_text('{"own": [}')
     with pytest.raises(ValueError, match="own.json: this is not JSON"):

@@ -12,7 +12,8 @@ from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
 
 from spade_fusion_bundle.scripts.data import image_checks
 from spade_fusion_bundle.scripts.data.labels import LabelTable, ToClassesd
-from spade_fusion_bundle.scripts.data.scans_and_maps import fingerprint, read_dataset, refuse_too_few
+from spade_fusion_bundle.scripts.data.scans_and_maps import read_dataset
+from spade_fusion_bundle.scripts.data.splits import fingerprint, refuse_too_few
 
 TABLES = ROOT / "spade_fusion_bundle" / "configs" / "labels.json"
 TABLE = LabelTable.from_file(TABLES, "freesurfer")

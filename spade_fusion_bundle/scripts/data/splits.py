@@ -1,0 +1,123 @@
+"""Who is in which split: training, fusion, validation and test; folds of a cross-validation."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from ..shared.tables import read_table
+
+__all__ = ["SPLITS", "SPLIT_COLUMN", "fingerprint", "read_splits", "refuse_too_few", "split_items"]
+
+SPLITS = ("training", "fusion", "validation", "test")
+SPLIT_COLUMN = {"train": "training", "fusion": "fusion", "validation": "validation", "test": "test"}
+
+
+def read_splits(table: Path) -> dict[str, str] | None:
+    """Read the column split of participants.tsv: participant to cell; None without such a column.
+
+    Raises:
+        ValueError: the table has no participant_id, or one participant twice.
+    """
+    rows = read_table(table)
+    if "split" not in rows[0]:
+        return None
+    if "participant_id" not in rows[0]:
+        raise ValueError(f"{table}: no column 'participant_id'. It has: {', '.join(map(str, rows[0]))}")
+    splits = {}
+    for number, row in enumerate(rows, 2):
+        participant = f"sub-{row['participant_id'].strip().removeprefix('sub-')}"
+        if participant in splits:
+            raise ValueError(f"{table} row {number}: participant_id {participant} has a row already. Keep one")
+        splits[participant] = row["split"].strip()
+    return splits
+
+
+def split_items(
+    items: Sequence[dict], validation_fraction: float, fusion_fraction: float, folds: int, seed: int
+) -> dict[str, list[dict]]:
+    """Split items by participant. In the order of a seeded hash the first validate, and the next are for the fusion.
+
+    Args:
+        items: {"participant_id", "split": or None, ...}.
+        validation_fraction: share of the participants without a split that validate.
+        fusion_fraction: share of the training participants for the fusion, if nobody is named for it.
+        folds: number of folds of the training participants; 0 without cross-validation.
+        seed: seed of the order of the participants.
+    """
+
+    def by_hash(participants: Iterable[str]) -> list[str]:
+        return sorted(set(participants), key=lambda participant: hashlib.sha256(f"{seed}:{participant}".encode()).digest())
+
+    split_of = {item["participant_id"]: item["split"] for item in items}
+    unassigned = by_hash(participant for participant, split in split_of.items() if split is None)
+    number = _share(validation_fraction, len(unassigned))
+    split_of.update(dict.fromkeys(unassigned[:number], "validation") | dict.fromkeys(unassigned[number:], "training"))
+    fold_of = {}
+    if folds:
+        split_of = {participant: "training" if split == "fusion" else split for participant, split in split_of.items()}
+        training = by_hash(participant for participant, split in split_of.items() if split == "training")
+        fold_of = {participant: number % folds for number, participant in enumerate(training)}
+    elif "fusion" not in split_of.values():
+        training = by_hash(participant for participant, split in split_of.items() if split == "training")
+        split_of.update(dict.fromkeys(training[: _share(fusion_fraction, len(training))], "fusion"))
+    shares = {split: [] for split in SPLITS}
+    for item in items:
+        participant = item["participant_id"]
+        item = {key: item[key] for key in ("image", "label", "participant_id", "voxels_sha256")}
+        if participant in fold_of:
+            item["fold"] = fold_of[participant]
+        shares[split_of[participant]].append(item)
+    return shares
+
+
+def _share(fraction: float, participants: int) -> int:
+    """A fraction of the participants: at least one, unless the fraction is 0 or nobody would remain."""
+    number = round(fraction * participants)
+    return max(number, 1) if fraction > 0 and participants > 1 else number
+
+
+def refuse_too_few(data: Mapping[str, Sequence[dict]], folds: int = 0, world_size: int = 1) -> None:
+    """Refuse a training in which a stage has too few scans to learn from or to validate with.
+
+    Args:
+        data: items by split.
+        folds: number of folds, 0 without cross-validation.
+        world_size: number of processes; each needs a scan.
+
+    Raises:
+        ValueError: names the split, and the setting that gives it more.
+    """
+    if folds == 1:
+        raise ValueError("--folds 1 would leave no scans to train the GANs on. Give at least 2, or 0 to set some aside")
+    participants = {item["participant_id"] for item in data["training"]}
+    if len(participants) < folds:
+        raise ValueError(
+            f"{len(participants)} participants in the split training for {folds} folds. Lower --folds, or add some"
+        )
+    needed = {"training": "--validation_fraction", "validation": "--validation_fraction"}
+    if folds == 0:
+        needed["fusion"] = "--fusion_fraction (or --folds, to set none aside)"
+    for split, option in needed.items():
+        if len(data[split]) < world_size:
+            raise ValueError(
+                f"{len(data[split])} scans in the split {split}, at least {world_size} needed. Mark some in the column split "
+                f"of participants.tsv (train, fusion, validation, test) or in the datalist, or change {option}"
+            )
+    for fold in range(folds):
+        held_out = sum(item["fold"] == fold for item in data["training"])
+        fewest = min(held_out, len(data["training"]) - held_out)
+        if fewest < world_size:
+            raise ValueError(f"{fewest} scans inside or outside of fold {fold} for {world_size} ranks. Run fewer processes")
+
+
+def fingerprint(data: Mapping[str, Sequence[dict]]) -> str:
+    """Hash of the names of scans and maps in each split and fold; it does not depend on where the folder lies."""
+    rows = sorted(
+        (split, Path(item["image"]).name, Path(item["label"]).name, item.get("fold", -1))
+        for split, items in data.items()
+        for item in items
+    )
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
