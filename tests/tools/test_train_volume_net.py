@@ -3,6 +3,8 @@ import numpy as np
 import pytest
 import torch
 import train_volume_net as training
+from measurement import domain_randomisation as drawing
+from measurement.label_values import read_label_values
 from measurement.volume_net import SHAPE, build_network
 from shared.mni_box import affine
 
@@ -25,17 +27,28 @@ def demo_labels():
 def anatomy(tmp_path_factory):
     path = tmp_path_factory.mktemp("labels") / "sub-0_dseg.nii.gz"
     nibabel.save(nibabel.Nifti1Image(demo_labels(), affine(2, "RAS")), path)
-    return training.read_anatomy(path)
+    return drawing.read_anatomy(path)
 
 
 def ventricles_ml(tissue):
-    index = list(training.TISSUES).index("ventricles")
+    index = list(drawing.TISSUES).index("ventricles")
     return float((tissue == index).float().mean(0).sum() * 8e-3)
+
+
+@pytest.mark.parametrize("table", ["freesurfer", "demo"])
+def test_every_class_of_the_label_tables_is_painted(table):
+    assert set(read_label_values(table)) <= set(drawing.TISSUE_OF)
+
+
+def test_vessels_are_not_painted_as_lesions_of_the_white_matter():
+    """Values 30 and 62, Left-vessel and Right-vessel in FreeSurferColorLUT.txt, stood among the lesions."""
+    tissue = list(drawing.TISSUES)[drawing.TISSUE_OF["vessel"]]
+    assert drawing.TISSUES[tissue][0] == "csf"
 
 
 def test_demo_labels_keep_their_place_and_volume(anatomy):
     expected = np.isin(demo_labels(), (6, 7)).repeat(2, 0).repeat(2, 1).repeat(2, 2)
-    found = anatomy.tissue == list(training.TISSUES).index("ventricles")
+    found = anatomy.tissue == list(drawing.TISSUES).index("ventricles")
     np.testing.assert_array_equal(found.numpy(), expected)
 
 
@@ -47,16 +60,16 @@ def test_distance_is_negative_inside_the_ventricles_in_mm(anatomy):
 @pytest.mark.parametrize("target_ml", [12.0, 25.0, 60.0])
 def test_ventricles_grow_and_shrink_to_the_asked_volume(anatomy, target_ml):
     centre_mm = torch.stack(torch.meshgrid(*[torch.arange(n) * 2.0 + 1 for n in SHAPE], indexing="ij"))
-    position = training.grow_ventricles(anatomy, centre_mm, target_ml)
-    distance = training.sample(anatomy.distance_mm[None], position)[0]
+    position = drawing.grow_ventricles(anatomy, centre_mm, target_ml)
+    distance = drawing.sample(anatomy.distance_mm[None], position)[0]
     assert float((distance < 0).sum()) * 8e-3 == pytest.approx(target_ml, rel=0.15)
-    far = anatomy.distance_mm > training.GROWTH_REACH_MM
+    far = anatomy.distance_mm > drawing.GROWTH_REACH_MM
     assert torch.equal(position[:, far], centre_mm[:, far])
 
 
 def test_class_fractions_sum_to_one_and_keep_volumes(anatomy):
-    tissue = training.draw_tissue(anatomy, np.random.default_rng(0))
-    fractions = training.class_fractions(tissue)
+    tissue = drawing.draw_tissue(anatomy, np.random.default_rng(0))
+    fractions = drawing.class_fractions(tissue)
     assert fractions.shape == (5, *SHAPE)
     torch.testing.assert_close(fractions.sum(0), torch.ones(SHAPE))
     assert float(fractions[4].sum() * 8e-3) == pytest.approx(ventricles_ml(tissue), rel=1e-4)
@@ -65,16 +78,16 @@ def test_class_fractions_sum_to_one_and_keep_volumes(anatomy):
 @pytest.mark.parametrize("native_mm", [2, 4])
 def test_images_are_finite_and_scaled(anatomy, native_mm):
     rng = np.random.default_rng(1)
-    image = training.draw_image(training.draw_tissue(anatomy, rng), rng, native_mm=native_mm)
+    image = drawing.draw_image(drawing.draw_tissue(anatomy, rng), rng, native_mm=native_mm)
     assert image.shape == SHAPE and torch.isfinite(image).all()
     assert image.min() >= 0 and image.max() == 1
 
 
 def test_ventricles_are_dark_and_white_matter_bright_in_t1w(anatomy):
     rng = np.random.default_rng(2)
-    tissue = training.draw_tissue(anatomy, rng)
-    image = training.draw_image(tissue, rng, t1w=True, native_mm=2)
-    pure = training.class_fractions(tissue) == 1
+    tissue = drawing.draw_tissue(anatomy, rng)
+    image = drawing.draw_image(tissue, rng, t1w=True, native_mm=2)
+    pure = drawing.class_fractions(tissue) == 1
     assert image[pure[4]].median() < 0.6 * image[pure[3]].median()
 
 
@@ -89,32 +102,16 @@ def test_volume_loss_is_the_log_of_the_volumes_ratio():
 
 
 def test_same_seed_same_subject(anatomy):
-    first, second = (training.draw_tissue(anatomy, np.random.default_rng(3)) for _ in range(2))
+    first, second = (drawing.draw_tissue(anatomy, np.random.default_rng(3)) for _ in range(2))
     assert torch.equal(first, second)
-
-
-def test_rigid_fit_undoes_a_known_rotation():
-    box = affine(2, "RAS")
-    labels = np.zeros(SHAPE, np.int32)
-    for pair, centre in training.LEFT_CENTRES_MM.items():
-        for value, side in zip(pair, (1, -1), strict=True):
-            voxel = (np.array(centre) * (side, 1, 1) - box[:3, 3]) / 2
-            labels[ellipsoid(voxel, (2.6, 2.6, 2.6))] = value
-    angle = np.deg2rad(12)
-    moved = np.eye(4)
-    moved[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
-    moved[:3, 3] = (7, -20, 31)
-    found = training.rigid_to_mni(labels, moved @ box)
-    np.testing.assert_allclose(found @ moved, np.eye(4), atol=1.0)
-    np.testing.assert_allclose((found @ moved)[:3, :3], np.eye(3), atol=0.02)
 
 
 def test_unknown_label_values_are_named(tmp_path):
     labels = demo_labels()
     labels[0, 0, 0] = 19
     nibabel.save(nibabel.Nifti1Image(labels, affine(2, "RAS")), tmp_path / "x_dseg.nii.gz")
-    with pytest.raises(ValueError, match=r"label values .*19\] are not in"):
-        training.read_anatomy(tmp_path / "x_dseg.nii.gz")
+    with pytest.raises(ValueError, match=r"x_dseg.nii.gz: label values .*19\] are not in"):
+        drawing.read_anatomy(tmp_path / "x_dseg.nii.gz")
 
 
 def test_every_fourth_map_is_held_out(tmp_path):
