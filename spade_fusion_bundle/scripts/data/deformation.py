@@ -115,13 +115,8 @@ class DeformLabelsd(MapTransform):
         if "deformation_seed" in data:
             for key in self.key_iterator(data):
                 spacing_mm = nib.affines.voxel_sizes(np.asarray(data[key].affine))
-                labels = deform(
-                    data[key].as_tensor()[0],
-                    spacing_mm.tolist(),
-                    self.deformation_mm,
-                    int(data["deformation_seed"]),
-                    self.scale_mm,
-                )
+                labels, seed = data[key].as_tensor()[0], int(data["deformation_seed"])
+                labels = deform(labels, spacing_mm.tolist(), self.deformation_mm, seed, self.scale_mm)
                 data[key], *_ = convert_to_dst_type(labels[None], data[key])
         return data
 

@@ -260,9 +260,10 @@ def test_a_missing_file_and_one_that_is_not_json_are_refused(tmp_path):
     (tmp_path / "own.json").write_text('{"own": [}')
     with pytest.raises(ValueError, match="own.json: this is not JSON"):
         LabelTable.from_file(tmp_path / "own.json", "own")
-    (tmp_path / "own.json").write_text("[1, 2]")
-    with pytest.raises(ValueError, match="own.json: expected named tables"):
-        LabelTable.from_file(tmp_path / "own.json", "own")
+    for text, message in (("[1, 2]", "expected a JSON object, got list"), ("{}", "expected named tables")):
+        (tmp_path / "own.json").write_text(text)
+        with pytest.raises(ValueError, match=f"own.json: {message}"):
+            LabelTable.from_file(tmp_path / "own.json", "own")
 
 
 def test_faults_of_a_table_in_a_file_name_the_file(tmp_path):
