@@ -1,15 +1,17 @@
-"""Copies of training scans among generated volumes: what resemblance is ordinary is learnt from held-out scans.
+"""Memorisation audit: are there copies of training scans among generated volumes?
 
-Nearest training neighbours against those of held-out scans: Dar et al. 2024 (arXiv 2402.01054), here in image and latent
-space (`resemblance.py`) instead of features learnt for it. The test of the whole set: Meehan et al. 2020 (arXiv 2004.05675).
+Held-out scans show which resemblance is ordinary, as in Dar et al. 2024 (arXiv 2402.01054), who learn features for it instead of
+using images and latents. The test of the whole set is from Meehan et al. 2020 (arXiv 2004.05675).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from scipy import stats
 from tqdm import tqdm
@@ -19,101 +21,75 @@ from ..model.training_record import check_baselines
 from ..shared.files import write_json
 from ..shared.tables import write_table
 from ..training.latents import LatentDataset
-from .memorisation_report import draw_distances, draw_pairs, write_audit_section
+from .memorisation_report import KINDS, draw_distances, draw_pairs, write_audit_section
 from .nearest_scan import Neighbours, anatomy, threshold, views
 from .provenance import read_provenance
 
-__all__ = ["Audit", "audited_volumes"]
+__all__ = ["Audit"]
 
 FEWEST_HELD_OUT = 6  # chosen: enough for a median
 FEWEST_TRAINING = 4
 SPACES = ("image", "latent")
-KINDS = ("held-out", "sample", "control")
 
 
-def audited_volumes(
-    audited_dir: str | Path | None, data: Mapping[str, Sequence[dict]], spacing_mm: float, cache_file: str | Path | None = None
-) -> list[dict]:
-    """The generated volumes to audit, checked as by `find_volumes`.
-
-    Raises:
-        FileNotFoundError: no such folder.
-        ValueError: none given, none in it, other spacing, NaN; or they are the data set's own scans.
-    """
-    if audited_dir is None:
-        raise ValueError("no volumes to audit. Give --audited_dir, the folder that generation wrote to")
-    items = find_volumes(audited_dir, spacing_mm, cache_file)
-    scans = {Path(item["image"]).resolve() for split in data.values() for item in split}
-    own = [item["image"] for item in items if Path(item["image"]).resolve() in scans]
-    if own:
-        raise ValueError(
-            f"audited_dir {audited_dir}: {len(own)} of its {len(items)} volumes, such as {own[0]}, are scans of the data set "
-            f"itself and would be copies of themselves. Give the folder of generated volumes"
-        )
-    return items
-
-
+@dataclass
 class Audit:
     """Compare generated volumes with their nearest training scans, and held-out scans (validation and test) with theirs.
 
-    Held-out scans set the threshold. Training scans that went through the autoencoder, the best copies that a latent
-    diffusion model can make, are controls: audited like generated volumes, they must be found.
+    Held-out scans set the threshold. The controls are training scans that went through the autoencoder, the best copies that a
+    latent diffusion model can make. They are audited like generated volumes, and must be flagged.
 
-    One volume and its views are in memory at a time, two of which are encoded together, beside about 1500 numbers for the
-    anatomy and one latent of each training scan.
+    One volume and its views are in memory at a time, and of each training scan its latent and about 1500 numbers of anatomy.
 
     Args:
-        data: of `read_dataset`.
-        audited_dir: the folder of generated volumes; None where the audit is not run.
-        latents: of the training, validation and test scans, in this order; its autoencoder encodes all other volumes.
-        transform: from an item of `audited_volumes` to "image" (1, D, H, W), intensities as written.
-        output_dir: receives memorisation.tsv (a row per volume), memorisation.json, two figures, memorisation.section.json.
-        max_flagged: share of flagged volumes above which `run` ends the program with status 1.
-        min_detected: share of the controls that must be flagged. With fewer the audit has no power, and ends with 1 as well.
-        controls: how many training scans serve as controls.
-        neighbours: of `Neighbours`.
-        pairs: of volume and nearest training scan to draw, the closest first.
-        cache_file: of `find_volumes`.
+        data: splits from `read_dataset`.
+        audited_dir: folder of generated volumes. With None, `check` raises an error.
+        latents: latents of the training, validation and test scans, in this order. Its autoencoder encodes all other volumes.
+        transform: function from an item of `find_volumes` to {"image": (1, D, H, W)}, intensities as written.
+        output_dir: folder for memorisation.tsv, memorisation.json, two figures and memorisation.section.json.
+        max_flagged: share of flagged volumes above which the audit is not passed.
+        min_detected: share of the controls that must be flagged; with fewer, the audit has no power and is not passed.
+        controls: number of training scans that serve as controls.
+        neighbours: number of further participants that a relative distance is measured by.
+        pairs: number of pairs of volume and nearest training scan to draw, the closest first.
+        cache_file: file that remembers checked images, as in `find_volumes`.
+        models_dir: folder with the weights of a baseline that may have made the volumes.
 
     Raises:
-        ValueError: shares that are not 0 to 1.
+        ValueError: a share is not within 0 to 1.
     """
 
-    def __init__(
-        self,
-        data: Mapping[str, Sequence[dict]],
-        audited_dir: str | Path | None,
-        latents: LatentDataset,
-        transform: Callable,
-        output_dir: str | Path,
-        max_flagged: float = 0.0,
-        min_detected: float = 0.8,
-        controls: int = 12,
-        neighbours: int = 5,
-        pairs: int = 4,
-        cache_file: str | Path | None = None,
-        models_dir: str | Path = "",
-    ) -> None:
-        for name, share in (("max_flagged", max_flagged), ("min_detected", min_detected)):
-            if not 0 <= share <= 1:
-                raise ValueError(f"{name} is a share, 0 to 1, got {share}")
-        self.data, self.audited_dir, self.cache_file = data, audited_dir, cache_file
-        self.latents, self.models_dir = latents, models_dir
-        self.transform = transform
-        self.output_dir = Path(output_dir)
-        self.max_flagged, self.min_detected = max_flagged, min_detected
-        self.controls, self.neighbours, self.pairs = controls, neighbours, pairs
-        self.participants = [item["participant_id"] for item in data["training"]]
-        self.held_out = [*data["validation"], *data["test"]]
-        self.audited: list[dict] = []
-        self.provenance: dict = {}
+    data: Mapping[str, Sequence[dict]]
+    audited_dir: str | Path | None
+    latents: LatentDataset
+    transform: Callable
+    output_dir: str | Path
+    max_flagged: float = 0.0
+    min_detected: float = 0.8
+    controls: int = 12
+    neighbours: int = 5
+    pairs: int = 4
+    cache_file: str | Path | None = None
+    models_dir: str | Path = ""
 
-    def check(self) -> None:
+    def __post_init__(self) -> None:
+        for name in ("max_flagged", "min_detected"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is a share, 0 to 1, got {getattr(self, name)}")
+        self.output_dir = Path(self.output_dir)
+        self.participants = [item["participant_id"] for item in self.data["training"]]
+        self.held_out = [*self.data["validation"], *self.data["test"]]
+
+    def check(self) -> tuple[list[dict], dict]:
         """Refuse what cannot be audited, before work starts.
 
+        Returns:
+            The items of the generated volumes, and their provenance.
+
         Raises:
-            FileNotFoundError, ValueError: as `audited_volumes`, `read_provenance`; too few held-out scans or training
-                participants.
+            FileNotFoundError: the folder does not exist.
+            ValueError: there are too few held-out scans or training participants; no folder is given; as `find_volumes` and
+                `read_provenance`; the volumes are the data set's own scans; a baseline was trained on held-out scans.
         """
         if len(self.held_out) < FEWEST_HELD_OUT:
             counts = ", ".join(f"{split}: {len(self.data[split])}" for split in ("validation", "test"))
@@ -123,26 +99,35 @@ class Audit:
             )
         if (count := len(set(self.participants))) < FEWEST_TRAINING:
             raise ValueError(f"{count} training participants; at least {FEWEST_TRAINING} are needed for an audit")
-        self.audited = audited_volumes(self.audited_dir, self.data, self.latents.spacing_mm, self.cache_file)
-        self.provenance = read_provenance(self.audited, str(self.audited_dir))
-        check_baselines(self.data, self.models_dir, self.provenance)
+        if self.audited_dir is None:
+            raise ValueError("no volumes to audit. Give --audited_dir, the folder that generation wrote to")
+        items = find_volumes(self.audited_dir, self.latents.spacing_mm, self.cache_file)
+        scans = {Path(item["image"]).resolve() for item in self.latents.data}
+        own = [item["image"] for item in items if Path(item["image"]).resolve() in scans]
+        if own:
+            raise ValueError(
+                f"audited_dir {self.audited_dir}: {len(own)} of its {len(items)} volumes, such as {own[0]}, are scans of the "
+                f"data set itself and would be copies of themselves. Give the folder of generated volumes"
+            )
+        provenance = read_provenance(items, str(self.audited_dir))
+        check_baselines(self.data, self.models_dir, provenance)
+        return items, provenance
 
     @torch.inference_mode()
     def run(self) -> dict:
         """Audit, write everything, print the verdict.
 
         Returns:
-            what memorisation.json holds.
+            The content of memorisation.json.
 
         Raises:
-            FileNotFoundError, ValueError: as `check`; a volume that is constant where the brain should be, or whose latent is
-                not finite.
-            SystemExit: status 1, after everything is written, where the audit is not passed.
+            FileNotFoundError, ValueError: as `check`; a volume is constant where the brain should be; a latent is not finite.
+            SystemExit: the audit is not passed. The status is 1, and everything is written before.
         """
-        self.check()
+        items, provenance = self.check()
         self.latents.encode()
-        rows = self._rows()
-        summary = self._summarise(rows)
+        rows = self._rows(items)
+        summary = self._summarise(rows, provenance)
         self._write(rows, summary)
         verdict = "passed" if summary["passed"] else "NOT passed"
         print(f"Memorisation audit {verdict}: {summary['verdict']}. Closest pairs: {self.output_dir / 'memorisation.png'}")
@@ -150,25 +135,23 @@ class Audit:
             raise SystemExit(1)
         return summary
 
-    def _rows(self) -> list[dict]:
-        """Every volume with its nearest training scan in both spaces; one volume in memory at a time."""
+    def _rows(self, audited: Sequence[dict]) -> pd.DataFrame:
+        """Find the nearest training scan of every volume in both spaces."""
         n = len(self.participants)
         anatomies = [self._anatomy(self._scan(i), self.latents.data[i]) for i in tqdm(range(n), "training scans", leave=False)]
         mus = torch.empty(n, self.latents[0]["mu"].numel())
         for i, mu in enumerate(mus):
             mu.copy_(self.latents[i]["mu"].flatten())
-        self.spaces = {
-            "image": Neighbours(torch.stack(anatomies), self.participants, self.neighbours),
-            "latent": Neighbours(mus, self.participants, self.neighbours),
-        }
+        vectors = {"image": torch.stack(anatomies), "latent": mus}
+        self.spaces = {space: Neighbours(x, self.participants, self.neighbours) for space, x in vectors.items()}
         rows = []
         for i, item in enumerate(tqdm(self.held_out, "held-out scans", leave=False)):
             rows.append(self._row("held-out", item, self._scan(n + i)))
-        for item in tqdm(self.audited, "generated volumes", leave=False):
+        for item in tqdm(audited, "generated volumes", leave=False):
             rows.append(self._row("sample", item, self._sample(item)))
         for i in np.linspace(0, n - 1, min(self.controls, n)).round().astype(int).tolist():
             rows.append(self._row("control", self.latents.data[i], self._through_autoencoder(i)))
-        return rows
+        return pd.DataFrame(rows)
 
     def _scan(self, index: int) -> torch.Tensor:
         return torch.as_tensor(self.latents.transform(self.latents.data[index])["image"])
@@ -201,27 +184,27 @@ class Audit:
             "image": self.spaces["image"].match(torch.stack([self._anatomy(v, item) for v in seen.values()]), list(seen)),
             "latent": self.spaces["latent"].match(self._mu(torch.stack(list(sides.values())), item), list(sides)),
         }
-        return {"kind": kind, "participant_id": item["participant_id"], "image": item["image"], "matches": matches}
+        row = {"kind": kind, "participant_id": item["participant_id"], "image": item["image"]}
+        return row | {f"{space}_{key}": value for space, match in matches.items() for key, value in vars(match).items()}
 
-    def _summarise(self, rows: Sequence[dict]) -> dict:
-        """The numbers of the audit. Tells each row whether it is flagged, and in which space it stands out more."""
-        limits = {space: threshold(_distances(rows, "held-out", space)) for space in SPACES}
-        for row in rows:
-            margins = {space: row["matches"][space].relative_distance - limits[space] for space in SPACES}
-            row["space"] = min(margins, key=margins.get)
-            row["margin"] = margins[row["space"]]
-            row["flagged"] = row["margin"] < 0
-        counts = {kind: _count([row["flagged"] for row in rows if row["kind"] == kind]) for kind in KINDS}
+    def _summarise(self, rows: pd.DataFrame, provenance: Mapping) -> dict:
+        """Compute the numbers of the audit; add to each row whether it is flagged, and in which space."""
+        by_kind = {kind: rows["kind"] == kind for kind in KINDS}
+        limits = {space: threshold(rows.loc[by_kind["held-out"], f"{space}_relative_distance"]) for space in SPACES}
+        margins = pd.DataFrame({space: rows[f"{space}_relative_distance"] - limits[space] for space in SPACES})
+        rows["space"], rows["margin"] = margins.idxmin(axis=1), margins.min(axis=1)
+        rows["flagged"] = rows["margin"] < 0
+        counts = {kind: _count(rows.loc[of_kind, "flagged"]) for kind, of_kind in by_kind.items()}
         powerful = counts["control"]["share"] >= self.min_detected
-        (samples, flagged), (controls, found) = ((counts[kind]["n"], counts[kind]["flagged"]) for kind in ("sample", "control"))
-        verdict = f"{flagged} of {samples} generated volumes flagged ({self.max_flagged:.1%} allowed)"
-        verdict += f"; of {controls} training scans through the autoencoder, the controls, {found} found"
+        sample, control = counts["sample"], counts["control"]
+        verdict = f"{sample['flagged']} of {sample['n']} generated volumes flagged ({self.max_flagged:.1%} allowed)"
+        verdict += f"; of {control['n']} training scans through the autoencoder, the controls, {control['flagged']} found"
         if not powerful:
             verdict += f", fewer than {self.min_detected:.0%}: this audit would miss copies"
         return {
-            "passed": bool(counts["sample"]["share"] <= self.max_flagged and powerful),
+            "passed": bool(sample["share"] <= self.max_flagged and powerful),
             "verdict": verdict,
-            "audited": {"folder": str(self.audited_dir), "n": len(self.audited), "provenance": self.provenance},
+            "audited": {"folder": str(self.audited_dir), "n": sample["n"], "provenance": dict(provenance)},
             "max_flagged": self.max_flagged,
             "min_detected": self.min_detected,
             "training_scans": len(self.participants),
@@ -230,70 +213,62 @@ class Audit:
             "spaces": {space: {"threshold": limits[space], **_compare(rows, space)} for space in SPACES},
         }
 
-    def _write(self, rows: Sequence[dict], summary: Mapping) -> None:
-        self.output_dir.mkdir(parents=True, exist_ok=True)
+    def _write(self, rows: pd.DataFrame, summary: Mapping) -> None:
         columns = ["kind", "participant_id", "file", "flagged"]
         lines = [columns + [f"{s}_{name}" for s in SPACES for name in ("nearest", "r", "relative_distance", "view")]]
-        for row in rows:
+        for row in rows.to_dict("records"):
             cells = [row["kind"], row["participant_id"], row["image"], str(row["flagged"]).lower()]
-            for match in row["matches"].values():
-                cells += [self.participants[match.scan], f"{match.r:.4f}", f"{match.relative_distance:.4f}", match.view]
+            for space in SPACES:
+                numbers = [f"{row[f'{space}_{key}']:.4f}" for key in ("r", "relative_distance")]
+                cells += [self.participants[row[f"{space}_scan"]], *numbers, row[f"{space}_view"]]
             lines.append(cells)
         write_table(self.output_dir / "memorisation.tsv", lines)
-        write_json(self.output_dir / "memorisation.json", dict(summary))
-        samples = sorted((row for row in rows if row["kind"] == "sample"), key=lambda row: row["margin"])
-        draw_pairs(self.output_dir / "memorisation.png", [self._pair(row, summary) for row in samples[: self.pairs]])
-        distances = {space: {kind: _distances(rows, kind, space) for kind in KINDS} for space in SPACES}
-        limits = {space: summary["spaces"][space]["threshold"] for space in SPACES}
-        draw_distances(self.output_dir / "memorisation_distances.png", distances, limits)
-        write_audit_section(self.output_dir, summary, pairs=min(self.pairs, len(samples)))
+        write_json(self.output_dir / "memorisation.json", summary)
+        samples = rows[rows["kind"] == "sample"].sort_values("margin", kind="stable").head(self.pairs)
+        pairs = [self._pair(row, summary) for row in samples.to_dict("records")]
+        draw_pairs(self.output_dir / "memorisation.png", pairs)
+        draw_distances(self.output_dir / "memorisation_distances.png", rows, summary["spaces"])
+        write_audit_section(self.output_dir, summary, len(pairs))
 
     def _pair(self, row: Mapping, summary: Mapping) -> dict:
-        """A generated volume, seen as it fits best, and its nearest training scan."""
-        space, match = row["space"], row["matches"][row["space"]]
-        seen = "" if match.view == "as it is" else f", {match.view}"
+        """A generated volume in the view that fits best, and its nearest training scan."""
+        space = row["space"]
+        scan, r, distance, view = (row[f"{space}_{key}"] for key in ("scan", "r", "relative_distance", "view"))
         limit = summary["spaces"][space]["threshold"]
         return {
-            "sample": dict(views(self._sample(row), self.latents.spacing_mm))[match.view][0],
-            "scan": self._scan(match.scan)[0],
+            "sample": dict(views(self._sample(row), self.latents.spacing_mm))[view][0],
+            "scan": self._scan(scan)[0],
             "titles": [
-                f"{row['participant_id']}{seen}",
-                f"nearest in {space} space: {self.participants[match.scan]}",
-                f"r {match.r:.2f}, relative distance {match.relative_distance:.2f} (flagged below {limit:.2f})",
+                row["participant_id"] + ("" if view == "as it is" else f", {view}"),
+                f"nearest in {space} space: {self.participants[scan]}",
+                f"r {r:.2f}, relative distance {distance:.2f} (flagged below {limit:.2f})",
             ],
             "flagged": row["flagged"],
         }
 
 
-def _distances(rows: Sequence[dict], kind: str, space: str) -> np.ndarray:
-    return np.array([row["matches"][space].relative_distance for row in rows if row["kind"] == kind])
+def _count(flags: pd.Series) -> dict:
+    """Count the flagged volumes, with the exact 95 % interval of their share."""
+    n, flagged = len(flags), int(flags.sum())
+    interval = stats.binomtest(flagged, n).proportion_ci()
+    return {"n": n, "flagged": flagged, "share": flagged / n, "share_95": [float(interval.low), float(interval.high)]}
 
 
-def _count(flags: Sequence[bool]) -> dict:
-    """How many are flagged, with the exact 95 % interval of their share."""
-    interval = stats.binomtest(sum(flags), len(flags)).proportion_ci()
-    share = {"share": sum(flags) / len(flags), "share_95": [float(interval.low), float(interval.high)]}
-    return {"n": len(flags), "flagged": sum(flags), **share}
-
-
-def _compare(rows: Sequence[dict], space: str) -> dict:
+def _compare(rows: pd.DataFrame, space: str) -> dict:
     """Spread of r and relative distance by kind, and whether generated volumes as a whole are nearer than held-out scans."""
-    samples, held_out = _distances(rows, "sample", space), _distances(rows, "held-out", space)
+    kinds = {kind: rows[rows["kind"] == kind] for kind in KINDS}
+    samples, held_out = (kinds[kind][f"{space}_relative_distance"] for kind in ("sample", "held-out"))
     test = stats.mannwhitneyu(samples, held_out, alternative="less")
-    spread = {
-        kind: {
-            "r": _quantiles([row["matches"][space].r for row in rows if row["kind"] == kind]),
-            "relative_distance": _quantiles(_distances(rows, kind, space)),
-        }
-        for kind in KINDS
-    }
     return {
         "probability_nearer": float(1 - test.statistic / (len(samples) * len(held_out))),
         "p": float(test.pvalue),
         "share_below_5th_percentile": float((samples < np.quantile(held_out, 0.05)).mean()),
-        **spread,
+        **{
+            kind: {key: _spread(of_kind[f"{space}_{key}"]) for key in ("r", "relative_distance")}
+            for kind, of_kind in kinds.items()
+        },
     }
 
 
-def _quantiles(values: Sequence[float]) -> dict[str, float]:
-    return {"lowest": float(np.min(values)), "median": float(np.median(values)), "highest": float(np.max(values))}
+def _spread(values: pd.Series) -> dict[str, float]:
+    return {"lowest": float(values.min()), "median": float(values.median()), "highest": float(values.max())}

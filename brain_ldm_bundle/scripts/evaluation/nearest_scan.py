@@ -1,10 +1,10 @@
-"""How much volumes resemble training scans, beyond what all heads share.
+"""The training scan that a volume resembles most, beyond what all heads share.
 
-A volume becomes a vector: its anatomy at 8 mm, or its latent. The mean training vector is taken away; the correlation r with
-every training scan then says whom a volume resembles, and the relative distance how far that scan stands out: 1 - r to the
-nearest participant over the mean 1 - r to the next five. It is about 1 for a head of its own and 0 for a copy, however smooth
-a model's volumes are. The relative distance is from Carlini et al. 2023 (arXiv 2301.13188), with 1 - r, which is
-half of the squared distance between vectors of length 1.
+A volume becomes a vector: its anatomy at 8 mm, or its latent. The mean training vector is subtracted. The correlation r with
+each training scan then shows whom the volume resembles. The relative distance shows how far that scan stands out: 1 - r to the
+nearest participant, divided by the mean 1 - r to the next five. It is about 1 for a head of its own and 0 for a copy, however
+smooth a model's volumes are. It is the relative distance of Carlini et al. 2023 (arXiv 2301.13188) with 1 - r, which is half of
+the squared distance between vectors of length 1.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from ..shared import mni_box
 
 __all__ = ["ANATOMY_MM", "SHIFT_MM", "Match", "Neighbours", "anatomy", "threshold", "views"]
 
-ANATOMY_MM = 8  # chosen: coarse enough for the decoder's smoothing not to count, fine enough to tell heads apart
-SHIFT_MM = 4  # chosen: copies moved by one voxel of a coarse model, or by so much, are found
-HALF = 0.5  # chosen: of the ordinary relative distance, as alpha of Carlini et al. 2023
+ANATOMY_MM = 8  # chosen: so coarse that the decoder's smoothing does not matter, so fine that heads differ
+SHIFT_MM = 4  # chosen: finds copies that were moved by one voxel of a coarse model, or by 4 mm
+HALF = 0.5  # chosen: share of the ordinary relative distance, as alpha in Carlini et al. 2023
 FENCE = 3.0  # interquartile ranges below the lower quartile: "far out" (Tukey 1977)
 
 
 def views(volume: torch.Tensor, spacing_mm: float) -> Iterator[tuple[str, torch.Tensor]]:
-    """A volume (1, D, H, W), its mirror image, and each moved by 4 mm (at least a voxel) along each axis: 14, named.
+    """Yield 14 named views: a volume (1, D, H, W), its mirror image, and both moved by 4 mm (at least a voxel) along each axis.
 
     The autoencoder learns from mirrored heads too, so a memorised head may come out mirrored.
     """
@@ -43,7 +43,7 @@ def views(volume: torch.Tensor, spacing_mm: float) -> Iterator[tuple[str, torch.
 
 
 def anatomy(volume: torch.Tensor, spacing_mm: float) -> torch.Tensor:
-    """A volume (1, D, H, W) as a vector: means of 8 mm cells in the box around the MNI brain, mean 0, length 1.
+    """Turn a volume (1, D, H, W) into a vector of mean 0, length 1: means of 8 mm cells in the box around the MNI brain.
 
     Intensities that are rescaled linearly give the same vector.
 
@@ -69,28 +69,21 @@ def _in_brain(shape: Sequence[int], cell_mm: float) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Match:
-    """The training participant that a volume resembles most.
+    """The training scan that a volume resembles most."""
 
-    Attributes:
-        scan: index of the training scan.
-        r: correlation with it, -1 to 1.
-        relative_distance: as the module defines it; at least 0.
-        view: which of the volume's views resembles it.
-    """
-
-    scan: int
-    r: float
-    relative_distance: float
-    view: str
+    scan: int  # index of the scan
+    r: float  # correlation with it, -1 to 1
+    relative_distance: float  # as defined above; at least 0
+    view: str  # view of the volume that resembles it
 
 
 class Neighbours:
-    """Nearest training participants by correlation, after the mean training vector is taken away.
+    """Nearest training participants by correlation, after the mean training vector is subtracted.
 
     Args:
-        vectors: (n, F) of the training scans, which are overwritten: n F numbers of 4 bytes stay in memory, and no others.
-        participants: whose scans they are; further scans of the nearest participant are no second neighbours.
-        neighbours: how many further participants a relative distance is measured by; fewer where there are fewer.
+        vectors: vectors (n, F) of the training scans. They are overwritten, so that they are in memory only once.
+        participants: participant of each scan. Further scans of the nearest participant are no second neighbours.
+        neighbours: number of further participants that a relative distance is measured by; fewer if there are fewer.
     """
 
     def __init__(self, vectors: torch.Tensor, participants: Sequence[str], neighbours: int = 5) -> None:
@@ -102,9 +95,9 @@ class Neighbours:
         self.neighbours = min(neighbours, self.count - 1)
 
     def match(self, queries: torch.Tensor, names: Sequence[str]) -> Match:
-        """The match of one volume, of which `queries` (V, F) holds the views called `names`."""
+        """Find the match of one volume from vectors (V, F) of its views, which are called `names`."""
         correlations = F.normalize(queries - self.mean, dim=1) @ self.residuals.T  # (V, n)
-        best, view = correlations.max(0)  # of each scan, (n,)
+        best, view = correlations.max(0)  # (n,): best view for each scan
         per_participant = best.new_full((self.count,), -1.0).scatter_reduce(0, self.participant, best, "amax")
         highest = per_participant.topk(1 + self.neighbours).values
         nearest = int(best.argmax())
@@ -113,10 +106,10 @@ class Neighbours:
 
 
 def threshold(held_out: Sequence[float]) -> float:
-    """The relative distance below which a volume counts as a copy.
+    """Compute the relative distance below which a volume counts as a copy, from those of held-out scans.
 
-    The lower of two: half of what is ordinary (the median of the held-out scans), and 3 interquartile ranges below their
-    lower quartile. The second guards against false alarms where held-out scans differ much among themselves.
+    It is the lower of two numbers: half of the median, and 3 interquartile ranges below the lower quartile. The second prevents
+    false alarms if held-out scans differ much among themselves.
     """
     lower, median, upper = np.quantile(held_out, (0.25, 0.5, 0.75))
     return float(min(HALF * median, lower - FENCE * (upper - lower)))
