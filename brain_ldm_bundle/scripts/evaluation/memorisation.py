@@ -1,7 +1,7 @@
 """Memorisation audit: are there copies of training scans among generated volumes?
 
-Held-out scans show which resemblance is ordinary, as in Dar et al. 2024 (arXiv 2402.01054), who learn features for it instead of
-using images and latents. The test of the whole set is from Meehan et al. 2020 (arXiv 2004.05675).
+Held-out scans show which resemblance is ordinary, as in Dar et al. 2024 (arXiv 2402.01054), who learn features for it instead
+of using images and latents. The test of the whole set is from Meehan et al. 2020 (arXiv 2004.05675).
 """
 
 from __future__ import annotations

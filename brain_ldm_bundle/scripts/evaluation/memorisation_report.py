@@ -123,9 +123,9 @@ def write_audit_section(output_dir: Path, summary: Mapping, pairs: int) -> None:
     ]
     closest = (
         f"The {pairs} generated volumes that resemble a training scan most, that scan, and generated minus scan, in "
-        "intensities of 0 to 1: red means that the generated volume is brighter. Mid-planes; the subject's left is at the picture's right, "
-        "and the front is at the left of the sagittal plane. A generated volume is drawn in the view that fits the scan best: "
-        "'mirrored' in its title means that its own sides are swapped. The first column is synthetic."
+        "intensities of 0 to 1: red means that the generated volume is brighter. Mid-planes; the subject's left is at the "
+        "picture's right, and the front is at the left of the sagittal plane. A generated volume is drawn in the view that "
+        "fits the scan best: 'mirrored' in its title means that its own sides are swapped. The first column is synthetic."
     )
     figures = [
         {"file": "memorisation.png", "caption": closest},
