@@ -9,7 +9,7 @@ import torch
 from ignite.engine import Engine, Events
 
 from ..data.covariates import NULL, CovariateSchema
-from ..model.networks import Regressor
+from ..model.regressor_network import Regressor
 from ..shared.tables import write_table
 from ..shared.weights import load_weights, read_recipe
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ..model.medicalnet import MedicalNet
-from ..model.networks import Regressor
+from ..model.regressor_network import Regressor
 from ..shared.files import sha256
 from ..shared.weights import read_state
 from .covariate_regressor import load_regressor

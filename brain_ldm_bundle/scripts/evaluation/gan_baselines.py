@@ -15,7 +15,7 @@ from ignite.engine import Engine, Events
 from monai.inferers import Inferer
 
 from ..data.covariates import CovariateSchema, Request
-from ..model.networks import LSGAN, VAEGAN, VolumeGenerator
+from ..model.gan_networks import LSGAN, VAEGAN, VolumeGenerator
 from ..shared.files import save_weights
 from ..shared.weights import load_weights, read_recipe
 from ..training.autoencoder import kl_divergence

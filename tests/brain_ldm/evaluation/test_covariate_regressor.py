@@ -16,7 +16,7 @@ from monai.bundle import ConfigParser, run
 
 from brain_ldm_bundle.scripts.data.covariates import NULL, CovariateSchema
 from brain_ldm_bundle.scripts.evaluation import covariate_regressor as regression
-from brain_ldm_bundle.scripts.model.networks import Regressor
+from brain_ldm_bundle.scripts.model.regressor_network import Regressor
 
 SIZES = {"image_size": [20, 28, 20], "num_outputs": 4, "channels": [4, 8], "num_features": 6, "norm_num_groups": 2}
 KNOBS = {

@@ -6,7 +6,7 @@ from brain_ldm.model.test_medicalnet import medicalnet_file
 from monai.bundle import ConfigParser
 
 from brain_ldm_bundle.scripts.evaluation.feature_extractors import load_extractor
-from brain_ldm_bundle.scripts.model.networks import Regressor
+from brain_ldm_bundle.scripts.model.regressor_network import Regressor
 from brain_ldm_bundle.scripts.shared.files import save_weights, sha256
 
 CPU = torch.device("cpu")

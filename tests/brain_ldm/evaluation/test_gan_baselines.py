@@ -14,7 +14,7 @@ from monai.bundle import ConfigParser, run
 from torch.distributions import Normal, kl_divergence
 
 from brain_ldm_bundle.scripts.evaluation import gan_baselines as baselines
-from brain_ldm_bundle.scripts.model.networks import LSGAN, VAEGAN, VolumeDiscriminator, VolumeEncoder, VolumeGenerator
+from brain_ldm_bundle.scripts.model.gan_networks import LSGAN, VAEGAN, VolumeDiscriminator, VolumeEncoder, VolumeGenerator
 from brain_ldm_bundle.scripts.shared.weights import read_recipe
 
 SIZE = (16, 24, 20)

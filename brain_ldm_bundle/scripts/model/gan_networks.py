@@ -1,0 +1,134 @@
+"""The networks of the two baselines, LSGAN and VAE-GAN: three dimensions, whole volumes, no covariates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from monai.networks import nets
+from monai.networks.blocks import ResidualUnit, UpSample
+from torch.nn.utils.parametrizations import spectral_norm
+
+from ..shared.weights import WithRecipe
+from .networks import refuse_indivisible
+
+__all__ = ["LSGAN", "VAEGAN", "VolumeDiscriminator", "VolumeEncoder", "VolumeGenerator"]
+
+
+class VolumeGenerator(WithRecipe, nets.Generator):
+    """A whole volume from one vector: a linear layer to the coarsest grid, then upsampling and a residual unit per level.
+
+    The last upsampling is a sub-pixel one (Aitken et al. 2017), so that nothing is convolved on the finest grid.
+
+    `recipe`: {"model", "spacing_mm", "generator": the arguments below, "seen_voxels"}.
+
+    Args:
+        image_size: voxels of a volume; each side a multiple of 2 ** len(channels).
+        latent_size: length of the vector.
+        channels: channels of the grids from the coarsest to the last but one, each grid twice as fine.
+        norm_num_groups: groups of the normalisation; divides all channels.
+
+    Raises:
+        ValueError: the levels cannot halve a side.
+    """
+
+    def __init__(self, image_size: Sequence[int], latent_size: int, channels: Sequence[int], norm_num_groups: int) -> None:
+        factor = 2 ** len(channels)
+        refuse_indivisible(image_size, factor, f"the {len(channels)} levels of the generator (generator_channels)")
+        self.latent_size = latent_size
+        super().__init__(
+            latent_shape=(latent_size,),
+            start_shape=(channels[0], *(side // factor for side in image_size)),
+            channels=[*channels[1:], 1],
+            strides=[2] * len(channels),
+            norm=("GROUP", {"num_groups": norm_num_groups}),
+        )
+        self.recipe: dict = {}
+
+    def _get_layer(self, in_channels: int, out_channels: int, strides: int, is_last: bool) -> torch.nn.Module:
+        # No transposed convolutions: they leave a chequered pattern.
+        if is_last:
+            return UpSample(3, in_channels, out_channels, strides, mode="pixelshuffle")
+        return torch.nn.Sequential(
+            UpSample(3, in_channels, out_channels, strides, mode="nontrainable", align_corners=False),
+            ResidualUnit(3, out_channels, out_channels, act=self.act, norm=self.norm),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Volumes (B, 1, D, H, W) in [0, 1] from vectors (B, latent_size) of a standard normal distribution."""
+        return super().forward(x).sigmoid()
+
+
+class VolumeDiscriminator(nets.Regressor):
+    """Judge a whole volume by strided convolutions with spectral normalisation; each halves the grid."""
+
+    def __init__(self, image_size: Sequence[int], channels: Sequence[int]) -> None:
+        super().__init__(
+            in_shape=(1, *image_size),
+            out_shape=(1,),
+            channels=channels,
+            strides=[2] * len(channels),
+            num_res_units=0,
+            act=("LEAKYRELU", {"negative_slope": 0.2}),
+            norm=None,
+        )
+        for module in self.modules():
+            if isinstance(module, (torch.nn.Conv3d, torch.nn.Linear)):
+                spectral_norm(module)
+
+    def hidden(self, x: torch.Tensor, level: int) -> torch.Tensor:
+        """Volumes after the first `level` convolutions: (B, channels, a grid 2**level times as coarse)."""
+        return self.net[:level](x)
+
+    def judge(self, hidden: torch.Tensor, level: int) -> torch.Tensor:
+        """Logits (B, 1) of volumes from their `hidden` values."""
+        return self.final(self.net[level:](hidden))
+
+
+class VolumeEncoder(nets.Regressor):
+    """Mean and standard deviation (B, latent_size) of the vector that a volume (B, 1, D, H, W) may have come from."""
+
+    def __init__(self, image_size: Sequence[int], latent_size: int, channels: Sequence[int], norm_num_groups: int) -> None:
+        super().__init__(
+            in_shape=(1, *image_size),
+            out_shape=(2, latent_size),
+            channels=channels,
+            strides=[2] * len(channels),
+            norm=("GROUP", {"num_groups": norm_num_groups}),
+        )
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        mu, log_variance = super().forward(x).float().unbind(dim=1)
+        # Bound to +-4, smoothly: it ran away while the generator did not use the vector yet, and a clamp has no gradient.
+        return mu, torch.exp(2 * torch.tanh(log_variance / 4))
+
+
+class LSGAN(torch.nn.Module):
+    """The networks of a least-squares GAN (Mao et al. 2017)."""
+
+    def __init__(
+        self,
+        image_size: Sequence[int],
+        latent_size: int,
+        generator_channels: Sequence[int],
+        discriminator_channels: Sequence[int],
+        norm_num_groups: int,
+    ) -> None:
+        super().__init__()
+        self.generator = VolumeGenerator(image_size, latent_size, generator_channels, norm_num_groups)
+        self.discriminator = VolumeDiscriminator(image_size, discriminator_channels)
+
+
+class VAEGAN(LSGAN):
+    """The networks of a VAE-GAN (Larsen et al. 2016): those of a GAN, and an encoder of the discriminator's channels."""
+
+    def __init__(
+        self,
+        image_size: Sequence[int],
+        latent_size: int,
+        generator_channels: Sequence[int],
+        discriminator_channels: Sequence[int],
+        norm_num_groups: int,
+    ) -> None:
+        super().__init__(image_size, latent_size, generator_channels, discriminator_channels, norm_num_groups)
+        self.encoder = VolumeEncoder(image_size, latent_size, discriminator_channels, norm_num_groups)

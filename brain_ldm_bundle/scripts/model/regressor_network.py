@@ -1,0 +1,69 @@
+"""A network that reads covariates from volumes. Evaluation uses it; generation does not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from monai.networks import nets
+from monai.networks.layers.factories import Act
+
+from ..shared.weights import WithRecipe
+
+__all__ = ["Regressor"]
+
+
+class Regressor(WithRecipe, nets.Regressor):
+    """Residual, strided convolutions on five levels, one layer of features, and one number for each covariate.
+
+    After the age predictor of Cole et al. 2017 (NeuroImage 163:115), which Pinaya et al. 2022 used: blocks of two 3x3x3
+    convolutions, each of half the grid before it, then a fully connected layer. Ours differs in three points: blocks are
+    residual; normalisation is by groups, so that an answer does not depend on the other volumes in the batch; and there are
+    `num_features` features before the answer.
+
+    `recipe`: {"covariates": schema, "spacing_mm", "regressor": the arguments below, "seen_voxels", "seen_unknown"}.
+
+    Args:
+        image_size: voxels of a volume, (D, H, W).
+        num_outputs: number of covariates.
+        channels: channels of each level; each level halves the grid, rounding up.
+        num_features: length of the layer before the answer.
+        norm_num_groups: groups of the normalisation; divides all channels.
+    """
+
+    def __init__(
+        self,
+        image_size: Sequence[int],
+        num_outputs: int,
+        channels: Sequence[int] = (16, 32, 64, 128, 128),
+        num_features: int = 64,
+        norm_num_groups: int = 8,
+    ) -> None:
+        self.num_features = num_features
+        super().__init__(
+            in_shape=(1, *image_size),
+            out_shape=(num_outputs,),
+            channels=channels,
+            strides=[2] * len(channels),
+            norm=("GROUP", {"num_groups": norm_num_groups}),
+        )
+        self.recipe: dict = {}
+
+    def _get_final_layer(self, in_shape: Sequence[int]) -> torch.nn.Sequential:
+        activation = Act[self.act]
+        return torch.nn.Sequential(
+            activation(),
+            torch.nn.Flatten(),
+            torch.nn.Linear(math.prod(map(int, in_shape)), self.num_features),
+            activation(),
+            torch.nn.Linear(self.num_features, *self.out_shape),
+        )
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        """The layer before the answer, (B, num_features), for volumes (B, 1, D, H, W) in [0, 1]."""
+        return self.final[:-1](self.net(x))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Scaled covariates (B, C), in the schema's order, of volumes (B, 1, D, H, W) in [0, 1]."""
+        return self.final[-1](self.features(x))
