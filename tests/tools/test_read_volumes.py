@@ -209,8 +209,8 @@ def with_value(value, dtype=np.int32):
     [
         (np.zeros(SHAPE, np.int16), 4, "empty, all 107520 voxels are 0"),
         (with_value(999), 4, r"labels 999 \(0.1 mL\) are not FreeSurfer's"),
-        (with_value(2.5, np.float32), 4, "no integers"),
-        (with_value(np.nan, np.float32), 4, "no integers"),
+        (with_value(2.5, np.float32), 4, "not integers"),
+        (with_value(np.nan, np.float32), 4, "not integers"),
         (synthseg_map(), 0.004, "are they in mm"),
         (synthseg_map(), 0.4, "ventricles_ml would be .* 1000 times too small"),
         (np.stack([synthseg_map()] * 2, -1), 4, "expected one 3-D label map"),
