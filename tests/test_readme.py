@@ -1,4 +1,4 @@
-"""Every command that a README shows is right: its files, settings and options exist, and a slow test runs it small.
+"""Every command that the documents show is right: its files, settings and options exist, and a slow test runs it small.
 
 A command of a form that is not known here makes these tests fail: teach them to run it.
 """
@@ -19,13 +19,20 @@ from brain_ldm_bundle.scripts.data.covariates import CovariateSchema
 from brain_ldm_bundle.scripts.shared import overrides
 
 README = ROOT / "README.md"
-EVALUATION = ROOT / "brain_ldm_bundle" / "docs" / "evaluation.md"
+LDM_DOCS = ROOT / "brain_ldm_bundle" / "docs"
+# Pages whose commands are run in the project's folder. The slow test runs the first four, in this order.
+STEPS = [LDM_DOCS / "training.md", LDM_DOCS / "generation.md", LDM_DOCS / "evaluation_commands.md", README]
+FROM_THE_ROOT = [*STEPS, LDM_DOCS / "evaluation.md"]
 BUNDLE_READMES = sorted(ROOT.glob("*_bundle/docs/README.md"))
 
 # Run by other tests, or needing what a test cannot have.
 RUN_ELSEWHERE = {
     "bash scripts/demo.sh": "test_demo.py",
     "bash scripts/test.sh": "runs these tests",
+    "python3 -m venv .venv && . .venv/bin/activate": "makes an environment",
+    "pip install -r requirements.txt -c constraints.txt": "needs a network",
+    "export PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu": "needs a network",
+    "python scripts/package_bundle.py brain_ldm_bundle": "test_package_bundle.py",
     "bash scripts/start_monailabel.sh": "test_monailabel.py",
     "python -m monai.bundle download_large_files --bundle_path brain_ldm_bundle": "needs a network; test_published.py",
     "published.json": "needs 2.3 GB of weights; test_published.py",
@@ -38,23 +45,54 @@ RUN_ELSEWHERE = {
 SHIPPED = {"autoencoder": "autoencoder", "diffusion": "model"}
 
 
-def commands(readme):
-    blocks = re.findall(r"^```bash\n(.*?)^```", readme.read_text(), re.MULTILINE | re.DOTALL)
-    return [line.strip() for block in blocks for line in block.splitlines() if line.strip()]
+def commands(page):
+    """The commands in the bash blocks and in the tables of a page, in their order."""
+    text = page.read_text()
+    found = re.findall(r"^```bash\n(.*?)^```|^\|(.*)\|$", text, re.MULTILINE | re.DOTALL)
+    return [command for block, row in found for command in (block.splitlines() or in_row(row)) if command.strip()]
+
+
+def in_row(row):
+    """The commands in one row of a table. Names of files and settings in backticks are no commands."""
+    return [code for code in re.findall(r"`([^`]+)`", row) if re.match(r"(python|bash|torchrun) \S+\.\w+|python -m ", code)]
 
 
 def run_elsewhere(command):
     return any(name == command or (name.endswith(".json") and name in command) for name in RUN_ELSEWHERE)
 
 
-@pytest.mark.parametrize("command", commands(README) + commands(EVALUATION))
-def test_command_of_the_readme_is_valid(command, monkeypatch):
+@pytest.mark.parametrize("command", dict.fromkeys(command for page in FROM_THE_ROOT for command in commands(page)))
+def test_command_of_a_page_is_valid(command, monkeypatch):
     check(command, ROOT, monkeypatch)
 
 
 @pytest.mark.parametrize(("readme", "command"), [(path, command) for path in BUNDLE_READMES for command in commands(path)])
 def test_command_of_a_bundles_readme_is_valid(readme, command, monkeypatch):
     check(command, readme.parents[1], monkeypatch)
+
+
+def test_commands_are_found_in_blocks_and_tables(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("```bash\nmake one\n```\n```\nno command\n```\n| `train.json` | `bash a.sh --b`<br>`python -m c d` |\n")
+    assert commands(page) == ["make one", "bash a.sh --b", "python -m c d"]
+
+
+def test_the_readme_is_short():
+    assert len(README.read_text().splitlines()) <= 200
+
+
+@pytest.mark.parametrize("page", sorted(ROOT.glob("*_bundle/docs/code.md")), ids=lambda page: page.parts[-3])
+def test_the_files_that_a_page_about_the_code_names_exist(page):
+    text = page.read_text()
+    bundle = page.parents[1]
+    paths = re.findall(r"`((?:scripts|configs)/[\w/]+\.\w+)`((?:[:,] `\w+`)*)", text)
+    assert len(paths) >= 15
+    for path, names in paths:
+        assert (bundle / path).is_file(), path
+        source = (bundle / path).read_text()
+        assert [name for name in re.findall(r"`(\w+)`", names) if not re.search(rf"(def|class) {name}\b", source)] == [], path
+    for path in re.findall(r"`((?!scripts|configs)[\w/]+\.py)`", text):
+        assert (ROOT / "scripts" / path).is_file(), path
 
 
 @pytest.mark.parametrize(
@@ -83,6 +121,12 @@ def check(command, folder, monkeypatch):
     """Fail unless the command is of a known form and what it names exists."""
     monkeypatch.chdir(folder)
     words = shlex.split(command)
+    if words[:2] == ["pip", "install"]:
+        files = [word for word in words[2:] if not word.startswith("-")]
+        assert files and all(Path(file).is_file() for file in files), files
+        return
+    if command in RUN_ELSEWHERE and words[0] in ("python3", "export"):
+        return
     if words[0] == "torchrun":
         assert words[1] == "--nproc_per_node" and words[2].isdigit()
         words = ["python", *words[3:]]
@@ -131,7 +175,7 @@ def check_tool(script, words):
 
 
 @pytest.mark.slow
-def test_the_commands_of_the_readme_run_one_after_the_other(tmp_path):
+def test_the_commands_of_the_pages_run_one_after_the_other(tmp_path):
     """Small: simulated heads, the demo's sizes, one epoch, a few steps; two processes instead of eight."""
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 
@@ -143,10 +187,11 @@ def test_the_commands_of_the_readme_run_one_after_the_other(tmp_path):
     participants = tmp_path / "raw_study" / "participants.tsv"  # the audit needs held-out scans, the comparison training scans
     participants.write_text(participants.read_text().replace("\ttrain", "\tvalidation", 2))
     run(f"python scripts/make_demo_data.py {tmp_path}/labelled --subjects 10 --spacing_mm 4 --workers 1")
-    for command in commands(README):
+    for command in dict.fromkeys(command for page in STEPS for command in commands(page)):
         if not run_elsewhere(command):
             run(small(command, tmp_path))
 
+    assert nib.load(next((tmp_path / "first_volume").glob("sub-*/anat/*_T1w.nii.gz"))).shape == (40, 56, 40)
     assert nib.load(next((tmp_path / "one").glob("sub-*/anat/*_T1w.nii.gz"))).shape == (40, 56, 40)
     assert len(list((tmp_path / "synthetic").glob("sub-*/anat/*_T1w.nii.gz"))) == 5
     assert len((tmp_path / "sweep.tsv").read_text().splitlines()) == 1 + 12
@@ -162,7 +207,8 @@ def test_the_commands_of_the_readme_run_one_after_the_other(tmp_path):
 
 def small(command, folder):
     """The command at a size that takes seconds, with its files in `folder`."""
-    command = command.replace("/data/", f"{folder}/").replace("--rows 1000", "--rows 5")
+    command = command.replace("/data/", f"{folder}/").replace("first_volume", f"{folder}/first_volume")
+    command = command.replace("--rows 1000", "--rows 5")
     models = f"--models_dir {folder}/models"
     if "spade_fusion_bundle" in command:
         return small_spade(command, folder)
