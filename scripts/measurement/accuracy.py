@@ -25,14 +25,27 @@ def accuracy_row(images: str, spacing_mm: float, volume: str, true: Sequence[flo
     return row | {key: round(value, 3 if key[:1] in "rs" else 1) for key, value in numbers.items()}
 
 
-def describe_accuracy(weights: Path) -> str:
-    """Return the accuracy table stored beside the weights, as text."""
+def read_accuracy(weights: Path) -> dict:
+    """Read the facts stored beside the weights: the rows of the table ("accuracy") and its "limits".
+
+    Raises:
+        ValueError: the file with the facts is missing, or describes other weights.
+    """
     sidecar = weights.with_suffix(".json")
-    if not sidecar.exists():
-        return f"Accuracy of {weights.name}: unknown, {sidecar.name} is missing."
+    if not weights.is_file() or not sidecar.is_file():
+        raise ValueError(f"{(sidecar if weights.is_file() else weights).name} is missing")
     facts = read_json(sidecar)
     if facts["sha256"] != sha256(weights):
-        return f"Accuracy of {weights.name}: unknown, {sidecar.name} describes other weights."
+        raise ValueError(f"{sidecar.name} describes other weights")
+    return facts
+
+
+def describe_accuracy(weights: Path) -> str:
+    """Return the accuracy table stored beside the weights, as text."""
+    try:
+        facts = read_accuracy(weights)
+    except ValueError as error:
+        return f"Accuracy of {weights.name}: unknown, {error}."
     table = format_table(facts["accuracy"])
     return f"Accuracy of these measurements on images it was not trained on (bias and mae in mL):\n{table}\n{facts['limits']}"
 

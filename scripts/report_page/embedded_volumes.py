@@ -1,4 +1,4 @@
-"""Volumes inside the report page, for its viewer: 8-bit NIfTI, gzipped, as base64 text."""
+"""Volumes inside the report page, for its viewer: 8-bit NIfTI, compressed, as base64 text."""
 
 from __future__ import annotations
 
@@ -19,60 +19,58 @@ from report_page.label_names import LabelNames
 def viewer_entry(
     cohort: Cohort, volume: str, names: LabelNames, spacing_mm: float | None = None, synthetic: bool = True
 ) -> tuple[dict, dict[str, str]]:
-    """What the viewer needs of a volume.
+    """Prepare a volume for the viewer.
 
     Args:
-        cohort: that has it.
-        volume: its name.
-        names: of label values.
-        spacing_mm: the volume is resampled to it where it is finer; None keeps it as it is.
-        synthetic: marked so in the header; not for scans.
+        cohort: cohort with the volume.
+        volume: name of the volume.
+        names: names and colours of label values.
+        spacing_mm: voxel size to resample to where voxels are smaller; None keeps all voxels.
+        synthetic: mark it as synthetic in the header; not for scans.
 
     Returns:
-        For JSON: "white" (intensity that is drawn white, as in the gallery), "bounds_mm" (first and last voxel's centre along
-        right, front, top), "point_mm" (where the crosshair starts), "labels" (names and colours of the values of its label
-        map, in order) or None. And the base64 text of "image" and, with a label map, "labels".
+        Facts for JSON: "white" (intensity that is drawn white, as in the gallery), "bounds_mm" (centres of the first and the
+        last voxel along right, front, top), "point_mm" (first position of the crosshair), "labels" (names and colours of the label map's values,
+        or None). And the base64 text of "image" and, with a label map, of "labels".
     """
     array, affine = _read(cohort.images[volume], spacing_mm, labels=False)
     mark = "Synthetic, not for clinical use" if synthetic else ""
     corners = nib.affines.apply_affine(affine, [[0, 0, 0], np.array(array.shape) - 1])
     entry = {
         "white": white_level(array),
-        "bounds_mm": [[float(low), float(high)] for low, high in zip(corners.min(axis=0), corners.max(axis=0))],
+        "bounds_mm": np.sort(corners, axis=0).T.tolist(),
         "point_mm": [float(mm) for mm in cohort.point_mm(volume)],
         "labels": None,
     }
     low, high = float(array.min()), float(array.max())
     slope = (high - low) / 255 or 1.0
-    data = {"image": _encode(np.rint((array - low) / slope).astype(np.uint8), affine, slope, low, mark)}
+    data = {"image": _encode(np.rint((array - low) / slope), affine, slope, low, mark)}
     if (label_map := cohort.label_map(volume)) is not None:
         labels, label_affine = _read(label_map, spacing_mm, labels=True)
         values, index = np.unique(np.rint(labels).astype(int), return_inverse=True)
-        if values[0] != 0:  # index 0 is see-through in the viewer
+        if values[0] != 0:  # index 0 is transparent in the viewer
             values, index = np.concatenate([[0], values]), index + 1
         if len(values) > 256:
             raise ValueError(f"{label_map}: {len(values)} labels, the viewer can show 255. --viewer 0 makes a page without it")
-        entry["labels"] = {
-            "names": [names.name(value) for value in values.tolist()],
-            "colours": names.colours(values.tolist()).T.tolist(),
-        }
-        data["labels"] = _encode(index.reshape(labels.shape).astype(np.uint8), label_affine, 1, 0, mark)
+        colours = names.colours(values.tolist()).T.tolist()
+        entry["labels"] = {"names": [names.name(value) for value in values.tolist()], "colours": colours}
+        data["labels"] = _encode(index.reshape(labels.shape), label_affine, 1, 0, mark)
     return entry, data
 
 
 def _read(path: Path, spacing_mm: float | None, labels: bool) -> tuple[np.ndarray, np.ndarray]:
     array, affine = read_canonical(path)
-    finest = float(nib.affines.voxel_sizes(affine).min())
-    if spacing_mm is None or spacing_mm <= finest * 1.001:
+    sizes_mm = nib.affines.voxel_sizes(affine)
+    if spacing_mm is None or spacing_mm <= sizes_mm.min() * 1.001:
         return array, affine
-    if not labels:  # against aliasing; the width is skimage.transform.resize's
-        array = gaussian_filter(array, [max(0, (spacing_mm / size - 1) / 2) for size in nib.affines.voxel_sizes(affine)])
+    if not labels:  # against aliasing, with the width that skimage.transform.resize takes
+        array = gaussian_filter(array, [max(0, (spacing_mm / size - 1) / 2) for size in sizes_mm])
     image = resample_to_output(nib.Nifti1Image(array, affine), [spacing_mm] * 3, order=0 if labels else 1)
     return np.asarray(image.dataobj, dtype=np.float32), image.affine
 
 
 def _encode(array: np.ndarray, affine: np.ndarray, slope: float, inter: float, mark: str) -> str:
-    image = nib.Nifti1Image(array, affine)
+    image = nib.Nifti1Image(array.astype(np.uint8), affine)
     image.header.set_slope_inter(slope, inter)
     image.header["descrip"] = mark
     return base64.b64encode(gzip.compress(image.to_bytes(), 6, mtime=0)).decode()

@@ -1,51 +1,51 @@
-"""The report page's gallery: three planes of each volume, its values beneath, and controls that filter and sort."""
+"""The report page's gallery: three planes of each volume with its values, and controls that filter and sort."""
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import numbers
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from cohorts.cohort import Cohort
+from cohorts.three_planes import three_planes, three_planes_of_labels
+from PIL import Image  # a dependency of matplotlib
 
 from report_page.html import escape, img
 from report_page.label_names import LabelNames
-from report_page.plots import planes_image
 
-MOST_LEVELS = 12  # a column of more different texts is searched, not ticked
-SLIDER_STEPS = 100  # at least so many on a slider
+MOST_LEVELS = 12  # columns with more different texts get no tick boxes; the search finds their texts
+SLIDER_STEPS = 100  # a slider has at least this many
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column that the gallery can be filtered and sorted by."""
+    """A column that the gallery can be sorted by, and filtered by unless its kind is "sorted"."""
 
     title: str
-    values: pd.Series  # by volume, numbers or text
-    kind: str  # "number", "levels" or "sorted" (not filtered)
+    values: pd.Series  # numbers or text, by volume
+    kind: str  # "number", "levels" or "sorted"
 
 
 def columns(cohort: Cohort) -> list[Column]:
-    """Covariates, then what was measured, then how far measured and requested differ. Columns of one value are left out."""
-    found = []
-    for name in cohort.expected:
-        found.append(_column(_titled(cohort, name), cohort.expected[name]))
+    """Covariates, measured values, and differences of measured and requested values. Columns with one value are left out."""
+    found = [_column(_titled(cohort, name), cohort.expected[name]) for name in cohort.expected]
     for name, tool, by_tool in cohort.readings():
         measured, title = by_tool.measured[name], f"{_titled(cohort, name)}{cohort.by(name, tool)}"
         found.append(_column(f"measured {title}", measured))
         found.append(Column(f"measured − requested {title}", measured - cohort.expected[name], "sorted"))
-    return [column for column in found if column and column.values.nunique() > 1]
+    return [column for column in found if column.values.nunique() > 1]
 
 
 def _titled(cohort: Cohort, name: str) -> str:
     return f"{cohort.title(name)}, {cohort.unit(name)}" if cohort.unit(name) else cohort.title(name)
 
 
-def _column(title: str, values: pd.Series) -> Column | None:
+def _column(title: str, values: pd.Series) -> Column:
     if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values):
         return Column(title, values.astype(float).where(np.isfinite(values.astype(float))), "number")
     values = values.map(lambda value: value if pd.isna(value) else str(value))
@@ -53,9 +53,9 @@ def _column(title: str, values: pd.Series) -> Column | None:
 
 
 def slider(values: pd.Series) -> tuple[float, float, float]:
-    """Lowest and highest value of a slider over all values, both round, and its step: 1, 2 or 5 times a power of ten.
+    """Lowest value, highest value and step of a slider that reaches all values. Steps are 1, 2 or 5 times a power of ten.
 
-    Whole numbers have a step of 1 at least.
+    For whole numbers the step is at least 1.
     """
     low, high = float(values.min()), float(values.max())
     wanted = (high - low) / SLIDER_STEPS
@@ -64,15 +64,12 @@ def slider(values: pd.Series) -> tuple[float, float, float]:
     if (values.dropna() % 1 == 0).all():
         step = max(step, 1.0)
     digits = max(0, -math.floor(math.log10(step)))
-    return (
-        round(math.floor(low / step + 1e-9) * step, digits),
-        round(math.ceil(high / step - 1e-9) * step, digits),
-        round(step, digits),
-    )
+    ends = math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step, step
+    return tuple(round(number, digits) for number in ends)
 
 
-def controls(cohort: Cohort, found: Sequence[Column], shown: int) -> str:
-    """The form above the gallery. It is hidden where there is no script to obey it."""
+def controls(found: Sequence[Column], shown: int) -> str:
+    """The form above the gallery. It is hidden where scripts do not run."""
     fields = []
     for number, column in enumerate(found):
         title = escape(column.title)
@@ -97,7 +94,7 @@ def controls(cohort: Cohort, found: Sequence[Column], shown: int) -> str:
     return (
         f'<form id="filters" hidden aria-label="Filter and sort the gallery"><div class="fields">{"".join(fields)}</div>'
         '<p class="bar"><label>Find <input type="search" id="search" placeholder="part of a name" autocomplete="off"></label>'
-        f'<label>Sort by <select id="sort"><option value="">as at first</option>{options}</select></label>'
+        f'<label>Sort by <select id="sort"><option value="">order of the page</option>{options}</select></label>'
         '<label><input type="checkbox" id="descending"> largest first</label>'
         '<button type="reset">Show all</button>'
         f'<span id="count" role="status">{shown} of {shown}</span></p></form>'
@@ -109,72 +106,84 @@ def gallery(
     volumes: Sequence[str],
     asked: str,
     names: LabelNames,
-    in_viewer: dict[str, int],
+    in_viewer: Mapping[str, int],
     found: Sequence[Column] = (),
     element_id: str = "",
 ) -> Iterator[str]:
-    """Figures of volumes, one by one.
+    """Figures of the volumes, one by one.
 
     Args:
-        cohort: that has them.
-        volumes: to show, in this order.
-        asked: what expected values are: "requested" or "true".
-        names: of label values.
-        in_viewer: volume -> its number in the viewer.
-        found: `columns` whose values go along, for the controls.
-        element_id: of the gallery.
+        cohort: cohort with the volumes.
+        volumes: names of the volumes, in the order of the page.
+        asked: word for expected values, "requested" or "true".
+        names: names and colours of label values.
+        in_viewer: number of each volume that the viewer can open.
+        found: columns of the controls; their values are stored with the figures.
+        element_id: id of the gallery.
     """
     yield f'<div class="gallery" id="{element_id}">' if element_id else '<div class="gallery">'
     for volume in volumes:
-        values = [None if pd.isna(value := column.values[volume]) else value for column in found]
-        text = escape(json.dumps(values, allow_nan=False))
-        number = in_viewer.get(volume)
-        buttons = (
-            ""
-            if number is None
-            else f'<span class="show"><button type="button" data-side="left" aria-label="Show {escape(volume)} at the left">'
-            f'⇤ left</button> <button type="button" data-side="right" aria-label="Show {escape(volume)} at the right">'
-            "right ⇥</button></span>"
-        )
-        attributes = f' data-values="{text}"' if found else ""
-        attributes += "" if number is None else f' data-volume="{number}"'
+        attributes = buttons = ""
+        if found:
+            values = [None if pd.isna(value := column.values[volume]) else value for column in found]
+            attributes = f' data-values="{escape(json.dumps(values, allow_nan=False))}"'
+        if volume in in_viewer:
+            attributes += f' data-volume="{in_viewer[volume]}"'
+            left, right = (
+                f'<button type="button" data-side="{side}" aria-label="Show {escape(volume)} at the {side}">{text}</button>'
+                for side, text in {"left": "⇤ left", "right": "right ⇥"}.items()
+            )
+            buttons = f'<span class="show">{left} {right}</span>'
         kind = "axial, coronal and sagittal plane" + (", the label map below" if cohort.label_map(volume) else "")
         picture = img(planes_image(cohort, volume, names), f"{volume}: {kind}", lazy=True)
         yield f"<figure{attributes}>{picture}<figcaption>{caption(cohort, volume, asked)}{buttons}</figcaption></figure>\n"
     yield "</div>"
 
 
+def planes_image(cohort: Cohort, volume: str, names: LabelNames) -> bytes:
+    """Three planes of a volume as a grey PNG. If there is a label map, its planes are below in colours."""
+    point_mm, label_map = cohort.point_mm(volume), cohort.label_map(volume)
+    picture = Image.fromarray((three_planes(cohort.images[volume], point_mm) * 255).round().astype(np.uint8))
+    if label_map is not None:
+        planes = three_planes_of_labels(label_map, point_mm)
+        values, index = np.unique(planes, return_inverse=True)
+        labels = Image.fromarray(names.colours(values)[index.reshape(planes.shape)])
+        both = Image.new("RGB", (max(picture.width, labels.width), picture.height + labels.height))
+        both.paste(picture, (0, 0))
+        both.paste(labels, (0, picture.height))
+        picture = both
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 def caption(cohort: Cohort, volume: str, asked: str) -> str:
-    """What a volume should be and what was measured in it, with the measuring tool's doubts."""
+    """Expected and measured values of a volume, and the warnings of the measuring tool."""
     expected, flags = cohort.expected.loc[volume], cohort.measured.loc[volume].get("flags")
     main, compared = cohort.main_quantity(), cohort.quantities()
-    heading = volume
-    rest = []
+    heading, rest = volume, []
     if main is not None and not pd.isna(expected[main]):
         heading = f"{asked} {cohort.value(main, expected[main], 1 if main in compared else None)}"
         if main in compared:
             heading += f", {_measured(cohort, volume, main, 1) or 'could not be measured'}"
         rest.append(volume)
-    for name in cohort.expected:
-        value = expected[name]
+    for name, value in expected.items():
         if name in (main, "split") and heading != volume or pd.isna(value):
             continue
         number = isinstance(value, numbers.Real) and not isinstance(value, bool)
         text = f"{cohort.title(name)} {cohort.value(name, value) if number else value}"
-        if found := _measured(cohort, volume, name):
-            text += f" ({found})"
-        rest.append(text)
+        found = _measured(cohort, volume, name)
+        rest.append(f"{text} ({found})" if found else text)
     if isinstance(flags, str) and flags not in ("", "n/a"):
         rest.append(flags)
     return f"<b>{escape(heading)}</b><br>{escape(' · '.join(rest))}"
 
 
 def _measured(cohort: Cohort, volume: str, name: str, decimals: int | None = None) -> str:
-    """What each tool measured of a quantity, such as "measured 41.6 mL"; "" where none could."""
-    readings = {tool: by_tool.measured.loc[volume, name] for of, tool, by_tool in cohort.readings() if of == name}
+    """Values that the tools measured, such as "measured 41.6 mL"; "" if there are none."""
     texts = [
         f"{cohort.value(name, float(number), decimals)}{cohort.by(name, tool)}"
-        for tool, number in readings.items()
-        if not pd.isna(number)
+        for of, tool, by_tool in cohort.readings()
+        if of == name and not pd.isna(number := by_tool.measured.loc[volume, name])
     ]
     return f"measured {', '.join(texts)}" if texts else ""

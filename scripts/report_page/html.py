@@ -1,4 +1,4 @@
-"""Pieces of HTML for the report page. Whatever comes from a file is escaped here."""
+"""Pieces of HTML for the report page. Text from files is escaped here."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import json
 import re
 from collections.abc import Sequence
 
-BROAD = 700  # pixels; broader pictures keep a readable width on narrow screens and scroll sideways
-WORDS = "of|n/a|nan|undefined|mL|years|dB|mm|min|MB|GB|h|s|e"  # that a cell of numbers may hold
+BROAD = 700  # pixels; on narrow screens, broader pictures keep a readable width and scroll sideways
+WORDS = "of|n/a|nan|undefined|mL|years|dB|mm|min|MB|GB|h|s|e"  # words that may stand in a cell of numbers
 NUMBERS = re.compile(rf"(?:\b(?:{WORDS})\b|(?<=\d)e(?=[-+\d])|[^A-Za-z])*")
 
 
@@ -19,7 +19,7 @@ def escape(text: object) -> str:
 
 def img(png: bytes, alt: str, css_class: str = "", lazy: bool = False) -> str:
     data = base64.b64encode(png).decode()
-    # The size is written at byte 16 of a PNG; with it the page does not jump while pictures are decoded.
+    # Byte 16 of a PNG begins its size. With the size, the page does not jump while pictures are decoded.
     width, height = (int.from_bytes(png[at : at + 4], "big") for at in (16, 20))
     size = f'width="{width}" height="{height}"' + (' loading="lazy" decoding="async"' if lazy else "")
     image = f'<img class="{css_class}" {size} alt="{escape(alt)}" src="data:image/png;base64,{data}">'
@@ -27,7 +27,7 @@ def img(png: bytes, alt: str, css_class: str = "", lazy: bool = False) -> str:
 
 
 def table(header: Sequence[object], rows: Sequence[Sequence[object]], css_class: str = "") -> str:
-    """A table that scrolls sideways where it is too wide; columns of numbers stand at the right."""
+    """A table that scrolls sideways if it is too wide. Columns of numbers are aligned at the right."""
     columns = list(zip(*rows)) or [()] * len(header)
     classes = [
         ' class="number"' if k and all(NUMBERS.fullmatch(str(cell)) for cell in c) else "" for k, c in enumerate(columns)
@@ -43,13 +43,12 @@ def table(header: Sequence[object], rows: Sequence[Sequence[object]], css_class:
     )
 
 
-def paragraphs(text: str, css_class: str = "") -> str:
-    """Plain text; a blank line starts a paragraph."""
-    css = f' class="{css_class}"' if css_class else ""
-    return "".join(f"<p{css}>{escape(part.strip())}</p>" for part in re.split(r"\n\s*\n", text) if part.strip())
+def paragraphs(text: str) -> str:
+    """Paragraphs of plain text, which blank lines separate."""
+    return "".join(f"<p>{escape(part.strip())}</p>" for part in re.split(r"\n\s*\n", text) if part.strip())
 
 
 def json_block(element_id: str, content: object) -> str:
-    """JSON for the page's scripts, which no value in it can end."""
+    """JSON for the page's scripts. No value in it can end the block."""
     text = json.dumps(content, allow_nan=False).replace("<", "\\u003c").replace("&", "\\u0026")
     return f'<script type="application/json" id="{element_id}">{text}</script>'

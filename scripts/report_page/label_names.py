@@ -1,4 +1,4 @@
-"""Label maps on the report page: names from the data set's dseg.tsv, and a colour for each."""
+"""Names and colours of label values on the report page."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from matplotlib.colors import hsv_to_rgb
+from shared.tables import read_table
 
-GOLDEN_ANGLE = 0.381966  # of a turn: neighbours in a list get hues far from each other
+GOLDEN_ANGLE = 0.381966  # of a turn: neighbours in a list get very different hues
 
 
 class LabelNames:
     """Names and colours of label values. Left and right of a structure share a colour; 0 is background.
 
     Args:
-        names: label value -> name, such as "left lateral ventricle"; other values go by their number.
+        names: label value to name, such as "left lateral ventricle"; other values are named by their number.
     """
 
     def __init__(self, names: dict[int, str]) -> None:
@@ -38,16 +38,15 @@ class LabelNames:
 
 
 def read_label_names(folder: Path) -> LabelNames:
-    """The names in a folder's dseg.tsv (BIDS: columns index and name); without that file, numbers."""
+    """Names from a folder's dseg.tsv (BIDS: columns index and name); numbers if there is no such file."""
     path = folder / "dseg.tsv"
-    if not path.is_file():
-        return LabelNames({})
-    table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    if not {"index", "name"} <= set(table.columns):
-        raise ValueError(f"{path}: expected columns index and name, got {', '.join(table.columns)}")
-    if (bad := ~table["index"].str.fullmatch(r"\d+")).any():
-        raise ValueError(f"{path}: index must be a whole number, got {table['index'][bad].iloc[0]!r}")
-    return LabelNames({int(value): name for value, name in zip(table["index"], table["name"])})
+    rows = read_table(path) if path.is_file() else []
+    for row in rows:
+        if not {"index", "name"} <= row.keys():
+            raise ValueError(f"{path}: expected columns index and name, got {', '.join(row)}")
+        if not row["index"].isdecimal():
+            raise ValueError(f"{path}: index must be a whole number, got {row['index']!r}")
+    return LabelNames({int(row["index"]): row["name"] for row in rows})
 
 
 def _without_side(name: str) -> str:

@@ -1,17 +1,13 @@
-"""Pictures of the report page, as PNG: the overview, scatter plots, three planes of a volume and of its label map."""
+"""Plots of the report page, as PNG: the overview and scatter plots."""
 
 from __future__ import annotations
 
 import io
 
-import numpy as np
 import pandas as pd
 from cohorts.cohort import Cohort, evenly, nearest
-from cohorts.three_planes import three_planes, three_planes_of_labels
+from cohorts.three_planes import three_planes
 from matplotlib.figure import Figure
-from PIL import Image  # comes with matplotlib
-
-from report_page.label_names import LabelNames
 
 ROWS_IN_PICTURE = 6
 INK = "#808080"  # readable on white and on black
@@ -19,7 +15,7 @@ COLOURS = {"generated": "#e07b39", "cohort": "#4a90d9"}
 
 
 def draw_scatter(axes, cohorts: dict[str, Cohort], quantity: str, ink: str) -> None:
-    """Measured over expected values, the line of equality between."""
+    """Draw measured over expected values, and the line where both are equal."""
     values = []
     for kind, cohort in cohorts.items():
         if quantity not in cohort.quantities():
@@ -30,8 +26,7 @@ def draw_scatter(axes, cohorts: dict[str, Cohort], quantity: str, ink: str) -> N
         axes.scatter(x, y, s=16, color=COLOURS[kind], alpha=0.8, linewidths=0, label=label)
         values += [*x.dropna(), *y.dropna()]
     if values:
-        ends = [min(values), max(values)]
-        axes.plot(ends, ends, color=ink, linewidth=0.8, label="equal")
+        axes.plot(*[[min(values), max(values)]] * 2, color=ink, linewidth=0.8, label="equal")
     generated = cohorts["generated"]
     unit = f" ({generated.unit(quantity)})" if generated.unit(quantity) else ""
     axes.set_xlabel(_literal(f"requested or true {generated.title(quantity)}{unit}"), color=ink)
@@ -43,9 +38,9 @@ def draw_scatter(axes, cohorts: dict[str, Cohort], quantity: str, ink: str) -> N
 
 
 def overview(cohorts: dict[str, Cohort]) -> bytes:
-    """The one picture: generated volumes by what was requested, scans of the same true value beside them, the scatter.
+    """Generated volumes by requested value, beside them scans with the same true value, and the scatter plot.
 
-    What is not known is not drawn: the scatter without measurements, the scans where their value is not known.
+    The scatter plot is left out without measurements, and the scans are left out if their value is not known.
     """
     generated = cohorts["generated"]
     quantity = generated.main_quantity()
@@ -70,26 +65,20 @@ def overview(cohorts: dict[str, Cohort]) -> bytes:
                 continue
             planes = three_planes(cohort.images[volume], cohort.point_mm(volume))
             axes.imshow(planes, cmap="gray", vmin=0, vmax=1, interpolation="bilinear")
-            text = _literal(_overview_text(cohort, volume, quantity, asked))
-            axes.text(-0.02, 0.5, text, transform=axes.transAxes, ha="right", va="center", fontsize=8)
+            text = volume
+            if quantity is not None:
+                text = f"{asked}\n{_rounded(cohort, cohort.expected, volume, quantity)}"
+                if quantity in cohort.measured:
+                    text += f"\n\nmeasured\n{_rounded(cohort, cohort.measured, volume, quantity)}"
+            axes.text(-0.02, 0.5, _literal(text), transform=axes.transAxes, ha="right", va="center", fontsize=8)
     order = f"Rows by {generated.title(quantity)}. " if quantity else ""
-    pictures.supxlabel(
-        _literal(f"{order}The subject's left is at the picture's right. Synthetic, not for clinical use."), fontsize=8
-    )
+    note = f"{order}The subject's left is at the picture's right. Synthetic, not for clinical use."
+    pictures.supxlabel(_literal(note), fontsize=8)
     if measured:
         axes = plot.subplots()
         axes.set_box_aspect(1)
         draw_scatter(axes, cohorts, quantity, "#333333")
     return _png(figure)
-
-
-def _overview_text(cohort: Cohort, volume: str, quantity: str | None, asked: str) -> str:
-    if quantity is None:
-        return volume
-    text = f"{asked}\n{_rounded(cohort, cohort.expected, volume, quantity)}"
-    if quantity in cohort.measured:
-        text += f"\n\nmeasured\n{_rounded(cohort, cohort.measured, volume, quantity)}"
-    return text
 
 
 def _rounded(cohort: Cohort, table: pd.DataFrame, volume: str, quantity: str) -> str:
@@ -111,22 +100,5 @@ def scatter_image(cohorts: dict[str, Cohort], quantity: str) -> bytes:
 
 def _png(figure: Figure, **options) -> bytes:
     buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=110, bbox_inches="tight", **options)  # with the rows' titles, which stand beside their axes
-    return buffer.getvalue()
-
-
-def planes_image(cohort: Cohort, volume: str, names: LabelNames) -> bytes:
-    """The three planes of a volume as a grey PNG; below them, where there is a label map, its planes in colours."""
-    point_mm, label_map = cohort.point_mm(volume), cohort.label_map(volume)
-    picture = Image.fromarray((three_planes(cohort.images[volume], point_mm) * 255).round().astype(np.uint8))
-    if label_map is not None:
-        planes = three_planes_of_labels(label_map, point_mm)
-        values, index = np.unique(planes, return_inverse=True)
-        labels = Image.fromarray(names.colours(values)[index.reshape(planes.shape)])
-        both = Image.new("RGB", (max(picture.width, labels.width), picture.height + labels.height))
-        both.paste(picture, (0, 0))
-        both.paste(labels, (0, picture.height))
-        picture = both
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
+    figure.savefig(buffer, dpi=110, bbox_inches="tight", **options)  # tight: texts beside the axes belong to the picture
     return buffer.getvalue()

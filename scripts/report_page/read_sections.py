@@ -1,8 +1,4 @@
-"""Sections that the evaluations wrote for people: NAME.section.json files, read and checked.
-
-A section is {"title", "text" (a blank line starts a paragraph), "tables": [{"header": cells, "rows": lists of cells}],
-"figures": [{"file": a PNG beside it, "caption"}]}.
-"""
+"""Read the sections that evaluations wrote: NAME.section.json files, see shared/sections.py."""
 
 from __future__ import annotations
 
@@ -15,19 +11,22 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def find_sections(folders: Sequence[Path]) -> list[dict]:
-    """All sections below the folders, in order of path, none twice; each one's "name" and each figure's "path" are added.
+    """Read all sections below some folders, each once and in order of path.
+
+    Returns:
+        Sections with their file's "name" and the "path" of each figure.
 
     Raises:
-        FileNotFoundError: no such folder; a figure that is not there.
-        ValueError: a folder without sections; a section or figure that is none.
+        FileNotFoundError: a folder or a figure is missing.
+        ValueError: a folder has no section, or a section cannot be shown.
     """
     files: dict[Path, None] = {}
     for folder in folders:
         if not folder.is_dir():
-            raise FileNotFoundError(f"{folder}: no such folder. Name one that an evaluation wrote")
+            raise FileNotFoundError(f"{folder}: no such folder. Name the output folder of an evaluation")
         found = sorted(folder.rglob("*.section.json"))
         if not found:
-            raise ValueError(f"{folder}: no *.section.json below it. Name a folder that an evaluation wrote")
+            raise ValueError(f"{folder}: no *.section.json below it. Name the output folder of an evaluation")
         files |= dict.fromkeys(path.resolve() for path in found)
     return [_read(path) for path in files]
 
@@ -54,5 +53,5 @@ def _figure(path: Path, name: str) -> Path:
         raise FileNotFoundError(f"{path}: its figure {name} is not beside it")
     with open(figure, "rb") as file:
         if file.read(len(PNG)) != PNG:
-            raise ValueError(f"{path}: its figure {name} is no PNG")
+            raise ValueError(f"{path}: its figure {name} is not a PNG file")
     return figure

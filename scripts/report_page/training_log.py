@@ -1,15 +1,8 @@
-"""Draw the curves of a training: loss and validation of each stage over its steps, from TensorBoard's files.
-
-    python scripts/report_page/training_log.py TRAINING_DIR curves.png
-
-TRAINING_DIR is training's output_dir (eval by default).
-"""
+"""How training went, from TensorBoard's files: steps and time of each stage, curves of loss and validation."""
 
 from __future__ import annotations
 
-import argparse
 import io
-import os
 from pathlib import Path
 
 import numpy as np
@@ -18,24 +11,53 @@ from matplotlib.figure import Figure
 INK = "#808080"  # readable on white and on black
 
 
-def read_scalars(folder: Path) -> dict[str, np.ndarray]:
-    """Name to (n, 2) steps and values of one stage, later runs after earlier ones."""
+def _stages(training_dir: Path) -> dict[str, list[Path]]:
+    """Event files of each stage below training's output_dir, the oldest first."""
+    folders = sorted(path for path in (training_dir / "tensorboard").glob("*") if path.is_dir())
+    return {
+        folder.name: sorted(folder.rglob("events.out.tfevents.*"), key=lambda file: file.stat().st_mtime) for folder in folders
+    }
+
+
+def training_rows(training_dir: Path) -> list[list[str]]:
+    """Steps and wall time of each stage. Time between two runs of a resumed training does not count."""
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader  # slow to import
+
+    rows = []
+    for stage, files in _stages(training_dir).items():
+        steps, spans = 0, []
+        for file in files:
+            events = [(event.wall_time, event.step) for event in EventFileLoader(str(file)).Load()]
+            if events:
+                steps = max(steps, max(step for _, step in events))
+                spans.append((events[0][0], max(time for time, _ in events)))
+        seconds, end = 0.0, float("-inf")
+        for start, stop in sorted(spans):  # runs may overlap
+            seconds += max(0.0, stop - max(start, end))
+            end = max(end, stop)
+        text = f"{steps} steps in {seconds / 60:.1f} min of wall time, without the steps of weights that it started from"
+        rows.append([f"Training, {stage}", text])
+    return rows
+
+
+def read_scalars(files: list[Path]) -> dict[str, np.ndarray]:
+    """Steps and values (n, 2) of each scalar of one stage. Where runs overlap, the later run counts."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # slow to import
 
     scalars: dict[str, dict[int, float]] = {}
-    for file in sorted(folder.rglob("events.out.tfevents.*"), key=lambda file: file.stat().st_mtime):
+    for file in files:
         events = EventAccumulator(str(file), size_guidance={"scalars": 0}).Reload()
         for name in events.Tags()["scalars"]:
             scalars.setdefault(name, {}).update((event.step, event.value) for event in events.Scalars(name))
     return {name: np.array(sorted(points.items())) for name, points in scalars.items()}
 
 
-def draw(training_dir: Path) -> bytes | None:
-    """PNG with one row per stage: the training loss (a running mean of 50 steps) and the validation by epoch.
+def draw_curves(training_dir: Path) -> bytes | None:
+    """PNG with one row per stage: training loss with its running mean over 50 steps, and validation by epoch.
 
     None where there are no curves.
     """
-    stages = {path.name: read_scalars(path) for path in sorted((training_dir / "tensorboard").glob("*")) if path.is_dir()}
+    stages = {name: read_scalars(files) for name, files in _stages(training_dir).items()}
     stages = {name: scalars for name, scalars in stages.items() if "loss" in scalars}
     if not stages:
         return None
@@ -57,21 +79,3 @@ def draw(training_dir: Path) -> bytes | None:
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=100, transparent=True)
     return buffer.getvalue()
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("training_dir", type=Path)
-    parser.add_argument("output", type=Path, help="a PNG")
-    options = parser.parse_args()
-    picture = draw(options.training_dir)
-    if picture is None:
-        raise SystemExit(f"error: {options.training_dir} has no curves in a folder tensorboard. Give a training's output_dir")
-    partial = options.output.with_name(f".partial-{options.output.name}")
-    partial.write_bytes(picture)
-    os.replace(partial, options.output)
-    print(options.output)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""report_volumes.py and report_gallery.py: volumes come out of the page as they went in, sliders reach all values."""
+"""Volumes come out of the report page as they went in; sliders of its gallery reach all values."""
 
 import base64
 import gzip

@@ -16,7 +16,7 @@ import report
 from cohorts import cohort as report_cohort
 from cohorts.three_planes import three_planes
 from PIL import Image
-from report_page import agreement_table as report_tables
+from report_page.agreement_table import tool_accuracy
 from tiny_report import AFFINE, CENTRE_MM, SHAPE, make_cohort, make_labelled, phantom, stored_as, write_section
 
 SCRIPTS = Path(report.__file__).parent
@@ -173,7 +173,9 @@ def test_training_time_is_that_of_the_event_files_without_pauses(generated, tmp_
         keep_own_events(file)
     page = page_of(generated, "--training", tmp_path / "training")
     (time,) = cells(page, "Training, diffusion")
-    assert time.startswith("50 steps in 5.7 min of wall time, without those of other weights")  # 1000-1140 and 9000-9200
+    assert time.startswith(
+        "50 steps in 5.7 min of wall time, without the steps of weights that it started from"
+    )  # 1000-1140 and 9000-9200
 
 
 def keep_own_events(file):
@@ -192,10 +194,10 @@ def test_the_tools_accuracy_is_shown_only_for_its_own_weights(tmp_path):
     weights, facts = tmp_path / "net.pt", tmp_path / "net.json"
     weights.write_bytes(b"weights")
     facts.write_text(json.dumps({"sha256": hashlib.sha256(b"weights").hexdigest(), "accuracy": [row], "limits": "Simulated."}))
-    rows, limits = report_tables.tool_accuracy(facts)
+    rows, limits = tool_accuracy(weights)
     assert rows[0][1:3] == ["40", "0.990 [0.980, 0.995]"] and limits == "Simulated."
     weights.write_bytes(b"others")
-    rows, limits = report_tables.tool_accuracy(facts)
+    rows, limits = tool_accuracy(weights)
     assert not rows and "describes other weights" in limits
 
 
@@ -226,12 +228,10 @@ def test_mistakes_are_named_and_no_page_is_written(generated, change):
 
 def test_requested_against_measured_is_shown_once(generated, tmp_path):
     """The page held the rows of Figure 3 twice, the second time without those of the tool on scans."""
-    assert "Do they have what they were asked for?" in page_of(
-        generated, "--evaluation", write_section(tmp_path / "evaluation")
-    )
+    assert "Do they show what was requested?" in page_of(generated, "--evaluation", write_section(tmp_path / "evaluation"))
     write_section(tmp_path / "evaluation", "conditioning")
     page = page_of(generated, "--evaluation", tmp_path / "evaluation")
-    assert "Do they have what they were asked for?" not in page and "How well does the measuring tool" in page
+    assert "Do they show what was requested?" not in page and "How well does the measuring tool" in page
 
 
 SESSIONS = ["sub-1_ses-1", "sub-1_ses-2", "sub-2_ses-1", "sub-3"]
@@ -379,7 +379,7 @@ def test_the_page_says_on_top_that_its_real_scans_are_simulated(generated, tmp_p
     evaluation = write_section(tmp_path / "evaluation")
     page = page_of(generated, "--real", cohort, "--evaluation", evaluation, "--viewer", "0")
     before, after = page.split("Table &lt;1&gt;", 1)
-    assert ("simulated heads, nobody" in before) is simulated and "simulated heads" not in after
+    assert ("simulated heads, not scans of persons" in before) is simulated and "simulated heads" not in after
 
 
 def test_a_request_that_leaves_a_covariate_open_is_no_pair(tmp_path):
@@ -503,7 +503,7 @@ def test_sections_stand_in_the_order_of_their_paths_with_their_tables_and_figure
         ({"tables": [{"header": ["a", "b"], "rows": [["1"]]}]}, r"a.section.json: the row \['1'\] has 1 cells, its header 2"),
         ({"figures": [{"file": "absent.png"}]}, "a.section.json: its figure absent.png is not beside it"),
         ({"figures": [{"file": "../secret.png"}]}, "a figure must lie beside the section"),
-        ({"figures": [{"file": "a.section.json"}]}, "its figure a.section.json is no PNG"),
+        ({"figures": [{"file": "a.section.json"}]}, "its figure a.section.json is not a PNG file"),
         ({"title": None}, "a section needs a title and a text"),
         ({"tables": [{"head": ["a"], "rows": []}], "figures": [{}]}, "a table needs header and rows, a figure its file"),
     ],
@@ -528,7 +528,7 @@ def test_a_damaged_volume_is_named_and_an_older_page_stays(generated):
     damaged.write_bytes(damaged.read_bytes()[:-200])
     with pytest.raises(SystemExit, match="sub-syn3_T1w.nii.gz: cannot be read"):
         page_of(generated)
-    assert (generated[0].parent / "report.html").read_text() == page and not list(generated[0].parent.glob(".partial*"))
+    assert (generated[0].parent / "report.html").read_text() == page and not list(generated[0].parent.glob(".*"))
 
 
 def test_scans_go_into_the_viewer_only_when_told(generated, tmp_path):

@@ -152,7 +152,7 @@
     document.documentElement.classList.remove("has-viewer");
     const sentence = document.getElementById("no-viewer");
     sentence.hidden = false;
-    sentence.textContent = `The viewer could not start (${error.message}). All else on this page works without.`;
+    sentence.textContent = `The viewer could not start (${error.message}). Everything else on this page works without it.`;
   });
   window.reportViewer = { panes, move }; // for tests
 })();
