@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from itertools import chain
 
 import numpy as np
 import torch
 from monai.config import KeysCollection
+from monai.data import list_data_collate, pad_list_data_collate
 from monai.transforms import MapTransform, Randomizable
+from monai.utils import convert_to_tensor
 
-__all__ = ["AXES", "PLANES", "RandSlicesd", "axis_of", "from_slices", "from_the_right", "to_slices"]
+__all__ = ["AXES", "PLANES", "RandSlicesd", "axis_of", "collate_slices", "from_slices", "from_the_right", "to_slices"]
 
 PLANES = ("axial", "coronal", "sagittal")
 
@@ -100,3 +103,13 @@ class RandSlicesd(MapTransform, Randomizable):
             {key: torch.as_tensor(data[key]).select(1 + self.axis, number) for key in self.key_iterator(data)}
             for number in numbers
         ]
+
+
+def collate_slices(batch: Sequence[list[dict]]) -> dict[str, torch.Tensor]:
+    """Join the slices of several volumes to one batch; smaller slices are padded with background, 0 in image and label."""
+    slices = list(chain.from_iterable(batch))
+    if len({item["label"].shape for item in slices}) == 1:
+        return list_data_collate(slices)
+    padded = pad_list_data_collate(slices)
+    # Padding gives MetaTensors, and all that is computed from one is a slow MetaTensor, even the gradients.
+    return convert_to_tensor({key: padded[key] for key in ("image", "label")}, track_meta=False)

@@ -1,4 +1,4 @@
-"""What the fusion CNN learns from: volumes that the frozen generators make of subjects they did not see, made once."""
+"""Training data of the fusion CNN: volumes that the frozen generators make of subjects they did not see."""
 
 from __future__ import annotations
 
@@ -32,31 +32,31 @@ __all__ = [
 
 
 def fusion_items(data: Mapping[str, Sequence[dict]], folds: int) -> list[dict]:
-    """The subjects that the fusion CNN trains on: those kept apart for it, or with cross-validation all training ones."""
+    """Subjects that the fusion CNN trains on: the split fusion, or with folds the split training."""
     return list(data["training" if folds else "fusion"])
 
 
 class FusionDataset(Dataset):
-    """The three planes' volumes of each subject beside the scan, synthesised once and kept on disk.
+    """The three planes' volumes of each subject with its scan, synthesised once and kept on disk.
 
     An item is {"volumes": (3, X, Y, Z), "image": (1, X, Y, Z), "label": (1, X, Y, Z), 1 inside the label map}, all float32.
-    A subject with a "fold" is synthesised by the generators that were trained without that fold.
-
-    Nothing is read before `synthesise` is called, so a data set may be built before its generators have been trained.
+    A subject with a "fold" is synthesised by the generators that were trained without that fold. `synthesise` reads the
+    generators, so the data set can be made before they are trained.
 
     Args:
         data: {"image", "label"} paths of all subjects that training may use. MONAI Label puts its own list here.
-        items: those of them whose volumes are made, "fold" where there is cross-validation; None for all.
-        preprocessing: an item to its volumes.
-        network: called, it makes a SpadeFusion; only its generators are used.
-        generator: called, it makes one to load weights into.
-        models_dir: where the generators lie.
-        recipe: label table and spacing that they must have been trained with.
-        cache_dir: where the volumes go, some 10 bytes a voxel.
-        random_transform: of the item, such as a choice of patches; None for whole volumes.
-        visits: how often an epoch comes to each subject.
-        match_contrast: give the scan the contrast of the synthetic volumes, see `with_contrast_of`.
-        device, amp: for the synthesis.
+        preprocessing: transform of an item's paths to volumes.
+        network: makes a SpadeFusion, of which only the generators are used.
+        generator: makes a generator to load weights into.
+        models_dir: folder of the generators.
+        recipe: recipe with the label table and spacing that the generators must have been trained with.
+        cache_dir: folder of the volumes, some 10 bytes for each voxel.
+        items: subjects of `data` whose volumes are made, with "fold" for cross-validation; None for all.
+        random_transform: transform of the item, such as a choice of patches; None for whole volumes.
+        visits: visits of each subject in an epoch.
+        match_contrast: whether the scan gets the contrast of the synthetic volumes, see `with_contrast_of`.
+        device: where to synthesise.
+        amp: whether the generators run in bfloat16.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class FusionDataset(Dataset):
         return self.transform(item) if self.transform else item
 
     def file(self, item: Mapping) -> Path:
-        """Where an item's volumes lie: another name for other generators, changed files, another spacing or precision."""
+        """File of an item's volumes; its name changes with generators, files, spacing, precision and contrast."""
         stats = [os.stat(item[key]) for key in ("image", "label")]
         parts = [sha256(generator_file(self.models_dir, plane, item.get("fold"))) for plane in PLANES]
         parts += [f"{Path(item[key]).resolve()} {s.st_mtime_ns} {s.st_size}" for key, s in zip(("image", "label"), stats)]
@@ -107,16 +107,21 @@ class FusionDataset(Dataset):
 
     @torch.inference_mode()
     def synthesise(self, rank: int = 0, world_size: int = 1) -> None:
-        """Make the volumes that are not there yet; each rank makes its share of them.
+        """Make the volumes that do not exist yet; each process makes a part of them.
+
+        Args:
+            rank: number of this process.
+            world_size: number of processes.
 
         Raises:
-            FileNotFoundError, ValueError: a plane's generator is missing or of another run; says which command makes it.
+            FileNotFoundError: a plane's generator is missing; names the command that makes it.
+            ValueError: a plane's generator belongs to another run.
         """
         for fold in sorted({item.get("fold") for item in self.items}, key=str):
             network = load_generators(self.network(), self.generator, self.models_dir, self.recipe, fold)
             network = network.to(self.device).eval()
             items = [item for item in self.items if item.get("fold") == fold]
-            # Shared out before looking: other ranks are writing already.
+            # Choose this process's part before looking for files, because other processes write already.
             missing = [item for item in items[rank::world_size] if not self.file(item).exists()]
             for item in tqdm(missing, desc="synthesising for the fusion", disable=rank > 0, unit="subject"):
                 pair = self.preprocessing(item)
@@ -133,10 +138,10 @@ class FusionDataset(Dataset):
 
 
 def with_contrast_of(reference: torch.Tensor, image: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-    """`image` with each class but background moved to the mean intensity that it has in `reference`; all (1, X, Y, Z).
+    """Shift each class of `image` but background to its mean intensity in `reference`; all (1, X, Y, Z).
 
-    How bright a class is differs from scan to scan, and no label map tells it. From few subjects the fusion would learn
-    theirs, which is wrong for others; from this it learns structure alone. It changes nothing else within a class.
+    The brightness of a class differs between scans, and label maps do not hold it. From few subjects the fusion would learn
+    their brightness, which is wrong for others; after the shift it learns structure only.
     """
     classes = classes.long().flatten()
     sums = torch.bincount(classes, weights=(reference - image).flatten().double())
@@ -146,10 +151,10 @@ def with_contrast_of(reference: torch.Tensor, image: torch.Tensor, classes: torc
 
 
 def volumes_per_batch(batch_size: int, patches_per_volume: int) -> int:
-    """How many volumes give a batch of patches.
+    """Number of volumes that give a batch of patches.
 
     Raises:
-        ValueError: that does not come out even.
+        ValueError: the batch size is not a multiple of the patches per volume.
     """
     if batch_size % patches_per_volume:
         raise ValueError(
@@ -162,7 +167,7 @@ def volumes_per_batch(batch_size: int, patches_per_volume: int) -> int:
 def prepare(
     network: SpadeFusion, generator: Callable[[], SpadeGenerator], models_dir: str | Path, recipe: Mapping
 ) -> SpadeFusion:
-    """Put the final generators into `network`, frozen, and note with which the fusion belongs together."""
+    """Put the final generators into `network`, freeze them, and record their hashes in its recipe."""
     load_generators(network, generator, models_dir, recipe)
     network.generators.requires_grad_(False)
     network.recipe = dict(recipe) | {
@@ -172,7 +177,7 @@ def prepare(
 
 
 class FinalGenerators:
-    """`prepare` when an engine starts: of what a handler before it loaded into the network, only the fusion CNN stays."""
+    """Run `prepare` when an engine starts, in case another handler loaded other generators into the network."""
 
     def __init__(
         self, network: SpadeFusion, generator: Callable[[], SpadeGenerator], models_dir: str | Path, recipe: Mapping
@@ -184,7 +189,7 @@ class FinalGenerators:
 
 
 def validation_step(engine: Engine, batch: dict) -> dict[str, torch.Tensor]:
-    """The fused volume, the planes' mean and the scan of whole held-out volumes, all (B, 1, X, Y, Z) from 0 to 1."""
+    """Give fused volume, mean of the planes and scan of held-out subjects, each (B, 1, X, Y, Z), intensities 0 to 1."""
     volumes, image, label = (batch[key].to(engine.state.device) for key in ("volumes", "image", "label"))
     network = engine.network.eval()
     with torch.no_grad():
@@ -194,7 +199,7 @@ def validation_step(engine: Engine, batch: dict) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def pictures(dataset: FusionDataset, network: SpadeFusion, device: torch.device, count: int = 2) -> dict[str, torch.Tensor]:
-    """Scan, mean of the planes and fusion, one below the other, of the first held-out subjects."""
+    """Scan, mean of the planes and fusion of the first held-out subjects, one below the other, for TensorBoard."""
     network.eval()
     rows = {}
     for number in range(min(count, len(dataset))):

@@ -1,17 +1,15 @@
-"""Stage one: the SPADE GAN of each plane, one after the other or each in a process of its own."""
+"""Train the SPADE GAN of each plane, one plane after the other or each in a process of its own."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice, repeat
 from pathlib import Path
 
 import ignite.distributed as idist
 import torch
-from ignite.engine import Engine, Events
-from monai.data import DataLoader, Dataset, DistributedSampler, list_data_collate, pad_list_data_collate
+from ignite.engine import Engine
+from monai.data import DataLoader, Dataset, DistributedSampler
 from monai.engines import AdversarialTrainer, SupervisedEvaluator
 from monai.handlers import (
     IgniteMetricHandler,
@@ -24,51 +22,62 @@ from monai.handlers import (
 from monai.inferers import Inferer
 from monai.metrics import PSNRMetric
 from monai.transforms import Compose, Transform
-from monai.utils import convert_to_tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
-from torch.optim.swa_utils import update_bn
 
-from ..data.planes import PLANES, RandSlicesd, axis_of, from_the_right
+from ..data.planes import PLANES, RandSlicesd, axis_of, collate_slices, from_the_right
 from ..data.preprocessing import map_and_scan
 from ..model.networks import SpadeDiscriminator, SpadeGenerator
 from ..model.plane_weights import generator_file
 from ..model.ssim import SSIM
 from ..shared.handlers import BestWeights, EpochSeed, Progress, Resume, StopAtNonFinite, validation_interval
 from ..shared.panels import Panels
+from .batch_norm import ReestimateBatchNorm
+from .learning_rate import linear_decay
 
-__all__ = ["PlaneInferer", "ReestimateBatchNorm", "SpadeStage", "collate_slices", "linear_decay"]
-
-logger = logging.getLogger(__name__)
+__all__ = ["PlaneInferer", "SpadeStage"]
 
 
 @dataclass(kw_only=True)
 class SpadeStage:
-    """Everything that training the GAN of a plane needs; `run` does it for one plane, `run_all` for the three.
+    """Trains the GAN of one plane (`run`) or of all planes (`run_all`).
 
-    What a user changes comes from the config as parts that make other parts, because each plane has networks, optimisers
-    and files of its own: models_dir/spade_<plane>.pt (the best generator), models_dir/resume/spade_<plane>.pt.
+    Each plane has networks, optimisers and files of its own, so the config gives functions that make them. A plane's files
+    are models_dir/spade_<plane>.pt (the best generator) and models_dir/resume/spade_<plane>.pt.
 
     Args:
-        volumes, val_volumes: data sets of {"image": (1, X, Y, Z) in 0 to 1, "label": classes (1, X, Y, Z)}, RAS, sides
+        volumes: training set of {"image": (1, X, Y, Z), intensities 0 to 1, "label": classes (1, X, Y, Z)}, RAS, sides
             multiples of 32.
-        folds: fold of each of `volumes`, for cross-validation; None without.
-        mirror: random left-right flip, before slices are drawn.
-        generator, discriminator: called, they make a network.
-        optimizer, discriminator_optimizer: called with parameters, they make an optimiser.
-        step: `scripts.training.gan_step.spade_step` with its settings.
-        epochs, decay_epochs: the learning rate falls linearly to 0 over the last `decay_epochs` of `epochs`.
-        batch_size: slices in a step, of `batch_size / slices_per_volume` volumes.
-        visits: how often an epoch comes to each volume.
-        batch_norm_batches: batches over which the statistics of batch norm are measured before each validation.
-        recipe: travels with the weights.
-        settings: what a run must have in common with one that it goes on from.
-        distributed: wrap the networks for several processes, with batch norm over all of them on GPUs.
-        tracking: called with run_name and more, it makes an MLFlowHandler; None without.
+        val_volumes: validation set of the same kind.
+        folds: fold of each of `volumes`; None without cross-validation.
+        mirror: random left-right flip of a volume.
+        generator: makes a generator.
+        discriminator: makes a discriminator.
+        optimizer: takes parameters and makes the generator's optimiser.
+        discriminator_optimizer: takes parameters and makes the discriminator's optimiser.
+        step: `gan_step.spade_step` with its settings.
+        epochs: passes over the volumes.
+        decay_epochs: last epochs, over which the learning rate falls linearly to 0.
+        batch_size: slices in a step.
+        slices_per_volume: slices that an epoch draws from a volume at each visit; `batch_size` is a multiple.
+        visits: visits of each volume in an epoch.
+        empty_fraction: probability that a drawn slice is background alone.
+        batch_norm_batches: batches that measure the statistics of batch norm before each validation.
+        val_interval: epochs between validations, at most.
+        panel_interval: epochs between pictures in TensorBoard.
+        num_workers: processes that load data.
+        models_dir: folder of the weights.
+        output_dir: folder of the TensorBoard logs.
+        device: where to train.
+        recipe: what the weights carry: label table, spacing, identities of the scans.
+        settings: what a resumed run must have in common with the interrupted one.
+        seed: seed of first weights, order and augmentation.
+        distributed: whether several processes train together, with batch norm over all of them on GPUs.
+        tracking: takes run_name and more, and makes an MLFlowHandler; None without MLflow.
 
     Raises:
-        ValueError: batch_size is no multiple of slices_per_volume, or 1; when run, too few volumes for more than one slice.
+        ValueError: batch_size is 1 or not a multiple of slices_per_volume, or there are too few volumes for two slices.
     """
 
     volumes: Dataset
@@ -111,17 +120,17 @@ class SpadeStage:
         self.main = idist.get_rank() == 0
 
     def run_all(self) -> None:
-        """The three planes, and with cross-validation each of them once more without each fold."""
+        """Train the three planes; with cross-validation also each plane without each fold."""
         folds = sorted(set(self.folds)) if self.folds else []
         for plane in PLANES:
             for fold in [None, *folds]:
                 self.run(plane, fold)
 
     def run(self, plane: str, fold: int | None = None) -> None:
-        """Train one plane's GAN; with `fold` without the volumes of that fold.
+        """Train one plane's GAN, without the volumes of `fold` if one is given.
 
         Raises:
-            ValueError: no such plane or fold.
+            ValueError: there is no such plane or fold.
         """
         axis_of(plane)
         if fold is not None and fold not in (self.folds or ()):
@@ -131,7 +140,7 @@ class SpadeStage:
         idist.barrier()
 
     def trainer(self, plane: str, fold: int | None = None) -> AdversarialTrainer:
-        """The engine that trains one plane, with validation, logs and checkpoints."""
+        """Make the engine that trains one plane, with validation, logs and checkpoints."""
         name = generator_file("", plane, fold).stem
         generator, discriminator = self.generator(), self.discriminator()
         generator.recipe = dict(self.recipe, plane=plane)
@@ -240,7 +249,7 @@ class SpadeStage:
         if not self.distributed:
             return network
         device_ids = [self.device] if self.device.type == "cuda" else None
-        # Without broadcast: two forwards come before each backward, and a broadcast between would change what the first left.
+        # Without broadcast: a step has two forward passes before a backward pass, and a broadcast changes the buffers between.
         return DistributedDataParallel(network, device_ids=device_ids, broadcast_buffers=False)
 
     @torch.no_grad()
@@ -255,7 +264,7 @@ class SpadeStage:
 
 
 class PlaneInferer(Inferer):
-    """Volumes (B, 1, X, Y, Z) from 0 to 1 of classes of that size, by a generator of slices."""
+    """Make volumes (B, 1, X, Y, Z), intensities 0 to 1, of classes (B, 1, X, Y, Z) by the generator of one plane."""
 
     def __init__(self, plane: str, slices_per_batch: int) -> None:
         super().__init__()
@@ -264,47 +273,3 @@ class PlaneInferer(Inferer):
 
     def __call__(self, inputs: torch.Tensor, network: SpadeGenerator) -> torch.Tensor:
         return network.volumes(inputs, self.plane, self.slices_per_batch)
-
-
-class ReestimateBatchNorm:
-    """Measure the statistics of batch norm anew before a validation, from training slices and the weights as they are.
-
-    While training they are averages over weights that have changed since, under which a GAN's images may fall apart.
-    """
-
-    def __init__(self, generator: torch.nn.Module, loader: DataLoader, batches: int, device: torch.device) -> None:
-        self.generator = generator
-        self.loader = loader
-        self.batches = batches
-        self.device = device
-
-    def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(Events.STARTED, self)
-
-    def __call__(self, engine: Engine) -> None:
-        self.generator.train()
-        update_bn(islice(self._labels(), self.batches), self.generator, self.device)
-        self.generator.eval()
-
-    def _labels(self) -> Iterator[torch.Tensor]:
-        return (batch["label"] for batch in chain.from_iterable(repeat(self.loader)))
-
-
-def collate_slices(batch: Sequence[list[dict]]) -> dict[str, torch.Tensor]:
-    """The slices of several volumes as one batch; smaller ones get background around them, 0 in image and labels."""
-    slices = list(chain.from_iterable(batch))
-    if len({item["label"].shape for item in slices}) == 1:
-        return list_data_collate(slices)
-    padded = pad_list_data_collate(slices)
-    # Plain again: padding gives MetaTensors, and everything computed from one would be one, the gradients too.
-    return convert_to_tensor({key: padded[key] for key in ("image", "label")}, track_meta=False)
-
-
-def linear_decay(epochs: int, decay_epochs: int) -> Callable[[int], float]:
-    """Factor of the learning rate after so many epochs: 1, then linearly to 0 over the last `decay_epochs`, or all if fewer."""
-    decay_epochs = min(decay_epochs, epochs)
-
-    def factor(epoch: int) -> float:
-        return min(1.0, (epochs - epoch) / decay_epochs) if decay_epochs else 1.0
-
-    return factor

@@ -18,14 +18,15 @@ from monai.transforms import Compose
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from spade_fusion_bundle.scripts.data.labels import LabelTable
-from spade_fusion_bundle.scripts.data.planes import PLANES, to_slices
+from spade_fusion_bundle.scripts.data.planes import PLANES, collate_slices, to_slices
 from spade_fusion_bundle.scripts.data.scans_and_maps import read_dataset
 from spade_fusion_bundle.scripts.model.networks import SpadeDiscriminator, SpadeFusion, SpadeGenerator, without_spectral_norm
 from spade_fusion_bundle.scripts.model.plane_weights import generator_file, load_generators
 from spade_fusion_bundle.scripts.shared.weights import load_weights, read_recipe
+from spade_fusion_bundle.scripts.training.batch_norm import ReestimateBatchNorm
 from spade_fusion_bundle.scripts.training.fusion_data import FusionDataset, with_contrast_of
 from spade_fusion_bundle.scripts.training.gan_step import spade_step
-from spade_fusion_bundle.scripts.training.spade_stage import ReestimateBatchNorm, collate_slices, linear_decay
+from spade_fusion_bundle.scripts.training.learning_rate import linear_decay
 
 RESUME_FILES = {"fusion.pt", *(f"spade_{plane}.pt" for plane in PLANES)}
 

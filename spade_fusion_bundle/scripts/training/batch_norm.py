@@ -1,0 +1,43 @@
+"""Statistics of batch norm that fit the weights of a validation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import chain, islice, repeat
+
+import torch
+from ignite.engine import Engine, Events
+from monai.data import DataLoader
+from torch.optim.swa_utils import update_bn
+
+__all__ = ["ReestimateBatchNorm"]
+
+
+class ReestimateBatchNorm:
+    """Measure the statistics of batch norm before each validation, from training slices and the present weights.
+
+    The averages gathered during training belong to earlier weights, and with them a GAN's images can collapse.
+
+    Args:
+        generator: network whose statistics are measured.
+        loader: batches of training slices.
+        batches: number of batches to measure.
+        device: where to compute.
+    """
+
+    def __init__(self, generator: torch.nn.Module, loader: DataLoader, batches: int, device: torch.device) -> None:
+        self.generator = generator
+        self.loader = loader
+        self.batches = batches
+        self.device = device
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        self.generator.train()
+        update_bn(islice(self._labels(), self.batches), self.generator, self.device)
+        self.generator.eval()
+
+    def _labels(self) -> Iterator[torch.Tensor]:
+        return (batch["label"] for batch in chain.from_iterable(repeat(self.loader)))
