@@ -1,4 +1,4 @@
-"""Images are checked before training starts: readable to the end, three-dimensional, in MNI space, finite, not constant."""
+"""Check images before training starts: readable to the end, three-dimensional, in MNI space, finite, not constant."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import NamedTuple
 import nibabel as nib
 import numpy as np
 
-from ..shared import mni_box
 from ..shared.identities import voxels_sha256
+from ..shared.mni_box import BRAIN_MM
 from ..shared.nifti import check_files, open_image, read_grey_values, refuse_not_3d
 
 __all__ = ["Content", "check_images", "refuse_elsewhere"]
@@ -22,7 +22,7 @@ PREPARE = "Bring it there with: python scripts/prepare_data.py"
 
 
 class Content(NamedTuple):
-    """Identity and range of an image's voxels."""
+    """Identity, lowest and highest intensity of an image."""
 
     voxels_sha256: str
     lowest: float
@@ -30,26 +30,32 @@ class Content(NamedTuple):
 
 
 def check_images(
-    paths: Sequence[str], spacing_mm: float, workers: int | None = None, cache_file: str | Path | None = None
+    paths: Sequence[str], spacing_mm: float, cache_file: str | Path | None = None
 ) -> tuple[list[str], dict[str, Content]]:
-    """What is wrong with the images, in their order; and the content of each sound one, by its path.
+    """Check images and read their content. Warn about images that may not have been registered.
 
     Args:
-        paths: of NIfTI images.
-        spacing_mm, workers, cache_file: of `scripts.data.bids.read_dataset`.
+        paths: NIfTI files.
+        spacing_mm: side of a voxel that each image must have, within 1 %.
+        cache_file: JSON that remembers sound images, so that each is read once.
+
+    Returns:
+        one line for each problem, in the order of `paths`; content of each sound image by its path.
     """
     from_scanner = []
 
     def check(path: str) -> list:
         try:
-            header = _check_header(path, spacing_mm)
-            if max(int(header["sform_code"]), int(header["qform_code"])) == 1:
-                from_scanner.append(path)
-            return list(_check_content(path))
+            image = open_image(path, PREPARE)
+            _check_place(image, spacing_mm)
+            values = read_grey_values(path)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
+        if max(int(image.header["sform_code"]), int(image.header["qform_code"])) == 1:
+            from_scanner.append(path)
+        return [voxels_sha256(values), float(values.min()), float(values.max())]
 
-    problems, found = check_files([[path] for path in paths], check, [spacing_mm], workers, cache_file)
+    problems, found = check_files([[path] for path in paths], check, [spacing_mm], cache_file=cache_file)
     if from_scanner:
         warnings.warn(
             f"{len(from_scanner)} images, such as {min(from_scanner)}, have the NIfTI code 1 (scanner), not 4 (MNI). "
@@ -59,9 +65,8 @@ def check_images(
     return problems, {path: Content(*content) for path, content in zip(paths, found) if content is not None}
 
 
-def _check_header(path: str, spacing_mm: float) -> nib.Nifti1Header:
-    """Dimensions, spacing and place, without reading voxels."""
-    image = open_image(path, PREPARE)
+def _check_place(image: nib.Nifti1Image, spacing_mm: float) -> None:
+    """Dimensions, spacing, axes and field of view."""
     shape, affine = image.shape, image.affine
     refuse_not_3d(shape)
     spacings_mm = np.linalg.norm(affine[:3, :3], axis=0)
@@ -72,28 +77,25 @@ def _check_header(path: str, spacing_mm: float) -> nib.Nifti1Header:
         degrees = np.degrees(np.arccos(np.clip(cosines.max(axis=0), 0, 1))).max()
         raise ValueError(f"has axes oblique by {degrees:.1f} degrees: not in MNI space. {PREPARE}")
     refuse_elsewhere(shape, affine)
-    return image.header
 
 
 def refuse_elsewhere(shape: Sequence[int], affine: np.ndarray) -> None:
-    """Refuse an image whose box does not hold a brain in MNI space; its axes must lie along those of the space.
+    """Refuse an image whose field of view does not hold a brain in MNI space.
+
+    Args:
+        shape: voxels of the image.
+        affine: matrix (4, 4) from voxel indices to RAS millimetres, with axes along those of MNI space.
 
     Raises:
-        ValueError: says from where to where it reaches.
+        ValueError: the image ends too early; the message says from where to where it reaches.
     """
     corners = nib.affines.apply_affine(affine, [[-0.5] * 3, np.subtract(shape, 0.5)])
-    lower, upper = np.add(mni_box.BRAIN_MM[0], BRAIN_MARGIN_MM), np.subtract(mni_box.BRAIN_MM[1], BRAIN_MARGIN_MM)
+    lower, upper = np.add(BRAIN_MM[0], BRAIN_MARGIN_MM), np.subtract(BRAIN_MM[1], BRAIN_MARGIN_MM)
     if (corners.min(axis=0) > lower).any() or (corners.max(axis=0) < upper).any():
         raise ValueError(
             f"reaches from {_mm(corners.min(axis=0))} to {_mm(corners.max(axis=0))} (right, anterior, superior), too "
             f"little for a brain in MNI space, {_mm(lower)} to {_mm(upper)}. {PREPARE}"
         )
-
-
-def _check_content(path: str) -> Content:
-    """Every voxel."""
-    values = read_grey_values(path)
-    return Content(voxels_sha256(values), float(values.min()), float(values.max()))
 
 
 def _mm(values: np.ndarray) -> str:
