@@ -95,12 +95,6 @@ def partial_correlation(requested: Sequence[float], measured: Sequence[float], o
     }
 
 
-def holm(p: pd.Series) -> pd.Series:
-    """Correct p values for their number (Holm 1979, Scand. J. Stat. 6); NaN stays NaN and does not count."""
-    ordered = p.dropna().sort_values()
-    return (ordered * np.arange(len(ordered), 0, -1)).cummax().clip(upper=1).reindex(p.index)
-
-
 def mean_answer_error(expected: pd.Series) -> float:
     """Mean absolute error of a tool or model that always answers the mean of these values."""
     return float((expected - expected.mean()).abs().mean())

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from cohorts.agreement import holm
 from cohorts.cohort import QUANTITIES
 from matplotlib.figure import Figure
 from measurement.output_table import NORMALISED, VOLUMES, check_unit
 from scipy import stats
+from shared.holm import holm
 
 from conditioning_parts.part import NOTICE, Part
 
@@ -147,8 +147,8 @@ def compare(tables: Mapping[str, pd.DataFrame], seed: int = 0) -> tuple[pd.DataF
             if GENERATED not in (first, second):
                 numbers |= dict.fromkeys(("distance_low", "distance_high", "p"), np.nan)
             rows.append({"volume": name, "first": first, "second": second} | numbers)
-    table = pd.DataFrame(rows)
-    return table.assign(p_holm=holm(table["p"])), without
+    corrected = holm([None if np.isnan(row["p"]) else row["p"] for row in rows])
+    return pd.DataFrame(rows).assign(p_holm=np.array(corrected, float)), without
 
 
 def draw_histograms(tables: Mapping[str, pd.DataFrame], distances: pd.DataFrame) -> Figure:

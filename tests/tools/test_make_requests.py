@@ -156,7 +156,7 @@ def test_incomplete_rows_are_not_drawn(participants, tmp_path):
         (["--columns", "age", "weight"], "no column weight.*--columns.*ventricles_ml"),
         (["--sweep", "height", "1", "2"], "no covariate is called 'height'"),
         (["--sweep", "sex", "0", "1"], "sex is a category"),
-        (["--sweep", "age", "young", "80"], "--sweep age: its ends must be numbers, got 'young'"),
+        (["--sweep", "age", "young", "80"], "--sweep age: each end must be a number, got 'young'"),
         (
             ["--columns", "age", "sex", "--extrapolate"],
             "--extrapolate knows values of ventricles_ml, brain_normalised_ml alone",

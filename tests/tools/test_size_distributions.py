@@ -6,7 +6,6 @@ import conditioning
 import numpy as np
 import pandas as pd
 import pytest
-from cohorts.agreement import holm
 from cohorts.row_matching import read_table
 from conditioning_parts import size_distributions
 from conditioning_parts.size_distributions import GENERATED, REAL, RECONSTRUCTED, compare, sizes_of, volume_distance
@@ -123,10 +122,15 @@ def test_an_autoencoder_that_gives_all_heads_one_volume_hides_no_other_number(tm
     )
 
 
-def test_p_is_corrected_for_all_tests_of_the_table():
-    """Holm by hand: 0.01 x 3, 0.02 x 2, and no less than the one before."""
-    assert holm(pd.Series([0.02, np.nan, 0.01, 0.035])).tolist() == pytest.approx([0.04, np.nan, 0.03, 0.04], nan_ok=True)
-    assert holm(pd.Series([0.6, 0.7])).tolist() == [1, 1]
+def test_p_is_corrected_for_all_tests_of_the_table(tmp_path):
+    """Holm by hand for two sizes: the smaller p counts twice, the larger is no smaller than that."""
+    brains = {REAL: 1200 + HEADS, GENERATED: 1202 + HEADS}
+    tables = {REAL: table(tmp_path, "a.tsv", HEADS, brain_ml=brains[REAL])}
+    tables[GENERATED] = table(tmp_path, "b.tsv", HEADS + 9, brain_ml=brains[GENERATED])
+    found, _ = compare({kind: read(path) for kind, path in tables.items()})
+    small, large = sorted(found["p"])
+    assert small < 0.4 < large
+    assert sorted(found["p_holm"]) == pytest.approx([2 * small, max(2 * small, large)])
 
 
 def test_one_table_given_twice_is_refused(tmp_path):
