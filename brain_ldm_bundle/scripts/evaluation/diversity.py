@@ -12,8 +12,8 @@ import torch
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from ..shared.ssim import MultiScaleSSIM
 from .gradient_ssim import GradientSSIMMetric
-from .ssim import MultiScaleSSIM
 
 __all__ = ["draw_pairs", "mean_over_pairs", "multi_scale_ssim", "score_pairs"]
 

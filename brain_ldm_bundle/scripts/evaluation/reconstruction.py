@@ -22,8 +22,8 @@ from ..model.training_record import what_training_knew
 from ..shared import mni_box
 from ..shared.files import read_json, sha256, write_json
 from ..shared.sections import write_section
+from ..shared.ssim import SSIM
 from ..shared.tables import print_table, write_table
-from .ssim import SSIM
 
 __all__ = ["KeepReconstructions", "MeanImage", "ReconstructionScores", "mean_image", "summarise"]
 
