@@ -3,8 +3,7 @@ import torch
 from monai.metrics import MultiScaleSSIMMetric, SSIMMetric
 from monai.networks.layers import separable_filtering
 
-from brain_ldm_bundle.scripts.shared.separable import filtered
-from brain_ldm_bundle.scripts.shared.ssim import SSIM, MultiScaleSSIM
+from brain_ldm_bundle.scripts.shared.ssim import SSIM, MultiScaleSSIM, filtered
 
 SHAPE = (30, 38, 34)
 

@@ -10,7 +10,7 @@ from monai.transforms import SobelGradients
 from monai.utils import MetricReduction
 from torch.nn.functional import pad
 
-from ..shared.separable import filtered
+from ..shared.ssim import filtered
 
 __all__ = ["GradientSSIMMetric", "gradient_magnitude", "inner", "pooled", "regions", "structure"]
 

@@ -30,9 +30,9 @@ from ..data.planes import PLANES, RandSlicesd, axis_of, collate_slices, from_the
 from ..data.preprocessing import map_and_scan
 from ..model.networks import SpadeDiscriminator, SpadeGenerator
 from ..model.plane_weights import generator_file
-from ..model.ssim import SSIM
 from ..shared.handlers import BestWeights, EpochSeed, Progress, Resume, StopAtNonFinite, validation_interval
 from ..shared.panels import Panels
+from ..shared.ssim import SSIM
 from .batch_norm import ReestimateBatchNorm
 from .learning_rate import linear_decay
 
@@ -238,7 +238,9 @@ class SpadeStage:
             key_val_metric={
                 "val_psnr": IgniteMetricHandler(metric_fn=PSNRMetric(max_val=1.0), output_transform=pred_and_label)
             },
-            additional_metrics={"val_ssim": IgniteMetricHandler(metric_fn=SSIM(), output_transform=pred_and_label)},
+            additional_metrics={
+                "val_ssim": IgniteMetricHandler(metric_fn=SSIM(spatial_dims=3), output_transform=pred_and_label)
+            },
             val_handlers=handlers,
         )
 

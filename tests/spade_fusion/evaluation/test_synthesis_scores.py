@@ -21,8 +21,8 @@ from spade_fusion_bundle.scripts.evaluation.synthesis_scores import METHODS, SCO
 from spade_fusion_bundle.scripts.evaluation.trivial_answers import paint
 from spade_fusion_bundle.scripts.generation.synthesis import Synthesiser
 from spade_fusion_bundle.scripts.model.networks import SpadeFusion
-from spade_fusion_bundle.scripts.model.ssim import SSIM, ssim_map
 from spade_fusion_bundle.scripts.shared.files import save_weights
+from spade_fusion_bundle.scripts.shared.ssim import SSIM, ssim_map
 
 INTENSITIES = torch.tensor([0.0, 0.9, 0.3, 0.6])
 
@@ -95,7 +95,7 @@ def test_the_ssim_of_validations_is_that_of_monai():
     prediction = 0.5 * target + 0.5 * target.flip(4)
     expected = SSIMMetric(spatial_dims=3, data_range=1.0)(prediction, target)
     assert expected.shape == (2, 1) and expected.max() < 0.9 and abs(expected[0] - expected[1]) > 1e-3
-    torch.testing.assert_close(SSIM()(prediction, target), expected, atol=5e-5, rtol=0)  # float32
+    torch.testing.assert_close(SSIM(spatial_dims=3)(prediction, target), expected, atol=5e-5, rtol=0)  # float32
 
 
 def test_flicker_names_the_plane_whose_slices_jump():
