@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -104,7 +105,7 @@ def report(
         truth, predicted = zip(*both) if both else ((), ())
         try:
             if covariate.levels is not None:
-                scores[covariate.name] = hits(truth, predicted, max(set(training), key=training.count))
+                scores[covariate.name] = hits(truth, predicted, statistics.mode(training))
             else:
                 predicted = [float(value) for value in predicted]
                 scores[covariate.name] = agreement(truth, predicted, sum(training) / len(training))

@@ -28,8 +28,11 @@ def head_mask(volume: np.ndarray) -> np.ndarray:
 
 
 def _otsu_threshold(volume: np.ndarray) -> float:
-    """The centre of the histogram's bin that maximises the variance between the two classes."""
-    counts, edges = np.histogram(volume, 256)
+    """The centre of the histogram's bin that maximises the variance between the two classes; integers have a bin each."""
+    low, high, bins = volume.min(), volume.max(), 256
+    if volume.dtype.kind in "iu":
+        low, high, bins = low - 0.5, high + 0.5, int(high) - int(low) + 1
+    counts, edges = np.histogram(volume, bins, (low, high))
     centres = (edges[:-1] + edges[1:]) / 2
     below, sums = np.cumsum(counts)[:-1], np.cumsum(counts * centres)
     between = (sums[-1] * below / volume.size - sums[:-1]) ** 2 / (below * (volume.size - below))
