@@ -19,6 +19,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import torch
+from measurement.output_table import TEMPLATE_ICV_ML
 from shared import mni_box
 from shared.files import read_json, write_json, write_text
 from shared.nifti import write_nifti
@@ -29,7 +30,6 @@ from tqdm import tqdm
 
 VERSION = "1.2"
 SPACINGS_MM = (1, 2, 4, 8)  # these divide the field of view, 160 x 224 x 160 mm
-TEMPLATE_ICV_ML = 1902.0  # intracranial volume of the template, to which brain_normalised_ml refers
 SPLIT_BY_LAST_DIGIT = ["train"] * 7 + ["validation"] + ["test"] * 2
 
 
@@ -65,31 +65,20 @@ def _ranges(values) -> str:
     return ", ".join(f"{a}-{b}" if b > a else f"{a}" for a, b in zip(starts, ends, strict=True))
 
 
-def draw_person(rng: np.random.Generator, covariates: str) -> Person:
+def draw_person(rng: np.random.Generator) -> Person:
     """Draw the covariates of a subject.
 
-    'natural' draws like the UK Biobank (Pinaya et al. 2022). 'wide' spreads the volumes: ventricles are log-uniform over 8 to
-    150 mL and brain / ICV is uniform over 0.60 to 0.86, independent of each other, so that a model can learn each of them. Age
-    and sex follow both volumes, in the directions that they have in life.
+    Volumes are spread widely: ventricles are log-uniform over 8 to 150 mL and brain / ICV is uniform over 0.60 to 0.86,
+    independent of each other, so that a model can learn each of them. Age and sex follow both volumes, in the directions that
+    they have in life.
     """
-    if covariates == "natural":
-        sex = "M" if rng.random() < 0.47 else "F"
-        age_years = np.clip(rng.normal(63.6, 7.5), 44, 82)
-        atrophy = rng.normal()
-        fraction = 0.775 - 0.0025 * (age_years - 63.6) - 0.033 * atrophy
-        log_ventricles = np.log(27) + 0.035 * (age_years - 63.6) + 0.42 * (0.5 * atrophy + 0.87 * rng.normal())
-    else:
-        ventricle_rank, brain_rank = rng.random(2)
-        tendency = ventricle_rank - brain_rank  # -1 looks youngest, 1 looks oldest
-        age_years = np.clip(63.6 + 7.5 * (1.2 * tendency + 0.87 * rng.normal()), 44, 82)
-        sex = "M" if rng.random() < 0.47 + 0.25 * tendency else "F"
-        fraction = 0.60 + 0.26 * brain_rank
-        log_ventricles = np.log(8) + ventricle_rank * np.log(150 / 8)
+    ventricle_rank, brain_rank = rng.random(2)
+    tendency = ventricle_rank - brain_rank  # -1 looks youngest, 1 looks oldest
+    age_years = np.clip(63.6 + 7.5 * (1.2 * tendency + 0.87 * rng.normal()), 44, 82)
+    sex = "M" if rng.random() < 0.47 + 0.25 * tendency else "F"
     icv_ml = np.clip(rng.normal(*((1469, 102) if sex == "M" else (1289, 111))), 1000, 1800)
-    if covariates == "natural":
-        log_ventricles += np.log(icv_ml / 1375)
-    ventricles_ml = np.clip(np.exp(log_ventricles), 7, 171)
-    fraction = np.clip(fraction, 0.58, 0.96 - ventricles_ml / icv_ml)  # leave 4 % for the other CSF
+    ventricles_ml = np.clip(np.exp(np.log(8) + ventricle_rank * np.log(150 / 8)), 7, 171)
+    fraction = np.clip(0.60 + 0.26 * brain_rank, 0.58, 0.96 - ventricles_ml / icv_ml)  # leave 4 % for the other CSF
     return Person(round(float(age_years), 1), sex, float(icv_ml), float(fraction), float(ventricles_ml))
 
 
@@ -108,7 +97,7 @@ def write_subject(folder: Path, number: int, settings: dict, maps: list[Path]) -
         image, labels = labelled_subject.make_subject(path, spacing_mm, image_seed, warp=number > len(maps))
         volumes = measure_ml(labels, spacing_mm, labelled_subject.VOLUMES)
     else:
-        person = draw_person(np.random.default_rng(person_seed), settings["covariates"])
+        person = draw_person(np.random.default_rng(person_seed))
         row, source = {"age": person.age_years, "sex": person.sex}, {}
         image, labels = subject.make_subject(person, _atlas(spacing_mm), image_seed)
         volumes = measure_ml(labels, spacing_mm, subject.VOLUMES)
@@ -200,15 +189,10 @@ def write_participants(folder: Path, volumes: dict[str, tuple]) -> pd.DataFrame:
 def make_cohort(
     folder: Path, subjects: int, settings: dict, maps: list[Path] = (), workers: int = 1, fresh: bool = False
 ) -> pd.DataFrame:
-    """Make subjects 1 to `subjects`, keep those that are complete, and return participants.tsv as a table.
+    """Make subjects 1 to `subjects` from label maps, or from the template without maps; keep those that are complete.
 
-    Args:
-        folder: folder of the cohort.
-        subjects: number of subjects.
-        settings: what the heads depend on, stored with the data set; see `main`.
-        maps: label maps to paint; without any, heads are made from the template.
-        workers: number of processes.
-        fresh: replace a demo cohort of other settings.
+    Returns:
+        participants.tsv.
 
     Raises:
         ValueError: a label map cannot be used, or the folder holds something else.
@@ -246,10 +230,7 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
     parser.add_argument("--spacing_mm", type=int, default=4, choices=SPACINGS_MM, help="voxel size (default 4)")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same subjects (default 0)")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="number of processes (default: one per core)")
-    anatomy = parser.add_mutually_exclusive_group()
-    covariates = "natural: like the UK Biobank; wide: volumes spread and independent of each other (default wide)"
-    anatomy.add_argument("--covariates", choices=("wide", "natural"), default="wide", help=covariates)
-    anatomy.add_argument("--labels", type=Path, metavar="MAPS", help="folder of FreeSurfer or SynthSeg maps, *.nii.gz")
+    parser.add_argument("--labels", type=Path, metavar="MAPS", help="folder of FreeSurfer or SynthSeg maps, *.nii.gz")
     parser.add_argument("--fresh", action="store_true", help="replace a demo cohort of other settings in DIR")
     options = parser.parse_args(arguments)
     for name, least in {"subjects": 1, "workers": 1, "seed": 0}.items():
@@ -268,7 +249,7 @@ def main(arguments=None) -> None:
     elif options.labels:
         raise SystemExit(f"error: no *.nii.gz in {options.labels}. --labels takes a folder of label maps.")
     else:
-        settings["covariates"] = options.covariates
+        settings["covariates"] = "wide"  # as `draw_person` draws them; cohorts made earlier have this entry, too
     subjects = options.subjects or len(maps) or 120
     try:
         table = make_cohort(options.folder, subjects, settings, maps, options.workers, options.fresh)

@@ -231,16 +231,7 @@ def prepare_all(
     pattern: str = PATTERN,
     workers: int = 1,
 ) -> dict[str, str]:
-    """Prepare every scan that is not done yet.
-
-    Args:
-        inputs: one BIDS folder, or NIfTI files.
-        out_dir: folder of the new data set.
-        spacing_mm: voxel size of the result.
-        n4: correct the bias field first.
-        mask_suffix: ending of the brain mask beside each scan; "" keeps the skull.
-        pattern: which files of the BIDS folder are scans.
-        workers: number of scans at a time.
+    """Prepare every scan that is not done yet; `main` describes the arguments.
 
     Returns:
         participant_id to reason for each subject that failed.

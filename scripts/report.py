@@ -1,8 +1,7 @@
 """One HTML page and one picture about a folder of generated volumes: how they look, and whether they show what was requested.
 
     python scripts/report.py GENERATED_DIR [--measured volumes.tsv [ages.tsv ...]] [--evaluation DIR ...] [--output report.html]
-        [--real COHORT_DIR --real_measured real_volumes.tsv ...] [--training TRAINING_DIR] [--facts weights.json]
-        [--gallery 64] [--viewer 24]
+        [--real COHORT_DIR --real_measured real_volumes.tsv ...] [--training TRAINING_DIR] [--gallery 64] [--viewer 24]
 
 GENERATED_DIR is the output folder of inference, of either bundle. To compare requested with measured values, first measure the
 volumes with scripts/measure_volumes.py. The page contains all its pictures and volumes, so it opens without a network; the
@@ -22,7 +21,7 @@ from report_page.plots import overview
 from report_page.provenance import provenance_rows
 from report_page.read_sections import find_sections
 from report_page.training_log import draw_curves, training_rows
-from shared.files import atomic, read_json
+from shared.files import atomic
 
 LARGE_MB = 50  # some browsers take seconds to open such a page
 
@@ -50,8 +49,6 @@ def read_content(options: argparse.Namespace) -> Content:
         content.provenance.append(["Cohort", describe(cohorts["cohort"])])
     if options.training:
         content.provenance += training_rows(options.training)
-    for file in options.facts:
-        content.provenance += [[f"{file.stem}, {name}", str(value)] for name, value in read_json(file).items()]
     content.provenance += provenance_rows(cohorts["generated"], content.drawn["generated"])
     return content
 
@@ -65,7 +62,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--real", type=Path, metavar="COHORT_DIR", help="BIDS cohort with true values, for comparison")
     parser.add_argument("--real_measured", **paths, metavar="TSV", help="tables of measurement for all or part of the cohort")
     parser.add_argument("--training", type=Path, help="output_dir of training, for its steps, time and curves")
-    parser.add_argument("--facts", **paths | {"nargs": "*"}, help="flat JSON files to list, such as facts about the weights")
     parser.add_argument("--gallery", type=int, default=64, metavar="N", help="generated volumes to show (default 64)")
     parser.add_argument(
         "--viewer", type=int, default=24, metavar="N", help="generated volumes that the page's viewer can open (default 24)"

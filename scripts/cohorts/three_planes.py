@@ -1,4 +1,4 @@
-"""Three planes of a volume as one picture, drawn from its affine: the subject's left is at the picture's right."""
+"""Three planes of a volume as one picture, placed by its affine: the subject's left is at the picture's right."""
 
 from __future__ import annotations
 
@@ -13,14 +13,18 @@ WHITE_PERCENTILE = 99.8  # of a volume's voxels, drawn white
 
 
 def three_planes(path: Path, point_mm: tuple[float, float, float] = POINT_MM) -> np.ndarray:
-    """Axial, coronal and sagittal plane through `point_mm` side by side, (rows, columns) in 0 to 1, first row on top.
+    """Axial, coronal and sagittal plane side by side, (rows, columns) in 0 to 1, first row on top.
 
-    Radiological convention: the subject's right is at the left of the axial and coronal picture. Axial: front on top;
-    coronal: head on top; sagittal: front at the left. Rows and columns are 1 voxel of the volume, made equal in mm by
-    repeating voxels; one black column frames each plane. A point outside the volume is moved to its nearest voxel.
+    Radiological convention: the subject's right is at the left of the axial and coronal plane. The front is on top in the axial
+    plane and at the left in the sagittal plane. Pixels are square: voxels are repeated where their sides differ. One black
+    column frames each plane.
+
+    Args:
+        path: NIfTI file.
+        point_mm: point on all three planes, RAS; one outside the volume is moved to the nearest voxel.
 
     Raises:
-        ValueError: not one 3-D volume.
+        ValueError: the file is damaged, or not one 3-D volume.
     """
     volume, affine = read_canonical(path)
     return (cut(volume, affine, point_mm) / white_level(volume)).clip(0, 1)
@@ -33,10 +37,10 @@ def three_planes_of_labels(path: Path, point_mm: tuple[float, float, float] = PO
 
 
 def read_canonical(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """A volume as float32, its axes to the subject's right, front and top, NaN as 0; and its affine.
+    """Read a volume as float32, with axes to the subject's right, front and top, and its affine. NaN becomes 0.
 
     Raises:
-        ValueError: not one 3-D volume; a damaged file.
+        ValueError: the file is damaged, or not one 3-D volume.
     """
     try:
         image = nib.squeeze_image(nib.load(path))
@@ -57,9 +61,9 @@ def cut(volume: np.ndarray, affine: np.ndarray, point_mm: tuple[float, float, fl
     """The picture of `three_planes` in the volume's own values.
 
     Args:
-        volume: (D, H, W) whose axes run to the subject's right, front and top.
-        affine: 4x4, voxel indices to RAS mm.
-        point_mm: RAS, on all three planes.
+        volume: (X, Y, Z), with axes to the subject's right, front and top.
+        affine: matrix (4, 4) from voxel indices to RAS mm.
+        point_mm: point on all three planes, RAS.
     """
     spacing_mm = nib.affines.voxel_sizes(affine)
     voxel = np.rint(nib.affines.apply_affine(np.linalg.inv(affine), point_mm)).astype(int)
@@ -79,7 +83,7 @@ def cut(volume: np.ndarray, affine: np.ndarray, point_mm: tuple[float, float, fl
 
 
 def _square(picture: np.ndarray, rows: float, columns: float) -> np.ndarray:
-    """Repeat rows and columns so that pixels are square; exact for whole ratios, nearest voxel otherwise."""
+    """Repeat rows and columns until pixels are square: exact for whole ratios, nearest voxel otherwise."""
     height, width = round(picture.shape[0] * rows), round(picture.shape[1] * columns)
     return picture[(np.arange(height) / rows).astype(int)][:, (np.arange(width) / columns).astype(int)]
 

@@ -30,8 +30,8 @@ def viewer_entry(
 
     Returns:
         Facts for JSON: "white" (intensity that is drawn white, as in the gallery), "bounds_mm" (centres of the first and the
-        last voxel along right, front, top), "point_mm" (first position of the crosshair), "labels" (names and colours of the label map's values,
-        or None). And the base64 text of "image" and, with a label map, of "labels".
+        last voxel along right, front, top), "point_mm" (first position of the crosshair), "labels" (names and colours of the
+        label map's values, or None). And the base64 text of "image" and, with a label map, of "labels".
     """
     array, affine = _read(cohort.images[volume], spacing_mm, labels=False)
     mark = "Synthetic, not for clinical use" if synthetic else ""

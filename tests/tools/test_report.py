@@ -468,11 +468,7 @@ def test_no_text_of_a_table_or_section_becomes_html(tmp_path, page):
         tables=[table],
         figures=[{"file": "plot.png", "caption": HOSTILE}],
     )
-    facts = tmp_path / "facts.json"
-    facts.write_text(json.dumps({HOSTILE: HOSTILE}))
-    page = page_of(
-        generated, "--evaluation", evaluation, "--facts", facts, "--real", generated[0], "--real_measured", generated[1]
-    )
+    page = page_of(generated, "--evaluation", evaluation, "--real", generated[0], "--real_measured", generated[1])
     elements = Elements(page)
     assert all(image["src"].startswith("data:image/png;base64,") for image in elements.named("img"))
     assert not [attributes for _, attributes in elements.found if any(name.startswith("on") for name in attributes)]
