@@ -167,10 +167,10 @@ def check_tool(script, words):
     command = re.search(rf'(\w+) = \w+\.add_parser\("{re.escape(words[0])}"', source) if words else None
     if command:  # options of this subcommand alone
         source = "\n".join(re.findall(rf"^\s*{command[1]}\.add_argument.*", source, re.MULTILINE))
-    options = set(re.findall(r'add_argument\(\s*"(--\w+)"', source))
+    options = set(re.findall(r'\badd(?:_argument)?\(\s*"(--\w+)"', source))
     unknown = [word for word in words if word.startswith("--") and word not in options]
     assert not unknown, f"{script} has no option {unknown}"
-    required = re.findall(r'add_argument\(\s*"(--\w+)"[^\n]*required=True', source)
+    required = re.findall(r'\badd(?:_argument)?\(\s*"(--\w+)"[^\n]*required=True', source)
     assert set(required) <= set(words), f"{script} needs {required}"
 
 
