@@ -1,4 +1,4 @@
-"""From noise and covariates to volumes, one seed per volume."""
+"""From noise and covariates to volumes, with one seed per volume."""
 
 from __future__ import annotations
 
@@ -16,24 +16,23 @@ __all__ = ["LatentSampler", "Reconstructor", "row_seed"]
 
 
 def row_seed(base_seed: int, row_id: str) -> int:
-    """The seed of one requested volume. It depends on nothing but these two, so a row gives one volume wherever it is made."""
+    """Seed of one requested volume. It depends on these two alone, so a row gives the same volume wherever it is made."""
     return int.from_bytes(hashlib.sha256(f"{base_seed}:{row_id}".encode()).digest()[:7], "big")
 
 
 class LatentSampler(Inferer):
-    """Draw volumes for covariates: walk the noise back through the diffusion U-Net, then decode.
+    """Make volumes for covariates: walk the noise back through the diffusion U-Net, then decode.
 
     Args:
-        autoencoder: decodes the latents.
-        scheduler: from `scripts.model.noise_schedule.make_sampler`, its steps set. The prediction type comes from the recipe
-            of the network.
-        image_size: voxels of a volume; each side a multiple of the autoencoder's factor.
-        guidance_scale: 1 samples the model as it is. Above 1, classifier-free guidance (Ho and Salimans 2022) strengthens
-            the covariates, for models that were trained with condition dropout; it costs a second U-Net call per step.
-        amp: run the networks in bfloat16; the noise and the steps stay in float32.
+        autoencoder: network that decodes the latents.
+        scheduler: sampler of `scripts.model.noise_schedule.make_sampler`. The recipe of the network sets its prediction type.
+        image_size: voxels of a volume, (D, H, W); each side a multiple of the autoencoder's factor.
+        guidance_scale: 1 samples the model as it is. A higher scale strengthens the covariates by classifier-free guidance
+            (Ho and Salimans 2022), for models trained with condition dropout; it costs a second U-Net call per step.
+        amp: run the networks in bfloat16; noise and steps stay in float32.
 
     Raises:
-        ValueError: image size not divisible; guidance asked of a model trained without condition dropout.
+        ValueError: the autoencoder cannot halve a side.
     """
 
     def __init__(
@@ -60,15 +59,18 @@ class LatentSampler(Inferer):
         start: torch.Tensor | None = None,
         strength: float = 1.0,
     ) -> torch.Tensor:
-        """Volumes (B, 1, D, H, W), about 0 to 1, for scaled covariates (B, 1, C) and one seed per row.
+        """Volumes (B, 1, D, H, W), about 0 to 1.
 
         Args:
-            inputs: the covariates.
-            network: denoises.
-            seeds: of the noise.
+            inputs: scaled covariates, (B, 1, C).
+            network: diffusion model.
+            seeds: seed of the noise of each row.
             start: latents (B, 3, d, h, w) of images, times the scale factor. They are noised to the step from which
-                `strength` of the walk is left (SDEdit, Meng et al. 2022, Sec. 3.2), and the rest of the walk is taken.
-            strength: 1, or without `start`: from noise alone. 0: no step at all, `start` is decoded as it is.
+                `strength` of the walk is left, and the rest of the walk is taken (SDEdit, Meng et al. 2022, Sec. 3.2).
+            strength: 1, or no `start`: begin at noise. 0: decode `start` as it is.
+
+        Raises:
+            ValueError: guidance of a model that was trained without condition dropout.
         """
         recipe = network.recipe
         if self.guidance_scale != 1 and not recipe.get("condition_dropout"):
@@ -88,7 +90,7 @@ class LatentSampler(Inferer):
         for t in timesteps:
             output = self._predict(network, latent, t, inputs)
             latent, _ = self.scheduler.step(output.float(), t, latent, generator=generators)
-        return self.decode(latent / network.scale_factor)
+        return self._decode(latent / network.scale_factor)
 
     def _predict(self, network: DiffusionUNet, latent: torch.Tensor, t: int, context: torch.Tensor) -> torch.Tensor:
         guided = self.guidance_scale != 1
@@ -102,14 +104,14 @@ class LatentSampler(Inferer):
         conditional, unconditional = output.float().chunk(2)
         return unconditional + self.guidance_scale * (conditional - unconditional)
 
-    def decode(self, latent: torch.Tensor) -> torch.Tensor:
-        """Volumes (B, 1, D, H, W) of unscaled latents; one at a time, because the decoder sets the peak of the memory."""
+    def _decode(self, latent: torch.Tensor) -> torch.Tensor:
+        """Decode one volume at a time, because the decoder needs the most memory."""
         with torch.autocast(latent.device.type, dtype=torch.bfloat16, enabled=self.amp):
             return torch.cat([self.autoencoder.decode(row).float() for row in latent.split(1)])
 
 
 class Reconstructor(Inferer):
-    """Encode a volume to the mean of its latent and decode it again: what the autoencoder alone keeps of an image."""
+    """Encode a volume to the mean of its latent and decode it again."""
 
     def __init__(self, amp: bool = False) -> None:
         super().__init__()

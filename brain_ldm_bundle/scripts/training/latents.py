@@ -1,9 +1,8 @@
-"""Encode every scan once: the diffusion stage trains on these latents and never touches the encoder."""
+"""Encode every scan once: stage two trains on these latents and never touches the encoder."""
 
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ..model.networks import Autoencoder, DiffusionUNet
-from ..shared.files import sha256
+from ..shared.files import atomic, sha256
 from ..shared.weights import load_weights
 
 __all__ = ["LatentDataset", "prepare"]
@@ -22,19 +21,19 @@ __all__ = ["LatentDataset", "prepare"]
 class LatentDataset(Dataset):
     """The latent distribution (mu, sigma) of each scan, encoded once per autoencoder and kept on disk.
 
-    An item is {"mu": (3, d, h, w), "sigma": (3, d, h, w), "covariates": (1, C)}. The distribution and not a sample of
-    it is kept: noise drawn once and stored would be learnt as anatomy.
+    An item is {"mu": (3, d, h, w), "sigma": (3, d, h, w), "covariates": (1, C)}. A sample of the distribution is drawn at
+    each step of training: noise that was drawn once and stored would be learnt as anatomy.
 
-    Nothing is read before `encode` is called, so a data set may be built before its autoencoder has been trained.
+    Nothing is read before `encode` is called, so the data set may be built before its autoencoder is trained.
 
     Args:
         data: items of `scripts.data.bids.read_dataset`.
-        transform: from such an item to one with "image" (1, D, H, W) on the model's grid; no random transforms.
-        autoencoder: the network; its weights are loaded by `encode`.
-        weights: file of the autoencoder's weights.
-        cache_dir: one `.npy` of float32 (2, 3, d, h, w) a scan. Its name holds the autoencoder, the file and its date:
-            after a change of any of these the scan is encoded anew.
-        spacing_mm: of the model's grid, part of the name.
+        transform: function from such an item to one with "image" (1, D, H, W) on the model's grid, without random parts.
+        autoencoder: network whose weights `encode` loads.
+        weights: file of these weights.
+        cache_dir: folder of the latents, one `.npy` of float32 (2, 3, d, h, w) for each scan. A latent's name depends on
+            the weights, the scan's path, size and date, the spacing and `amp`, so that any change encodes the scan again.
+        spacing_mm: side of a voxel of the model's grid.
         device: where to encode.
         amp: encode in bfloat16.
     """
@@ -67,7 +66,7 @@ class LatentDataset(Dataset):
         return {"mu": mu, "sigma": sigma, "covariates": torch.tensor([self.data[index]["covariates"]])}
 
     def file(self, index: int) -> Path:
-        """Where the latent of one scan lies."""
+        """File of the latent of one scan."""
         image = Path(self.data[index]["image"])
         stat = image.stat()
         identity = f"{sha256(self.weights)} {image.resolve()} {stat.st_mtime_ns} {stat.st_size} {self.spacing_mm} {self.amp}"
@@ -82,10 +81,18 @@ class LatentDataset(Dataset):
 
     @torch.inference_mode()
     def encode(self, rank: int = 0, world_size: int = 1) -> None:
-        """Encode what is not on disk yet; with several ranks, each takes every n-th scan."""
+        """Encode the scans whose latents are not on disk yet.
+
+        Args:
+            rank: number of this process, from 0.
+            world_size: number of processes; each takes every n-th scan.
+
+        Raises:
+            FileNotFoundError: the autoencoder is not trained yet.
+            ValueError: a latent is not finite.
+        """
         load_weights(self.autoencoder, self.weights, made_by="python -m monai.bundle run training_autoencoder ...")
         self.autoencoder.to(self.device).eval()
-        self.cache_dir.mkdir(parents=True, exist_ok=True)
         scans = list({self.file(i): i for i in range(len(self))}.values())  # a datalist may name one several times
         todo = [i for i in scans[rank::world_size] if not self._is_encoded(i)]
         for index in tqdm(todo, desc="encoding", unit="scan", disable=not todo or rank > 0):
@@ -95,13 +102,11 @@ class LatentDataset(Dataset):
             latent = torch.cat([mu, sigma]).float().cpu().numpy()  # (2, 3, d, h, w)
             if not np.isfinite(latent).all():
                 raise ValueError(f"{self.data[index]['image']}: its latent is not finite; the autoencoder has diverged.")
-            beside = self.file(index).with_suffix(f".{os.getpid()}.partial")
-            with open(beside, "wb") as file:
+            with atomic(self.file(index)) as file:
                 np.save(file, latent)
-            os.replace(beside, self.file(index))
 
     def scale_factor(self) -> float:
-        """1 / standard deviation of the latents of the whole set, over all scans, channels and voxels."""
+        """1 / standard deviation of the latents, over all scans, channels and voxels."""
         n, total, squares = 0, 0.0, 0.0
         for index in range(len(self)):
             mu, sigma = np.load(self.file(index)).astype(np.float64)
@@ -112,16 +117,16 @@ class LatentDataset(Dataset):
 
 
 def prepare(network: DiffusionUNet, dataset: LatentDataset, init: str | Path | None, recipe: Mapping) -> None:
-    """Before stage two: set the scale factor and the recipe that will travel with the weights of `network`.
+    """Set the scale factor and the recipe that travel with the weights, before stage two.
 
     Args:
-        network: starts from the weights in `init`, where given, and then keeps their scale factor.
-        dataset: the training set, encoded.
-        init: file of weights to fine-tune.
-        recipe: prediction type, condition dropout, spacing and covariates of this training.
+        network: network of stage two.
+        dataset: training set, encoded.
+        init: file of weights to fine-tune, whose scale factor is kept; None: training begins with random weights.
+        recipe: prediction type, condition dropout, spacing, covariates and sizes of this training.
 
     Raises:
-        ValueError: `init` predicts something else than `recipe` says.
+        ValueError: the weights of `init` predict something else, or know other covariates.
     """
     if init is None:
         network.scale_factor.fill_(dataset.scale_factor())
@@ -130,17 +135,17 @@ def prepare(network: DiffusionUNet, dataset: LatentDataset, init: str | Path | N
         predicts = network.recipe.get("prediction_type", "epsilon")
         if predicts != recipe["prediction_type"]:
             raise ValueError(f"{init} predicts {predicts}: set --prediction_type {predicts}, not {recipe['prediction_type']}")
-        schemas = (known.get("covariates", {}) for known in (network.recipe, recipe))
-        theirs, ours = (schema.get("covariates") for schema in schemas)
-        if theirs is not None and _meaning(theirs) != _meaning(ours):
+        theirs, ours = (_meaning(known.get("covariates")) for known in (network.recipe, recipe))
+        if theirs and theirs != ours:
             raise ValueError(
-                f"{init} was trained on other covariates ({_meaning(theirs)}) than are asked for ({_meaning(ours)}). "
-                f"Give the schema it was trained with by --covariates_file, or train anew"
+                f"{init} was trained on other covariates ({theirs}) than are asked for ({ours}). "
+                f"Give the schema it was trained with by --covariates_file, or train from the beginning"
             )
     network.recipe = {key: value for key, value in recipe.items() if not key.startswith("_")}
     network.recipe["autoencoder_sha256"] = sha256(dataset.weights)
 
 
-def _meaning(covariates: Sequence[Mapping]) -> list[tuple]:
-    """What a network's inputs stand for: names, ranges and codes, in order."""
-    return [tuple(str(entry.get(key)) for key in ("name", "range", "levels", "scale")) for entry in covariates]
+def _meaning(schema: Mapping | None) -> list[tuple]:
+    """Names, ranges and codes of the network's inputs, in order."""
+    entries = schema["covariates"] if schema else ()
+    return [tuple(str(entry.get(key)) for key in ("name", "range", "levels", "scale")) for entry in entries]

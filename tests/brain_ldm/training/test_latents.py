@@ -123,7 +123,7 @@ def test_an_autoencoder_that_has_diverged_is_refused(scans, weights, tmp_path):
     torch.save(state, weights)
     with pytest.raises(ValueError, match="sub-0.npy: its latent is not finite"):
         dataset(scans, weights, tmp_path).encode()
-    assert list((tmp_path / "latents").iterdir()) == []
+    assert list((tmp_path / "latents").glob("*")) == []
 
 
 @pytest.fixture
@@ -149,3 +149,15 @@ def test_fine_tuning_keeps_the_scale_and_refuses_another_prediction_type(scans, 
     assert unet.scale_factor == 0.125
     with pytest.raises(ValueError, match="model.pt predicts v_prediction: set --prediction_type v_prediction, not epsilon"):
         prepare(unet, latents, tmp_path / "model.pt", {"prediction_type": "epsilon"})
+
+
+def test_fine_tuning_refuses_weights_of_other_covariates(scans, weights, tmp_path, unet):
+    latents = dataset(scans, weights, tmp_path)
+    latents.encode()
+    age = {"covariates": [{"name": "age", "unit": "years", "range": [44, 82]}]}
+    months = {"covariates": [{"name": "age", "unit": "months", "range": [528, 984]}]}
+    unet.recipe = {"covariates": age}
+    save_weights(unet.state_dict(), tmp_path / "model.pt")
+    prepare(unet, latents, tmp_path / "model.pt", {"prediction_type": "epsilon", "covariates": age})
+    with pytest.raises(ValueError, match=r"model.pt was trained on other covariates .*\[44, 82\].*than are asked for .*528"):
+        prepare(unet, latents, tmp_path / "model.pt", {"prediction_type": "epsilon", "covariates": months})
