@@ -1,4 +1,4 @@
-"""Edit a head: its latent is noised part of the way, and denoised under other covariates."""
+"""Edit a head: add noise to its latent, then denoise it under other covariates."""
 
 from __future__ import annotations
 
@@ -27,13 +27,18 @@ NOTICE = "Synthetic: a scan, edited by a generative model. It can show whose sca
 
 
 def read_request(schema: CovariateSchema, request: Mapping) -> tuple[dict, float, int]:
-    """Covariates in physical values, strength and seed of {"age": 70, "sex": "F", ..., "strength": 0.6, "seed": 0}.
+    """Check the request of an edit.
 
-    Numbers may be given as text, as forms and command lines do.
+    Args:
+        schema: covariates of the model.
+        request: {"age": 70, "sex": "F", ..., "strength": 0.6, "seed": 0}; numbers may be text, as forms send them.
+
+    Returns:
+        covariates in physical values, strength and seed.
 
     Raises:
-        ValueError: a strength outside of 0 to 1, a seed that is no whole number of 0 or more, a covariate that a table
-            would be refused for.
+        ValueError: the strength is not in 0 to 1, the seed is no whole number from 0, or a table would be refused for a
+            covariate.
     """
     covariates = dict(request)
     strength, seed = covariates.pop("strength", None), covariates.pop("seed", None)
@@ -49,16 +54,17 @@ def read_request(schema: CovariateSchema, request: Mapping) -> tuple[dict, float
 
 
 class Editor(Inferer):
-    """Answer an image with what the model makes of it under requested covariates (SDEdit, Meng et al. 2022, in the latent).
+    """Change an image toward requested covariates (SDEdit, Meng et al. 2022, in the latent).
 
-    Of the image, the mean of its latent is taken, so that a request gives the same volume every time.
+    It begins with the mean of the image's latent, so a request gives the same volume every time.
 
     Args:
-        sampler: walks from the noised latent to the volume.
-        schema: of the covariates.
-        request: covariates, "strength" and "seed", see `read_request`. Strength 0 reconstructs the image, 1 makes a new head
-            to which the image only lends its grid: that of the same covariates and `Seed` in a cohort.
-        recipe: of the weights that the network must hold. MONAI Label serves a network whose file fitted nothing in it.
+        sampler: sampler that goes from the noised latent to the volume.
+        schema: covariates of the model.
+        request: covariates, "strength" and "seed", as `read_request` takes them. Strength 0 reconstructs the image. Strength
+            1 makes a new head on its grid, the one that a cohort has for these covariates and this `Seed`.
+        recipe: recipe of the weights that the network must hold, because MONAI Label goes on when a file fits nothing in
+            the network; None: not checked.
     """
 
     def __init__(
@@ -71,15 +77,15 @@ class Editor(Inferer):
         self.recipe = recipe
 
     def __call__(self, inputs: torch.Tensor, network: DiffusionUNet, request: Mapping | None = None) -> torch.Tensor:
-        """The edited volume (1, 1, D, H, W), 0 to 1, for an image (1, 1, D, H, W), 0 to 1, both on the model's grid.
+        """The edited volume (1, 1, D, H, W) in [0, 1].
 
         Args:
-            inputs: a tensor, or a MetaTensor with the affine of its file; the answer is of the same kind.
-            network: the diffusion model.
-            request: instead of that of the editor.
+            inputs: image (1, 1, D, H, W) in [0, 1] on the model's grid, a tensor or a MetaTensor; so is the answer.
+            network: diffusion model.
+            request: replaces the request of the editor.
 
         Raises:
-            ValueError: a request that is refused; an image without a head where the model looks for it; other weights.
+            ValueError: the request is refused, the image has no head in the field of view, or the weights are others.
         """
         row, strength, seed = read_request(self.schema, self.request if request is None else request)
         if self.recipe is not None and network.recipe != self.recipe:
@@ -111,12 +117,28 @@ def edit_file(
     dtype: str = "uint8",
     device: torch.device | str = "cpu",
 ) -> Path:
-    """Write the edited image on the grid of the image, as the only volume or one more of a `Derivative`; returns its path.
+    """Edit an image and write the result on its grid, as a further volume of a `Derivative`.
 
-    Its name is a hash of the image, the request and the provenance: other weights or steps do not overwrite it.
+    The volume's name is a hash of the image, the request and the provenance, so other weights or steps do not replace it.
+
+    Args:
+        image: file of a T1w in MNI space.
+        request: covariates, "strength" and "seed", as `read_request` takes them.
+        editor: makes the volume.
+        network: diffusion model.
+        preprocessing: transforms from {"image": path} to the model's grid.
+        postprocessing: transforms that bring "pred" back to the grid of the file.
+        output_dir: folder of the `Derivative`.
+        provenance: what the sidecar says about the model and the sampler.
+        dtype: "uint8" or "float32", type of the voxels on disk.
+        device: where to compute.
+
+    Returns:
+        path of the volume.
 
     Raises:
-        FileNotFoundError, ValueError: no such image, or not one that can be edited; a request that is refused.
+        FileNotFoundError: there is no such image.
+        ValueError: the image cannot be edited, or the request is refused.
     """
     if image is None or not Path(image).is_file():
         raise FileNotFoundError(f"image {image}: no such file. Give --image FILE, a T1w in MNI space")

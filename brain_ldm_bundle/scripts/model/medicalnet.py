@@ -1,4 +1,4 @@
-"""MedicalNet (Med3D): 3-D ResNets trained on 23 medical data sets, from local files."""
+"""MedicalNet (Med3D), 3-D ResNets trained on 23 medical data sets, from local files of weights."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from ..shared.weights import load_weights, read_state
 
 __all__ = ["MedicalNet", "medicalnet"]
 
-# Layers that keep the resolution of 1/8 and look farther instead, and how far (the MedicalNet project's code).
+# Layers that keep the resolution of 1/8, and their dilation (code of the MedicalNet project).
 DILATIONS = {"layer3": 2, "layer4": 4}
 
 
 class MedicalNet(torch.nn.Module):
-    """The last layer of a 3-D ResNet trained on 23 medical data sets (Chen et al. 2019, Med3D), averaged over the volume.
+    """Features of Pinaya et al. 2022: the last layer of a MedicalNet (Chen et al. 2019, Med3D), averaged over the volume.
 
-    The extractor of Pinaya et al. 2022. Volumes are brought to mean 0 and standard deviation 1, as MedicalNet was trained.
+    Each volume is scaled to mean 0 and standard deviation 1, as MedicalNet was trained.
 
     Args:
-        weights: `resnet_50_23dataset.pth` (2048 features) or `resnet_10_23dataset.pth` (512) of the MedicalNet project; its
-            segmentation head is not used. Which of the two it is, is read from it.
+        weights: file `resnet_50_23dataset.pth` (2048 features) or `resnet_10_23dataset.pth` (512) of the MedicalNet project,
+            whose segmentation head is not used. The depth is read from the file.
 
     Raises:
-        ValueError: weights of another network.
+        ValueError: the file holds weights of another network.
     """
 
     def __init__(self, weights: str | Path) -> None:
@@ -35,19 +35,20 @@ class MedicalNet(torch.nn.Module):
         self.network = load_weights(medicalnet(depth), weights).eval()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, 1, D, H, W) to (B, 2048) or (B, 512)."""
+        """Features (B, 2048) or (B, 512) of volumes (B, 1, D, H, W)."""
         dims = (1, 2, 3, 4)
         x = (x - x.mean(dim=dims, keepdim=True)) / x.std(dim=dims, keepdim=True)
         return self.network(x)[-1].mean(dim=dims[1:])
 
 
 def medicalnet(depth: int) -> ResNetFeatures:
-    """The network of MedicalNet's files, untrained; from (B, 1, D, H, W) to a list, last (B, C, D / 8, H / 8, W / 8).
+    """The network of MedicalNet's files, untrained.
 
-    MONAI's ResNet has the same tensors, but halves the resolution in its last two layers, too, where MedicalNet dilates.
+    It maps volumes (B, 1, D, H, W) to the list of its layers' features, the last (B, C, D / 8, H / 8, W / 8). MONAI's ResNet
+    has the same tensors, but its last two layers halve the resolution where those of MedicalNet dilate.
 
     Args:
-        depth: 10 (C 512) or 50 (C 2048).
+        depth: 10 (C is 512) or 50 (C is 2048).
     """
     network = ResNetFeatures(f"resnet{depth}", pretrained=False)
     for layer, dilation in DILATIONS.items():

@@ -1,4 +1,4 @@
-"""The noise schedule of the published model, and the samplers that walk it."""
+"""The noise schedule of the published model, and the two samplers that follow it: DDPM and DDIM."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from monai.networks.schedulers import DDIMScheduler, DDPMScheduler
 
 __all__ = ["DDIM", "DDPM", "make_sampler"]
 
-# Pinaya et al. 2022 state 1000 steps and a fixed variance schedule; the released configuration gives these numbers.
+# Pinaya et al. 2022 state 1000 steps and a fixed variance schedule (Sec. 2.2). The published configuration has the numbers.
 NOISE_SCHEDULE = {"num_train_timesteps": 1000, "schedule": "scaled_linear_beta", "beta_start": 0.0015, "beta_end": 0.0205}
 
 
 class DDPM(DDPMScheduler):
-    """The chain of training: add noise at any of 1000 steps, or walk all of them back."""
+    """The chain of training: add noise at any of 1000 steps, or go back through all of them."""
 
     def __init__(self, prediction_type: str = "epsilon") -> None:
         super().__init__(**NOISE_SCHEDULE, clip_sample=False, prediction_type=prediction_type)
@@ -27,9 +27,9 @@ class DDPM(DDPMScheduler):
         super().set_timesteps(num_inference_steps, device)
 
     def step(self, model_output, timestep, sample, generator=None):
-        """As DDPMScheduler.step; `generator` may be a list with one CPU generator per row.
+        """As DDPMScheduler.step, but `generator` may be a list with one CPU generator for each row.
 
-        Each row then draws its own noise, so that a volume does not depend on its neighbours in the batch or the device.
+        Each row then draws its own noise, so that a volume depends neither on the other rows of the batch nor on the device.
         """
         if not isinstance(generator, list):
             return super().step(model_output, timestep, sample, generator)
@@ -39,10 +39,10 @@ class DDPM(DDPMScheduler):
 
 
 class DDIM(DDIMScheduler):
-    """DDIM on the published grid: 50 steps are 980, 960, ..., 20, 0.
+    """DDIM on the grid of the published model: 50 steps are 980, 960, ..., 20, 0.
 
-    MONAI 1.6 spreads the steps from 999 to 0 but still steps by 1000 // n, so that each step lands beside the next
-    one's start. Its images differ from the published sampler's, most with few steps.
+    MONAI 1.6 spreads the steps from 999 to 0 but still steps by 1000 // n, so that a step does not end where the next one
+    begins. Its images differ from those of the published sampler, most with few steps.
     """
 
     def __init__(self, prediction_type: str = "epsilon") -> None:
@@ -61,7 +61,15 @@ class DDIM(DDIMScheduler):
 
 
 def make_sampler(name: str, steps: int) -> DDIM | DDPM:
-    """A sampler by name, `ddim` or `ddpm`, with its time steps set."""
+    """Make a sampler and set its time steps.
+
+    Args:
+        name: "ddim" or "ddpm".
+        steps: number of steps; 1000 for "ddpm".
+
+    Raises:
+        ValueError: there is no such sampler, or it cannot take so many steps.
+    """
     samplers = {"ddim": DDIM, "ddpm": DDPM}
     if name not in samplers:
         raise ValueError(f"sampler must be one of {sorted(samplers)}, got {name!r}")

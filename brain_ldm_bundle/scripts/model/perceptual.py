@@ -1,4 +1,4 @@
-"""A perceptual loss from a local file of 3-D MedicalNet weights. Nothing is downloaded, and nothing random is used."""
+"""A perceptual loss from a local file of 3-D MedicalNet weights. It downloads nothing and draws no random numbers."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ logger = logging.getLogger(__name__)
 class PerceptualLoss(torch.nn.Module):
     """Distance of two volumes in the features of a 3-D ResNet-10 trained on 23 medical data sets (Chen et al. 2019, Med3D).
 
-    The features of the last layer, normalised over channels, are compared voxel by voxel, as LPIPS does.
+    It compares the features of the last layer, normalised over channels, voxel by voxel, as LPIPS does.
 
     Args:
-        weights: `resnet_10_23dataset.pth` of MedicalNet; its head is not used.
-        expected_sha256: of that file; None accepts any file that fits the network.
+        weights: file `resnet_10_23dataset.pth` of MedicalNet, whose segmentation head is not used.
+        expected_sha256: hash that the file must have; None accepts any file that fits the network.
 
     Raises:
-        FileNotFoundError, ValueError: no such file, another hash, or weights of another network.
+        FileNotFoundError: there is no such file.
+        ValueError: the file has another hash, or holds weights of another network.
     """
 
     def __init__(self, weights: str | Path, expected_sha256: str | None = None) -> None:
@@ -40,7 +41,7 @@ class PerceptualLoss(torch.nn.Module):
         self.network.eval().requires_grad_(False)
 
     def train(self, mode: bool = True) -> PerceptualLoss:
-        return super().train(False)  # its batch norm must keep the statistics it was trained with
+        return super().train(False)  # its batch norm must keep the statistics of its own training
 
     def _features(self, image: torch.Tensor) -> torch.Tensor:
         x = self.network((image - image.mean()) / (image.std() + 1e-6))[-1]
@@ -52,7 +53,7 @@ class PerceptualLoss(torch.nn.Module):
 
 
 def perceptual_loss(weights: str | Path | None, expected_sha256: str | None, device: torch.device) -> PerceptualLoss | None:
-    """The loss on a device, or None with one warning where there is no file of weights."""
+    """Load the loss, or return None with one warning where `weights` is None."""
     if weights is None:
         logger.warning(
             "Stage one trains without its perceptual loss: --perceptual_weights_file names no file. "
