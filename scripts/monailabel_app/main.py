@@ -1,4 +1,4 @@
-"""MONAI Label app for this project's bundles: it says what is wrong with weights when it starts, and with a request."""
+"""MONAI Label app for this project's bundles. It explains errors in weights when it starts, and errors in a request."""
 
 import os
 import shutil
@@ -10,7 +10,8 @@ from monailabel.tasks.infer.bundle import BundleInferTask
 from monailabel.tasks.train.bundle import BundleTrainTask
 
 
-def refuse_expressions(settings):  # MONAI evaluates a text that begins so, and builds what a dict names: no client may
+def refuse_expressions(settings):
+    """Refuse values that MONAI would evaluate: texts with "$", "@" or "%" in front, and dicts that name a class."""
     for name, value in settings.items():
         if not isinstance(value, (int, float, str, type(None))) or str(value).startswith(("$", "@", "%")):
             raise ValueError(f"{name} must be a number or a plain word, got {value!r}")
@@ -18,20 +19,20 @@ def refuse_expressions(settings):  # MONAI evaluates a text that begins so, and 
 
 class Infer(BundleInferTask):
     def __init__(self, path, conf):
-        if not os.path.isfile(weights := os.path.join(path, "models", "model.pt")):  # or Label would leave the bundle out
+        if not os.path.isfile(weights := os.path.join(path, "models", "model.pt")):  # MONAI Label would only skip the bundle
             command = "python -m monai.bundle run training --config_file configs/train.json --dataset_dir DIR"
             raise FileNotFoundError(f"{weights}: no such weights file. Make it with: {command}")
         super().__init__(path, conf, type="others", load_strict=True)
         self._update_device({"device": "cpu"})
-        self.labels, self.network = {"synthetic t1w": 0}, self.bundle_config.get_parsed_content("network")  # strictly
-        self.inferer({"device": "cpu"})  # loads what other weights there are
+        self.labels, self.network = {"synthetic t1w": 0}, self.bundle_config.get_parsed_content("network")  # loads strictly
+        self.inferer({"device": "cpu"})  # loads the other weights now, so that errors show at the start
 
     def pre_transforms(self, data=None):
         refuse_expressions({name: data[name] for name in ("device", *getattr(self, "displayable_configs", ()))})
         return super().pre_transforms(data)
 
-    def writer(self, data, extension=None, dtype=None):
-        path, result = super().writer({**data, "result_write_to_file": True}, ".nii.gz", "float32")  # whatever is asked for
+    def writer(self, data, extension=None, dtype=None):  # the request's format and type are ignored: NIfTI holds the mark
+        path, result = super().writer({**data, "result_write_to_file": True}, ".nii.gz", "float32")
         image = nib.load(path)
         image.header["descrip"] = "Synthetic, not for clinical use"
         nib.save(nib.Nifti1Image(image.dataobj[...], image.affine, image.header), path)
@@ -39,15 +40,17 @@ class Infer(BundleInferTask):
 
 
 class Train(BundleTrainTask):
-    def _load_checkpoint(self, *served): ...  # the GANs begin anew, and a fusion CNN belongs to its own
+    def _load_checkpoint(self, *served):
+        """Load nothing: the GANs start from scratch, and a fusion CNN fits only its own GANs."""
+
     def __call__(self, request, datastore):
         refuse_expressions(request)
-        fixed = {"multi_gpu": False, "force_multi_gpu": False, "tracking": "none"}  # for tracking MONAI would read any file
+        fixed = {"multi_gpu": False, "force_multi_gpu": False, "tracking": "none"}  # MONAI's tracking could read any file
         super().__call__({**request, **fixed, "run_id": request.get("run_id") or "run"}, datastore)
 
-    def run_single_gpu(self, request, overrides):  # numbers alone, and no paths: a client has no say where files go
+    def run_single_gpu(self, request, overrides):  # a client may set numbers only, no paths
         given = {name: value for name, value in request.items() if isinstance(value, (int, float)) or name == "label_table"}
-        overrides["models_dir"] = new = os.path.join(self.bundle_path, "models", "label")  # what a user can resume stays
+        overrides["models_dir"] = new = os.path.join(self.bundle_path, "models", "label")  # runs that a user can resume stay
         shutil.rmtree(new, ignore_errors=True)
         super().run_single_gpu(request, {name: given[name] for name in given if name in self.bundle_config.config} | overrides)
         shutil.copytree(new, f"{new}/..", ignore=shutil.ignore_patterns("resume"), copy_function=os.replace, dirs_exist_ok=True)
@@ -61,11 +64,11 @@ class App(MONAILabelApp):
         except Exception as error:
             raise RuntimeError(f"{self.conf['models']} cannot be served: {error.__cause__ or error}") from error
 
-    def init_trainers(self):  # of the bundle that learns from images and label maps alone
+    def init_trainers(self):  # only for the bundle that learns from images and label maps without covariates
         tasks = {name: Train(task.bundle_path, self.conf) for name, task in self._infers.items()}
         return {name: task for name, task in tasks.items() if "label_table" in task.bundle_config.config}
 
-    def bundle_path(self, model):  # asked for when a training is requested, before it starts
+    def bundle_path(self, model):  # MONAI Label calls this before it starts a training
         if model not in self._trainers:
             raise HTTPException(404, f"no model {model!r} can be trained here. There are: {', '.join(self._trainers)}")
         return super().bundle_path(model)
@@ -76,5 +79,5 @@ class App(MONAILabelApp):
                 raise ValueError(f"there is no image {image!r} in the datastore")
             return super().infer({**request, "skip_writer": False, "label_tag": "original"}, datastore)
         except (ValueError, OSError, RuntimeError, EOFError, nib.filebasedimages.ImageFileError, MONAILabelException) as error:
-            reason = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error  # MONAI wraps ours
+            reason = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error  # MONAI wraps our errors
             raise HTTPException(400, getattr(reason, "msg", None) or str(reason)[:500]) from error

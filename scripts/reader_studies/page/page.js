@@ -1,6 +1,6 @@
 "use strict";
-// Answers live in localStorage under the study's id, one set per reader: {reader, readers: {name: {position, answers}}},
-// an answer being {rating: 1..5, guess: "real" | "synthetic", seconds}. Results leave the page as a file, by hand only.
+// localStorage holds the answers under the study's id, one set per reader: {reader, readers: {name: {position, answers}}}. An
+// answer is {rating: 1..5, guess: "real" | "synthetic", seconds}. Results leave the page only as a file that the reader saves.
 
 const study = JSON.parse(document.getElementById("study").textContent);
 const items = study.items;
@@ -9,13 +9,13 @@ const COLUMNS = ["study", "reader", "item", "rating", "guess", "seconds"];
 const element = (id) => document.getElementById(id);
 const all = (selector) => [...document.querySelectorAll(selector)];
 
-// Without a prototype, so that any name is a name, "constructor" too.
+// No prototype, so that a reader may have any name, even "constructor".
 const byName = (readers) => Object.assign(Object.create(null), readers);
 
 let state = { reader: "", readers: byName({}) };
 let shownSince = null; // ms, while an image is on the screen
 
-// --- Keeping answers
+// --- Storing answers
 
 function load() {
   try {
@@ -30,7 +30,7 @@ function load() {
 function keep() {
   try {
     localStorage.setItem(STORE, JSON.stringify(state));
-  } catch { /* said when the page was opened */ }
+  } catch { /* the message was shown when the page was opened */ }
 }
 
 function say(text) { element("message").textContent = text; }
@@ -39,7 +39,7 @@ const mine = () => state.readers[state.reader];
 const answerTo = (item) => (mine().answers[item.id] ??= { rating: null, guess: null, seconds: 0 });
 const isDone = (item) => Boolean(mine().answers[item.id]?.rating && mine().answers[item.id]?.guess);
 
-// --- Time on the current image; stands still while the page is hidden
+// --- Time on the current image; the clock stops while the page is hidden
 
 function countTime() {
   if (shownSince !== null) {
@@ -112,7 +112,7 @@ function go(step) {
     showItem();
     return;
   }
-  const missing = items.findIndex((item) => !isDone(item)); // after an import of part of the answers
+  const missing = items.findIndex((item) => !isDone(item)); // possible after the import of an unfinished file
   if (missing >= 0) mine().position = missing;
   keep();
   show(missing >= 0 ? "reading" : "end");

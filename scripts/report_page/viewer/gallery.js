@@ -22,7 +22,7 @@
   const sort = document.getElementById("sort");
   const descending = document.getElementById("descending");
 
-  // A control at its end asks nothing: rounding hides no volume there, and volumes whose value is not known are shown.
+  // A slider at its end filters nothing, so that rounding hides no volume, and volumes without a value are shown.
   function tests() {
     const all = [];
     for (const { low, high, column } of ranges) {
@@ -48,7 +48,7 @@
       const span = low.max - low.min;
       field.style.setProperty("--from", `${(100 * (low.value - low.min)) / span}%`);
       field.style.setProperty("--to", `${(100 * (high.value - low.min)) / span}%`);
-      // Where both thumbs meet at the top the lower one must be the one that can be taken.
+      // If both thumbs meet at the upper end, the lower one must be on top, or neither could be moved.
       low.style.zIndex = low.value - low.min > span / 2 ? 2 : 1;
       output.textContent = `${Number(low.value)} – ${Number(high.value)}`;
     }
@@ -67,7 +67,7 @@
     const compare = (a, b) => {
       if (column === null) return sign * (a.place - b.place);
       const [x, y] = [a.values[column], b.values[column]];
-      if (x === null || y === null) return (x === null) - (y === null) || a.place - b.place; // unknown ones last
+      if (x === null || y === null) return (x === null) - (y === null) || a.place - b.place; // unknown values last
       return sign * (typeof x === "number" ? x - y : x.localeCompare(y)) || a.place - b.place;
     };
     gallery.append(...[...figures].sort(compare).map((figure) => figure.element));
@@ -81,6 +81,6 @@
   for (const control of [sort, descending]) control.addEventListener("change", order);
   form.addEventListener("submit", (event) => event.preventDefault());
   form.addEventListener("reset", () => setTimeout(() => { filter(); order(); })); // after the controls are reset
-  form.reset(); // some browsers keep the controls of the last visit
+  form.reset(); // some browsers restore the controls of the last visit
   form.hidden = false;
 })();

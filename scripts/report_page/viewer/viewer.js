@@ -3,7 +3,7 @@
   "use strict";
   const volumes = JSON.parse(document.getElementById("volumes").textContent);
   const panel = document.getElementById("viewer-panel");
-  if (!document.createElement("canvas").getContext("webgl2")) return; // the sentence that says so is on the page
+  if (!document.createElement("canvas").getContext("webgl2")) return; // the page shows a sentence about it
 
   const AXES = [["L", "R"], ["P", "A"], ["I", "S"]]; // the subject's sides towards lower and higher mm
   const sliders = [...document.querySelectorAll("#crosshair label:nth-child(-n+3) input")];
@@ -23,7 +23,7 @@
       multiplanarPadPixels: 4,
       dragMode: niivue.DRAG_MODE.none,
       dragAndDropEnabled: false,
-      scrollRequiresFocus: true, // or the page could not be scrolled over a picture
+      scrollRequiresFocus: true, // otherwise the page could not be scrolled over a picture
       viewModeHotKey: "",
       clipPlaneHotKey: "",
       cycleClipPlaneHotKey: "",
@@ -75,7 +75,7 @@
       pane.caption.textContent = `${volumes[number].name} could not be shown (${error.message})`;
       return;
     }
-    if (asked !== pane.asked) return; // another one was chosen while this was read
+    if (asked !== pane.asked) return; // another volume was chosen while this one was read
     while (pane.nv.volumes.length) pane.nv.removeVolume(pane.nv.volumes[pane.nv.volumes.length - 1]);
     for (const image of images) pane.nv.addVolume(image);
     const [low, high] = volumes[number].bounds_mm[1];
@@ -95,7 +95,7 @@
     document.getElementById("overlay").hidden = !shown.some((volume) => volume.labels);
   }
 
-  // `from` has its crosshair there already.
+  // The pane `from` has its crosshair there already.
   function move(mm, from) {
     point = mm.map((x, axis) => Math.min(Math.max(x, Number(sliders[axis].min)), Number(sliders[axis].max)));
     sliders.forEach((slider, axis) => {
@@ -139,7 +139,7 @@
       if (!figure || !(button || event.target.closest("img"))) return;
       const right = button ? button.dataset.side === "right" : event.shiftKey;
       show(panes[Number(right)], Number(figure.dataset.volume));
-      // As a link would: the browser's way back leads to the place in the gallery.
+      // As a link would: the Back button then returns to the place in the gallery.
       const { top, bottom } = panel.getBoundingClientRect();
       if (bottom < 100 || top > window.innerHeight - 100) location.hash = "viewer";
     });

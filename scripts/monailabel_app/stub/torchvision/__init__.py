@@ -1,1 +1,1 @@
-"""In place of torchvision, of which MONAI Label 0.8.5 imports two functions: its wheels do not fit every build of PyTorch."""
+"""Stands in for torchvision, whose wheels do not fit every build of PyTorch. MONAI Label 0.8.5 imports two of its functions."""
