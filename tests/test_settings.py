@@ -7,7 +7,10 @@ import pytest
 from conftest import ROOT
 
 # Configs whose settings stand in docs/settings.md.
-DOCUMENTED = {"brain_ldm_bundle": ["train.json", "inference.json"], "spade_fusion_bundle": []}
+DOCUMENTED = {
+    "brain_ldm_bundle": ["train.json", "inference.json", "evaluate.json", "train_regressor.json", "baselines.json"],
+    "spade_fusion_bundle": [],
+}
 CASES = [(bundle, name) for bundle, names in DOCUMENTED.items() for name in names]
 
 
