@@ -17,7 +17,7 @@ from .image_checks import check_pairs
 from .labels import LabelTable
 from .splits import SPLIT_COLUMN, SPLITS, read_splits, split_items
 
-__all__ = ["from_lists", "listed", "pair_key", "read_dataset"]
+__all__ = ["found_or_listed", "listed", "pair_key", "read_dataset"]
 
 
 def read_dataset(
@@ -82,12 +82,16 @@ def listed(data: Mapping[str, Sequence[dict]] | None, *splits: str) -> list[dict
     return [item for split in splits for item in data[split]] if data else []
 
 
-def from_lists(
-    read: Callable[..., dict[str, list[dict]]], training: Sequence[Mapping], validation: Sequence[Mapping]
+def found_or_listed(
+    found: dict[str, list[dict]] | None,
+    read: Callable[..., dict[str, list[dict]]],
+    training: Sequence[Mapping],
+    validation: Sequence[Mapping],
 ) -> dict[str, list[dict]]:
-    """Read the data from lists instead of a folder, as MONAI Label gives them; they are checked and split in the same way.
+    """Give the data of a folder, or else read lists as MONAI Label gives them, which are checked and split in the same way.
 
     Args:
+        found: data of a folder, from `read_dataset`, or None.
         read: `read_dataset` with its settings.
         training: {"image": path, "label": path}; a share of them goes to the fusion.
         validation: the same; if it is empty, a share of `training` is taken.
@@ -95,6 +99,8 @@ def from_lists(
     Raises:
         ValueError: there is neither a folder nor a list; further as `read_dataset`.
     """
+    if found:
+        return found
     if not training:
         raise ValueError("there is nothing to train on. Give --dataset_dir, a BIDS data set of T1w scans and label maps")
     folder = Path(training[0]["image"]).parent

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,7 @@ from ..data.planes import PLANES, from_slices, to_slices
 from ..shared.weights import WithRecipe
 from .spade_norm import SpadeNorm, conv2d
 
-__all__ = ["FusionCNN", "SpadeDiscriminator", "SpadeFusion", "SpadeGenerator", "one_hot"]
+__all__ = ["FusionCNN", "SpadeDiscriminator", "SpadeFusion", "SpadeGenerator", "network_of", "one_hot"]
 
 
 def one_hot(labels: torch.Tensor, num_labels: int) -> torch.Tensor:
@@ -253,6 +254,11 @@ class SpadeFusion(WithRecipe):
     def take_generator(self, plane: str, generator: SpadeGenerator) -> None:
         """Copy a trained generator and compute its spectral norm into the weights."""
         self.generators[plane].load_state_dict(without_spectral_norm(generator))
+
+
+def network_of(recipe: Mapping, num_labels: int, **more) -> SpadeFusion:
+    """Make the SpadeFusion with the sizes in a recipe of weights, or of default size if there are no weights yet."""
+    return SpadeFusion(**{"num_labels": num_labels} | recipe.get("network", {}) | more)
 
 
 def without_spectral_norm(generator: SpadeGenerator) -> dict[str, torch.Tensor]:
