@@ -1,1 +1,1 @@
-"""What both bundles need; the same folder in each."""
+"""Code that both bundles need. The folder is the same in each, because each bundle is downloaded alone."""

@@ -1,4 +1,4 @@
-"""Where to compute: CPU, one GPU, or one GPU per process."""
+"""Choose the CPU or a GPU, and join the processes that torchrun started."""
 
 from __future__ import annotations
 
@@ -11,10 +11,14 @@ __all__ = ["choose", "refuse_ranks", "start_ranks", "supports_bfloat16"]
 
 
 def choose(name: str = "auto") -> torch.device:
-    """`auto` takes this process's GPU (of LOCAL_RANK under torchrun), or the CPU where there is none.
+    """Choose a device by its name.
+
+    Args:
+        name: name for PyTorch, such as "cpu" or "cuda:1". "auto" is this process's GPU (LOCAL_RANK under torchrun), or the CPU
+            of a machine without GPUs.
 
     Raises:
-        ValueError: a GPU that is not there.
+        ValueError: there is no such GPU.
     """
     if name == "auto" and not torch.cuda.is_available():
         name = "cpu"
@@ -26,23 +30,27 @@ def choose(name: str = "auto") -> torch.device:
             raise ValueError(f"device {name!r}: PyTorch {torch.__version__} sees no CUDA GPU. Use --use_device cpu")
         if (device.index or 0) >= torch.cuda.device_count():
             raise ValueError(f"device {name!r}: there are {torch.cuda.device_count()} GPUs, counted from 0")
-    # What is called float32 is float32: by default convolutions would round to TF32, and a volume depend on its batch.
+    # By default, convolutions of float32 round to TF32. Then a volume would depend on the batch that it is computed in.
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     return device
 
 
 def supports_bfloat16(device: torch.device | str) -> bool:
-    """Whether mixed precision pays: GPUs from Ampere on. Older ones only emulate it."""
+    """Whether mixed precision saves time: on GPUs from Ampere on. Older GPUs only emulate it."""
     return torch.device(device).type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def start_ranks(device: torch.device | str, distributed: bool) -> None:
-    """Join the processes that torchrun started, before anything else of them talks to another.
+    """Join the processes that torchrun started, before they send each other anything else.
 
-    ignite would join them at its first own message otherwise, which one rank sends while another waits elsewhere.
+    Otherwise ignite joins them at its own first message, which one process may send while another waits elsewhere.
+
+    Args:
+        device: device of this process.
+        distributed: whether configs/multi_gpu.json is in use.
 
     Raises:
-        ValueError: several processes without configs/multi_gpu.json, each of which would train alone; or the reverse.
+        ValueError: there are several processes without configs/multi_gpu.json, so that each would train alone; or the reverse.
     """
     world_size = int(os.environ.get("WORLD_SIZE", 1))
     if world_size > 1 and not distributed:
@@ -54,10 +62,10 @@ def start_ranks(device: torch.device | str, distributed: bool) -> None:
 
 
 def refuse_ranks() -> None:
-    """Refuse to train in several processes what only one can train.
+    """Refuse several processes for a training that runs in one.
 
     Raises:
-        ValueError: torchrun started more than one; each would train alone, and write the same files.
+        ValueError: torchrun started more than one. Each would train alone and write the same files.
     """
     world_size = int(os.environ.get("WORLD_SIZE", 1))
     if world_size > 1:

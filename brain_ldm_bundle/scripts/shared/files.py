@@ -12,8 +12,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-import torch
-
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -112,6 +110,8 @@ def read_tensors(path: str | Path, **options) -> Any:
     Raises:
         ValueError: there is no such file, or it is damaged.
     """
+    import torch  # here, because it takes seconds, and most tools write files without it
+
     try:
         return torch.load(path, map_location="cpu", weights_only=True, **options)
     except PermissionError:
@@ -127,6 +127,8 @@ def save_weights(state: Mapping, path: str | Path) -> None:
     Raises:
         ValueError: a tensor holds NaN or infinity; an older file at `path` stays as it was.
     """
+    import torch
+
     broken = next(_non_finite(state), None)
     if broken:
         raise ValueError(f"{path}: not written, {broken} is not finite. Training has diverged: lower the learning rate.")
@@ -143,5 +145,5 @@ def _non_finite(state: Mapping, prefix: str = "") -> Iterator[str]:
     for key, value in state.items():
         if isinstance(value, Mapping):
             yield from _non_finite(value, f"{prefix}{key}.")
-        elif isinstance(value, torch.Tensor) and value.is_floating_point() and not torch.isfinite(value).all():
+        elif hasattr(value, "is_floating_point") and value.is_floating_point() and not value.isfinite().all():
             yield f"{prefix}{key}"

@@ -1,4 +1,4 @@
-"""What a long training run needs of its engine: go on after a kill, keep the best weights, show progress, stop at NaN."""
+"""Handlers for long trainings: resume after a kill, keep the best weights, show the progress, stop at NaN."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 class EpochSeed:
     """Seed every generator at the start of each epoch from (seed, epoch, rank).
 
-    A run that was killed then continues as if it had never stopped, and two ranks draw different noise.
+    So a run that was killed continues as if it had never stopped, and two ranks draw different noise.
     """
 
     def __init__(self, seed: int, rank: int = 0) -> None:
@@ -47,19 +47,19 @@ class EpochSeed:
 
 
 class Resume:
-    """Keep the whole state of a stage in one file, and take it up again when the same command is run.
+    """Save the whole state of a stage in one file, and load it when the same command runs again.
 
-    Saved after every epoch, after every `every_minutes` within an epoch, and on SIGTERM, on which the run then ends with
-    exit status 143. From the end of an epoch a run continues bit for bit; from within one, the rest of the epoch is
-    drawn anew. List it after every handler that it saves or that changes what it saves.
+    The state is saved after every epoch, every `every_minutes` within an epoch, and on SIGTERM, which then ends the run with
+    exit status 143. From the end of an epoch, a run continues bit for bit. From within an epoch, the rest of it sees other
+    random draws. Attach this handler after all handlers that it saves or that change what it saves.
 
     Args:
-        path: the file; written whole or not at all.
-        objects: name to anything with `state_dict` and `load_state_dict`: networks without their DDP wrapper,
+        path: file of the state.
+        objects: everything to save, by name. It has `state_dict` and `load_state_dict`: networks without their DDP wrapper,
             optimisers, schedulers after their optimisers, `BestWeights`.
-        settings: plain values that the file must have been made with, where it tells: a run with others is refused.
-        writes: False on all ranks but the first.
-        every_minutes: longest work lost to a SIGKILL within an epoch.
+        settings: plain values. A file that was made with other values is refused.
+        writes: True on the first rank only.
+        every_minutes: longest work in minutes that a SIGKILL within an epoch costs.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Resume:
 
     def load(self, engine: Engine) -> None:
         self._last_save = time.monotonic()
-        if threading.current_thread() is threading.main_thread():  # only there may signals be caught
+        if threading.current_thread() is threading.main_thread():  # Python allows signal handlers only there
             self._before = signal.signal(signal.SIGTERM, self._on_sigterm)
         if not self.path.exists():
             return
@@ -104,10 +104,10 @@ class Resume:
                 f"Use those settings again, or delete the file to start over."
             ) from error
         engine.state.epoch, within = state["epoch"], state["iteration_of_epoch"]
-        if state["epoch_length"] != engine.state.epoch_length:  # other data or batch size: begin the epoch again
+        if state["epoch_length"] != engine.state.epoch_length:  # other data or batch size: the epoch begins again
             within = 0
         engine.state.iteration = engine.state.epoch * engine.state.epoch_length + within
-        logger.info(f"{self.path}: going on after epoch {engine.state.epoch} of {engine.state.max_epochs}")
+        logger.info(f"{self.path}: resuming after epoch {engine.state.epoch} of {engine.state.max_epochs}")
         if engine.state.epoch >= engine.state.max_epochs:
             logger.warning(f"{self.path}: all epochs are done, nothing is left to train. Delete it to start over.")
 
@@ -119,11 +119,11 @@ class Resume:
             save_weights(states | position | {"settings": self.settings}, self.path)
         self._last_save = time.monotonic()
         if self.terminated:
-            raise SystemExit(143)  # not engine.terminate(): the next stage would start
+            raise SystemExit(143)  # after engine.terminate() the next stage would start
 
     def _after_iteration(self, engine: Engine) -> None:
         due = self.terminated or time.monotonic() - self._last_save > 60 * self.every_minutes
-        if due and engine.state.iteration % engine.state.epoch_length:  # the epoch's end saves anyhow, after validation
+        if due and engine.state.iteration % engine.state.epoch_length:  # at the end of an epoch, `save` runs after validation
             self.save(engine)
 
     def _on_sigterm(self, signum, frame) -> None:
@@ -137,10 +137,10 @@ class Resume:
 
 
 def _restore(item: Any, state: Mapping[str, Any]) -> None:
-    """Load a state; learning rates and the shape of their schedule are the config's, which may have been changed since."""
+    """Load a state. Learning rates and the shape of their schedule come from the config, which may have changed since."""
     if isinstance(item, LRScheduler):
         vars(item).update({key: state[key] for key in ("last_epoch", "_step_count", "_last_lr")})
-        if isinstance(item, LambdaLR):  # at once: the schedule itself would come to it after a step, or a whole epoch
+        if isinstance(item, LambdaLR):  # the schedule itself would set it only after the next step or epoch
             for group, base_lr, factor in zip(item.optimizer.param_groups, item.base_lrs, item.lr_lambdas):
                 group["lr"] = base_lr * factor(item.last_epoch)
     elif isinstance(item, torch.optim.Optimizer):
@@ -154,16 +154,16 @@ def _restore(item: Any, state: Mapping[str, Any]) -> None:
 
 
 class BestWeights:
-    """Write the weights of `network` whenever an evaluator's metric is better than ever before.
+    """Write the weights of a network whenever a metric of the evaluator is better than ever before.
 
     Args:
-        path: a plain state dict, written whole or not at all; a network that is not finite is never written.
-        network: without its DDP wrapper.
-        metric: name among the evaluator's metrics.
+        path: file of the state dict. A network that is not finite is never written.
+        network: network without its DDP wrapper.
+        metric: name of the evaluator's metric.
         larger_is_better: False for losses.
-        restart_at_epoch: from here on the loss is another one, and what was best before does not count any more: the
+        restart_at_epoch: epoch from which the loss is another one. Earlier metrics do not count any more then, because the
             adversarial phase gives sharper images of a lower SSIM.
-        writes: False on all ranks but the first.
+        writes: True on the first rank only.
     """
 
     def __init__(
@@ -205,9 +205,9 @@ class BestWeights:
 
 
 class MovingAverage(EMAHandler):
-    """Average of a network's weights over the steps, `ema_model`. Early on it forgets faster: momentum 9 / (9 + step).
+    """Average a network's weights over the steps, in `ema_model`. The first steps count less: momentum 9 / (9 + step).
 
-    With a constant momentum of 1e-4, most of what a run of a thousand steps saves would be the untrained network.
+    With a constant momentum of 1e-4, most of the average after a thousand steps would still be the untrained network.
     """
 
     def _update_ema_model(self, engine: Engine, name: str) -> None:
@@ -216,7 +216,7 @@ class MovingAverage(EMAHandler):
 
 
 class Progress:
-    """One bar for a whole stage, with the time left and the mean loss of the last hundred steps."""
+    """Show one bar for a whole stage, with the time left and the mean loss of the last hundred steps."""
 
     def __init__(self, description: str) -> None:
         self.description = description
@@ -257,5 +257,5 @@ class StopAtNonFinite:
 
 
 def validation_interval(at_most: int, epochs: int) -> int:
-    """Epochs between validations: at most so many, and a divisor of `epochs`, so that the last one is validated."""
+    """Number of epochs between validations: the largest divisor of `epochs` up to `at_most`, so that the last is validated."""
     return max(n for n in range(1, min(at_most, epochs) + 1) if epochs % n == 0)

@@ -1,4 +1,4 @@
-"""Refuse misspelt overrides: MONAI takes any unknown name without a word, and the run goes on with the default."""
+"""Refuse misspelt settings. MONAI accepts any unknown name silently, and the run uses the default."""
 
 from __future__ import annotations
 
@@ -20,7 +20,14 @@ RUN_ARGUMENTS = {
 
 
 def command_line(argv: Sequence[str] | None = None) -> dict[str, object]:
-    """The `--name value` and `--name=value` pairs of a `monai.bundle` command line; values as Python literals if they are."""
+    """Read the `--name value` and `--name=value` pairs of a `monai.bundle` command line.
+
+    Args:
+        argv: words of the command line; None: those of this process.
+
+    Returns:
+        name to value. A value that is a Python literal, such as 3 or [1, 2], is read as such; others are text.
+    """
     argv = list(sys.argv if argv is None else argv)
     pairs = {}
     for position, argument in enumerate(argv):
@@ -38,7 +45,7 @@ def command_line(argv: Sequence[str] | None = None) -> dict[str, object]:
 
 
 def _is_flag(argument: str) -> bool:
-    """One dash is as good as two to `monai.bundle`; a number may begin with one as well."""
+    """`monai.bundle` takes one dash or two before a name; a negative number begins with a dash as well."""
     return re.match(r"--?[A-Za-z_]", argument) is not None
 
 
@@ -47,11 +54,12 @@ def refuse_unknown(also_known: Iterable[str] = (), argv: Sequence[str] | None = 
 
     Args:
         also_known: names that are right although the config does not hold them, such as covariates.
-        argv: of the process by default. Without `--config_file` (a workflow made in Python) nothing is checked.
+        argv: words of the command line; None: those of this process. Without `--config_file`, as in a workflow that was
+            made in Python, nothing is checked.
 
     Raises:
-        ValueError: an override that the config does not know; the nearest known name is given. Or true and false in lower
-            case, which are words to the command line, and words are true.
+        ValueError: the config does not have a setting, and the message gives the nearest name; or a setting is true or
+            false in lower case. The command line reads that as text, and any text counts as True.
     """
     given = command_line(argv)
     files = given.get("config_file")

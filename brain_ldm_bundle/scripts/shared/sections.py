@@ -1,4 +1,4 @@
-"""One part of an evaluation as a reader sees it: heading, text, tables, figures. A page is made of any number of them."""
+"""A section of the report page: heading, text, tables and figures of one evaluation."""
 
 from __future__ import annotations
 
@@ -13,18 +13,17 @@ __all__ = ["drop_sections", "write_section"]
 def write_section(
     path: str | Path, title: str, text: str, tables: Sequence[Mapping] = (), figures: Sequence[Mapping] = ()
 ) -> None:
-    """Write `NAME.section.json` into an evaluation's folder; `scripts/report.py` of the project shows all that it finds.
+    """Write `NAME.section.json` into the folder of an evaluation. `scripts/report.py` of the project shows all sections.
 
     Args:
-        path: ends in ".section.json".
-        title: of the section.
-        text: what was computed on what, with which definition, and what the trivial answer means. Plain text; a blank line
-            starts a paragraph.
-        tables: {"header": cells, "rows": lists of cells}, cells as text, with units in the header.
-        figures: {"file": PNG beside the section's file, "caption": text}.
+        path: file whose name ends in ".section.json".
+        title: heading of the section.
+        text: plain text: data, definitions, and the meaning of the trivial answer. A blank line starts a paragraph.
+        tables: tables as {"header": cells, "rows": lists of cells}; cells are text, and the header has the units.
+        figures: figures as {"file": name of a PNG in the same folder, "caption": text}.
 
     Raises:
-        ValueError: another ending; a row that has not the cells of its header; a figure that is not there.
+        ValueError: the name has another ending, a row has more or fewer cells than its header, or a figure is missing.
     """
     path = Path(path)
     if not path.name.endswith(".section.json"):
@@ -41,9 +40,9 @@ def write_section(
 
 
 def drop_sections(folder: str | Path, *names: str) -> None:
-    """Remove `NAME.section.json` of an earlier evaluation, so that none of another model stands beside the new ones.
+    """Remove `NAME.section.json` of an earlier evaluation, so that a page does not mix sections of two models.
 
-    To be called when nothing is left to refuse, before work starts: a run that ends early leaves no section.
+    Call it when all input is checked and before work starts. Then a run that ends early leaves no section.
     """
     for name in names:
         (Path(folder) / f"{name}.section.json").unlink(missing_ok=True)

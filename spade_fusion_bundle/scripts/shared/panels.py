@@ -1,4 +1,4 @@
-"""Pictures for TensorBoard: the three mid-planes of volumes, side by side."""
+"""Pictures for TensorBoard: the three planes through the middle of a volume, next to each other."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ __all__ = ["Panels", "three_planes"]
 
 
 def three_planes(volume: torch.Tensor) -> torch.Tensor:
-    """Axial, coronal and sagittal mid-plane of a volume (D, H, W) stored from right, back and bottom, as one image (1, h, w).
+    """Axial, coronal and sagittal plane through the middle of a volume, as one image (1, h, w).
 
-    The subject's left is at the picture's right, as a radiologist looks at it; up is up and, in the sagittal plane, the
-    nose points left.
+    The picture shows the subject's left at its right, as radiologists do. In the sagittal plane the nose points left.
+
+    Args:
+        volume: (D, H, W), stored from right, back and bottom.
     """
     x, y, z = (side // 2 for side in volume.shape)
     planes = [plane.T.flip(0) for plane in (volume[:, :, z], volume[:, y, :], volume[x].flip(0))]
@@ -26,12 +28,12 @@ def three_planes(volume: torch.Tensor) -> torch.Tensor:
 
 
 class Panels:
-    """Draw named volumes every few epochs of a trainer.
+    """Draw volumes in TensorBoard every few epochs of a trainer.
 
     Args:
-        log_dir: of TensorBoard.
-        volumes: called without arguments; gives a dict of name to volumes (B, 1, D, H, W), one row of pictures each.
-        every: epochs.
+        log_dir: folder that TensorBoard reads.
+        volumes: function without arguments. It returns volumes (B, 1, D, H, W) by name; each name becomes a row of pictures.
+        every: number of epochs between two drawings.
     """
 
     def __init__(self, log_dir: str, volumes: Callable[[], dict[str, torch.Tensor]], every: int) -> None:
