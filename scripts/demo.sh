@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Everything once, small, with both bundles: a simulated cohort, training, generation, all of the evaluation, and a page.
+# Small demonstration of both bundles: simulate a cohort, train, generate, evaluate, and write a page with all results.
 set -euo pipefail
 
 SUBJECTS=120
-SEED=1                                           # other people than the shipped weights were trained on (seed 0)
+SEED=1                                           # other heads than those that the shipped weights were trained on (seed 0)
 REQUESTS=64
-# Some steps more on this cohort, from the shipped weights: gently, or they would forget what they know.
+# Training continues from the shipped weights on this cohort, at low learning rates, so that they keep what they learnt.
 TRAINING="--autoencoder_epochs 1 --autoencoder_lr 2e-4 --diffusion_epochs 3 --diffusion_lr 1e-4 --val_interval 1"
 SAMPLING="--steps 50 --guidance_scale 1.0 --batch_size 16"
-CHAIN="--sampler_name ddpm --steps 1000 --batch_size 16"     # the whole chain, as the paper's first row
+CHAIN="--sampler_name ddpm --steps 1000 --batch_size 16"     # all steps, as in the first row of the paper's table
 CHAIN_VOLUMES=16
 SWEEPS="--sweep ventricles_ml 10 150 --sweep age 46 80 --rows 6 --noises 1 --extrapolate"
 REGRESSOR_TRAINING="--regressor_epochs 3 --regressor_lr 2e-4 --val_interval 1"
@@ -17,17 +17,17 @@ VARIANTS=4
 SEGMENTATION=""
 SLICES=60
 PAIRS=100
-COMPONENTS="--feature_dimensions 10"             # of the FID; without it the smallest set would decide
+COMPONENTS="--feature_dimensions 10"             # of the FID; otherwise the size of the smallest set decides
 
 usage() {
     cat <<'TEXT'
 bash scripts/demo.sh [--output DIR] [--fresh] [--tiny]
 
-  --output DIR  where everything goes (default: demo)
-  --fresh       delete what an earlier demo made there, and start over
-  --tiny        20 subjects, 8 volumes, hardly any training: only to see that it runs
+  --output DIR  folder for all results (default: demo)
+  --fresh       delete the results of an earlier demo in this folder, and start over
+  --tiny        20 subjects, 8 volumes and hardly any training, only to see that everything runs
 
-Run again after an interruption: what is done is kept.
+After an interruption, run the same command again: it skips the steps that are done.
 TEXT
 }
 
@@ -59,7 +59,7 @@ while [ $# -gt 0 ]; do
     shift
 done
 
-# The folder is ours alone: the mark says who made it, and with which settings.
+# The file .made_by_demo shows that a demo made this folder, and with which settings.
 settings="version 2, subjects $SUBJECTS of seed $SEED, requests $REQUESTS, training '$TRAINING', sampling '$SAMPLING', chain '$CHAIN' \
 $CHAIN_VOLUMES, sweeps '$SWEEPS', regressor '$REGRESSOR_TRAINING', spade '$SPADE_TRAINING'"
 mark="$output/.made_by_demo"
@@ -72,7 +72,7 @@ if [ -n "$fresh" ] && [ -f "$mark" ]; then
     rm -rf "$output"
 fi
 if [ -d "$output" ] && [ -n "$(ls -A "$output")" ] && [ ! -f "$mark" ]; then
-    echo "$output holds something that this demo did not make. Choose another folder with --output DIR" >&2
+    echo "$output holds files that this demo did not make. Choose another folder with --output DIR" >&2
     exit 1
 fi
 if [ -f "$mark" ] && [ "$(cat "$mark")" != "$settings" ]; then
@@ -107,7 +107,7 @@ step() {  # NAME DESCRIPTION COMMAND...
 on_exit() {
     local status=$?
     if [ "$status" -ne 0 ]; then
-        printf '\nStopped in step %s\nSee the messages above. The same command goes on from here, with --fresh it starts over.\n' \
+        printf '\nStopped in step %s\nSee the messages above. The same command continues from here; with --fresh it starts over.\n' \
             "$doing" >&2
     fi
 }
@@ -168,7 +168,7 @@ test_scans() {  # one path per line
 }
 
 measure_volumes() {  # TABLE, then what to measure
-    # Volumes that cannot be measured are no reason to stop: the page counts them.
+    # The demo does not stop if volumes cannot be measured: the page counts them.
     rm -f "$1"
     python scripts/measure_volumes.py "${@:2}" --output "$1" || [ -f "$1" ]
 }
@@ -198,7 +198,7 @@ evaluate() {
         --output_dir "$folder" --cache_dir "$output/cache" --pairs "$PAIRS" $COMPONENTS \
         --reconstructions_dir "$output/reconstructions" \
         --samples "{'LDM, 1000 steps':'$output/generated_1000','LDM, 50 DDIM steps':'$output/generated'}"
-    # An audit that finds copies ends with an error; here the page tells.
+    # An audit that finds copies ends with an error. The demo continues, because the page shows the finding.
     rm -f "$folder/memorisation.section.json"
     bundle brain_ldm_bundle auditing --config_file configs/evaluate.json --dataset_dir "$output/data" \
         --models_dir "$output/models" --output_dir "$folder" --cache_dir "$output/cache" --audited_dir "$output/generated" ||
@@ -254,7 +254,7 @@ make_studies() {
     make_study spade_reader_study "$output/spade/test"
 }
 
-score_study() {  # NAME BUNDLE TITLE: people's files, as far as there are any, beside the computed readers
+score_study() {  # NAME BUNDLE TITLE; scores the computed readers, and people if there are files of theirs
     local files=()
     mapfile -t files < <(find "$output/$1/computed" "$output/$1/results" -name '*.tsv' | sort)
     python scripts/reader_study.py score "$output/$1/key/key.tsv" "${files[@]}" --partial --title "$3" \
@@ -283,23 +283,23 @@ doing="[1/$STEPS] Set up Python (minutes the first time, about 2 GB to download)
 printf '%s\n' "$doing"
 . scripts/setup.sh
 
-step data "Simulate a cohort: $SUBJECTS heads at 4 mm, volumes known (seconds)" \
+step data "Simulate a cohort of $SUBJECTS heads at 4 mm with known volumes (seconds)" \
     python scripts/make_demo_data.py "$output/data" --subjects "$SUBJECTS" --spacing_mm 4 --seed "$SEED"
 step training "Train the autoencoder, then the diffusion model (about 1 minute)" train
 step requests "Draw $REQUESTS plausible requests from the cohort, and sweeps (seconds)" request
 step generation "Generate $REQUESTS volumes (about 1 minute)" generate
 step measurement "Measure the generated volumes and the test scans (half a minute)" measure
 step first_report "Write a first page, $output/report.html (seconds)" first_report
-step regressor "Train a network that reads age and volumes from a scan (seconds)" train_regressor
+step regressor "Train a network that predicts age and volumes from a scan (seconds)" train_regressor
 step more_generation "Generate sweeps, and $CHAIN_VOLUMES volumes by all 1000 steps (about 4 minutes)" generate_more
-step more_measurement "Measure the sweeps, and read the ages of all (half a minute)" measure_more
+step more_measurement "Measure the sweeps, and predict age from all generated volumes (half a minute)" measure_more
 step evaluation "Compare with real scans: Table 1, conditioning, copies (about 1 minute)" evaluate
 step spade_training "Train three SPADE GANs and the fusion on the cohort's label maps (about 3 minutes)" train_spade
-step spade_synthesis "Make $VARIANTS anatomies of one label map, and T1w of training and test maps (about 2 minutes)" synthesise
+step spade_synthesis "Make $VARIANTS anatomies from one label map, and T1w from training and test maps (about 2 minutes)" synthesise
 step spade_evaluation "Compare synthetic T1w with the scans, and train segmenters on both (about 2 minutes)" evaluate_spade
-step studies "Write the pages of two reader studies, and let simple rules read them (seconds)" make_studies
-rm -f "$output/.done/report"                     # once more at every run: people may have rated
-step report "Write the page again, with all of it, and one of the anatomies (seconds)" last_report
+step studies "Write the pages of two reader studies, and let simple rules rate them (seconds)" make_studies
+rm -f "$output/.done/report"                     # this step runs every time, because people may have rated since
+step report "Score the reader studies, and write the pages with all results (about 1 minute)" last_report
 
 printf '\nDone. Look at\n  %s\n  %s\n  %s\nand, to rate slices yourself,\n  %s\n  %s\nAll images are synthetic. For research, not for clinical use.\n' \
     "$output/report.html" "$output/report.png" "$output/spade_report.html" "$output"/{,spade_}reader_study/page/reader_study.html

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# MONAI Label with both bundles, on the cohort and the weights that scripts/demo.sh made. scripts/monailabel_app/README.md
+# Serve both bundles in MONAI Label, with the cohort and weights of scripts/demo.sh. See scripts/monailabel_app/README.md
 set -euo pipefail
 
 usage() {
     cat <<'TEXT'
 bash scripts/start_monailabel.sh [--demo DIR] [--port N] [--host ADDRESS]
 
-  --demo DIR      what scripts/demo.sh made (default: demo); the server's files go to DIR/label
-  --port N        default: 8000
-  --host ADDRESS  default: 127.0.0.1, this computer alone. The server asks for no password
+  --demo DIR      output folder of scripts/demo.sh (default: demo); the server's files go to DIR/label
+  --port N        port of the server (default: 8000)
+  --host ADDRESS  address of the server (default: 127.0.0.1, this computer only). The server asks for no password
 
 Runs until Ctrl+C. Uses the active virtual environment if it has MONAI Label, else .venv-label, which it makes.
 TEXT
@@ -33,7 +33,7 @@ done
 
 for made in data/participants.tsv models/model.pt models/autoencoder.pt spade/models/model.pt; do
     if ! [ -f "$demo/$made" ]; then
-        echo "$demo/$made: no such file. Run first: bash scripts/demo.sh, or say with --demo where its output is" >&2
+        echo "$demo/$made: no such file. Run first: bash scripts/demo.sh. If its output is elsewhere, add --demo DIR" >&2
         exit 1
     fi
 done
@@ -53,7 +53,7 @@ if ! has_label python; then
     fi
 fi
 
-# Copies of all that a client can change: a stored label, a deleted image or a training must not change the demo.
+# Clients can store labels, delete images and train. They work on copies, so that the demo does not change.
 label="$demo/label"
 if ! [ -f "$label/.complete" ]; then
     echo "Copying the cohort to $label/studies: MONAI Label wants all images in one folder"
@@ -67,7 +67,7 @@ if ! [ -f "$label/.complete" ]; then
     done
     touch "$label/.complete"
 fi
-refresh() { # FILE FOLDER: unless the folder has it as new, from the demo or from a training here
+refresh() { # FILE FOLDER: copy the file unless the folder has one that is as new, from the demo or from training here
     mkdir -p "$2"
     if [ "$1" -nt "$2/$(basename "$1")" ]; then cp "$1" "$2"; fi
 }
@@ -103,9 +103,9 @@ All images it makes are synthetic. For research, not for clinical use. Ctrl+C en
 
 TEXT
 cd "$label"
-# By default MONAI Label lets every page that is open in a browser here read and write what the server can. Its setting against
-# that stops version 0.8.5 from starting and from training, which print all settings and cannot print this one: so it is
-# there only while the server's module reads it.
+# By default, MONAI Label lets every page that is open in a browser on this computer use the server. A setting prevents this, but
+# version 0.8.5 prints all settings when it starts and trains, and cannot print this one. So the setting exists only while the
+# server's module reads it.
 start="from monailabel.config import settings; settings.MONAI_LABEL_CORS_ORIGINS = ['http://$host:$port']; import monailabel.app; \
 settings.MONAI_LABEL_CORS_ORIGINS = []; from monailabel.main import Main; Main().run()"
 exec "$python" -W ignore -c "$start" start_server --app "$label/app" --studies "$label/studies" --host "$host" --port "$port" \

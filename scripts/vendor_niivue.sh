@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Put NiiVue, the volume viewer of the report page, into scripts/report_page/viewer from its npm package. Run it to change the
-# version; needs npm and a network. The result is in git, nobody else needs to run this.
+# Copy NiiVue, the volume viewer of the report page, from its npm package into scripts/report_page/viewer. Run this script only to
+# change the version; it needs npm and a network. The result is in git.
 set -euo pipefail
 cd "$(dirname "$0")/report_page/viewer"
 
-# What the bundled file is made of: its dependencies in package.json, and theirs. Here for their licences only.
+# The bundled file contains these packages: dependencies in package.json, and theirs. They are listed for their licences.
 PACKAGES="
 @niivue/niivue@0.69.0       sha512-YMjQvJgD1W2b7DuoxkwlC4VxbrgIePRJ5qyQzXKxi2v2MBVg285P/CIQyg46oDDGDIcaNlbd+MhtO/edMbXJkA==
 @lukeed/uuid@2.0.1          sha512-qC72D4+CDdjGqJvkFMMEAtancHUQ7/d/tAiHf64z8MopFDmcrtbcJuerDtFceuAfQJ2pDSfCKCtbqoGBNnwg0w==
@@ -21,14 +21,14 @@ BUNDLED=package/dist/niivue.umd.js
 
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
-cp niivue.notices.txt "$folder/licences"  # what the packages do not carry themselves
+cp niivue.notices.txt "$folder/licences"  # notices that the packages lack
 
 while read -r package integrity; do
     [ -n "$package" ] || continue
     file=$(npm pack --silent --pack-destination "$folder" "$package")
     found="sha512-$(openssl dgst -sha512 -binary "$folder/$file" | base64 -w0)"
     if [ "$found" != "$integrity" ]; then
-        echo "error: $package is not what it was: expected $integrity, got $found. Nothing was changed" >&2
+        echo "error: $package has changed: expected $integrity, got $found. No file was changed" >&2
         exit 1
     fi
     licence=$(tar -tzf "$folder/$file" | grep -iE '^package/licen[cs]e(\.md|\.txt)?$' || true)

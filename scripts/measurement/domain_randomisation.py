@@ -14,10 +14,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from monai.networks.layers import GaussianFilter
+from registration.deep_grey import rigid_to_mni
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 from shared import mni_box
-from simulation.labelled_subject import rigid_to_mni
 
 from measurement.label_values import read_label_values
 from measurement.volume_net import CLASSES, SHAPE, SPACING_MM, scale_intensity
