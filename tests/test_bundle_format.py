@@ -1,4 +1,4 @@
-"""What MONAI's own bundle commands make of our bundles, offline, on copies that hold weights of tiny networks."""
+"""MONAI's own bundle commands work with our bundles, offline, on copies that hold weights of tiny networks."""
 
 import json
 import os
@@ -30,7 +30,7 @@ REQUEST = {"age": 70, "sex": "F", "ventricles_ml": 30, "brain_normalised_ml": 15
 
 
 def write_ldm_weights(models: Path) -> None:
-    """An autoencoder and a diffusion model of the metadata's channels, with settings and hash of each other."""
+    """Write an autoencoder and a diffusion model with the channels of the metadata, and with each other's settings."""
     torch.manual_seed(0)
     autoencoder = tiny.perturbed(Autoencoder(**AUTOENCODER))
     schema = CovariateSchema.from_file(ROOT / LDM / "configs" / "covariates.json")
@@ -50,7 +50,7 @@ def write_spade_weights(models: Path) -> None:
 
 
 def copy_bundle(name: str, folder: Path) -> Path:
-    """A copy of a bundle with tiny weights in place of all others."""
+    """Copy a bundle, with tiny weights instead of its own."""
     ignored = shutil.ignore_patterns("models", "eval", "cache", "__pycache__")
     copy = shutil.copytree(ROOT / name, folder / name, ignore=ignored)
     (copy / "models").mkdir()
@@ -66,7 +66,7 @@ def copies(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """A data set for each bundle."""
+    """Write a data set for each bundle."""
     folder = tmp_path_factory.mktemp("data")
     return {
         LDM: str(tiny.write_dataset(folder / LDM, training=3, validation=1)),
@@ -76,7 +76,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture
 def enter(copies, monkeypatch, forget_scripts):
-    """Enter the copy of a bundle as its user does; a bundle that was entered before is left."""
+    """Enter the copy of a bundle as its user does, and leave the bundle that was entered before."""
 
     def enter_one(name):
         forget_scripts()
@@ -88,7 +88,7 @@ def enter(copies, monkeypatch, forget_scripts):
 
 
 def config(name: str) -> dict[str, str]:
-    """The files that MONAI's commands ask for, from a bundle's folder."""
+    """Files that MONAI's commands need, relative to the folder of a bundle."""
     return {"meta_file": "configs/metadata.json", "config_file": f"configs/{name}.json"}
 
 
@@ -141,7 +141,7 @@ def test_load_gives_the_network_with_the_weights(enter, name):
 @pytest.mark.parametrize("workflow", ["train", "inference", "evaluate"])
 @pytest.mark.parametrize("name", BUNDLES)
 def test_no_property_is_missing_or_misnamed(enter, data, name, workflow, tmp_path):
-    """Every property is also made, without weights where it trains."""
+    """Every property can also be built; a training needs no weights for this."""
     enter(name)
     kind = "train" if workflow == "train" else "inference"
     made = monai.bundle.create_workflow(
@@ -156,7 +156,7 @@ def test_no_property_is_missing_or_misnamed(enter, data, name, workflow, tmp_pat
 
 
 def infer(name: str, data: dict, folder: Path, **more) -> list[Path]:
-    """Run a bundle's inference from Python; the images that it made come back."""
+    """Run the inference of a bundle from Python, and return the paths of the images."""
     workflow = monai.bundle.create_workflow(
         config_file="configs/inference.json", workflow_type="inference", **settings(name, data, "inference", folder) | more
     )
@@ -166,7 +166,7 @@ def infer(name: str, data: dict, folder: Path, **more) -> list[Path]:
 
 
 def test_both_bundles_work_in_one_process_one_after_the_other(enter, data, tmp_path):
-    """Each has its own `scripts`, which whoever uses both unloads in between, as MONAI Label does."""
+    """Each bundle has its own `scripts`. A program that uses both unloads one before the other, as MONAI Label does."""
     one_map = next(Path(data[SPADE]).rglob("sub-01_dseg.nii.gz"))
     for number, name in enumerate((LDM, SPADE, LDM)):
         enter(name)
@@ -185,7 +185,7 @@ def test_a_cohort_can_be_made_again_from_the_table_in_its_folder(enter, data, tm
 
 
 def blocks(*shape: int) -> torch.Tensor:
-    """Classes 0 to 5 in blocks, with empty slices at one end of each axis."""
+    """A label map with classes 0 to 5 in blocks, and empty slices at one end of each axis."""
     torch.manual_seed(1)
     coarse = torch.randint(0, 6, (1, 1, *(side // 8 for side in shape))).float()
     labels = coarse.repeat_interleave(8, 2).repeat_interleave(8, 3).repeat_interleave(8, 4)
@@ -219,7 +219,7 @@ def test_spade_is_exported_to_torchscript_by_scripting(enter, tmp_path):
 
 
 def ldm_inputs(batch: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Latents, time steps, covariates, and all three as the maps of `OneInputUNet`."""
+    """Latents, time steps, covariates, and the three of them packed into the single input of `OneInputUNet`."""
     torch.manual_seed(1)
     latents, timesteps = torch.randn(batch, 3, 20, 28, 20), torch.tensor([7, 999, 512])[:batch]
     context = torch.rand(batch, 1, 4)
@@ -236,7 +236,7 @@ def ldm_network(copy: Path) -> DiffusionUNet:
 
 @torch.no_grad()
 def test_the_ldm_is_exported_to_torchscript_by_tracing(enter, tmp_path):
-    """With every input: time step and covariates are not constants of the trace."""
+    """The trace uses every input: time step and covariates are no constants in it."""
     copy = enter(LDM)
     file = tmp_path / "model.ts"
     monai.bundle.ckpt_export(
@@ -253,7 +253,7 @@ def test_the_ldm_is_exported_to_torchscript_by_tracing(enter, tmp_path):
 
 @pytest.mark.parametrize("net_id", ["network_def", "autoencoder_def"])
 def test_the_ldm_cannot_be_scripted_as_its_docs_say(enter, net_id):
-    """When this fails, MONAI's networks can be scripted: then drop the tracing, and the note for the model zoo."""
+    """If this test fails, MONAI's networks can be scripted: then remove the tracing and the note for the model zoo."""
     enter(LDM)
     parser = monai.bundle.ConfigParser(monai.bundle.ConfigParser.load_config_file("configs/inference.json"))
     with pytest.raises((RuntimeError, torch.jit.frontend.NotSupportedError)):
@@ -273,7 +273,7 @@ def test_without_step_and_covariates_the_network_takes_step_0_and_withholds_all(
 @pytest.mark.parametrize("name", BUNDLES)
 @torch.no_grad()
 def test_onnx_export_gives_the_same_answers(enter, name, tmp_path):
-    """About a minute: the exporter is slow whatever the size of the network."""
+    """This takes about a minute, because the exporter is slow for networks of any size."""
     pytest.importorskip("onnxscript")
     evaluator = pytest.importorskip("onnx.reference").ReferenceEvaluator
     copy = enter(name)
@@ -300,7 +300,7 @@ def test_the_one_input_network_takes_the_same_weights():
 
 @pytest.mark.parametrize("name", BUNDLES)
 def test_a_bundle_leaves_no_file_where_it_is_used(enter, data, name, tmp_path, monkeypatch):
-    """From another folder, by absolute paths: nothing is written beside the caller."""
+    """The caller is in another folder and uses absolute paths; the bundle writes nothing there."""
     copy = enter(name)
     here = tmp_path / "elsewhere"
     here.mkdir()
@@ -319,7 +319,7 @@ def test_a_bundle_leaves_no_file_where_it_is_used(enter, data, name, tmp_path, m
 @pytest.mark.parametrize("tracking", ["mlflow", "configs/tracking.json"])
 @pytest.mark.parametrize("name", BUNDLES)
 def test_mlflow_tracks_training_in_a_local_database(enter, data, name, tracking, tmp_path):
-    """MONAI's own settings know the last stage. mlflow is no requirement of ours, because it brings fifty packages."""
+    """MONAI's own settings track only the last stage. mlflow is not in our requirements, because it brings fifty packages."""
     mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed: pip install mlflow")
     enter(name)
     overrides = settings(name, data, "train", tmp_path)

@@ -1,4 +1,4 @@
-"""The layout of the repository is what the README and MONAI's bundle commands rely on."""
+"""The layout of the repository, its documents and its requirements hold together."""
 
 import json
 import re
@@ -72,13 +72,22 @@ def test_every_bundle_carries_the_licence():
         assert (bundle / "LICENSE").read_text() == (ROOT / "LICENSE").read_text()
 
 
+def headings(document):
+    """Anchors of the headings of a document, as GitHub makes them."""
+    found = re.findall(r"^#+ (.+)$", document.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in found}
+
+
 def test_every_local_link_of_the_documents_resolves(tracked):
     broken = []
     for document in (path for path in tracked if path.suffix == ".md"):
         text = re.sub(r"```.*?```", "", (ROOT / document).read_text(), flags=re.DOTALL)
-        for target in re.findall(r"\]\(<?([^)#>\s]+)", text):
-            if not re.match(r"\w+:", target) and not (ROOT / document.parent / target).exists():
-                broken.append(f"{document}: {target}")
+        for target, anchor in re.findall(r"\]\(<?([^)#>\s]*)#?([^)>\s]*)", text):
+            if re.match(r"\w+:", target):
+                continue
+            file = ROOT / document.parent / target if target else ROOT / document
+            if not file.exists() or anchor and anchor not in headings(file):
+                broken.append(f"{document}: {target}#{anchor}")
     assert broken == []
 
 

@@ -1,4 +1,4 @@
-"""metadata.json follows the model zoo's schema and tells the truth about the networks."""
+"""metadata.json follows the model zoo's schema and describes the networks correctly."""
 
 import json
 
@@ -39,7 +39,7 @@ def described(tensors):
 
 
 def test_the_diffusion_network_takes_and_gives_what_is_described(metadata):
-    """On the meta device: shapes at the published size, without the work."""
+    """The meta device gives the shapes at the published size without computing anything."""
     data_format = metadata["network_data_format"]
     inputs = described(data_format["inputs"])
     with torch.device("meta"):

@@ -1,4 +1,4 @@
-"""The SPADE bundle's metadata.json tells the truth about the networks."""
+"""metadata.json of the SPADE bundle describes the networks correctly."""
 
 import json
 
@@ -26,7 +26,7 @@ def metadata():
     ],
 )
 def test_each_network_takes_and_gives_what_is_described(metadata, data_format, network):
-    """At the smallest sizes that the patterns allow, with the first table's classes."""
+    """The networks are tested at the smallest sizes that the patterns allow, with the classes of the first table."""
     described = metadata[data_format]
     image, pred = described["inputs"]["image"], described["outputs"]["pred"]
     assert list(described["inputs"]) == ["image"] and list(described["outputs"]) == ["pred"]
@@ -40,12 +40,12 @@ def test_each_network_takes_and_gives_what_is_described(metadata, data_format, n
     with torch.no_grad():
         output = network(labels).eval()(inputs)
     assert output.shape == (1, pred["num_channels"], *sides)
-    if data_format != "fusion_data_format":  # of which the mean of the inputs is the least part
+    if data_format != "fusion_data_format":
         assert pred["value_range"][0] <= output.min() and output.max() <= pred["value_range"][1]
 
 
 def test_the_docs_name_every_label_table():
     readme = (ROOT / "spade_fusion_bundle" / "docs" / "README.md").read_text()
     tables = json.loads((CONFIGS / "labels.json").read_text())
-    for name in tables.keys() - {"_desc_"}:
+    for name in (name for name in tables if not name.startswith("_")):
         assert f"| `{name}` |" in readme
