@@ -1,4 +1,4 @@
-"""A folder of volumes as the report page sees it: what they should be, what was measured in them, which are drawn."""
+"""A folder of volumes: what they should be, what was measured in them, and where their images lie."""
 
 from __future__ import annotations
 
@@ -23,136 +23,132 @@ QUANTITIES = {  # title and unit
     "icv_ml": ("intracranial volume", "mL"),
     "age": ("age", "years"),
 }
-BOOKKEEPING = ("variant",)  # numbers that say nothing about a volume
+BOOKKEEPING = ("variant",)  # columns of numbers that do not describe a volume
 TRAINING = ("train", "training")  # names of the split
 MNI_CODES = (3, 4)  # sform_code of Talairach and MNI space
 
 
 @dataclass
 class Cohort:
-    """Volumes of a BIDS folder with what they should be (`expected`) and what was measured in them (`measured`).
+    """Volumes of a BIDS folder with their expected and measured values.
 
-    Both tables have the same rows, in the order of participants.tsv: a row is a volume, named after its participant, or
-    sub-X_ses-Y for a participant with several. `expected` has the columns of participants.tsv, `measured` those of the tables
-    of measurement; what was not measured is NaN. Where two tools measured a quantity, `measured` has that of the first;
-    `tools` has both.
+    The tables `expected` and `measured` have one row per volume, in the order of participants.tsv. A volume is named after its
+    participant, or sub-X_ses-Y if the participant has several. `measured` is NaN where nothing was measured. If two tools
+    measured a quantity, `measured` has the value of the first; `tools` returns both.
     """
 
     folder: Path
     name: str  # of dataset_description.json
-    expected: pd.DataFrame
-    measured: pd.DataFrame
+    expected: pd.DataFrame  # columns of participants.tsv
+    measured: pd.DataFrame  # columns of the tables of measurement
     listed: pd.DataFrame  # participants.tsv, everyone
     images: dict[str, Path]  # volume -> its T1w
     tables: dict[str, pd.DataFrame] = field(default_factory=dict)  # tool -> what it measured, by volume
-    units: dict[str, str] = field(default_factory=dict)  # of participants.json
+    units: dict[str, str] = field(default_factory=dict)  # column -> unit, from participants.json
 
     def label_map(self, volume: str) -> Path | None:
-        """The label map beside the image, such as those that SPADE fusion writes; None where there is none."""
+        """Return the label map beside the image, such as SPADE fusion writes; None if there is none."""
         image = self.images[volume]
         beside = [image.with_name(image.name.split("_T1w.nii")[0] + ending) for ending in ("_dseg.nii.gz", "_dseg.nii")]
         return next((path for path in beside if path.is_file()), None)
 
     def point_mm(self, volume: str) -> tuple[float, float, float]:
-        """Where its planes are cut: `POINT_MM`; for a label map that is not in MNI space the middle of its labels."""
+        """Return where to cut planes: `POINT_MM`, or the middle of the labels if the label map is not in MNI space."""
         path = self.label_map(volume)
-        if path is None:
-            return POINT_MM
-        labels = nib.load(path)
-        if int(labels.header["sform_code"]) in MNI_CODES:
+        labels = nib.load(path) if path else None
+        if labels is None or int(labels.header["sform_code"]) in MNI_CODES:
             return POINT_MM
         inside = np.argwhere(np.asarray(labels.dataobj) > 0)
         middle = (inside.min(axis=0) + inside.max(axis=0)) / 2 if len(inside) else (np.array(labels.shape[:3]) - 1) / 2
         return tuple(float(mm) for mm in nib.affines.apply_affine(labels.affine, middle[:3]))
 
     def quantities(self) -> list[str]:
-        """Columns of numbers that are both expected and measured; those of `QUANTITIES` first."""
+        """Return the columns of numbers that are both expected and measured; those of `QUANTITIES` come first."""
         both = [name for name in self.expected if name in self.measured and _is_number(self.measured[name])]
         known = [name for name in QUANTITIES if name in both]
         return known + [name for name in both if name not in QUANTITIES and _is_number(self.expected[name])]
 
     def tools(self) -> dict[str, Cohort]:
-        """Tool -> the cohort with what this tool measured, and no other."""
+        """Return for each tool the cohort with the measurements of this tool alone."""
         return {
             tool: replace(self, measured=table.reindex(self.expected.index), tables={tool: table})
             for tool, table in self.tables.items()
         }
 
     def readings(self) -> list[tuple[str, str, Cohort]]:
-        """Quantity, tool and the cohort by that tool, for all that is both expected and measured, by quantity."""
+        """Return (quantity, tool, cohort with the measurements of this tool) for all that is both expected and measured."""
         tools = self.tools().items()
         return [(name, tool, by_tool) for name in self.quantities() for tool, by_tool in tools if name in by_tool.quantities()]
 
     def pairs(self, name: str) -> pd.DataFrame:
-        """Expected and measured values of the volumes that have both."""
+        """Return the expected and measured values of the volumes that have both."""
         return pd.DataFrame({"expected": self.expected[name], "measured": self.measured[name]}).astype(float).dropna()
 
     def main_quantity(self) -> str | None:
-        """What volumes are sorted by at first: measured rather than not, known rather than not, else a column of numbers."""
+        """Return the quantity that sorts the volumes: a measured one, else one of `QUANTITIES`, else any numbers."""
         numbers = self.numbers()
         return next(iter([*self.quantities(), *(name for name in QUANTITIES if name in numbers), *numbers]), None)
 
     def numbers(self) -> list[str]:
-        """Expected columns that hold numbers."""
+        """Return the expected columns that hold numbers."""
         return [name for name in self.expected if _is_number(self.expected[name]) and name not in BOOKKEEPING]
 
     def unseen(self) -> Cohort:
-        """Without the training split, which a network that measures may know; the same where nothing else was measured."""
+        """Leave out the training split, on which a tool may have been trained, unless nothing else was measured."""
         if "split" not in self.expected:
             return self
         rest = ~self.expected["split"].isin(TRAINING) & self.measured[self.quantities()].notna().any(axis=1)
         return replace(self, expected=self.expected[rest], measured=self.measured[rest]) if rest.any() else self
 
     def participant(self, volume: str) -> str:
-        """The participant whom a volume shows."""
         return volume if volume in self.listed.index else volume.split("_")[0]
 
     def has_several_per_participant(self) -> bool:
-        """Whether several volumes show one participant, so that they are not independent."""
         return len(set(map(self.participant, self.images))) < len(self.images)
 
     def rows_by_tool(self) -> dict[str, pd.DataFrame]:
-        """For each tool its rows of the volumes in `expected`, with all columns, indexed by participant."""
+        """Return for each tool its rows, with all columns, by participant; rows outside of `expected` are left out."""
         rows = {tool: table[table.index.isin(self.expected.index)] for tool, table in self.tables.items()}
         return {tool: table.set_axis(table.index.map(self.participant), axis=0) for tool, table in rows.items()}
 
     def by(self, name: str, tool: str) -> str:
-        """ " by the tool" for a quantity that several tools measured, else ""."""
+        """Return " by the tool" if several tools measured the quantity, else ""."""
         return f" by {tool}" if sum(name in table for table in self.tables.values()) > 1 else ""
 
     def title(self, name: str) -> str:
         return QUANTITIES[name][0] if name in QUANTITIES else name
 
     def unit(self, name: str) -> str:
-        """Such as "mL"; "" where it is not known."""
+        """Return the unit of a quantity, such as "mL"; "" if it is unknown."""
         return QUANTITIES[name][1] if name in QUANTITIES else self.units.get(name, "")
 
     def value(self, name: str, number: float, decimals: int | None = None) -> str:
-        """A number with its unit, which no line break parts; 4 digits, or all of a whole number, unless told."""
+        """Write a number and its unit, with a no-break space. By default: 4 digits, or all digits of a whole number."""
         digits = 4 if abs(number) < 1e4 and number != round(number) else 12
         text = f"{number:.{digits}g}" if decimals is None else f"{number:.{decimals}f}"
         return f"{text}\N{NO-BREAK SPACE}{self.unit(name)}".strip()
 
     def sorted_by(self, quantity: str | None) -> list[str]:
-        """All volumes, by rising expected value, unknown ones last; in the order of the table for None."""
+        """Return all volumes by rising expected value, unknown ones last; for None in the order of the table."""
         if quantity is None:
             return list(self.expected.index)
         return list(self.expected[quantity].sort_values(kind="stable").index)
 
 
 def read_cohort(folder: Path, measured_files: Sequence[Path] = (), everyone: bool = True) -> Cohort:
-    """Join a folder's participants.tsv with tables of measurement, by volume.
+    """Read a folder's participants.tsv, and join tables of measurement, by volume.
 
     Args:
-        folder: with participants.tsv and sub-*/**/sub-*_T1w.nii.gz.
-        measured_files: of scripts/measure_volumes.py, of a regressor: rows of all or some of its volumes, see `read_measured`.
-        everyone: keep those that were not measured.
+        folder: BIDS folder with participants.tsv and sub-*/**/sub-*_T1w.nii.gz.
+        measured_files: tables for all or some volumes of the folder, see `read_measured`.
+        everyone: whether to keep volumes that were not measured.
 
     Raises:
         FileNotFoundError: a table or an image is missing.
-        ValueError: measured volumes that the folder lacks; nothing both expected and measured; text for a number.
+        ValueError: volumes that are not in the folder, no quantity that is both expected and measured, or text for a number.
     """
-    listed = read_table(folder / "participants.tsv")
+    participants = folder / "participants.tsv"
+    listed = read_table(participants)
     found = {participant: _images(folder, participant) for participant in listed.index}
     tables: dict[str, pd.DataFrame] = {}
     for path in measured_files:
@@ -166,28 +162,27 @@ def read_cohort(folder: Path, measured_files: Sequence[Path] = (), everyone: boo
     if measured_files and not everyone:
         images = {volume: path for volume, path in images.items() if volume in measured.index}
     expected = listed.loc[[participant for participant, volumes in found.items() for volume in volumes if volume in images]]
-    cohort = Cohort(
-        folder=folder,
-        name=_name(folder),
-        expected=expected.set_axis(list(images), axis=0),
-        measured=measured.reindex(list(images)),
-        listed=listed,
-        images=images,
-        tables=tables,
-        units=_units(folder / "participants.json"),
-    )
+    expected = expected.set_axis(list(images), axis=0)
+    description, columns = (_read_optional(folder / name) for name in ("dataset_description.json", "participants.json"))
+    name = str(description.get("Name", "")) or folder.resolve().name
+    units = {name: str(entry["Units"]) for name, entry in columns.items() if isinstance(entry, dict) and "Units" in entry}
+    cohort = Cohort(folder, name, expected, measured.reindex(list(images)), listed, images, tables, units)
     if measured_files:
-        _refuse_text(cohort.expected[[name for name in cohort.expected if name in measured]], folder / "participants.tsv")
-    if measured_files and not cohort.quantities():
-        raise ValueError(
-            f"{folder / 'participants.tsv'}: nothing to compare, it has none of the columns of numbers of "
-            f"{', '.join(map(str, measured_files))}: {', '.join(measured.select_dtypes('number'))}"
-        )
+        _refuse_text(expected[[name for name in expected if name in measured]], participants)
+        if not cohort.quantities():
+            raise ValueError(
+                f"{participants}: nothing to compare, it has none of the columns of numbers of "
+                f"{', '.join(map(str, measured_files))}: {', '.join(measured.select_dtypes('number'))}"
+            )
     return cohort
 
 
 def refuse_other_tools(first: Cohort, second: Cohort) -> None:
-    """Raise ValueError where no tool measured both: what one reads says nothing of another."""
+    """Refuse cohorts that different tools measured, because their measurements cannot be compared.
+
+    Raises:
+        ValueError: no tool measured both.
+    """
     if not set(first.tables) & set(second.tables):
         raise ValueError(
             f"{first.folder} was measured by {' and '.join(first.tables) or 'nothing'}, {second.folder} by "
@@ -202,7 +197,6 @@ def _refuse_text(table: pd.DataFrame, path: Path) -> None:
 
 
 def _images(folder: Path, participant: str) -> dict[str, Path]:
-    """A participant's volumes, by name."""
     name = glob.escape(participant)
     paths = [path for ending in ("nii", "nii.gz") for path in sorted(folder.glob(f"{name}/**/{name}*_T1w.{ending}"))]
     if not paths:
@@ -213,44 +207,33 @@ def _images(folder: Path, participant: str) -> dict[str, Path]:
 
 
 def _is_number(values: pd.Series) -> bool:
-    """Whether a column holds numbers, or nothing."""
     return pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
 
 
-def _name(folder: Path) -> str:
-    description = folder / "dataset_description.json"
-    name = read_json(description).get("Name", "") if description.is_file() else ""
-    return str(name) or folder.resolve().name
-
-
-def _units(path: Path) -> dict[str, str]:
-    columns = read_json(path) if path.is_file() else {}
-    return {name: str(entry["Units"]) for name, entry in columns.items() if isinstance(entry, dict) and "Units" in entry}
+def _read_optional(path: Path) -> dict:
+    return read_json(path) if path.is_file() else {}
 
 
 def describe(cohort: Cohort) -> str:
-    """Name and counts of a cohort, and of the part that was measured."""
-    text = f"{cohort.name}, {len(cohort.listed)} subjects"
-    measured = f", of which {len(cohort.measured)}"
-    if "split" in cohort.listed:
-        text += f" ({_counts(cohort.listed['split'])})"
-        measured += f" ({_counts(cohort.expected['split'])})"
-    return f"{text}{measured} were measured" if cohort.tables else text
+    """Describe a cohort by its name and counts, and the part that was measured."""
 
+    def counts(table: pd.DataFrame) -> str:
+        splits = table["split"].value_counts().items() if "split" in table else ()
+        return f" ({', '.join(f'{count} {split}' for split, count in splits)})" if splits else ""
 
-def _counts(splits: pd.Series) -> str:
-    return ", ".join(f"{count} {split}" for split, count in splits.value_counts().items())
+    text = f"{cohort.name}, {len(cohort.listed)} subjects{counts(cohort.listed)}"
+    return f"{text}, of which {len(cohort.measured)}{counts(cohort.expected)} were measured" if cohort.tables else text
 
 
 def evenly(items: Sequence[str], count: int) -> list[str]:
-    """`count` of the items from the first to the last, or all if there are fewer."""
+    """Return `count` of the items, evenly from the first to the last, or all if there are fewer."""
     if len(items) <= count:
         return list(items)
     return [items[i] for i in np.linspace(0, len(items) - 1, count).round().astype(int)] if count else []
 
 
 def nearest(cohort: Cohort, quantity: str, wanted: Sequence[float]) -> list[str | None]:
-    """For each wanted value a volume near it, none twice, None where the cohort is too small: least total distance."""
+    """Return for each wanted value a volume near it, with the least total distance; None if there are too few volumes."""
     known = cohort.expected[quantity].dropna()
     distance = np.nan_to_num(np.abs(np.subtract.outer(np.asarray(wanted, float), known.to_numpy(float))))
     chosen: list[str | None] = [None] * len(wanted)

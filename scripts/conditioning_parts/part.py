@@ -15,23 +15,14 @@ NOTICE = "All generated volumes are synthetic. For research, not for clinical us
 
 @dataclass
 class Part:
-    """What one answer writes.
+    """What one answer writes."""
 
-    Attributes:
-        name: the section's file is NAME.section.json.
-        title: heading of the section.
-        text: paragraphs of the section, separated by blank lines.
-        tables: one dict of `header` and `rows` per table, all cells as text.
-        figures: file name of each PNG to the figure and its caption.
-        numbers: file name to what it holds, a dict for JSON or a table for TSV.
-    """
-
-    name: str
+    name: str  # of the file NAME.section.json
     title: str
-    text: str
-    tables: list[dict]
-    figures: dict[str, tuple[Figure, str]]
-    numbers: dict[str, dict | pd.DataFrame] = field(default_factory=dict)
+    text: str  # paragraphs, separated by blank lines
+    tables: list[dict]  # "header" and "rows", all cells as text
+    figures: dict[str, tuple[Figure, str]]  # name of the PNG -> figure, caption
+    numbers: dict[str, dict | pd.DataFrame] = field(default_factory=dict)  # name of the JSON or TSV -> content
 
     def write(self, output: Path) -> list[str]:
         """Write all files into a folder and return their names."""

@@ -21,26 +21,16 @@ HEADER = ["", "n", "Pearson r [95 %]", "partial r [95 %]", "slope [95 %]", "bias
 
 @dataclass
 class Reading:
-    """One quantity as one tool measured it.
+    """One quantity as one tool measured it: kinds of volumes (`GENERATED`, `SCANS`, `THROUGH`) to cohorts and `numbers_of`."""
 
-    Attributes:
-        name: the quantity, a column of the tables such as `ventricles_ml`.
-        tool: name of the tool.
-        cohorts: kind (`GENERATED`, and `SCANS` and `THROUGH` where this tool measured them) to the measured cohort.
-        numbers: kind to its agreement numbers, see `numbers_of`, in the quantity's unit.
-    """
-
-    name: str
+    name: str  # such as `ventricles_ml`
     tool: str
     cohorts: dict[str, Cohort]
     numbers: dict[str, dict]
 
 
 def compare(cohorts: Mapping[str, Cohort]) -> tuple[list[Reading], dict[str, str]]:
-    """Compute the agreement of each quantity that was both requested and measured, separately for each tool.
-
-    Args:
-        cohorts: `GENERATED` and, for comparison, `SCANS` and `THROUGH`.
+    """Compute the agreement of all quantities that were both requested and measured, separately for each tool.
 
     Returns:
         The readings, and for each quantity without numbers the reason: too few pairs, or values that are all the same.
@@ -70,16 +60,10 @@ def compare(cohorts: Mapping[str, Cohort]) -> tuple[list[Reading], dict[str, str
 
 
 def numbers_of(cohort: Cohort, name: str, others: Sequence[str]) -> dict:
-    """Compute `agreement`, `partial_correlation`, the error of always answering the mean, and the number of unmeasured volumes.
-
-    Args:
-        cohort: volumes measured by one tool.
-        name: the quantity.
-        others: the other requested covariates, which the partial correlation holds constant. Where it cannot be computed,
-            `without_partial_r` gives the reason.
+    """Compute agreement, partial correlation with `others` held constant, error of the mean answer, and unmeasured volumes.
 
     Raises:
-        ValueError: too few pairs, or values that are all the same.
+        ValueError: too few pairs, or values that are all the same. A missing partial correlation is no reason.
     """
     pairs = cohort.pairs(name)
     found = agreement(pairs["expected"], pairs["measured"])
@@ -133,7 +117,6 @@ def figure3(readings: Sequence[Reading]) -> Figure:
 
 
 def draw_panel(axes, reading: Reading) -> None:
-    """Draw one quantity as one tool measured it."""
     name, a, cohort = reading.name, reading.numbers[GENERATED], reading.cohorts[GENERATED]
     unit = f" ({cohort.unit(name)})" if cohort.unit(name) else ""
     pairs = {kind: of_kind.pairs(name) for kind, of_kind in reading.cohorts.items()}
@@ -163,7 +146,6 @@ def draw_panel(axes, reading: Reading) -> None:
 
 
 def explain(cohorts: Mapping[str, Cohort], readings: Sequence[Reading], without: Mapping[str, str]) -> str:
-    """Return the section's text."""
     generated = cohorts[GENERATED]
     text = f"{len(generated.expected)} volumes of {generated.name}. "
     unmeasured = {f"{generated.title(r.name)} by {r.tool}": r.numbers[GENERATED]["unmeasured"] for r in readings}
@@ -191,7 +173,7 @@ def explain(cohorts: Mapping[str, Cohort], readings: Sequence[Reading], without:
 
 
 def requested_against_measured(cohorts: Mapping[str, Cohort]) -> Part:
-    """Return Figure 3 with its table, see `compare`."""
+    """Return Figure 3 with its table; `cohorts` holds `GENERATED` and, for comparison, `SCANS` and `THROUGH`."""
     readings, without = compare(cohorts)
     generated = cohorts[GENERATED]
     content = [{"quantity": r.name, "unit": generated.unit(r.name), "tool": r.tool, **r.numbers} for r in readings]

@@ -25,9 +25,6 @@ INSIDE, OUTSIDE = "#2b6cb0", "#c05621"
 ORIENTATION = "Axial and coronal plane; the subject's left is at the picture's right."
 
 
-# --- Pictures ------------------------------------------------------------------------------------------------------
-
-
 def two_planes(path: Path, white: float) -> np.ndarray:
     """Return an axial and a coronal plane side by side, (rows, columns) in 0 to 1; intensities from `white` on are white."""
     volume, affine = read_canonical(path)
@@ -37,14 +34,7 @@ def two_planes(path: Path, white: float) -> np.ndarray:
 
 
 def picture_rows(figure, cohort: Cohort, sweeps: Sequence[Sweep], shown: Sequence[Sequence[str]]) -> None:
-    """Draw one row per sweep: its volumes in one brightness, with requested and measured values below.
-
-    Args:
-        figure: a figure or subfigure of matplotlib.
-        cohort: the generated volumes.
-        sweeps: the sweeps to draw.
-        shown: for each sweep the names of the volumes to draw.
-    """
+    """Draw one row per sweep, with the volumes `shown` in one brightness, and requested and measured values below them."""
     for axes, sweep, volumes in zip(figure.subplots(len(sweeps), max(map(len, shown)), squeeze=False), sweeps, shown):
         white = float(np.median([white_level(read_canonical(cohort.images[volume])[0]) for volume in volumes]))
         for panel in axes:
@@ -121,18 +111,10 @@ def draw_response(axes, cohort: Cohort, sweeps: Sequence[Sweep], tool: str | Non
     axes.legend(frameon=False, fontsize=8)
 
 
-# --- Tables --------------------------------------------------------------------------------------------------------
-
-
 def slope_cell(parts: Sequence[pd.DataFrame], tool: str | None) -> str:
-    """Cell of a table: mean of the noises' slopes of measured on requested values, 95 % t interval of the mean, and range.
+    """Mean of the noises' slopes of measured on requested values, 95 % t interval of the mean from 3 noises on, and range.
 
-    The values of one noise are points of one curve and no independent samples, so each noise has one slope, and the interval
-    needs 3 noises.
-
-    Args:
-        parts: for each noise the rows to fit, with the columns `requested` and `tool`.
-        tool: name of the tool; None where none measured.
+    `parts` holds the rows of each noise. They are points of one curve and no independent samples: a noise has one slope.
     """
     slopes = []
     for part in parts if tool else ():
@@ -217,16 +199,8 @@ def tool_rows(cohort: Cohort, sweeps: Sequence[Sweep], scans: Cohort | None) -> 
     return rows
 
 
-# --- Sections ------------------------------------------------------------------------------------------------------
-
-
 def sweep_figures(cohort: Cohort, sweeps: Sequence[Sweep], scans: Cohort | None = None) -> list[Part]:
-    """Return Figure 2 and Figure 4, as far as there are volumes for them.
-
-    Args:
-        cohort: the generated volumes.
-        sweeps: the sweeps among them.
-        scans: scans of known values that the same tools measured.
+    """Return Figure 2 and Figure 4, as far as there are volumes for them; `scans` have known values and the same tools.
 
     Raises:
         ValueError: no sweep has two values within the range of the model.

@@ -16,25 +16,20 @@ from shared.files import read_json
 class Sweep:
     """Volumes of one noise whose requests differ in one covariate alone.
 
-    Attributes:
-        name: the covariate.
-        rows: one row per volume, by rising request: `requested`, `scaled` (0 to 1 within the range of the model), and one
-            column per tool with what it measured, NaN where it could not.
-        tools: the tools that measured the covariate.
+    `rows` has a row per volume, by rising request: `requested`, `scaled` (0 to 1 is the range of the model), and a column per
+    tool with what it measured, NaN where it could not.
     """
 
-    name: str
+    name: str  # the covariate
     rows: pd.DataFrame
     tools: tuple[str, ...]
 
     @property
     def inside(self) -> pd.DataFrame:
-        """Rows within the range of the model."""
         return self.rows[self.rows["scaled"].between(-1e-6, 1 + 1e-6)]
 
     @property
     def outside(self) -> pd.DataFrame:
-        """Rows beyond the range of the model."""
         return self.rows.drop(self.inside.index)
 
 
