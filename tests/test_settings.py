@@ -9,7 +9,7 @@ from conftest import ROOT
 # Configs whose settings stand in docs/settings.md.
 DOCUMENTED = {
     "brain_ldm_bundle": ["train.json", "inference.json", "evaluate.json", "train_regressor.json", "baselines.json"],
-    "spade_fusion_bundle": [],
+    "spade_fusion_bundle": ["train.json", "inference.json", "evaluate.json", "segmentation.json"],
 }
 CASES = [(bundle, name) for bundle, names in DOCUMENTED.items() for name in names]
 
