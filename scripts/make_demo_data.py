@@ -77,8 +77,8 @@ def draw_person(rng: np.random.Generator) -> Person:
     age_years = np.clip(63.6 + 7.5 * (1.2 * tendency + 0.87 * rng.normal()), 44, 82)
     sex = "M" if rng.random() < 0.47 + 0.25 * tendency else "F"
     icv_ml = np.clip(rng.normal(*((1469, 102) if sex == "M" else (1289, 111))), 1000, 1800)
-    ventricles_ml = np.clip(np.exp(np.log(8) + ventricle_rank * np.log(150 / 8)), 7, 171)
-    fraction = np.clip(0.60 + 0.26 * brain_rank, 0.58, 0.96 - ventricles_ml / icv_ml)  # leave 4 % for the other CSF
+    ventricles_ml = np.exp(np.log(8) + ventricle_rank * np.log(150 / 8))
+    fraction = min(0.60 + 0.26 * brain_rank, 0.96 - ventricles_ml / icv_ml)  # leave 4 % for the other CSF
     return Person(round(float(age_years), 1), sex, float(icv_ml), float(fraction), float(ventricles_ml))
 
 

@@ -2,7 +2,7 @@
 
 A computed reader rates a slice by the rank of its cue among the slices of its direction, in five equal classes, and guesses
 that the half with more of the cue is real. It reads the page that people get, and knows nothing else. It recognises a slice
-that is shown twice by its pixels and answers it once. "chance" answers at random, each time anew: the floor.
+that is shown twice by its pixels and answers it once. "chance" answers at random, independently each time: it is the floor.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def noise(grey: np.ndarray, inside: np.ndarray) -> float:
 
 # How each cue is measured, and whether more of it gets a better rating. All guess that the half with more of it is real.
 CUES = {"sharpness": (sharpness, True), "contrast": (contrast, True), "noise": (noise, False)}
-# For the text beside the scores.
+# Explanations in the report of the scores.
 RULES = {
     "sharpness": "mean Sobel gradient, the sharpest slices are very good",
     "contrast": "standard deviation of the grey levels, the slices with the most contrast are very good",

@@ -130,7 +130,7 @@ def explain(numbers: dict, partial: bool) -> str:
     ratings = f"""\
 Ratings are means with a 95 % percentile bootstrap interval ({RESAMPLES} draws). Whole volumes are drawn, because slices of \
 one volume are alike. Readers are not drawn, so the intervals say nothing about other readers. Compare the rating of \
-synthetic slices with that of real ones."""
+synthetic slices with the rating of real ones."""
     guesses = f"""\
 Guesses are the share that was right; guessing at random gives 50 %. The exact interval (Clopper-Pearson) and p treat slices \
 as independent. Slices of one volume are alike, so both may be too optimistic. There is one p for each reader, \

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import zlib
 from collections.abc import Iterable, Sequence
@@ -11,10 +10,11 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-import pandas as pd
 from nibabel.filebasedimages import ImageFileError
 from PIL import Image
+from shared.files import sha256
 from shared.head_mask import head_mask
+from shared.tables import read_table
 
 DIRECTIONS = {"sagittal": 0, "coronal": 1, "axial": 2}  # axis of a volume in RAS order
 KINDS = ("real", "synthetic")
@@ -77,8 +77,7 @@ def read_splits(folder: Path) -> dict[str, str]:
     table = folder / "participants.tsv"
     if not table.is_file():
         return {}
-    rows = pd.read_csv(table, sep="\t", dtype=str, keep_default_na=False)
-    return dict(zip(rows["participant_id"], rows["split"])) if {"participant_id", "split"} <= set(rows) else {}
+    return {row["participant_id"]: row["split"] for row in read_table(table) if {"participant_id", "split"} <= row.keys()}
 
 
 def _of_split(paths: Sequence[Path], folder: Path, split: str) -> list[Path]:
@@ -104,8 +103,7 @@ def _survey(path: Path, kind: str) -> Volume:
         raise ValueError(f"{path}: expected one 3-D volume, got shape {image.shape}")
     order = np.argsort(ornt[:, 0])
     spacing_mm = nib.affines.voxel_sizes(image.affine)[order]
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return Volume(path, kind, digest, tuple(int(shape[axis]) for axis in order), tuple(float(mm) for mm in spacing_mm))
+    return Volume(path, kind, sha256(path), tuple(int(shape[axis]) for axis in order), tuple(float(mm) for mm in spacing_mm))
 
 
 def common_view(volumes: Sequence[Volume]) -> tuple[int, ...]:

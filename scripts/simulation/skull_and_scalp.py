@@ -1,4 +1,4 @@
-"""Skull, scalp, orbits and face around the brain: simple solids in MNI mm, chosen by eye beside real T1w MRI."""
+"""Skull, scalp, orbits and face around the brain: simple solids in MNI mm, chosen by eye in comparison with real T1w MRI."""
 
 import torch
 

@@ -27,7 +27,7 @@ LEFT_LABEL = {  # the label on the right is one more; only the brain stem has no
 }
 TISSUES = tuple(LEFT_LABEL)
 
-# T1w signal: mean and spread between subjects, chosen by eye beside the template.
+# T1w signal: mean and spread between subjects, chosen by eye in comparison with the template.
 SIGNAL = {
     "sulcal_csf": (0.10, 0.01),
     "cortex": (0.46, 0.02),
