@@ -120,8 +120,8 @@ def _refuse_telling_black(black: Mapping[tuple[str, str], Sequence[float]]) -> N
         if max(area, 1 - area) > MOST_TELLING:
             raise ValueError(
                 f"{100 * np.mean(real):.0f} % of the {name} slices of real volumes are black, but "
-                f"{100 * np.mean(synthetic):.0f} % of synthetic ones: this alone would show readers which is which. Do both show "
-                "the whole head? Synthetic volumes from label maps of the brain alone need real scans without the skull"
+                f"{100 * np.mean(synthetic):.0f} % of synthetic ones: readers could guess by this alone. Do both show the "
+                "whole head? Synthetic volumes from label maps of the brain alone need real scans without the skull"
             )
 
 
