@@ -76,16 +76,10 @@ def read_dataset(
 
 
 def find_volumes(folder: str | Path, spacing_mm: float, cache_file: str | Path | None = None) -> list[dict]:
-    """Find all T1w volumes below a folder, such as a generated cohort, and check them as `read_dataset` does.
-
-    No table is needed.
+    """Find all T1w volumes below a folder, such as a generated cohort, and check them as `read_dataset` does, without a table.
 
     Returns:
         {"image": path, "participant_id": "sub-X", and the fields of `image_checks.Content`}, in the order of the paths.
-
-    Raises:
-        FileNotFoundError: there is no such folder.
-        ValueError: the folder holds no volumes, or some that do not fit the model's grid.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -99,15 +93,7 @@ def find_volumes(folder: str | Path, spacing_mm: float, cache_file: str | Path |
 
 
 def refuse_empty(data: Mapping[str, Sequence[dict]], world_size: int = 1) -> None:
-    """Refuse a training without scans to learn from, or to validate with: no weights would ever be kept.
-
-    Args:
-        data: items by split.
-        world_size: number of processes; each needs a scan.
-
-    Raises:
-        ValueError: names the split.
-    """
+    """Refuse a training in which a process has no scan to learn from, or to validate with: no weights would ever be kept."""
     for split in ("training", "validation"):
         if len(data[split]) < world_size:
             raise ValueError(

@@ -114,10 +114,7 @@ class Covariate:
     def value(self, raw: object, request: bool = False) -> float | str | None:
         """Read the physical value in a table's cell or an argument; None where it is missing.
 
-        Args:
-            raw: text or number.
-            request: True for a value that is asked of the model, which may be as extreme as the paper's. False for a
-                measured one.
+        A `request` may be as extreme as those of the paper; a measured value may not.
 
         Raises:
             ValueError: the value is missing, no number, no level or not plausible.
@@ -193,21 +190,12 @@ class CovariateSchema:
 
     @classmethod
     def from_file(cls, path: str | Path) -> CovariateSchema:
-        """Read `configs/covariates.json`, or a user's own.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: the file holds no schema.
-        """
+        """Read `configs/covariates.json`, or a user's own file."""
         return cls.from_dict(read_json(path), where=str(path))
 
     @classmethod
     def from_dict(cls, content: Mapping, where: str = "schema of covariates") -> CovariateSchema:
-        """Read the content of such a file, or what weights carry (`to_dict`).
-
-        Args:
-            content: {"covariates": one entry for each covariate, with the arguments of `Covariate`}.
-            where: name of the schema, for the message.
+        """Read {"covariates": one entry for each `Covariate`}, the content of a file or what weights carry (`to_dict`).
 
         Raises:
             ValueError: an entry lacks its range or levels, contradicts itself, or has an unknown key.
@@ -241,15 +229,10 @@ class CovariateSchema:
         return [covariate.name for covariate in self.covariates]
 
     def values(self, row: Mapping, where: str = "", request: bool = False) -> dict[str, float | str | None]:
-        """Check a row and give the physical value of each covariate; None where it is missing.
-
-        Args:
-            row: text or numbers by the covariates' names. Other names are ignored.
-            where: place of the row, for the message.
-            request: True for a row that is asked of the model; see `Covariate.value`.
+        """Check a row and give the physical value of each covariate, as `Covariate.value` reads it.
 
         Raises:
-            ValueError: all that is wrong with the row, one problem a line.
+            ValueError: all that is wrong with the row, one problem a line that begins with `where`.
         """
         values, problems = {}, []
         for covariate in self.covariates:
@@ -265,11 +248,7 @@ class CovariateSchema:
         return [covariate.scaled(values[covariate.name]) for covariate in self.covariates]
 
     def request(self, row: Mapping) -> Request:
-        """Make a request from a row of `read_table`, or a `single_request` that has a participant_id.
-
-        Raises:
-            ValueError: the participant_id is none that BIDS allows.
-        """
+        """Make a request from a row of `read_table`, or from a `single_request` with a participant_id."""
         participant_id = f"sub-{participant_label(row['participant_id'])}"
         values = {name: row[name] for name in self.names}
         return Request(participant_id, values, tuple(self.scale(values)), row.get("noise"))
@@ -339,9 +318,7 @@ class CovariateSchema:
 
 
 def single_request(schema: CovariateSchema, values: Mapping) -> dict:
-    """Check one request, such as {"age": 70, "sex": "F", ...}, and give it as a row of `CovariateSchema.read_table`.
-
-    The participant_id may be left out.
+    """Check one request, such as {"age": 70, "sex": "F"}, and give it as a row of `read_table`, maybe without participant_id.
 
     Raises:
         ValueError: a name is unknown, or a table would be refused for a value.
@@ -352,17 +329,12 @@ def single_request(schema: CovariateSchema, values: Mapping) -> dict:
             raise ValueError(f"request: unknown covariate {name!r}{_nearest(name, known)}. Known: {known[1:]}")
     row = schema.values(values, "request", request=True)
     schema.warn_extrapolation([row], "request")
-    if values.get("participant_id") is None:
-        return row
-    return {"participant_id": f"sub-{participant_label(values['participant_id'])}", **row}
+    given = values.get("participant_id")
+    return row if given is None else {"participant_id": f"sub-{participant_label(given)}", **row}
 
 
 def participant_label(participant_id: object) -> str:
-    """The label of a BIDS participant without its prefix "sub-".
-
-    Raises:
-        ValueError: it is not made of letters, digits and +. So no label can be a path.
-    """
+    """The label of a BIDS participant without its prefix "sub-". It has letters, digits and + only, so it is no path."""
     match = re.fullmatch(r"(?:sub-)?([0-9A-Za-z+]+)", str(participant_id))
     if participant_id is None or match is None:
         raise ValueError(f"participant_id must be 'sub-' and letters or digits, as BIDS asks, got {participant_id!r}")

@@ -32,12 +32,7 @@ class Content(NamedTuple):
 def check_images(
     paths: Sequence[str], spacing_mm: float, cache_file: str | Path | None = None
 ) -> tuple[list[str], dict[str, Content]]:
-    """Check images and read their content. Warn about images that may not have been registered.
-
-    Args:
-        paths: NIfTI files.
-        spacing_mm: side of a voxel that each image must have, within 1 %.
-        cache_file: JSON that remembers sound images, so that each is read once.
+    """Check images as `bids.read_dataset` says. Warn about images that may not have been registered.
 
     Returns:
         one line for each problem, in the order of `paths`; content of each sound image by its path.
@@ -80,15 +75,7 @@ def _check_place(image: nib.Nifti1Image, spacing_mm: float) -> None:
 
 
 def refuse_elsewhere(shape: Sequence[int], affine: np.ndarray) -> None:
-    """Refuse an image whose field of view does not hold a brain in MNI space.
-
-    Args:
-        shape: voxels of the image.
-        affine: matrix (4, 4) from voxel indices to RAS millimetres, with axes along those of MNI space.
-
-    Raises:
-        ValueError: the image ends too early; the message says from where to where it reaches.
-    """
+    """Refuse an image whose field of view does not hold a brain in MNI space. Its axes must lie along those of the space."""
     corners = nib.affines.apply_affine(affine, [[-0.5] * 3, np.subtract(shape, 0.5)])
     lower, upper = np.add(BRAIN_MM[0], BRAIN_MARGIN_MM), np.subtract(BRAIN_MM[1], BRAIN_MARGIN_MM)
     if (corners.min(axis=0) > lower).any() or (corners.max(axis=0) < upper).any():

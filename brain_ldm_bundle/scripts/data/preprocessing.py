@@ -65,10 +65,6 @@ class ToGridd(MapTransform, InvertibleTransform):
 
     The result (C, D, H, W) has the orientation LAS. Voxels that only move by whole voxels keep their values exactly; others
     are interpolated.
-
-    Args:
-        keys: names of the images in an item.
-        spacing_mm: side of a voxel of the grid.
     """
 
     def __init__(self, keys: KeysCollection, spacing_mm: float) -> None:

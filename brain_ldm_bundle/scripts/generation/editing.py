@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -27,18 +28,10 @@ NOTICE = "Synthetic: a scan, edited by a generative model. It can show whose sca
 
 
 def read_request(schema: CovariateSchema, request: Mapping) -> tuple[dict, float, int]:
-    """Check the request of an edit.
-
-    Args:
-        schema: covariates of the model.
-        request: {"age": 70, "sex": "F", ..., "strength": 0.6, "seed": 0}; numbers may be text, as forms send them.
+    """Check {"age": 70, "sex": "F", ..., "strength": 0.6, "seed": 0}, the request of an edit; numbers may be text.
 
     Returns:
         covariates in physical values, strength and seed.
-
-    Raises:
-        ValueError: the strength is not in 0 to 1, the seed is no whole number from 0, or a table would be refused for a
-            covariate.
     """
     covariates = dict(request)
     strength, seed = covariates.pop("strength", None), covariates.pop("seed", None)
@@ -53,6 +46,7 @@ def read_request(schema: CovariateSchema, request: Mapping) -> tuple[dict, float
     return single_request(schema, covariates), share, int(seed)
 
 
+@dataclass(eq=False)
 class Editor(Inferer):
     """Change an image toward requested covariates (SDEdit, Meng et al. 2022, in the latent).
 
@@ -67,14 +61,10 @@ class Editor(Inferer):
             the network; None: not checked.
     """
 
-    def __init__(
-        self, sampler: LatentSampler, schema: CovariateSchema, request: Mapping, recipe: Mapping | None = None
-    ) -> None:
-        super().__init__()
-        self.sampler = sampler
-        self.schema = schema
-        self.request = request
-        self.recipe = recipe
+    sampler: LatentSampler
+    schema: CovariateSchema
+    request: Mapping
+    recipe: Mapping | None = None
 
     def __call__(self, inputs: torch.Tensor, network: DiffusionUNet, request: Mapping | None = None) -> torch.Tensor:
         """The edited volume (1, 1, D, H, W) in [0, 1].
@@ -83,9 +73,6 @@ class Editor(Inferer):
             inputs: image (1, 1, D, H, W) in [0, 1] on the model's grid, a tensor or a MetaTensor; so is the answer.
             network: diffusion model.
             request: replaces the request of the editor.
-
-        Raises:
-            ValueError: the request is refused, the image has no head in the field of view, or the weights are others.
         """
         row, strength, seed = read_request(self.schema, self.request if request is None else request)
         if self.recipe is not None and network.recipe != self.recipe:
@@ -132,13 +119,6 @@ def edit_file(
         provenance: what the sidecar says about the model and the sampler.
         dtype: "uint8" or "float32", type of the voxels on disk.
         device: where to compute.
-
-    Returns:
-        path of the volume.
-
-    Raises:
-        FileNotFoundError: there is no such image.
-        ValueError: the image cannot be edited, or the request is refused.
     """
     if image is None or not Path(image).is_file():
         raise FileNotFoundError(f"image {image}: no such file. Give --image FILE, a T1w in MNI space")

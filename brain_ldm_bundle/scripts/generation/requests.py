@@ -43,17 +43,11 @@ def given_covariates(schema: CovariateSchema, request: Mapping, settings: Mappin
 
 
 def read_requests(schema: CovariateSchema, table: str | Path | None, single: Mapping, seed: int = 0) -> list[Request]:
-    """Read the requests of a table, or check the covariates of one volume.
+    """Read the requests of a table, or the `single` one that is given by its covariates.
 
-    Args:
-        schema: covariates of the model.
-        table: path of a tab-separated table. Rows of one entry in its column "noise" begin from the same noise, so that only
-            their covariates tell them apart. A row without an entry has a noise of its own.
-        single: covariates of one volume; empty with a table.
-        seed: seed of the run. A single volume is named by it and its covariates, so that no other volume replaces it.
-
-    Raises:
-        ValueError: neither or both of `table` and `single` are given, or the schema refuses a row.
+    Rows with the same entry in the column "noise" begin from the same noise, so that only their covariates tell them apart. A
+    row without an entry has its own noise. A single volume is named by its covariates and the seed of the run, so that no
+    other one replaces it.
     """
     if table is not None and single:
         raise ValueError(f"both a table ({table}) and single covariates ({', '.join(single)}) were given. Use one of them")
@@ -77,13 +71,7 @@ def pending(
 ) -> list[dict]:
     """The volumes that this process has yet to make. Each request belongs to one process; complete volumes are left out.
 
-    Args:
-        requests: all requests of the run.
-        derivative: folder of the volumes.
-        provenance: what the sidecars say about the model and the sampler.
-        base_seed: seed of the run. With it and the participant_id, or the name of the noise, a volume has its own seed.
-        rank: number of this process, from 0.
-        world_size: number of processes.
+    `base_seed` and the participant_id, or the name of the noise, give each volume its seed.
 
     Returns:
         items {"request", "provenance": with the seed, "context": scaled covariates (1, C)}.

@@ -27,9 +27,6 @@ class VolumeGenerator(WithRecipe, nets.Generator):
         latent_size: length of the vector.
         channels: channels of the grids from the coarsest to the last but one, each grid twice as fine.
         norm_num_groups: groups of the normalisation; divides all channels.
-
-    Raises:
-        ValueError: the levels cannot halve a side.
     """
 
     def __init__(self, image_size: Sequence[int], latent_size: int, channels: Sequence[int], norm_num_groups: int) -> None:

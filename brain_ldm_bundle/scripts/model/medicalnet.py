@@ -23,9 +23,6 @@ class MedicalNet(torch.nn.Module):
     Args:
         weights: file `resnet_50_23dataset.pth` (2048 features) or `resnet_10_23dataset.pth` (512) of the MedicalNet project,
             whose segmentation head is not used. The depth is read from the file.
-
-    Raises:
-        ValueError: the file holds weights of another network.
     """
 
     def __init__(self, weights: str | Path) -> None:

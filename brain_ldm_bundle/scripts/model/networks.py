@@ -46,14 +46,7 @@ class Autoencoder(PublishedNames, WithRecipe, AutoencoderKL):
         self.recipe: dict = {}
 
     def latent_shape(self, image_size: Sequence[int]) -> tuple[int, ...]:
-        """Channels and grid of the latent of a volume.
-
-        Args:
-            image_size: voxels of the volume, (D, H, W).
-
-        Raises:
-            ValueError: a side is no multiple of `factor`.
-        """
+        """Channels and grid (C, d, h, w) of the latent of a volume (D, H, W)."""
         refuse_indivisible(image_size, self.factor, "the levels of this autoencoder")
         return (self.latent_channels, *(side // self.factor for side in image_size))
 
@@ -141,32 +134,14 @@ class Discriminator(PatchDiscriminator):
 
 
 def check_sizes(image_size: Sequence[int], autoencoder_channels: Sequence[int], unet_channels: Sequence[int]) -> None:
-    """Refuse an image size that the levels of the two networks cannot halve, before hours go into the first of them.
-
-    Args:
-        image_size: voxels of a volume, (D, H, W).
-        autoencoder_channels: channels of each level of the autoencoder.
-        unet_channels: channels of each level of the U-Net.
-
-    Raises:
-        ValueError: a side cannot be halved so often.
-    """
+    """Refuse an image size (D, H, W) that the levels of the two networks cannot halve, before hours go into the first."""
     levels, unet_levels = len(autoencoder_channels), len(unet_channels)
     asked_by = f"{levels} levels of the autoencoder and {unet_levels} of the U-Net"
     refuse_indivisible(image_size, 2 ** (levels - 1 + unet_levels - 1), asked_by)
 
 
 def refuse_indivisible(image_size: Sequence[int], factor: int, asked_by: str) -> None:
-    """Refuse an image size whose sides are not all multiples of a factor.
-
-    Args:
-        image_size: voxels of a volume, (D, H, W).
-        factor: number that must divide each side.
-        asked_by: what needs it, for the message.
-
-    Raises:
-        ValueError: a side is no multiple of `factor`.
-    """
+    """Refuse an image size (D, H, W) whose sides are not all multiples of the factor that `asked_by` needs."""
     if any(side % factor for side in image_size):
         raise ValueError(
             f"image size {tuple(image_size)}: every side must be a multiple of {factor}, which {asked_by} need. "

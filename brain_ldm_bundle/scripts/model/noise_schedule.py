@@ -61,15 +61,7 @@ class DDIM(DDIMScheduler):
 
 
 def make_sampler(name: str, steps: int) -> DDIM | DDPM:
-    """Make a sampler and set its time steps.
-
-    Args:
-        name: "ddim" or "ddpm".
-        steps: number of steps; 1000 for "ddpm".
-
-    Raises:
-        ValueError: there is no such sampler, or it cannot take so many steps.
-    """
+    """Make the sampler "ddim", or "ddpm" with all 1000 steps, and set its time steps."""
     samplers = {"ddim": DDIM, "ddpm": DDPM}
     if name not in samplers:
         raise ValueError(f"sampler must be one of {sorted(samplers)}, got {name!r}")

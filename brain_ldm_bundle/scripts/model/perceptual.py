@@ -24,10 +24,6 @@ class PerceptualLoss(torch.nn.Module):
     Args:
         weights: file `resnet_10_23dataset.pth` of MedicalNet, whose segmentation head is not used.
         expected_sha256: hash that the file must have; None accepts any file that fits the network.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file has another hash, or holds weights of another network.
     """
 
     def __init__(self, weights: str | Path, expected_sha256: str | None = None) -> None:

@@ -30,9 +30,6 @@ class LatentSampler(Inferer):
         guidance_scale: 1 samples the model as it is. A higher scale strengthens the covariates by classifier-free guidance
             (Ho and Salimans 2022), for models trained with condition dropout; it costs a second U-Net call per step.
         amp: run the networks in bfloat16; noise and steps stay in float32.
-
-    Raises:
-        ValueError: the autoencoder cannot halve a side.
     """
 
     def __init__(
@@ -68,9 +65,6 @@ class LatentSampler(Inferer):
             start: latents (B, 3, d, h, w) of images, times the scale factor. They are noised to the step from which
                 `strength` of the walk is left, and the rest of the walk is taken (SDEdit, Meng et al. 2022, Sec. 3.2).
             strength: 1, or no `start`: begin at noise. 0: decode `start` as it is.
-
-        Raises:
-            ValueError: guidance of a model that was trained without condition dropout.
         """
         recipe = network.recipe
         if self.guidance_scale != 1 and not recipe.get("condition_dropout"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from ..shared.weights import load_weights
 __all__ = ["LatentDataset", "prepare"]
 
 
+@dataclass(eq=False)
 class LatentDataset(Dataset):
     """The latent distribution (mu, sigma) of each scan, encoded once per autoencoder and kept on disk.
 
@@ -38,25 +40,17 @@ class LatentDataset(Dataset):
         amp: encode in bfloat16.
     """
 
-    def __init__(
-        self,
-        data: Sequence[dict],
-        transform: Callable,
-        autoencoder: Autoencoder,
-        weights: str | Path,
-        cache_dir: str | Path,
-        spacing_mm: float,
-        device: torch.device | str = "cpu",
-        amp: bool = False,
-    ) -> None:
-        self.data = list(data)
-        self.transform = transform
-        self.autoencoder = autoencoder
-        self.weights = Path(weights)
-        self.cache_dir = Path(cache_dir)
-        self.spacing_mm = spacing_mm
-        self.device = torch.device(device)
-        self.amp = amp
+    data: Sequence[dict]
+    transform: Callable
+    autoencoder: Autoencoder
+    weights: str | Path
+    cache_dir: str | Path
+    spacing_mm: float
+    device: torch.device | str = "cpu"
+    amp: bool = False
+
+    def __post_init__(self) -> None:
+        self.device = torch.device(self.device)
 
     def __len__(self) -> int:
         return len(self.data)
@@ -70,7 +64,7 @@ class LatentDataset(Dataset):
         image = Path(self.data[index]["image"])
         stat = image.stat()
         identity = f"{sha256(self.weights)} {image.resolve()} {stat.st_mtime_ns} {stat.st_size} {self.spacing_mm} {self.amp}"
-        return self.cache_dir / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.npy"
+        return Path(self.cache_dir) / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.npy"
 
     def _is_encoded(self, index: int) -> bool:
         try:
@@ -81,16 +75,7 @@ class LatentDataset(Dataset):
 
     @torch.inference_mode()
     def encode(self, rank: int = 0, world_size: int = 1) -> None:
-        """Encode the scans whose latents are not on disk yet.
-
-        Args:
-            rank: number of this process, from 0.
-            world_size: number of processes; each takes every n-th scan.
-
-        Raises:
-            FileNotFoundError: the autoencoder is not trained yet.
-            ValueError: a latent is not finite.
-        """
+        """Encode the scans whose latents are not on disk yet. Of several processes, each takes every n-th scan."""
         load_weights(self.autoencoder, self.weights, made_by="python -m monai.bundle run training_autoencoder ...")
         self.autoencoder.to(self.device).eval()
         scans = list({self.file(i): i for i in range(len(self))}.values())  # a datalist may name one several times
