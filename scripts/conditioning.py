@@ -45,12 +45,7 @@ SIZE_KINDS = {GENERATED: GENERATED, SCANS: REAL, THROUGH: RECONSTRUCTED}
 
 
 def read_cohorts(options: argparse.Namespace) -> dict[str, Cohort]:
-    """Read the folders that were given with their tables; scans without those of the training split.
-
-    Raises:
-        FileNotFoundError: a folder or table is missing.
-        ValueError: a folder without tables or the reverse, tables of other volumes, or tables of different tools.
-    """
+    """Read the folders that were given with their tables; scans without those of the training split."""
     folders = {GENERATED: options.generated, SCANS: options.real, THROUGH: options.reconstructed}
     cohorts = {}
     for kind, folder in folders.items():
@@ -80,12 +75,7 @@ def sizes(options: argparse.Namespace, cohorts: dict[str, Cohort]) -> Part:
 
 
 def make_parts(options: argparse.Namespace) -> tuple[list[Part], dict[str, str]]:
-    """Return the answers whose input was given, and for each other answer the reason why it is left out.
-
-    Raises:
-        FileNotFoundError: a folder or table is missing.
-        ValueError: input that cannot be used.
-    """
+    """Return the answers whose input was given, and for each other answer the reason why it is left out."""
     cohorts = read_cohorts(options)
     parts, left_out = [], {}
     if GENERATED in cohorts:

@@ -36,16 +36,7 @@ EXTRAPOLATED = {
 def read_training_rows(path: Path, columns: Sequence[str] = COLUMNS) -> pd.DataFrame:
     """Read the training rows of a participants.tsv (all rows if it has no column `split`) that have all covariates.
 
-    Args:
-        path: the cohort's table. If a participants.json beside it gives a column `Levels`, its numbers are categories.
-        columns: the covariates.
-
-    Returns:
-        Categories as text, quantities as floats.
-
-    Raises:
-        FileNotFoundError: the table does not exist.
-        ValueError: a column is missing, or no row is left.
+    Categories are text, quantities floats. Numbers are categories if participants.json beside the table gives them `Levels`.
     """
     table = pd.DataFrame(read_table(path)).replace(["", "n/a"], np.nan)
     if absent := [column for column in columns if column not in table]:
@@ -76,11 +67,7 @@ def draw(cohort: pd.DataFrame, rows: int, seed: int, spread: float = 0.1) -> pd.
 
 
 def base_row(cohort: pd.DataFrame, base: Mapping[str, str]) -> dict[str, float | str]:
-    """Return the covariates that sweeps keep: those of `base`, else the cohort's median or most frequent level.
-
-    Raises:
-        ValueError: `base` names a covariate that the cohort lacks, or gives it an impossible value.
-    """
+    """Return the covariates that sweeps keep: those of `base`, else the cohort's median or most frequent level."""
     _refuse_unknown(cohort, base)
     kept = {column: values.mode()[0] for column, values in cohort.items()} | dict(cohort.median(numeric_only=True))
     for column, text in base.items():
@@ -94,11 +81,7 @@ def base_row(cohort: pd.DataFrame, base: Mapping[str, str]) -> dict[str, float |
 
 
 def sweep(cohort: pd.DataFrame, name: str, values: Sequence[float], base: Mapping[str, str]) -> pd.DataFrame:
-    """Return one row for each value of the quantity `name`, with the other covariates of `base_row`.
-
-    Raises:
-        ValueError: the cohort lacks the quantity, the covariate is a category, or as `base_row`.
-    """
+    """Return one row for each value of the quantity `name`, with the other covariates of `base_row`."""
     _refuse_unknown(cohort, [name])
     quantities = sorted(cohort.select_dtypes("number"))
     if name not in quantities:
@@ -107,11 +90,7 @@ def sweep(cohort: pd.DataFrame, name: str, values: Sequence[float], base: Mappin
 
 
 def extrapolation(cohort: pd.DataFrame, covariates_file: Path, base: Mapping[str, str]) -> list[pd.DataFrame]:
-    """Return a sweep of each covariate of `EXTRAPOLATED` that the cohort has.
-
-    Raises:
-        ValueError: it has none of them, or as `unscaled`.
-    """
+    """Return a sweep of each covariate of `EXTRAPOLATED` that the cohort has."""
     names = [name for name in EXTRAPOLATED if name in cohort]
     if not names:
         raise ValueError(f"--extrapolate knows values of {', '.join(EXTRAPOLATED)} alone, and the columns have none of them")
@@ -119,12 +98,7 @@ def extrapolation(cohort: pd.DataFrame, covariates_file: Path, base: Mapping[str
 
 
 def unscaled(covariates_file: Path, name: str, scaled: Sequence[float]) -> np.ndarray:
-    """Convert scaled values to the covariate's unit; 0 and 1 are the ends of its range in the model's covariates.json.
-
-    Raises:
-        FileNotFoundError: the file does not exist.
-        ValueError: the file gives the covariate no range.
-    """
+    """Convert scaled values to the covariate's unit; 0 and 1 are the ends of its range in the model's covariates.json."""
     if not covariates_file.is_file():
         raise FileNotFoundError(f"{covariates_file}: no such file. Name the model's covariates.json with --covariates_file")
     entry = next((entry for entry in read_json(covariates_file)["covariates"] if entry["name"] == name), {})

@@ -27,12 +27,7 @@ TOOL = "measure_volumes.py"
 
 
 def measure(images: Iterable[Path], weights: Path = WEIGHTS, batch_size: int = 2) -> Iterator[dict]:
-    """Measure volumes in batches, in order.
-
-    Args:
-        images: T1w volumes in MNI space.
-        weights: state dict of the network.
-        batch_size: volumes in memory at a time.
+    """Measure T1w volumes in MNI space, in order and in batches.
 
     Yields:
         For each image a row of `complete_row` with ventricles_ml (lateral, with choroid plexus), brain_ml (grey and white
@@ -65,11 +60,7 @@ def _measure_batch(network: UNet, batch: list[tuple[Path, torch.Tensor | None, s
 
 
 def find_images(paths: Iterable[Path]) -> list[Path]:
-    """List the volumes to measure: files as given, and of a folder all *_T1w.nii[.gz] below it, or else its own *.nii[.gz].
-
-    Raises:
-        FileNotFoundError: a path does not exist, or a folder holds no volumes.
-    """
+    """List the volumes to measure: files as given, and of a folder all *_T1w.nii[.gz] below it, or else its own *.nii[.gz]."""
     images = []
     for path in map(Path, paths):
         if path.is_dir():

@@ -72,15 +72,7 @@ ASEG_OLD_ICV = ("IntraCranialVol", "ICV")
 
 
 def read_source(path: Path) -> Iterator[dict]:
-    """Read a source, row by row.
-
-    Yields:
-        Rows of `complete_row` with `error`: the reason why a row was refused, or "".
-
-    Raises:
-        FileNotFoundError: the source does not exist, or the folder holds no source.
-        ValueError: a table or file of unknown kind.
-    """
+    """Read a source into rows of `complete_row` with `error`: the reason why a row was refused, or ""."""
     if path.is_dir():
         for inside in _sources_in(path):
             yield from read_source(inside)
@@ -97,7 +89,6 @@ def read_source(path: Path) -> Iterator[dict]:
 
 
 def _sources_in(folder: Path) -> list[Path]:
-    """List the stats or segmentations of a recon-all folder, a folder of these, a BIDS folder or a flat folder."""
     for pattern in ("stats/aseg.stats", "*/stats/aseg.stats", "sub-*/**/*_dseg.nii*"):
         if found := sorted(folder.glob(pattern)):
             return found
@@ -114,7 +105,6 @@ def _subject_name(path: Path) -> str:
 
 
 def _row(file: Path, name: str, read: Callable[[], tuple[dict[str, float], str]]) -> dict:
-    """Make one row; `read` returns the volumes in mL and the tool, or raises ValueError."""
     try:
         volumes, tool = read()
     except ValueError as error:
@@ -123,13 +113,7 @@ def _row(file: Path, name: str, read: Callable[[], tuple[dict[str, float], str]]
 
 
 def segmentation_volumes(path: Path) -> tuple[dict[str, float], str]:
-    """Return volumes in mL of a label map with FreeSurfer's labels, and the tool that made it, which its labels show.
-
-    A voxel's volume is the determinant of the affine, so any orientation and spacing is correct.
-
-    Raises:
-        ValueError: the map is unreadable, not 3-D, not of integers or empty, has unknown labels, or volumes that no head has.
-    """
+    """Return volumes in mL of a label map with FreeSurfer's labels, and the tool that made it, which its labels show."""
     try:
         image = nib.squeeze_image(read_whole(path))
     except ValueError as error:
@@ -163,11 +147,7 @@ def segmentation_volumes(path: Path) -> tuple[dict[str, float], str]:
 
 
 def read_stats(path: Path) -> dict[str, str]:
-    """Read the volumes in mm3 of an aseg.stats, as text: structures by name, and measures by their second name, as eTIV.
-
-    Raises:
-        ValueError: the file holds no table, or another unit than mm^3.
-    """
+    """Read the volumes in mm3 of an aseg.stats, as text: structures by name, and measures by their second name, as eTIV."""
     volumes_mm3, columns = {}, []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         words = line.lstrip("#").split()
@@ -190,24 +170,11 @@ def read_stats(path: Path) -> dict[str, str]:
 
 
 def aseg_volumes(cells: Mapping[str, str], where: str) -> dict[str, float]:
-    """Convert FreeSurfer's volumes in mm3, of aseg.stats or a row of asegstats2table, to ours in mL.
-
-    Raises:
-        ValueError: a volume is missing or not possible, or FreeSurfer is older than 5.2.
-    """
+    """Convert FreeSurfer's volumes in mm3, of aseg.stats or a row of asegstats2table, to ours in mL."""
     icv = next((name for name in ASEG_ICV if name in cells), None)
     if icv is None and set(ASEG_OLD_ICV) & set(cells):
         raise ValueError(f"{where}: FreeSurfer before 5.2 defines brain volume differently. Use a later version")
-    return _summed_ml(cells, ASEG_NAMES | {"icv_ml": [icv or ASEG_ICV[0]]}, where)
-
-
-def synthseg_volumes(cells: Mapping[str, str], where: str) -> dict[str, float]:
-    """Convert a row of SynthSeg's --vol table, in mm3 with names in lower case, to our volumes in mL.
-
-    Raises:
-        ValueError: a volume is missing or not possible; versions before 2.0 write no total intracranial volume.
-    """
-    return _summed_ml(cells, SYNTHSEG_COLUMNS, where, ". SynthSeg 2.0 or later writes it")
+    return _summed_ml(cells, where, ASEG_NAMES | {"icv_ml": [icv or ASEG_ICV[0]]})
 
 
 def own_volumes(cells: Mapping[str, str], where: str) -> dict[str, float]:
@@ -217,7 +184,7 @@ def own_volumes(cells: Mapping[str, str], where: str) -> dict[str, float]:
     return volumes
 
 
-def _summed_ml(cells: Mapping[str, str], names: Mapping[str, list[str]], where: str, remedy: str = "") -> dict[str, float]:
+def _summed_ml(cells: Mapping[str, str], where: str, names: Mapping[str, list[str]], remedy: str = "") -> dict[str, float]:
     """Sum the named cells, in mm3, to each volume in mL; `remedy` ends the message about missing ones."""
     if missing := [name for group in names.values() for name in group if _is_empty(cells.get(name, ""))]:
         raise ValueError(f"{where}: no {', '.join(missing[:MOST_LISTED])}{remedy}")
@@ -249,7 +216,8 @@ def _table_rows(path: Path) -> Iterator[dict]:
     who = table.columns[0]
     if "left lateral ventricle" in lower:
         table.columns = lower
-        who, convert, tool = lower[0], synthseg_volumes, "SynthSeg"
+        who, tool = lower[0], "SynthSeg"
+        convert = partial(_summed_ml, names=SYNTHSEG_COLUMNS, remedy=". SynthSeg 2.0 or later writes it")
     elif "left-lateral-ventricle" in lower:
         convert, tool = aseg_volumes, "FreeSurfer"
     elif "participant_id" in lower and set(lower) & set(VOLUMES):
@@ -280,11 +248,7 @@ def _read_text_table(path: Path) -> pd.DataFrame:
 
 
 def read_all(sources: Iterable[Path]) -> list[dict]:
-    """Read all sources.
-
-    Raises:
-        ValueError: two rows of one participant.
-    """
+    """Read all sources."""
     rows, file_of = [], {}
     for row in (row for source in sources for row in read_source(Path(source))):
         who = row["participant_id"]

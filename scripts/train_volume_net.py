@@ -56,13 +56,7 @@ def train(
 ) -> None:
     """Train on one drawn subject per step, and save the weights every 100 steps.
 
-    Args:
-        network: the network, whose weights change.
-        sources: lists of label maps; every list is drawn from equally often.
-        steps: number of subjects.
-        seed: of the drawing.
-        output: file of the weights.
-        peak_rate: highest learning rate of the one-cycle schedule.
+    Every list in `sources` is drawn from equally often. `peak_rate` is the highest learning rate of the one-cycle schedule.
     """
     rng = np.random.default_rng(seed)
     network.train().to(memory_format=torch.channels_last_3d)

@@ -11,11 +11,7 @@ from scipy import stats
 
 
 def agreement(requested: Sequence[float], measured: Sequence[float]) -> dict[str, float]:
-    """Compare pairs of values.
-
-    Args:
-        requested: (n,) requested or true values.
-        measured: (n,) measured values in the same unit.
+    """Compare pairs of requested (or true) and measured values of one unit.
 
     Returns:
         n; Pearson's r with its 95 % interval by Fisher's z (r_low, r_high); the least-squares slope of measured on requested
@@ -62,9 +58,9 @@ def partial_correlation(requested: Sequence[float], measured: Sequence[float], o
     other as well.
 
     Args:
-        requested: (n,) requested values.
-        measured: (n,) measured values.
-        others: (n, k) values of the covariates that are held constant.
+        requested: requested values, shape (n,).
+        measured: measured values, shape (n,).
+        others: values of the covariates that are held constant, shape (n, k).
 
     Returns:
         partial_r with its 95 % interval by Fisher's z for n - k values (partial_r_low, partial_r_high; Fisher 1924, Metron 3),

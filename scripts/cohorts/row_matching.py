@@ -11,11 +11,7 @@ import pandas as pd
 
 
 def read_table(path: Path, several_rows: bool = False) -> pd.DataFrame:
-    """Read a tab-separated table, indexed by participant_id; "n/a" becomes NaN.
-
-    Args:
-        path: the table.
-        several_rows: whether a participant may have several rows.
+    """Read a tab-separated table, indexed by participant_id; "n/a" becomes NaN. A participant may have `several_rows`.
 
     Raises:
         FileNotFoundError: the table does not exist.
@@ -37,14 +33,14 @@ def read_table(path: Path, several_rows: bool = False) -> pd.DataFrame:
 
 
 def read_measured(path: Path, folder: Path, images: Mapping[str, Mapping[str, Path]]) -> dict[str, pd.DataFrame]:
-    """Read a table of measurement, and find the volume that each row describes.
+    """Read a table of measurement of a folder, and find the volume that each row describes.
 
     The column `file` names the volume. Without this column, participant_id names it.
 
     Args:
-        path: the table.
-        folder: the folder that was measured.
-        images: participant to that participant's volumes: name to file.
+        path: file of the table.
+        folder: folder that was measured.
+        images: name and file of each volume, by participant.
 
     Returns:
         The rows of each tool (column `tool`, else the table's file name), indexed by volume.

@@ -200,11 +200,7 @@ def tool_rows(cohort: Cohort, sweeps: Sequence[Sweep], scans: Cohort | None) -> 
 
 
 def sweep_figures(cohort: Cohort, sweeps: Sequence[Sweep], scans: Cohort | None = None) -> list[Part]:
-    """Return Figure 2 and Figure 4, as far as there are volumes for them; `scans` have known values and the same tools.
-
-    Raises:
-        ValueError: no sweep has two values within the range of the model.
-    """
+    """Return Figure 2 and Figure 4, as far as there are volumes for them; `scans` have known values and the same tools."""
     tools = f"by {' and '.join(cohort.tables)}" if cohort.tables else "by no tool"
     within = [sweep for sweep in sweeps if len(sweep.inside) >= 2]
     beyond = [sweep for sweep in sweeps if len(sweep.outside) and len(sweep.inside)]

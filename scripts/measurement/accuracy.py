@@ -11,15 +11,7 @@ from shared.files import read_json, sha256
 
 
 def accuracy_row(images: str, spacing_mm: float, volume: str, true: Sequence[float], measured: Sequence[float]) -> dict:
-    """Return one row of the accuracy table, rounded as it is printed and stored.
-
-    Args:
-        images: name of the set of images.
-        spacing_mm: side of their voxels.
-        volume: name of the volume, such as `ventricles_ml`.
-        true: true volumes in mL, one per image.
-        measured: measured volumes in mL, one per image.
-    """
+    """Return one row of the accuracy table, rounded as it is printed and stored; `images` names the set, values are in mL."""
     numbers = agreement(true, measured)
     row = {"images": images, "spacing_mm": round(spacing_mm, 2), "volume": volume, "n": numbers.pop("n")}
     return row | {key: round(value, 3 if key[:1] in "rs" else 1) for key, value in numbers.items()}

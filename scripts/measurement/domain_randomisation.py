@@ -18,6 +18,7 @@ from registration.deep_grey import rigid_to_mni
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 from shared import mni_box
+from simulation.acquisition import smooth_field
 
 from measurement.label_values import read_label_values
 from measurement.volume_net import CLASSES, SHAPE, SPACING_MM, scale_intensity
@@ -107,14 +108,6 @@ def read_anatomy(path: Path) -> Anatomy:
     return Anatomy(tissue, torch.from_numpy(ndimage.gaussian_filter(distance, 0.5).astype(np.float32)))
 
 
-def smooth_field(rng: np.random.Generator, channels: int, width_mm: float) -> torch.Tensor:
-    """Return a random field (channels, 80, 112, 80) of unit variance whose details are about `width_mm` wide."""
-    nodes = [max(4, int(np.ceil(n * SPACING_MM / (0.75 * width_mm))) + 3) for n in SHAPE]
-    noise = torch.from_numpy(rng.standard_normal((1, channels, *nodes), dtype=np.float32))
-    field = F.interpolate(noise, size=SHAPE, mode="trilinear", align_corners=True)[0]
-    return field / field.std()
-
-
 def sample(volume: torch.Tensor, position_mm: torch.Tensor) -> torch.Tensor:
     """Interpolate (C, 80, 112, 80) at positions (3, ...) in mm from the box's corner."""
     size_mm = torch.tensor(SHAPE)[:, None, None, None] * SPACING_MM
@@ -148,7 +141,7 @@ def draw_tissue(anatomy: Anatomy, rng: np.random.Generator) -> torch.Tensor:
     matrix = torch.tensor(rotation / scale, dtype=torch.float32)
     shift_mm = torch.from_numpy(rng.normal(0, 3, 3).astype(np.float32))[:, None, None, None]
     position = torch.einsum("ij,jabc->iabc", matrix, centre_mm - middle_mm) + middle_mm + shift_mm
-    position += 2.0 * smooth_field(rng, 3, 50) + 0.8 * smooth_field(rng, 3, 25)
+    position += 2.0 * smooth_field(rng, SHAPE, SPACING_MM, 50, 3) + 0.8 * smooth_field(rng, SHAPE, SPACING_MM, 25, 3)
     if rng.random() < 0.7:
         position = grow_ventricles(anatomy, position, float(np.exp(rng.uniform(np.log(5), np.log(170)))))
 
@@ -199,13 +192,13 @@ def draw_image(
     mean, texture = (torch.tensor(values, dtype=torch.float32) for values in (mean, texture))
     image = mean[tissue.long()].mean(0)
     grain = torch.from_numpy(rng.standard_normal(SHAPE, dtype=np.float32))
-    grain = 0.5 * grain + 0.5 * smooth_field(rng, 1, 6)[0] + 0.4 * smooth_field(rng, 1, 16)[0]
+    grain = 0.5 * grain + 0.5 * smooth_field(rng, SHAPE, SPACING_MM, 6)[0] + 0.4 * smooth_field(rng, SHAPE, SPACING_MM, 16)[0]
     image = image + texture[tissue[0].long()] * grain
 
     # The blur is in voxels of 2 mm. Generative models give smoother images than scanners.
     blur = rng.uniform(0.5, 1.1) if not ordinary and rng.random() < 0.25 else rng.uniform(0.05, 0.55)
     image = GaussianFilter(3, float(blur))(image[None, None])
-    image = image * torch.exp(float(rng.uniform(0, 0.15)) * smooth_field(rng, 1, 90))
+    image = image * torch.exp(float(rng.uniform(0, 0.15)) * smooth_field(rng, SHAPE, SPACING_MM, 90))
     if native_mm == 4:
         image = F.avg_pool3d(image, 2)
     noise = torch.from_numpy(rng.standard_normal((2, *image.shape), dtype=np.float32)) * rng.uniform(0, 0.035)

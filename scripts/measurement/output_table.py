@@ -19,14 +19,7 @@ POSSIBLE_ML = {"ventricles_ml": (0.5, 700), "brain_ml": (300, 2500), "icv_ml": (
 
 
 def complete_row(participant_id: str, file: Path, volumes: Mapping[str, float], tool: str) -> dict:
-    """Return one row of the table, with the normalised brain volume and the flags.
-
-    Args:
-        participant_id: such as `sub-0001`.
-        file: the file that was measured.
-        volumes: `VOLUMES` to mL; NaN where the tool gives none. Empty for a scan that was refused.
-        tool: name of the tool.
-    """
+    """Return one row of the table, with the normalised brain volume and the flags; volumes in mL, missing ones become NaN."""
     row = {"participant_id": participant_id, "file": str(file), "tool": tool}
     row |= {name: volumes.get(name, math.nan) for name in VOLUMES}
     # Brain volume scaled to the head size of the MNI template, as in SIENAX and in field 25009 of UK Biobank.

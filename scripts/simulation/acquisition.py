@@ -5,10 +5,15 @@ import torch
 import torch.nn.functional as F
 
 
-def smooth_field(generator: torch.Generator, shape, spacing_mm: float, scale_mm: float) -> torch.Tensor:
-    """Draw a Gaussian random field (1, X, Y, Z) of unit variance with details about `scale_mm` wide."""
+def smooth_field(
+    generator: torch.Generator | np.random.Generator, shape, spacing_mm: float, scale_mm: float, channels: int = 1
+) -> torch.Tensor:
+    """Draw a Gaussian random field (channels, X, Y, Z) of unit variance with details about `scale_mm` wide."""
     nodes = [max(4, int(np.ceil(size * spacing_mm / (0.75 * scale_mm))) + 3) for size in shape]
-    noise = torch.randn((1, 1, *nodes), generator=generator)
+    if isinstance(generator, np.random.Generator):
+        noise = torch.from_numpy(generator.standard_normal((1, channels, *nodes), dtype=np.float32))
+    else:
+        noise = torch.randn((1, channels, *nodes), generator=generator)
     field = F.interpolate(noise, size=tuple(shape), mode="trilinear", align_corners=True)[0]
     return field / field.std()
 
