@@ -1,8 +1,9 @@
-"""What turns a volume into the features that distributions are compared by: a published network's file, or the regressor."""
+"""Networks that turn a volume into features: a published network from a local file, or the covariate regressor."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,9 +27,9 @@ EXPECTED = (
 class RegressorLevels(torch.nn.Module):
     """Mean and standard deviation over the volume of every channel at every level of a covariate regressor.
 
-    Not its penultimate layer: trained to answer whatever the contrast and sharpness, that one sees neither. On 84 simulated
-    scans at 4 mm it put the same scans blurred by 8 mm closer to themselves than their own two halves. The first levels see
-    texture and edges, the last ones anatomy.
+    The penultimate layer alone would not do: it was trained to answer whatever the contrast and sharpness. On 84 simulated
+    scans at 4 mm it put the same scans blurred by 8 mm closer to themselves than their own two halves. The first levels react
+    to texture and edges, the last ones to anatomy.
     """
 
     def __init__(self, regressor: Regressor) -> None:
@@ -36,7 +37,7 @@ class RegressorLevels(torch.nn.Module):
         self.levels = regressor.net
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, 1, D, H, W) to (B, 2 x channels of all levels)."""
+        """Turn (B, 1, D, H, W) into (B, 2 x channels of all levels)."""
         features = []
         for level in self.levels:
             x = level(x)
@@ -44,24 +45,24 @@ class RegressorLevels(torch.nn.Module):
         return torch.cat(features, dim=1)
 
 
+@dataclass
 class Extractor:
-    """Features of one volume, and the name under which they go into tables.
+    """Features of one volume, and their name in tables.
 
     Args:
-        network: from volumes (B, 1, D, H, W) to features (B, F).
-        name: what and which file; numbers of different names are never compared.
-        standardise: whether distances are taken after a division by the real scans' standard deviations, for features
-            that have no common scale.
+        network: function from volumes (B, 1, D, H, W) to features (B, F).
+        name: name of the network and of its file. Numbers of different names cannot be compared.
+        standardise: whether distances need a division by the real scans' standard deviations, because the features have no
+            common scale.
     """
 
-    def __init__(self, network: Callable[[torch.Tensor], torch.Tensor], name: str, standardise: bool = False) -> None:
-        self.network = network
-        self.name = name
-        self.standardise = standardise
+    network: Callable[[torch.Tensor], torch.Tensor]
+    name: str
+    standardise: bool = False
 
     @torch.inference_mode()
     def __call__(self, volume: torch.Tensor) -> np.ndarray:
-        """(1, D, H, W), 0 to 1, to (F,)."""
+        """Turn a volume (1, D, H, W), 0 to 1, into features (F,)."""
         return self.network(volume[None])[0].double().cpu().numpy()
 
 
@@ -72,33 +73,33 @@ def load_extractor(
     spacing_mm: float,
     device: torch.device,
 ) -> Extractor:
-    """MedicalNet or RadImageNet where a file of theirs is named, else all levels of the regressor of the cohort's covariates.
-
-    The regressor has seen the training scans and no others, and it learnt to look at what the covariates change.
+    """Load MedicalNet or RadImageNet from a file, or all levels of the covariate regressor if there is none.
 
     Args:
-        extractor_file: which of the networks it is, is read from it.
-        extractor_sha256: of that file; None accepts any that fits.
-        regressor_file: of the regressor, for want of an `extractor_file`.
-        spacing_mm: of the volumes.
-        device: that computes.
+        extractor_file: weights of a published network, which is recognised from its tensors; or None.
+        extractor_sha256: hash that this file must have; None accepts any.
+        regressor_file: weights of the regressor.
+        spacing_mm: spacing of the volumes.
+        device: device that computes.
 
     Raises:
-        FileNotFoundError, ValueError: no such file, another hash, or weights of another network; as `load_regressor`.
+        FileNotFoundError, ValueError: the file does not exist, has another hash, or holds another network; as
+            `load_regressor`.
     """
-    if extractor_file is not None:
-        network = _published_network(Path(extractor_file), extractor_sha256, spacing_mm).to(device)
-        return Extractor(network, f"{network.name}, {_which(extractor_file)}")
-    network = RegressorLevels(load_regressor(regressor_file, spacing_mm)).to(device).eval()
-    name = f"all levels of the cohort's covariate regressor, standardised, {_which(regressor_file)}"
-    return Extractor(network, name, standardise=True)
-
-
-def _published_network(path: Path, expected_sha256: str | None, spacing_mm: float) -> MedicalNet | RadImageNet:
+    if extractor_file is None:
+        network = RegressorLevels(load_regressor(regressor_file, spacing_mm)).to(device).eval()
+        name = f"all levels of the cohort's covariate regressor, standardised, {_which(regressor_file)}"
+        return Extractor(network, name, standardise=True)
+    path = Path(extractor_file)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file. Download {EXPECTED}")
-    if expected_sha256 and sha256(path) != expected_sha256:
-        raise ValueError(f"{path}: sha256 {sha256(path)}, expected {expected_sha256}. Fetch the file again")
+    if extractor_sha256 and sha256(path) != extractor_sha256:
+        raise ValueError(f"{path}: sha256 {sha256(path)}, expected {extractor_sha256}. Fetch the file again")
+    network = _published_network(path, spacing_mm).to(device)
+    return Extractor(network, f"{network.name}, {_which(path)}")
+
+
+def _published_network(path: Path, spacing_mm: float) -> MedicalNet | RadImageNet:
     shapes = {key: tuple(tensor.shape) for key, tensor in read_state(path).items()}
     if shapes.get("conv1.weight") == (64, 1, 7, 7, 7):
         return MedicalNet(path)

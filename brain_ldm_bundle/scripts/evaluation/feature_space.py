@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .fid import frechet_distance, principal_components
+from .fid import frechet_distance
 from .jackknife import Participants, jackknife
 from .mmd_coverage import density_coverage, median_distance, squared_mmd
 
@@ -35,8 +35,11 @@ class FeatureSpace:
                 f"none of {len(deviations)} features varies between {len(reference)} volumes. Use another extractor"
             )
         self.dimensions = min(dimensions, self.length)
-        self.components, self.share = principal_components(self._scaled(reference), self.dimensions)
-        self.width = median_distance(self._scaled(reference))
+        scaled = self._scaled(reference)
+        _, lengths, axes = np.linalg.svd(scaled - scaled.mean(axis=0), full_matrices=False)
+        self.components = axes[: self.dimensions]  # (dimensions, F): directions of the largest variance
+        self.share = float(np.square(lengths[: self.dimensions]).sum() / np.square(lengths).sum())
+        self.width = median_distance(scaled)
 
     def _scaled(self, features: np.ndarray) -> np.ndarray:
         return features[:, self.kept] / self.scale

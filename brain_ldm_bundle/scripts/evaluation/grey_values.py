@@ -23,20 +23,15 @@ def intensity_checks(volume: np.ndarray, spacing_mm: float) -> tuple[dict[str, f
     """Check the intensities of one volume.
 
     Args:
-        volume: Intensities (D, H, W), 0 to 1; the last axis runs from inferior to superior.
+        volume: intensities (D, H, W), 0 to 1, not constant; the last axis runs from inferior to superior.
         spacing_mm: Edge length of a voxel.
 
     Returns:
         Three numbers, and the share of each of the 256 levels within the head. `background` is the mean intensity farther than
         8 mm from the head (0 if there is no such voxel), `corners` the share of voxels above 0 in the eight corners, a tenth of
         each axis long, and `clipped` the share of the head's voxels at 1.
-
-    Raises:
-        ValueError: The volume is constant.
     """
     levels = as_stored(volume)
-    if levels.min() == levels.max():
-        raise ValueError(f"the volume is constant ({levels.min() / (LEVELS - 1):g})")
     head = head_mask(levels)
     outside = ndimage.distance_transform_edt(~head, sampling=spacing_mm) > AROUND_HEAD_MM
     corners = levels

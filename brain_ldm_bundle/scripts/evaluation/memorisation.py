@@ -29,6 +29,7 @@ __all__ = ["Audit"]
 
 FEWEST_HELD_OUT = 6  # chosen: enough for a median
 FEWEST_TRAINING = 4
+MIN_DETECTED = 0.8  # chosen: share of the controls that must be flagged; with fewer, the audit has no power
 SPACES = ("image", "latent")
 
 
@@ -48,15 +49,13 @@ class Audit:
         transform: function from an item of `find_volumes` to {"image": (1, D, H, W)}, intensities as written.
         output_dir: folder for memorisation.tsv, memorisation.json, two figures and memorisation.section.json.
         max_flagged: share of flagged volumes above which the audit is not passed.
-        min_detected: share of the controls that must be flagged; with fewer, the audit has no power and is not passed.
         controls: number of training scans that serve as controls.
-        neighbours: number of further participants that a relative distance is measured by.
         pairs: number of pairs of volume and nearest training scan to draw, the closest first.
         cache_file: file that remembers checked images, as in `find_volumes`.
         models_dir: folder with the weights of a baseline that may have made the volumes.
 
     Raises:
-        ValueError: a share is not within 0 to 1.
+        ValueError: `max_flagged` is not within 0 to 1.
     """
 
     data: Mapping[str, Sequence[dict]]
@@ -65,17 +64,14 @@ class Audit:
     transform: Callable
     output_dir: str | Path
     max_flagged: float = 0.0
-    min_detected: float = 0.8
     controls: int = 12
-    neighbours: int = 5
     pairs: int = 4
     cache_file: str | Path | None = None
     models_dir: str | Path = ""
 
     def __post_init__(self) -> None:
-        for name in ("max_flagged", "min_detected"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is a share, 0 to 1, got {getattr(self, name)}")
+        if not 0 <= self.max_flagged <= 1:
+            raise ValueError(f"max_flagged is a share, 0 to 1, got {self.max_flagged}")
         self.output_dir = Path(self.output_dir)
         self.participants = [item["participant_id"] for item in self.data["training"]]
         self.held_out = [*self.data["validation"], *self.data["test"]]
@@ -143,7 +139,7 @@ class Audit:
         for i, mu in enumerate(mus):
             mu.copy_(self.latents[i]["mu"].flatten())
         vectors = {"image": torch.stack(anatomies), "latent": mus}
-        self.spaces = {space: Neighbours(x, self.participants, self.neighbours) for space, x in vectors.items()}
+        self.spaces = {space: Neighbours(x, self.participants) for space, x in vectors.items()}
         rows = []
         for i, item in enumerate(tqdm(self.held_out, "held-out scans", leave=False)):
             rows.append(self._row("held-out", item, self._scan(n + i)))
@@ -195,18 +191,18 @@ class Audit:
         rows["space"], rows["margin"] = margins.idxmin(axis=1), margins.min(axis=1)
         rows["flagged"] = rows["margin"] < 0
         counts = {kind: _count(rows.loc[of_kind, "flagged"]) for kind, of_kind in by_kind.items()}
-        powerful = counts["control"]["share"] >= self.min_detected
+        powerful = counts["control"]["share"] >= MIN_DETECTED
         sample, control = counts["sample"], counts["control"]
         verdict = f"{sample['flagged']} of {sample['n']} generated volumes flagged ({self.max_flagged:.1%} allowed)"
         verdict += f"; of {control['n']} training scans through the autoencoder, the controls, {control['flagged']} found"
         if not powerful:
-            verdict += f", fewer than {self.min_detected:.0%}: this audit would miss copies"
+            verdict += f", fewer than {MIN_DETECTED:.0%}: this audit would miss copies"
         return {
             "passed": bool(sample["share"] <= self.max_flagged and powerful),
             "verdict": verdict,
             "audited": {"folder": str(self.audited_dir), "n": sample["n"], "provenance": dict(provenance)},
             "max_flagged": self.max_flagged,
-            "min_detected": self.min_detected,
+            "min_detected": MIN_DETECTED,
             "training_scans": len(self.participants),
             "neighbours": self.spaces["image"].neighbours,
             "counts": counts,

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from scipy.spatial.distance import pdist
 
-from .fid import check_features
 from .jackknife import Participants, jackknife, split_into_parts
 
 __all__ = ["NEIGHBOURS", "density_coverage", "median_distance", "squared_mmd"]
@@ -48,7 +47,6 @@ def squared_mmd(a: np.ndarray, b: np.ndarray, width: float, participants: Partic
         width: Width of the kernel, in the features' unit.
         participants: Participant of each row of both sets.
     """
-    a, b = check_features(a, "first set"), check_features(b, "second set", length=np.shape(a)[1])
     parts = split_into_parts(a, b, participants)
     sizes = [np.bincount(part) for part in parts]
 
@@ -100,8 +98,6 @@ def density_coverage(
     Raises:
         ValueError: There are not more real participants than neighbours.
     """
-    real = check_features(real, "real", at_least=neighbours + 1)
-    generated = check_features(generated, "generated", at_least=1, length=real.shape[1])
     names = (np.arange(len(x)) if who is None else who for x, who in zip((real, generated), participants, strict=True))
     person, other = (np.unique(who, return_inverse=True)[1] for who in names)
     if person.max() < neighbours:

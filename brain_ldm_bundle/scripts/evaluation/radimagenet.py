@@ -1,4 +1,4 @@
-"""RadImageNet's ResNet-50, a 2-D network, over the slices of a volume in three planes; from local files."""
+"""RadImageNet's ResNet-50, a 2-D network, applied to the slices of a volume in three planes."""
 
 from __future__ import annotations
 
@@ -22,24 +22,20 @@ SLICES_AT_ONCE = 16  # chosen: about 200 MB at 1 mm
 class RadImageNet(torch.nn.Module):
     """The last layer of a ResNet-50 trained on 1.35 million CT, MR and ultrasound images (Mei et al. 2022, RadImageNet).
 
-    Every slice through the head is averaged over its pixels, then the slices of a plane are averaged: 2048 features each of
-    the sagittal, coronal and axial plane. MAISI (Guo et al. 2025) instead compares the distributions of single slices, plane
-    by plane. Neighbouring slices are no independent samples, and their differences along a head outweigh those between
-    heads; one vector per volume has neither fault, and fits the intervals, MMD and coverage. Numbers cannot be compared
-    with MAISI's.
+    The output is averaged over the pixels of each slice through the head, then over the slices of a plane: 2048 features for
+    each of the sagittal, coronal and axial plane. MAISI (Guo et al. 2025) instead compares the distributions of single slices,
+    plane by plane. Neighbouring slices are no independent samples, and differences along a head outweigh those between heads;
+    one vector per volume avoids both, so these numbers cannot be compared with MAISI's.
 
-    A slice shows the head if a voxel of `head_mask` lies in it. It is interpolated to pixels of 1 mm, which makes heads as
-    large as in the images of 224 x 224 pixels that RadImageNet was trained on, and lies as on a radiologist's screen:
-    anterior or superior on top, the patient's right (in sagittal slices anterior) on the left.
+    A slice shows the head if a voxel of `head_mask` lies in it. It is interpolated to pixels of 1 mm, so that heads are as
+    large as in the images of 224 x 224 pixels that RadImageNet was trained on. It lies as on a radiologist's screen: anterior
+    or superior on top, the patient's right (in sagittal slices anterior) on the left.
 
     Args:
-        weights: one of two, told apart by their tensors. `RadImageNet-ResNet50_notop.pth`, the paper's weights, converted
-            from Keras for MONAI's perceptual loss: channels are blue, green, red, each minus ImageNet's mean.
-            `ResNet50.pt`, RadImageNet's own from PyTorch, another training: intensities -1 to 1.
-        spacing_mm: of the volumes.
-
-    Raises:
-        ValueError: weights of another network.
+        weights: one of two files, recognised from its tensors. `RadImageNet-ResNet50_notop.pth` are the paper's weights,
+            converted from Keras for MONAI's perceptual loss: channels are blue, green, red, each minus ImageNet's mean.
+            `ResNet50.pt` is another training by RadImageNet's authors in PyTorch: intensities are -1 to 1.
+        spacing_mm: spacing of the volumes.
     """
 
     name = "RadImageNet ResNet-50, slices averaged per plane"
@@ -53,24 +49,17 @@ class RadImageNet(torch.nn.Module):
         self.network = network.eval()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, 1, D, H, W) of 0 to 1, voxels in the grid's order (LAS), to (B, 3 x 2048): sagittal, coronal, axial.
-
-        Raises:
-            ValueError: a constant volume: it has no head.
-        """
+        """Turn (B, 1, D, H, W), 0 to 1, not constant, in LAS order, into (B, 3 x 2048): sagittal, coronal, axial."""
         return torch.stack([self._features(volume) for volume in x[:, 0]])
 
     def _features(self, volume: torch.Tensor) -> torch.Tensor:
-        levels = as_stored(volume.cpu().numpy())
-        if levels.min() == levels.max():
-            raise ValueError("the volume is constant: no slice shows a head")
-        head = torch.from_numpy(head_mask(levels)).to(volume.device)
+        head = torch.from_numpy(head_mask(as_stored(volume.cpu().numpy()))).to(volume.device)
         volume, head = volume.flip(1, 2), head.flip(1, 2)  # from anterior, from superior
         planes = [volume.movedim(axis, 0)[head.movedim(axis, 0).flatten(1).any(1)].mT for axis in range(3)]
         return torch.cat([self._mean(slices) for slices in planes])
 
     def _mean(self, slices: torch.Tensor) -> torch.Tensor:
-        """(n, H, W) to (2048,)."""
+        """Turn slices (n, H, W) into features (2048,)."""
         size = [round(pixels * self.spacing_mm) for pixels in slices.shape[1:]]
         total = torch.zeros(())
         for batch in slices[:, None].split(SLICES_AT_ONCE):
@@ -81,7 +70,7 @@ class RadImageNet(torch.nn.Module):
 
 
 def _as_in_keras(network: ResNetFeatures) -> ResNetFeatures:
-    """The same network after Keras: convolutions have biases, and the first one of a block has its stride, not the second."""
+    """Change a network to Keras' version: convolutions have biases, and a block's first convolution has its stride."""
     for part in network.modules():
         if isinstance(part, torch.nn.Conv2d):
             part.bias = torch.nn.Parameter(torch.zeros(part.out_channels))
@@ -93,7 +82,7 @@ def _as_in_keras(network: ResNetFeatures) -> ResNetFeatures:
 
 
 def _numbered(network: ResNetFeatures) -> torch.nn.Module:
-    """The same network, its parts under the names backbone.0 (the first convolution) to backbone.7 (the last layer)."""
+    """Name the parts of a network backbone.0 (the first convolution) to backbone.7 (the last layer)."""
     parts = [network.conv1, network.bn1, network.act, network.maxpool, *_layers(network)]
     return torch.nn.ModuleDict({"backbone": torch.nn.Sequential(*parts)})
 

@@ -21,7 +21,6 @@ from .compared_sets import BLUR_MM, Blurred, Remembered, Repeated, Volumes, coun
 from .diversity import draw_pairs, mean_over_pairs, multi_scale_ssim, score_pairs
 from .feature_extractors import Extractor
 from .feature_space import FeatureSpace
-from .fid import check_features
 from .grey_values import histogram_distance, intensity_checks
 from .mmd_coverage import NEIGHBOURS
 from .provenance import read_provenance, trained_on
@@ -192,7 +191,11 @@ class SampleEvaluation:
             checks.append(numbers)
             histograms.append(shares)
             total = total + volume / len(volumes)
-        features = check_features(np.stack(features), name)
+        features = np.stack(features)
+        broken = np.flatnonzero(~np.isfinite(features).all(axis=1))
+        if len(broken):
+            first = volumes.items[broken[0]]["image"]
+            raise ValueError(f"features of {name!r}: those of {len(broken)} volumes are NaN or infinite, first: {first}")
         pairs = draw_pairs([item["participant_id"] for item in volumes.items], self.pairs, self.seed)
         scores = score_pairs(volumes, pairs, self.device, name)
         return MeasuredSet(volumes.items, features, checks, np.stack(histograms), total.clamp(0, 1), pairs, scores)

@@ -49,3 +49,10 @@ def test_a_feature_space_names_its_numbers_rightly():
     corrected, error = jackknife(frechet_distance, generated, real)
     assert found["fid_corrected"] == pytest.approx(corrected) and found["fid_standard_error"] == pytest.approx(error)
     assert found["fid"] == pytest.approx(frechet_distance(generated, real)) and corrected > error
+
+
+def test_components_are_those_of_the_largest_variance():
+    features = normal(50, features=6) * [0.1, 5, 1, 0.1, 10, 0.1]
+    space = FeatureSpace(features, 2)
+    assert np.abs(space.components) == pytest.approx(np.eye(6)[[4, 1]], abs=0.1)
+    assert 0.9 < space.share < 1

@@ -4,8 +4,7 @@ import torch
 from monai.metrics import FIDMetric
 from scipy.linalg import sqrtm
 
-from brain_ldm_bundle.scripts.evaluation.fid import check_features, frechet_distance, principal_components
-from brain_ldm_bundle.scripts.evaluation.mmd_coverage import density_coverage, median_distance
+from brain_ldm_bundle.scripts.evaluation.fid import frechet_distance
 
 
 def normal(n, features=4, shift=0.0, scale=1.0, seed=0):
@@ -44,15 +43,6 @@ def test_the_frechet_distance_holds_where_the_covariance_is_singular():
     assert frechet_distance(repeated, b) == pytest.approx(np.square(a[0] - b.mean(0)).sum() + b.var(axis=0, ddof=1).sum())
 
 
-def test_components_are_those_of_the_largest_variance():
-    features = normal(50, features=6) * [0.1, 5, 1, 0.1, 10, 0.1]
-    axes, share = principal_components(features, 2)
-    assert np.abs(axes) == pytest.approx(np.eye(6)[[4, 1]], abs=0.1)
-    assert 0.9 < share < 1
-    with pytest.raises(ValueError, match="7 components of 50 volumes with 6 features: use 1 to 6"):
-        principal_components(features, 7)
-
-
 def test_along_components_a_shift_across_them_still_counts_and_a_spread_does_not():
     a, b = normal(50, features=3), normal(40, features=3, seed=1)
     first = np.eye(3)[:1]
@@ -62,20 +52,3 @@ def test_along_components_a_shift_across_them_still_counts_and_a_spread_does_not
     centred = (b - b.mean(0)) * [1, 5, 5] + b.mean(0)
     assert frechet_distance(a, centred, first) == pytest.approx(alone + means)
     assert frechet_distance(a, b, np.linalg.qr(b[:3].T)[0].T) == pytest.approx(frechet_distance(a, b))
-
-
-def test_what_has_no_distance_is_refused_by_name():
-    broken = normal(5)
-    broken[3, 1] = np.nan
-    with pytest.raises(ValueError, match="'LDM': those of 1 volumes are NaN or infinite, first: row 3"):
-        check_features(broken, "LDM")
-    with pytest.raises(ValueError, match="'LDM': 1 volumes, at least 2 needed"):
-        check_features(normal(1), "LDM")
-    with pytest.raises(ValueError, match=r"'LDM': expected an array \(n, 4\), got \(5, 3\)"):
-        check_features(normal(5, features=3), "LDM", length=4)
-    with pytest.raises(ValueError, match="second set.*1 volumes"):
-        frechet_distance(normal(5), normal(1))
-    with pytest.raises(ValueError, match="5 volumes, at least 6 needed"):
-        density_coverage(normal(5), normal(5))
-    with pytest.raises(ValueError, match="one volume many times"):
-        median_distance(np.ones((5, 3)))

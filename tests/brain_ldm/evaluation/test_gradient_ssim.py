@@ -112,15 +112,6 @@ def test_a_batch_has_one_score_per_pair():
     assert GradientSSIMMetric()(a, b)[:, 0].tolist() == pytest.approx(single, abs=1e-6)
 
 
-def test_volumes_without_structure_are_refused():
-    metric, a = GradientSSIMMetric(), head(0)
-    broken = a.clone()
-    broken[0, 0, 3, 4, 5] = math.nan
-    with pytest.raises(ValueError, match="image 0 of the batch is constant"):
-        metric(a, torch.full_like(a, 0.4))
-    with pytest.raises(ValueError, match="image 0 of the batch has voxels that are NaN or infinite"):
-        metric(broken, a)
-    with pytest.raises(ValueError, match="smaller than the window of 7 voxels"):
-        metric(a[..., :5], a[..., :5])
+def test_volumes_of_two_shapes_are_refused():
     with pytest.raises(ValueError, match="shapes dont match"):
-        metric(a, a[..., :-1])
+        GradientSSIMMetric()(head(0), head(0)[..., :-1])

@@ -39,8 +39,3 @@ def test_the_distance_of_histograms_is_wassersteins():
     assert histogram_distance(a, b) == pytest.approx(wasserstein_distance(levels, levels, a, b))
     assert histogram_distance(a, b) == pytest.approx(0.2, abs=0.02)
     assert histogram_distance(a, a) == 0
-
-
-def test_a_constant_volume_has_no_head():
-    with pytest.raises(ValueError, match=r"the volume is constant \(0.2\)"):
-        intensity_checks(np.full(SHAPE, 0.2), MM)

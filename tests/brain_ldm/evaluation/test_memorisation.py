@@ -197,7 +197,7 @@ def test_no_folder_another_spacing_nan_and_constant_volumes_are_refused_by_name(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("settings", [{"max_flagged": 1.5}, {"min_detected": -0.1}])
+@pytest.mark.parametrize("settings", [{"max_flagged": 1.5}, {"max_flagged": -0.1}])
 def test_shares_are_0_to_1(cohort, tmp_path, settings):
     write(tmp_path / "generated", "sub-a", head(1))
     with pytest.raises(ValueError, match="is a share, 0 to 1"):

@@ -96,3 +96,8 @@ def test_sessions_of_one_person_count_once_in_density_and_coverage():
 def test_density_of_too_few_people_is_refused_however_often_they_were_scanned():
     with pytest.raises(ValueError, match="5 real participants, at least 6 needed"):
         density_coverage(normal(20), normal(8), participants=(np.arange(20) % 5, None))
+
+
+def test_a_reference_of_one_volume_has_no_width():
+    with pytest.raises(ValueError, match="one volume many times"):
+        median_distance(np.ones((5, 3)))

@@ -130,11 +130,6 @@ def test_a_blur_is_seen(network):
     assert torch.dist(blurred.mean(0), sharp.mean(0)) > 2 * torch.pdist(sharp).max()
 
 
-def test_a_constant_volume_has_no_features(network):
-    with pytest.raises(ValueError, match="the volume is constant: no slice shows a head"):
-        network(torch.full((1, 1, *SIZE), 0.3, dtype=torch.float64))
-
-
 @pytest.mark.parametrize("kind", FILES)
 def test_a_file_without_all_layers_is_refused(kind, tmp_path):
     path = radimagenet_file(tmp_path / FILES[kind], kind)
