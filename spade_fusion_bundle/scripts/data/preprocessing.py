@@ -41,10 +41,6 @@ def scan_and_map(table: LabelTable, spacing_mm: float) -> Compose:
 
     The scan is 0 where the map is background, such as the skull around a brain map, because a synthetic image is 0 there.
 
-    Args:
-        table: classes of the label values.
-        spacing_mm: side of the model's voxels.
-
     Returns:
         transform of {"image", "label"}, two paths, to volumes (1, X, Y, Z), float32 and uint8; the paths are kept as
         "scan_file" and "map_file".
@@ -67,10 +63,6 @@ def scan_and_map(table: LabelTable, spacing_mm: float) -> Compose:
 def scan_to_segment(table: LabelTable, spacing_mm: float) -> Compose:
     """Prepare a scan and its label map for segmentation: the scan without use of the map, which a new scan does not have.
 
-    Args:
-        table: classes of the label values.
-        spacing_mm: side of the voxels.
-
     Returns:
         transform of {"image", "label"} as `scan_and_map`, of the whole field of view.
     """
@@ -83,12 +75,8 @@ def label_map_to_synthesise(
 ) -> Compose:
     """Prepare a label map for synthesis; `Invertd` brings the image back to the map's own grid.
 
-    Args:
-        table: classes of the label values.
-        spacing_mm: side of the model's voxels.
-        pad_to_multiple: sides of the cut volume are multiples of this; 1 keeps the whole map.
-        deformation_mm: amplitude of the deformation of items that have a "deformation_seed".
-        deformation_scale_mm: distance of the deformation's control points.
+    The map is cut to its labels, with sides that are multiples of `pad_to_multiple`; 1 keeps the whole map. Items with a
+    "deformation_seed" are deformed, see deformation.py.
 
     Returns:
         transform of {"image": path} to "image": classes in RAS order at the model's spacing, "dseg": the (deformed) label

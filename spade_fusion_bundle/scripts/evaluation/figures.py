@@ -1,4 +1,8 @@
-"""Figures of one held-out scan: volumes side by side, intensity along three lines, and segmentations."""
+"""Figures of one held-out scan: volumes side by side, intensity along three lines, and segmentations.
+
+Volumes, masks of the brain and classes are arrays (D, H, W) in RAS order; volumes have intensities 0 to 1. `spacing_mm` holds
+the voxel size along each axis. All lines and planes run through the brain's centre of mass, so an empty mask is refused.
+"""
 
 from __future__ import annotations
 
@@ -39,21 +43,14 @@ MARGIN_MM = 10.0  # of a profile beyond the brain
 
 
 def brain_centre(mask: np.ndarray) -> tuple[int, int, int]:
-    """Voxel at the centre of mass of a mask (D, H, W).
-
-    Raises:
-        ValueError: the mask is empty.
-    """
+    """Voxel at the centre of mass of a mask; an empty one is refused."""
     if not mask.any():
         raise ValueError("the brain mask is empty: no label of the map is a brain class of the label table")
     return tuple(round(float(positions.mean())) for positions in np.nonzero(mask))
 
 
 def radiological(volume: np.ndarray, plane: str, index: int) -> np.ndarray:
-    """A slice of a RAS volume (D, H, W) as a picture, first row on top.
-
-    Axial and coronal: the subject's right is at the picture's left, front or head on top. Sagittal: the front is at the left.
-    """
+    """A slice as a picture, top row first. The subject's right is at the left; in sagittal slices the front is at the left."""
     slice_ = np.take(volume, index, axis=AXES[plane])
     return slice_[::-1, ::-1].T  # columns: from right (axial, coronal) or front (sagittal); rows: from front or top
 
@@ -61,18 +58,7 @@ def radiological(volume: np.ndarray, plane: str, index: int) -> np.ndarray:
 def draw_profiles(
     path: str | Path, volumes: Mapping[str, np.ndarray], mask: np.ndarray, spacing_mm: Sequence[float], title: str = ""
 ) -> None:
-    """Draw intensity over millimetres along three lines through the brain's centre: left-right, back-front, bottom-top.
-
-    Args:
-        path: PNG.
-        volumes: name to volume (D, H, W), RAS, intensities 0 to 1; those named in LINES are drawn.
-        mask: brain (D, H, W); its part of each line is shaded.
-        spacing_mm: voxel size along each axis.
-        title: text below the figure, such as the participant.
-
-    Raises:
-        ValueError: the mask is empty.
-    """
+    """Draw the intensity of the volumes named in LINES along left-right, back-front and bottom-top; the brain is shaded."""
     from matplotlib.figure import Figure
 
     centre = brain_centre(mask)
@@ -104,19 +90,7 @@ def draw_planes(
     spacing_mm: Sequence[float],
     title: str = "",
 ) -> None:
-    """Draw the three planes through the brain's centre (rows) of the labels and of each volume (columns).
-
-    Args:
-        path: PNG.
-        classes: (D, H, W), 0 is background; the picture ends where the classes end.
-        volumes: name to volume (D, H, W), RAS, 0 is black and 1 white; those named in COLUMNS are drawn.
-        mask: brain (D, H, W).
-        spacing_mm: voxel size along each axis.
-        title: heading, such as the participant.
-
-    Raises:
-        ValueError: the mask is empty.
-    """
+    """Draw three planes (rows) of the classes and of the volumes named in COLUMNS; the picture ends where the classes end."""
     from matplotlib.colors import ListedColormap
     from matplotlib.patheffects import withStroke
 
@@ -148,22 +122,7 @@ def draw_segmentations(
     spacing_mm: Sequence[float],
     title: str = "",
 ) -> None:
-    """Draw an axial and a coronal plane through the brain's centre (rows) of a scan and its segmentations (columns).
-
-    A legend names the classes in the picture.
-
-    Args:
-        path: PNG.
-        scan: (D, H, W), RAS, 0 is black and 1 white.
-        segmentations: heading to classes (D, H, W).
-        mask: brain (D, H, W).
-        names: name of each class, background included.
-        spacing_mm: voxel size along each axis.
-        title: heading, such as the participant.
-
-    Raises:
-        ValueError: the mask is empty.
-    """
+    """Draw an axial and a coronal plane (rows) of a scan and its segmentations (heading to classes), with a legend."""
     from matplotlib import colormaps
     from matplotlib.colors import ListedColormap
     from matplotlib.patches import Patch
@@ -235,13 +194,13 @@ class FiguresOfFirst:
     Args:
         output_dir: folder of the pictures.
         brain: the classes that are brain.
-        spacing_mm: voxel size of the model, one number or one for each axis.
+        spacing_mm: voxel size of the model.
     """
 
-    def __init__(self, output_dir: str | Path, brain: Sequence[int], spacing_mm: float | Sequence[float]) -> None:
+    def __init__(self, output_dir: str | Path, brain: Sequence[int], spacing_mm: float) -> None:
         self.output_dir = Path(output_dir)
         self.brain = list(brain)
-        self.spacing_mm = np.broadcast_to(spacing_mm, 3)
+        self.spacing_mm = (spacing_mm,) * 3
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.ITERATION_COMPLETED(once=1), self)

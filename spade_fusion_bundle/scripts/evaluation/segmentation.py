@@ -41,15 +41,7 @@ def sided(table: LabelTable) -> LabelTable:
 
 
 def share_out(data: Mapping[str, Sequence[dict]], split: str, synthetic_dir: str | Path | None) -> dict[str, list[dict]]:
-    """Choose the volumes to train on and the scans to test on.
-
-    Args:
-        data: items by split, from `read_dataset`.
-        split: split to test on, "test" or "validation".
-        synthetic_dir: folder that inference wrote.
-
-    Returns:
-        {"real": items of the training and fusion splits, "synthetic": items of the folder, "test": items of `split`}.
+    """Choose what to train on and what to test on: {"real": items of the splits training and fusion, "synthetic", "test"}.
 
     Raises:
         ValueError: there are no scans to train or to test on, or synthetic volumes come from test maps.
@@ -68,10 +60,6 @@ def synthetic_pairs(synthetic_dir: str | Path | None, test: Sequence[Mapping]) -
     """Find the volumes that `configs/inference.json` wrote, with their label maps; none may come from a test map.
 
     A test map is recognised by its content and by its participant, because a second segmentation of a head is the same head.
-
-    Args:
-        synthetic_dir: the `--output_dir` of inference.
-        test: items {"label": path, "participant_id": "sub-X"} that the networks will be tested on.
 
     Returns:
         {"image", "label": paths, "participant_id", "source": participant of the map}, sorted by path.
@@ -119,24 +107,14 @@ def synthetic_pairs(synthetic_dir: str | Path | None, test: Sequence[Mapping]) -
 
 
 def refuse_sizes(patch_size: Sequence[int], strides: Sequence[int]) -> None:
-    """Refuse patches that the U-Net cannot halve as often as its strides ask.
-
-    Raises:
-        ValueError: names the number of which the sides must be multiples.
-    """
+    """Refuse patches that the U-Net cannot halve as often as its strides ask."""
     factor = math.prod(strides)
     if len(patch_size) != 3 or any(side % factor or side < factor for side in patch_size):
         raise ValueError(f"patch_size {list(patch_size)}: three multiples of {factor} are needed for strides {list(strides)}")
 
 
 def segmentation_step(engine: Engine, batch: dict, amp: bool) -> list[dict[str, float]]:
-    """One training step of the segmentation network.
-
-    Args:
-        engine: MONAI's SupervisedTrainer.
-        batch: {"image": (N, 1, D, H, W), "label": (N, 1, D, H, W), classes}.
-        amp: whether the network runs in bfloat16.
-    """
+    """One training step of the segmentation network, for MONAI's SupervisedTrainer; `amp` runs it in bfloat16."""
     image, label = (
         convert_to_tensor(batch[key], track_meta=False).to(engine.state.device, non_blocking=True) for key in ("image", "label")
     )
@@ -159,11 +137,6 @@ class ArmTrainer:
         optimizer: takes the parameters and makes an optimiser.
         lr_scheduler: takes the optimiser and makes a schedule with one step for each iteration.
         steps: iterations, whatever the size of the data set.
-        batch_size: volumes or patches in a step.
-        num_workers: processes that load data.
-        device: where to train.
-        amp: whether the network runs in bfloat16.
-        seed: seed of first weights, order and augmentation.
     """
 
     network: Callable[[], torch.nn.Module]
@@ -277,7 +250,7 @@ def compare(
         arms: name to data set.
         trainer: trains the networks.
         evaluator: makes MONAI's evaluator of a network and handlers.
-        trivial: name, and "network" that needs no training, from `trivial_answers.most_frequent`.
+        trivial: name and "network" from `trivial_answers.most_frequent`.
         table: the classes.
     """
     scores = [DiceScores(arm, table) for arm in (*arms, trivial[0])]

@@ -48,16 +48,10 @@ def write(
         output_dir: folder of the files.
         scores: results of the arms synthetic, real and both, then of the trivial answer.
         items: "real", "synthetic" and "test" items, from `segmentation.share_out`.
-        dataset_dir: data set of the test scans, for the text.
-        split: split of the test scans, for the text.
-        steps: steps of each training.
-        spacing_mm: voxel size of the experiment.
+        dataset_dir: data set of the test scans, for the text; so are `split`, `steps` and `spacing_mm`.
 
     Returns:
         the content of `segmentation.json`.
-
-    Raises:
-        ValueError: a scan's map has no brain structure.
     """
     output_dir, table, first = Path(output_dir), scores[0].table, scores[0].first
     n, trivial = len(items["test"]), scores[-1].arm

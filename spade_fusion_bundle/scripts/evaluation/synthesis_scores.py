@@ -34,12 +34,7 @@ Label mean, the trivial answer: each class painted with its mean training intens
 
 
 def held_out(data: Mapping[str, list[dict]], split: str, recipe: Mapping) -> list[dict]:
-    """Give the items of a split, on none of which the model was trained.
-
-    Args:
-        data: items by split, from `read_dataset`.
-        split: name of the split.
-        recipe: recipe of the model's weights.
+    """Give the items of a split, on none of which the model with this recipe was trained.
 
     Raises:
         ValueError: the split is empty, or has scans that GANs or fusion were trained on.
@@ -74,12 +69,9 @@ class EveryMethod(Inferer):
 
 
 def flicker(prediction: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> dict[str, float]:
-    """Mean |difference of neighbouring slices| of the prediction divided by the target's, for each plane; 1 is real.
+    """Mean |difference of neighbouring slices| of a prediction divided by the target's, for each plane; 1 is real.
 
-    Args:
-        prediction: synthetic volume (1, 1, D, H, W), RAS.
-        target: real scan of the same shape.
-        mask: brain of the same shape, bool; a pair of neighbours counts if both are inside.
+    A pair of neighbours counts if both are inside the mask. All arguments have the shape (1, 1, D, H, W), RAS.
 
     Raises:
         ValueError: the mask is one slice thick, or all slices of the target are the same.
@@ -100,10 +92,7 @@ def flicker(prediction: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) 
 def brain_scores(prediction: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> dict[str, float]:
     """Compute the SCORES of one synthetic volume, as DEFINITION describes; PSNR is infinite if it equals the target.
 
-    Args:
-        prediction: synthetic volume (1, 1, D, H, W), intensities 0 to 1, RAS.
-        target: real scan of the same shape and range.
-        mask: brain of the same shape, bool.
+    Prediction, target and mask of the brain have the shape (1, 1, D, H, W), RAS; intensities are 0 to 1.
 
     Raises:
         ValueError: shapes differ, the mask is empty, or intensities are not finite, beyond 0 to 1, or constant in the brain.

@@ -30,11 +30,6 @@ def summarise(output_dir: str | Path, split: str, dataset_dir: str | Path) -> di
     Prints the tables and writes `summary.tsv`, `summary.json` and `synthesis.section.json`. Numbers that are not finite or
     need more than one scan are "n/a" in tables and null in JSON.
 
-    Args:
-        output_dir: folder of the scores, and of the figures.
-        split: split whose scans were scored, for the text.
-        dataset_dir: data set of these scans, for the text.
-
     Raises:
         FileNotFoundError: there are no scores yet.
         ValueError: a method lacks scans that another has.

@@ -1,5 +1,4 @@
-"""The trivial answers that a network has to beat: to synthesis, each class's mean intensity; to segmentation, the most frequent
-class at each place."""
+"""Trivial answers that a network has to beat: each class's mean intensity, and the most frequent class at each place."""
 
 from __future__ import annotations
 
@@ -23,15 +22,10 @@ AFFINE_TOLERANCE = 1e-3  # mm; rounding of a quaternion, not another position
 def mean_intensity(items: Sequence[dict], preprocessing: Callable, num_classes: int) -> torch.Tensor:
     """Mean intensity of each class over all voxels of the scans, (num_classes,), float32; background is 0.
 
-    One scan is in memory at a time. A class that no scan has gets the mean of the whole foreground, with a warning.
-
-    Args:
-        items: of the training split, {"image", "label", "participant_id"}.
-        preprocessing: gives "image" (1, D, H, W) from 0 to 1 and "label" (1, D, H, W), classes 0 to num_classes - 1.
-        num_classes: with background, class 0.
+    A class that no scan has gets the mean of the whole foreground, with a warning. One scan is in memory at a time.
 
     Raises:
-        ValueError: no scans; a scan that is not finite; a class beyond the last; nothing but background.
+        ValueError: there are no scans, a scan is not finite, a class is beyond the last, or all voxels are background.
     """
     if not items:
         raise ValueError("no training scans to learn the mean intensity of each class from. Is the training split empty?")
@@ -64,29 +58,19 @@ def mean_intensity(items: Sequence[dict], preprocessing: Callable, num_classes: 
 
 
 def paint(classes: torch.Tensor, intensities: torch.Tensor) -> torch.Tensor:
-    """The volume in which each voxel has its class's intensity, in the shape of `classes`."""
+    """Paint each voxel of `classes` with the intensity of its class."""
     return intensities.to(classes.device)[classes.long()]
 
 
 def most_frequent(
     training: Sequence[Mapping], test: Sequence[Mapping], preprocessing: Callable, num_classes: int
 ) -> tuple[str, torch.nn.Module]:
-    """The trivial segmentation: the most frequent class of the training maps at each voxel, without a look at the scan.
+    """Make the trivial segmentation: the most frequent class of each voxel over the training maps, without use of the scan.
 
-    Where the scans do not share one grid, and places mean nothing: the most frequent class of each intensity. One map is in
-    memory at a time.
-
-    Args:
-        training: items {"image", "label"} to count.
-        test: items that it will be tried on.
-        preprocessing: gives "image" (1, D, H, W) from 0 to 1 and "label" (1, D, H, W), without cropping.
-        num_classes: with background.
+    If the training and test scans do not share one grid, it is the most frequent class of each intensity instead.
 
     Returns:
-        what it is, and a "network" that gives classes (1, 1, D, H, W) for an image (1, 1, D, H, W).
-
-    Raises:
-        ValueError: no training maps.
+        its name, and a "network" that gives classes (1, 1, D, H, W) for an image (1, 1, D, H, W).
     """
     if not training:
         raise ValueError("no training maps to count the labels of. Is the training split empty?")
@@ -97,7 +81,7 @@ def most_frequent(
 
 
 def _grid(path: str) -> tuple[tuple[int, ...], np.ndarray]:
-    """Shape and affine of a file once it is in RAS order."""
+    """Shape and affine that a file has in RAS order."""
     image = nib.load(path)
     orientation = nib.io_orientation(image.affine)
     shape = np.empty(3, dtype=int)
@@ -112,7 +96,7 @@ def _pairs(items: Sequence[Mapping], preprocessing: Callable, description: str):
 
 
 class ByPosition(torch.nn.Module):
-    """The most frequent class of each voxel; of equally frequent ones the first."""
+    """The most frequent class of each voxel; the first of equally frequent ones."""
 
     def __init__(self, items: Sequence[Mapping], preprocessing: Callable, num_classes: int) -> None:
         super().__init__()
@@ -128,7 +112,7 @@ class ByPosition(torch.nn.Module):
 
 
 class ByIntensity(torch.nn.Module):
-    """The most frequent class of each of 64 intensities; it cannot tell left from right."""
+    """The most frequent class of each of 64 intensities; it cannot distinguish left and right."""
 
     def __init__(self, items: Sequence[Mapping], preprocessing: Callable, num_classes: int) -> None:
         super().__init__()

@@ -88,8 +88,7 @@ def rows(
     Args:
         maps: items from `find_maps`.
         variants: number of images of each map.
-        deformation_mm: amplitude of the deformation, see `deformation.random_displacement_mm`.
-        deformation_scale_mm: distance of the deformation's control points.
+        deformation_mm: amplitude of the deformation, with control points `deformation_scale_mm` apart.
         deform_all: whether the first variant is deformed too.
         seed: base seed. The seed of an image depends on this, its name and its variant only.
 
@@ -138,12 +137,11 @@ def pending(
     """Give the images that this process has to make; images that exist are left out. Their maps are read and checked.
 
     Args:
-        rows: all images, from `rows`.
+        rows: all images, from `rows`; each belongs to one process.
         derivative: data set to write to.
         table: label values that the maps may hold.
         provenance: entries for every sidecar, such as WeightsSHA256.
-        rank: number of this process; each image belongs to one.
-        world_size: number of processes.
+        rank: number of this process out of `world_size`.
 
     Raises:
         ValueError: a map cannot be read, is empty, or has values that are not in the table.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -36,6 +37,7 @@ def fusion_items(data: Mapping[str, Sequence[dict]], folds: int) -> list[dict]:
     return list(data["training" if folds else "fusion"])
 
 
+@dataclass(eq=False)
 class FusionDataset(Dataset):
     """The three planes' volumes of each subject with its scan, synthesised once and kept on disk.
 
@@ -59,34 +61,23 @@ class FusionDataset(Dataset):
         amp: whether the generators run in bfloat16.
     """
 
-    def __init__(
-        self,
-        data: Sequence[dict],
-        preprocessing: Callable[[dict], dict],
-        network: Callable[[], SpadeFusion],
-        generator: Callable[[], SpadeGenerator],
-        models_dir: str | Path,
-        recipe: Mapping,
-        cache_dir: str | Path,
-        items: Sequence[dict] | None = None,
-        random_transform: Callable | None = None,
-        visits: int = 1,
-        match_contrast: bool = False,
-        device: torch.device | str = "cpu",
-        amp: bool = False,
-    ) -> None:
-        self.items = list(data if items is None else items)
-        self.preprocessing = preprocessing
-        self.network = network
-        self.generator = generator
-        self.models_dir = Path(models_dir)
-        self.recipe = recipe
-        self.cache_dir = Path(cache_dir)
-        self.transform = random_transform
-        self.visits = visits
-        self.match_contrast = match_contrast
-        self.device = torch.device(device)
-        self.amp = amp
+    data: Sequence[dict]
+    preprocessing: Callable[[dict], dict]
+    network: Callable[[], SpadeFusion]
+    generator: Callable[[], SpadeGenerator]
+    models_dir: str | Path
+    recipe: Mapping
+    cache_dir: str | Path
+    items: Sequence[dict] | None = None
+    random_transform: Callable | None = None
+    visits: int = 1
+    match_contrast: bool = False
+    device: torch.device | str = "cpu"
+    amp: bool = False
+
+    def __post_init__(self) -> None:
+        self.items = list(self.data if self.items is None else self.items)
+        self.cache_dir, self.device = Path(self.cache_dir), torch.device(self.device)
 
     def __len__(self) -> int:
         return len(self.items) * self.visits
@@ -95,7 +86,7 @@ class FusionDataset(Dataset):
         stored = np.load(self.file(self.items[index % len(self.items)]))
         arrays = torch.from_numpy(stored.astype(np.float32))  # (5, X, Y, Z)
         item = {"volumes": arrays[:3], "image": arrays[3:4], "label": arrays[4:5]}
-        return self.transform(item) if self.transform else item
+        return self.random_transform(item) if self.random_transform else item
 
     def file(self, item: Mapping) -> Path:
         """File of an item's volumes; its name changes with generators, files, spacing, precision and contrast."""

@@ -52,29 +52,13 @@ class SpadeStage:
         val_volumes: validation set of the same kind.
         folds: fold of each of `volumes`; None without cross-validation.
         mirror: random left-right flip of a volume.
-        generator: makes a generator.
-        discriminator: makes a discriminator.
-        optimizer: takes parameters and makes the generator's optimiser.
-        discriminator_optimizer: takes parameters and makes the discriminator's optimiser.
+        generator: makes a generator; `discriminator` makes a discriminator.
+        optimizer: takes the generator's parameters and makes an optimiser; so does `discriminator_optimizer`.
         step: `gan_step.spade_step` with its settings.
-        epochs: passes over the volumes.
-        decay_epochs: last epochs, over which the learning rate falls linearly to 0.
-        batch_size: slices in a step.
-        slices_per_volume: slices that an epoch draws from a volume at each visit; `batch_size` is a multiple.
-        visits: visits of each volume in an epoch.
-        empty_fraction: probability that a drawn slice is background alone.
-        batch_norm_batches: batches that measure the statistics of batch norm before each validation.
-        val_interval: epochs between validations, at most.
-        panel_interval: epochs between pictures in TensorBoard.
-        num_workers: processes that load data.
-        models_dir: folder of the weights.
-        output_dir: folder of the TensorBoard logs.
-        device: where to train.
         recipe: what the weights carry: label table, spacing, identities of the scans.
         settings: what a resumed run must have in common with the interrupted one.
-        seed: seed of first weights, order and augmentation.
-        distributed: whether several processes train together, with batch norm over all of them on GPUs.
         tracking: takes run_name and more, and makes an MLFlowHandler; None without MLflow.
+        epochs: as the further arguments a setting of train.json, which docs/settings.md explains.
 
     Raises:
         ValueError: batch_size is 1 or not a multiple of slices_per_volume, or there are too few volumes for two slices.
