@@ -34,11 +34,7 @@ SPLIT_BY_LAST_DIGIT = ["train"] * 7 + ["validation"] + ["test"] * 2
 
 
 def describe_columns(volumes: dict[str, tuple]) -> dict:
-    """Content of participants.json.
-
-    Args:
-        volumes: name of each volume to the label values that it counts.
-    """
+    """Content of participants.json, where `volumes` gives the label values that each volume counts."""
     voxels = {name: f"voxels labelled {_ranges(values)} in the dseg times voxel volume" for name, values in volumes.items()}
     normalised = f"brain_ml * {TEMPLATE_ICV_ML:.0f} / icv_ml, where {TEMPLATE_ICV_ML:.0f} mL is the ICBM152 template's icv"
     return {
@@ -135,11 +131,7 @@ def save_image(values: np.ndarray, affine: np.ndarray, path: Path, stored_type) 
 
 
 def prepare_folder(folder: Path, settings: dict, label_names: dict[int, str], fresh: bool) -> None:
-    """Write the descriptions of the data set; refuse a folder that holds anything but this cohort.
-
-    Raises:
-        ValueError: the folder holds other data, or a demo cohort made with other settings.
-    """
+    """Write the descriptions of the data set; refuse a folder that holds anything but this cohort."""
     description_path = folder / "dataset_description.json"
     found = None
     if folder.exists() and any(folder.iterdir()):

@@ -49,12 +49,7 @@ WEIGHTS_OF_A_CONFIG = re.compile(r"@models_dir \+ '/([\w.-]+\.pt)'")
 
 
 def files_of(bundle: Path, weights: Path | None = None) -> dict[str, Path]:
-    """Files of a release, sorted: path inside the bundle to file on disk. Caches, results and checkpoints are left out.
-
-    Raises:
-        FileNotFoundError: there is no such bundle, or weights are missing.
-        ValueError: a file does not belong in a bundle.
-    """
+    """Files of a release, sorted: path inside the bundle to file on disk. Caches, results and checkpoints are left out."""
     if not (bundle / "configs" / "metadata.json").is_file():
         raise FileNotFoundError(f"{bundle}: not a bundle, there is no configs/metadata.json. Give the folder of a bundle")
     files = {}

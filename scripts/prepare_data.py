@@ -45,11 +45,7 @@ PATTERN = "sub-*/**/anat/*_T1w.nii*"
 
 
 def read_scan(path: Path) -> sitk.Image:
-    """Read a scan in RAS voxel order as float32, with its place in space.
-
-    Raises:
-        ValueError: the scan cannot be used.
-    """
+    """Read a scan in RAS voxel order as float32, with its place in space."""
     image = open_image(path)
     refuse_not_3d(image.shape)
     data = read_grey_values(path)
@@ -68,11 +64,7 @@ def read_scan(path: Path) -> sitk.Image:
 
 
 def read_mask(path: Path, scan: sitk.Image) -> sitk.Image:
-    """Read a brain mask on the grid of its scan, as float32 0 and 1.
-
-    Raises:
-        ValueError: the mask cannot be used, or has another grid than the scan.
-    """
+    """Read a brain mask on the grid of its scan, as float32 0 and 1."""
     try:
         mask = read_scan(path)
         if mask.GetSize() != scan.GetSize() or not np.allclose(_geometry(mask), _geometry(scan), atol=0.01):
@@ -208,11 +200,7 @@ def find_scans(inputs: list[Path], pattern: str) -> tuple[dict[str, Path], dict[
 
 
 def done(out_dir: Path, subject: str, settings: dict) -> bool:
-    """Whether the subject was prepared before.
-
-    Raises:
-        ValueError: it was prepared with other settings.
-    """
+    """Whether the subject was prepared before; other settings are refused."""
     image_path, sidecar_path = outputs(out_dir, subject)
     if not (image_path.is_file() and sidecar_path.is_file()):
         return False

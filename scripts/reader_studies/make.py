@@ -24,24 +24,14 @@ PAGE = Path(__file__).with_name("page")
 
 @dataclass
 class Item:
-    """A slice of the study.
-
-    Args:
-        volume: where the slice comes from.
-        direction: key of DIRECTIONS.
-        height: place between the first and the last slice through the head, 0 to 1.
-        repeat_of: the item that this one shows again.
-        name: eight hexadecimal digits that reveal nothing.
-        slice: index along the axis of the direction.
-        png: picture.
-    """
+    """A slice of the study."""
 
     volume: Volume
-    direction: str
-    height: float
-    repeat_of: Item | None = None
-    name: str = ""
-    slice: int = -1
+    direction: str  # key of DIRECTIONS
+    height: float  # place between the first and the last slice through the head, 0 to 1
+    repeat_of: Item | None = None  # the item that this one shows again
+    name: str = ""  # eight hexadecimal digits that reveal nothing
+    slice: int = -1  # index along the axis of the direction
     png: bytes = b""
 
 
@@ -82,11 +72,7 @@ def order(items: Sequence[Item], repeats: int, rng: np.random.Generator) -> list
 
 
 def cut(items: Sequence[Item], view: Sequence[int], rng: np.random.Generator) -> None:
-    """Find the slice of each item and draw its picture; each volume is read once.
-
-    Raises:
-        ValueError: a volume cannot be shown or has too few slices through the head, or the share of black reveals the kind.
-    """
+    """Find the slice of each item and draw its picture; each volume is read once."""
     black = {(name, kind): [] for name in DIRECTIONS for kind in KINDS}
     for digest in dict.fromkeys(item.volume.digest for item in items):
         own = [item for item in items if item.volume.digest == digest]
@@ -109,11 +95,7 @@ def cut(items: Sequence[Item], view: Sequence[int], rng: np.random.Generator) ->
 
 
 def _refuse_telling_black(black: Mapping[tuple[str, str], Sequence[float]]) -> None:
-    """Refuse kinds that the share of black tells apart, such as heads and brains.
-
-    Args:
-        black: shares of all slices that could be shown, by direction and kind.
-    """
+    """Refuse kinds that the share of black in their slices tells apart, such as heads and brains."""
     for name in DIRECTIONS:
         real, synthetic = (black[name, kind] for kind in KINDS)
         area = roc_auc_score([0] * len(real) + [1] * len(synthetic), [*real, *synthetic])
@@ -137,16 +119,8 @@ def make_study(
     """Write `page/reader_study.html` for the readers, and `key/key.tsv` for the person who scores them.
 
     The choice depends on the content of the volumes and on the seed, not on file names. Names and order of the items follow
-    from a hash of both, so a person who knows the seed but not the volumes learns nothing.
-
-    Args:
-        real: files or folders of real T1w volumes.
-        synthetic: files or folders of synthetic T1w volumes on the same grid.
-        output: folder of the study; a folder with another study is refused.
-        slices: number of different slices, a multiple of 6 (two kinds, three directions).
-        repeats: share of the slices that is shown twice, 0 to 0.5.
-        seed: number that all random choices follow from.
-        split: split of participants.tsv in the folders of real volumes, such as "test"; None takes all.
+    from a hash of both, so a person who knows the seed but not the volumes learns nothing. The arguments are those of the
+    command, see `reader_study.py make --help`.
 
     Returns:
         Paths of the page and the key.

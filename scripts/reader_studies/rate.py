@@ -30,26 +30,15 @@ DITHER = 2  # grey levels by which two pictures of one slice differ at most, see
 
 @dataclass
 class Picture:
-    """A slice as the page shows it.
-
-    Args:
-        item: name of the item.
-        direction: key of DIRECTIONS.
-        grey: grey levels (rows, columns), 0 to 255.
-    """
+    """A slice as the page shows it."""
 
     item: str
-    direction: str
-    grey: np.ndarray
+    direction: str  # key of DIRECTIONS
+    grey: np.ndarray  # grey levels (rows, columns), 0 to 255
 
 
 def read_page(path: Path) -> tuple[str, list[Picture]]:
-    """Read the study's id and its pictures, in the order in which people see them.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is not the page of a reader study.
-    """
+    """Read the study's id and its pictures, in the order in which people see them."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such page. `reader_study.py make` wrote it as page/reader_study.html")
     found = STUDY.search(path.read_text(encoding="utf-8", errors="replace"))
@@ -122,9 +111,6 @@ def answer_by_cue(pictures: list[Picture], name: str) -> tuple[np.ndarray, np.nd
     """Ratings (1 to 5) and guesses of one rule of `CUES`.
 
     Slices with the same value share their middle rank and so get the same answer; the exact middle is "synthetic".
-
-    Raises:
-        ValueError: a picture shows no head, or all slices of a direction have the same value.
     """
     measure, more_is_good = CUES[name]
     insides = [find_inside(picture.grey) for picture in pictures]
@@ -145,11 +131,6 @@ def answer_by_cue(pictures: list[Picture], name: str) -> tuple[np.ndarray, np.nd
 
 def rate(page: Path, output: Path, seed: int = 0) -> list[Path]:
     """Write the results of each computed reader, as the page saves them: sharpness.tsv, contrast.tsv, noise.tsv, chance.tsv.
-
-    Args:
-        page: page that `make` wrote.
-        output: folder for the results.
-        seed: number that the answers of "chance" follow from.
 
     Raises:
         FileNotFoundError: there is no such page.

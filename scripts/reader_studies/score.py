@@ -27,12 +27,7 @@ COMPUTED = " (computed)"  # the name of each computed reader ends with this, see
 
 
 def read_key(path: Path) -> pd.DataFrame:
-    """Read the key that `make` wrote, with one row per item.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is not the key of a study.
-    """
+    """Read the key that `make` wrote, with one row per item."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such key. `reader_study.py make` wrote it as key/key.tsv")
     key = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
@@ -96,11 +91,7 @@ def read_results(path: Path, key: pd.DataFrame, partial: bool = False) -> pd.Dat
 
 
 def unblind(key: pd.DataFrame, results: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Join all answers with the key, sorted by reader and position.
-
-    Raises:
-        ValueError: two files have the same reader.
-    """
+    """Join all answers with the key, sorted by reader and position."""
     readers = [result["reader"].iloc[0] for result in results]
     if twice := sorted({reader for reader in readers if readers.count(reader) > 1}):
         raise ValueError(f"two files are by the reader {twice[0]!r}. Give each reader's results once")

@@ -91,23 +91,19 @@ def tables(numbers: dict) -> list[dict]:
         n = sum(row["n"] for row in numbers["guesses"])
         guesses.append(["all people", str(n), *_with_interval(numbers["accuracy_of_all"], 0, 100).split(" ", 1), *[""] * 4])
     guesses += [_guesses_row(entry["guesses"][0]) for entry in numbers["computed"].values()]
+    compared = {" and ".join(row["readers"]): row for row in numbers["inter_reader"]}
+    compared |= {f"{row['reader']} with themselves": row for row in numbers["intra_reader"]}
+    compared |= {" and ".join(row["readers"]): row for row in numbers["agreement_with_computed"]}
     agreement = [
-        [" and ".join(row["readers"]), str(row["n"]), _with_interval(row["kappa"]), ""]
-        for row in numbers["inter_reader"] + numbers["agreement_with_computed"]
+        [name, str(row["n"]), _with_interval(row["kappa"]), f"{row['equal']} of {row['n']}"] for name, row in compared.items()
     ]
-    between = len(numbers["inter_reader"])
-    agreement[between:between] = [
-        [f"{row['reader']} with themselves", str(row["n"]), _with_interval(row["kappa"]), f"{row['equal']} of {row['n']}"]
-        for row in numbers["intra_reader"]
-    ]
-    columns = 4 if numbers["intra_reader"] else 3  # the last column is about repeats alone
     return [
         {"header": ["mean rating (1 very good to 5 very poor) [95 %]", "n ratings real, synthetic", "real", "synthetic",
                     "synthetic - real"], "rows": ratings},
         {"header": ["guesses by", "n", "right, % [95 %, exact]", "[95 %, over volumes]", "right, real slices",
                     "right, synthetic slices", "p against 50 %", "always the same answer, %"], "rows": guesses},
-        {"header": ["agreement of ratings", "n items", "weighted kappa [95 %] (chance: 0)", "equal ratings"][:columns],
-         "rows": [row[:columns] for row in agreement]},
+        {"header": ["agreement of ratings", "n items", "weighted kappa [95 %] (chance: 0)", "equal ratings"],
+         "rows": agreement},
     ]  # fmt: skip
 
 
@@ -128,14 +124,13 @@ def explain(numbers: dict, partial: bool) -> str:
     """Say who rated what, and how to read the numbers. The first sentence says whether people rated at all."""
     computed = numbers["computed"]
     ratings = f"""\
-Ratings are means with a 95 % percentile bootstrap interval ({RESAMPLES} draws). Whole volumes are drawn, because slices of \
-one volume are alike. Readers are not drawn, so the intervals say nothing about other readers. Compare the rating of \
-synthetic slices with the rating of real ones."""
+Ratings are means with a 95 % percentile bootstrap interval ({RESAMPLES} draws of whole volumes, because slices of one volume \
+are alike). The intervals say nothing about other readers. Compare synthetic slices with real ones."""
     guesses = f"""\
-Guesses are the share that was right; guessing at random gives 50 %. The exact interval (Clopper-Pearson) and p treat slices \
-as independent. Slices of one volume are alike, so both may be too optimistic. There is one p for each reader, \
-{len(numbers["guesses"]) + len(computed)} in all, not corrected for their number. The bootstrap over volumes allows for \
-similar slices, but it is too narrow with few volumes and has no width where all guesses are right. Trust the wider interval."""
+Guesses are the share that was right; guessing at random gives 50 %. The exact interval (Clopper-Pearson) and p may be too \
+optimistic, because they treat slices as independent. There is one p for each reader, \
+{len(numbers["guesses"]) + len(computed)} in all, not corrected for their number. The bootstrap over volumes is too narrow \
+with few volumes and has no width where all guesses are right. Trust the wider interval."""
     agreement = """\
 Agreement is quadratically weighted kappa: 0 is chance and 1 is equal ratings. It is undefined where all ratings are the \
 same. The frequency chart follows Figure 4C of Ayaz et al. 2022. Research data about synthetic images; not for clinical use."""
@@ -178,15 +173,7 @@ rule measures how closely the person's ratings follow the cue."""
 def write_scores(
     numbers: dict, answers: pd.DataFrame, output: Path, partial: bool = False, title: str = "Reader study"
 ) -> None:
-    """Write ratings.tsv, reader_study.json, reader_study.png and reader_study.section.json.
-
-    Args:
-        numbers: result of `score`.
-        answers: result of `unblind`.
-        output: folder for the files.
-        partial: some readers did not finish.
-        title: title of the section.
-    """
+    """Write ratings.tsv, reader_study.json, reader_study.png and reader_study.section.json, which has this title."""
     columns = ["reader", "position", "item", "kind", "direction", "file", "slice", "repeat_of", "rating", "guess", "seconds"]
     write_text(output / "ratings.tsv", answers[columns].to_csv(sep="\t", index=False, na_rep="n/a"))
     write_json(output / "reader_study.json", _plain(numbers | {"partial": partial}))

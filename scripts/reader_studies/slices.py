@@ -26,19 +26,11 @@ LEAST_COMMON_VIEW = 0.6  # share of each side of each volume that the common fie
 
 @dataclass(frozen=True)
 class Volume:
-    """A T1w volume whose voxels were not read yet.
-
-    Args:
-        path: NIfTI file.
-        kind: "real" or "synthetic".
-        digest: SHA-256 of the file.
-        shape: voxels along the axes in RAS order.
-        spacing_mm: voxel size along these axes.
-    """
+    """A T1w volume whose voxels were not read yet; axes are in RAS order."""
 
     path: Path
-    kind: str
-    digest: str
+    kind: str  # one of KINDS
+    digest: str  # SHA-256 of the file
     shape: tuple[int, ...]
     spacing_mm: tuple[float, ...]
 
@@ -50,10 +42,6 @@ def find_volumes(sources: Iterable[Path], kind: str, split: str | None = None) -
         sources: NIfTI files; BIDS data sets or folders of one subject; or folders with `*.nii[.gz]` directly inside.
         kind: "real" or "synthetic".
         split: take only the participants of this split, such as "test"; all sources must then be BIDS data sets.
-
-    Raises:
-        FileNotFoundError: a source does not exist, or holds no volume.
-        ValueError: a file is not a 3-D volume, or a data set does not have the split.
     """
     paths = []
     for source in map(Path, sources):
@@ -107,11 +95,7 @@ def _survey(path: Path, kind: str) -> Volume:
 
 
 def common_view(volumes: Sequence[Volume]) -> tuple[int, ...]:
-    """Voxels along each axis that every volume has. This much of each is shown, so the field of view is no clue.
-
-    Raises:
-        ValueError: a volume is there twice, voxels differ in size, or fields of view hardly overlap.
-    """
+    """Voxels along each axis that every volume has. This much of each is shown, so the field of view is no clue."""
     first_of, reference = {}, volumes[0]
     for volume in volumes:
         other = first_of.setdefault(volume.digest, volume)
@@ -143,9 +127,6 @@ def read_windowed(volume: Volume, view: Sequence[int]) -> np.ndarray:
 
     Voxels are never interpolated. The view is centred on the head and stays inside the volume. Air is not shown because it is
     noisy in scans and exactly 0 in volumes of SPADE, which would reveal them.
-
-    Raises:
-        ValueError: the file is damaged, or its voxels are NaN or constant.
     """
     try:
         image = nib.as_closest_canonical(nib.squeeze_image(nib.load(volume.path)))

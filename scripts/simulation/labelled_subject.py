@@ -57,11 +57,7 @@ VOLUMES = {name: tuple(sorted(values)) for name, values in read_volume_labels().
 
 
 def read_label_map(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Read a label map (int16, any orientation) and its affine, voxel to mm.
-
-    Raises:
-        ValueError: the map is not 3-D, or holds a value that the label table does not have.
-    """
+    """Read a label map (int16, any orientation) and its affine, voxel to mm. Values must be in the label table."""
     image = nib.load(path)
     labels = np.rint(np.asarray(image.dataobj)).astype(np.int16)
     unknown = sorted(set(np.unique(labels).tolist()) - LABELS.keys())
@@ -80,9 +76,6 @@ def make_subject(path: Path, spacing_mm: int, seed: int, warp: bool) -> tuple[np
         spacing_mm: voxel size of the result.
         seed: seed of all random draws.
         warp: deform the anatomy smoothly by some millimetres, for a second subject from the same map.
-
-    Raises:
-        ValueError: the map cannot be used.
     """
     labels, affine = read_label_map(path)
     try:
