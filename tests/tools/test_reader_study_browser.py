@@ -153,7 +153,7 @@ def test_a_reader_answers_by_keys_and_mouse_resumes_saves_and_is_scored(tmp_path
     assert list(zip(table["rating"], table["guess"])) == answers
     assert set(table["reader"]) == {"Anna <b>B.</b>"} and (table["seconds"] >= 0).all()
 
-    monkeypatch.setattr("reader_study_score.RESAMPLES", 200)
+    monkeypatch.setattr("reader_studies.score.RESAMPLES", 200)
     monkeypatch.setattr("sys.argv", ["reader_study.py", "score", str(key), str(path), "--output", str(tmp_path / "scores")])
     assert reader_study.main() == 0
     numbers = json.loads((tmp_path / "scores" / "reader_study.json").read_text())
