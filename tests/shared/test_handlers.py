@@ -79,6 +79,26 @@ def test_sigterm_saves_and_ends_with_143_and_the_next_run_goes_on(tmp_path, stop
     assert torch.equal(resumed, whole) == (stop_at == 3)  # within an epoch, the rest of it is drawn anew
 
 
+@pytest.mark.parametrize("resume_is_first", [True, False])
+def test_what_handlers_change_is_saved_whatever_their_order(tmp_path, resume_is_first):
+    """Listed first, it saved the state from before the last change, and a bar after it counted from 0."""
+
+    def run(max_epochs):
+        network, optimizer = fresh()
+        resume, progress = Resume(tmp_path / "resume.pt", {"network": network}), Progress("stage")
+        first, second = (resume, progress) if resume_is_first else (progress, resume)
+        engine, data = trainer(network, optimizer, [first])
+        engine.add_event_handler(Events.EPOCH_COMPLETED, lambda engine: torch.nn.init.constant_(network.bias, 5.0))
+        second.attach(engine)
+        engine.run(data, max_epochs=max_epochs)
+        return progress.bar
+
+    run(1)
+    assert torch.load(tmp_path / "resume.pt", weights_only=True)["network"]["bias"] == 5
+    bar = run(3)
+    assert (bar.initial, bar.n) == (3, 9)
+
+
 def test_a_finished_stage_does_nothing_when_run_again(tmp_path):
     once = train(tmp_path / "resume.pt", 2)
     assert torch.equal(train(tmp_path / "resume.pt", 2), once)

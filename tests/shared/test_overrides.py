@@ -91,8 +91,12 @@ def test_names_that_are_right_without_a_setting_are_accepted(base):
     check(base, "--age", "70", "--sex=F", "--ventricles_ml", "30.5", also_known=["age", "sex", "ventricles_ml"])
 
 
-def test_a_workflow_made_in_python_is_not_checked():
+def test_a_workflow_made_in_python_is_not_checked(monkeypatch):
     overrides.refuse_unknown(argv=["pytest", "--rootdir", "/somewhere", "-q"])
+    monkeypatch.setattr("sys.argv", ["my_script.py", "--config_file", "mine.json", "--difusion_epochs", "3"])
+    overrides.refuse_unknown()
+    monkeypatch.setattr("sys.argv", ["/lib/monai/bundle/__main__.py", "run", "--diffusion_epochs", "3"])
+    assert overrides.command_line() == {"diffusion_epochs": 3}
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ def given_covariates(schema: CovariateSchema, request: Mapping, settings: Mappin
             A schema of other covariates has no settings: its covariates are read from the command line.
     """
     given = command_line()
-    other = {name: given[name] for name in schema.names if name in given and name not in settings and "config_file" in given}
+    other = {name: given[name] for name in schema.names if name in given and name not in settings}
     return {**request, **{name: value for name, value in settings.items() if value is not None}, **other}
 
 

@@ -51,12 +51,12 @@ class Resume:
 
     The state is saved after every epoch, every `every_minutes` within an epoch, and on SIGTERM, which then ends the run with
     exit status 143. From the end of an epoch, a run continues bit for bit. From within an epoch, the rest of it sees other
-    random draws. Attach this handler after all handlers that it saves or that change what it saves.
+    random draws. The state is saved after all other handlers of an event, whatever their order in a list.
 
     Args:
         path: file of the state.
         objects: everything to save, by name. It has `state_dict` and `load_state_dict`: networks without their DDP wrapper,
-            optimisers, schedulers after their optimisers, `BestWeights`.
+            optimisers, schedulers, `BestWeights`.
         settings: plain values. A file that was made with other values is refused.
         writes: True on the first rank only.
         every_minutes: longest work in minutes that a SIGKILL within an epoch costs.
@@ -80,11 +80,12 @@ class Resume:
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.STARTED, self.load)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._after_iteration)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
         engine.add_event_handler(Events.COMPLETED | Events.EXCEPTION_RAISED, self._release)
 
     def load(self, engine: Engine) -> None:
+        if not engine.has_event_handler(self.save):  # added now, they come after all handlers that were attached before the run
+            engine.add_event_handler(Events.ITERATION_COMPLETED, self._after_iteration)
+            engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
         self._last_save = time.monotonic()
         if threading.current_thread() is threading.main_thread():  # Python allows signal handlers only there
             self._before = signal.signal(signal.SIGTERM, self._on_sigterm)
@@ -95,8 +96,8 @@ class Resume:
             for name, value in state.get("settings", {}).items():
                 if self.settings.get(name, value) != value:  # a setting of an earlier version may be gone
                     raise ValueError(f"{name}: {value}, now {self.settings[name]}")
-            for name, item in self.objects.items():
-                _restore(item, state[name])
+            for name, item in sorted(self.objects.items(), key=lambda pair: isinstance(pair[1], LRScheduler)):
+                _restore(item, state[name])  # a schedule after its optimiser
         except (KeyError, RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())[:300]
             raise ValueError(
@@ -221,16 +222,17 @@ class Progress:
     def __init__(self, description: str) -> None:
         self.description = description
         self.losses: deque[float] = deque(maxlen=100)
+        self.bar: tqdm | None = None
 
     def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(Events.STARTED, self._open)
+        engine.add_event_handler(Events.EPOCH_STARTED, self._open)  # a state is loaded by then
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._advance)
         engine.add_event_handler(Events.COMPLETED, self._close)
 
     def _open(self, engine: Engine) -> None:
-        total = engine.state.max_epochs * engine.state.epoch_length
-        done = engine.state.iteration
-        self.bar = tqdm(total=total, initial=done, desc=self.description, unit="step", mininterval=1, smoothing=0.05)
+        if self.bar is None:
+            total, done = engine.state.max_epochs * engine.state.epoch_length, engine.state.iteration
+            self.bar = tqdm(total=total, initial=done, desc=self.description, unit="step", mininterval=1, smoothing=0.05)
 
     def _advance(self, engine: Engine) -> None:
         self.losses.append(engine.state.output[0]["loss"])
@@ -239,7 +241,8 @@ class Progress:
         self.bar.update()
 
     def _close(self, engine: Engine) -> None:
-        self.bar.close()
+        if self.bar is not None:
+            self.bar.close()
 
 
 class StopAtNonFinite:

@@ -23,12 +23,13 @@ def command_line(argv: Sequence[str] | None = None) -> dict[str, object]:
     """Read the `--name value` and `--name=value` pairs of a `monai.bundle` command line.
 
     Args:
-        argv: words of the command line; None: those of this process.
+        argv: words of the command line; None: those of this process, if it is `python -m monai.bundle`.
 
     Returns:
         name to value. A value that is a Python literal, such as 3 or [1, 2], is read as such; others are text.
     """
-    argv = list(sys.argv if argv is None else argv)
+    if argv is None:
+        argv = sys.argv if re.search(r"monai\Wbundle", sys.argv[0]) else []
     pairs = {}
     for position, argument in enumerate(argv):
         if not _is_flag(argument):

@@ -56,7 +56,7 @@ CONFIG = {"config_file": "configs/inference.json", "workflow_type": "inference"}
 
 def test_covariates_given_from_python_make_the_volume_that_was_asked_for(bundle, tmp_path, monkeypatch):
     """They used to be read from the command line, even from the command line of a script that runs the bundle."""
-    monkeypatch.setattr("sys.argv", ["my_script.py", "--age", "50"])
+    monkeypatch.setattr("sys.argv", ["my_script.py", "--age", "50", "--config_file", "mine.json"])
     (tmp_path / "models").mkdir()
     write_ldm_weights(tmp_path / "models")
     settings = {"models_dir": str(tmp_path / "models"), "output_dir": str(tmp_path / "out"), "use_device": "cpu", "steps": 2}
