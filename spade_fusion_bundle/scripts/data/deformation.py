@@ -41,7 +41,7 @@ def random_displacement_mm(
     Args:
         shape: (D, H, W).
         spacing_mm: voxel size along these axes.
-        deformation_mm: root mean square of the velocity's length over the volume; about that of the displacement, whose
+        deformation_mm: root mean square of the velocity's length over the volume. The displacement has about the same; its
             maximum is two to three times as large.
         seed: seed of the velocities.
         scale_mm: distance of the control points.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Hashable, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from monai.utils import convert_to_dst_type
 from ..shared.files import read_json
 from .planes import AXES
 
-__all__ = ["LabelTable", "RandMirrord", "ToClassesd"]
+__all__ = ["LabelTable", "RandMirrord", "ToClassesd", "table_of"]
 
 SIDES = ("left", "right", "midline")
 KEYS = ("class", "name", *SIDES, "brain")
@@ -147,6 +148,25 @@ class LabelTable:
         if not classes.any():
             raise ValueError(f"{where}: the label map is empty, all {classes.size} voxels are background. Segment it again")
         return classes
+
+
+def table_of(recipe: Mapping, labels_file: str | Path, name: str | None = None) -> LabelTable:
+    """Give the label table in a model's recipe, or the table `name` of `labels_file`, which must have the same classes.
+
+    Raises:
+        ValueError: the given table has other classes than the model.
+    """
+    trained = LabelTable.from_dict(recipe["labels"], "the table in the model's weights") if "labels" in recipe else None
+    if name is None and trained:
+        return trained
+    table = LabelTable.from_file(labels_file, name or "freesurfer")
+    if trained and trained.names != table.names:
+        differing = next(number for number, (a, b) in enumerate(zip_longest(trained.names, table.names)) if a != b)
+        raise ValueError(
+            f"label_table {name!r} has other classes than the model's table {trained.name!r}, from class {differing} on. Leave "
+            f"out --label_table to use the model's, or write a table that maps your values to classes of the same names"
+        )
+    return table
 
 
 class ToClassesd(MapTransform):

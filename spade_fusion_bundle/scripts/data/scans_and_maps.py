@@ -44,7 +44,7 @@ def read_dataset(
             `dataset_dir`, ids are optional.
         validation_fraction: share of the participants, if neither the column `split` (train, fusion, validation, test) of
             participants.tsv nor the datalist names the split. The choice depends on ids and `seed` only.
-        fusion_fraction: share of the training participants for the fusion network, whom the GANs do not see; used if
+        fusion_fraction: share of the training participants for the fusion network, which the GANs do not see; used if
             nobody is named for it.
         folds: 0, or the number of folds of equal size. With folds, the fusion network trains on all training participants,
             each synthesised by GANs of the other folds; nobody is set aside, and those named for fusion get a fold too.
@@ -188,7 +188,7 @@ def _datalist_items(datalist: str | Path | Mapping, dataset_dir: Path) -> tuple[
     for key, value in content.items():
         if isinstance(value, list) and any(isinstance(entry, Mapping) for entry in value) and key not in SPLITS:
             raise ValueError(f"{datalist}: unknown split {key!r}. Name it {', '.join(SPLITS[:-1])} or {SPLITS[-1]}")
-    said = bool(content.get("validation"))
+    has_validation = bool(content.get("validation"))
     items, problems, split_of = [], [], {}
     for split in SPLITS:
         for number, entry in enumerate(content.get(split) or []):
@@ -205,7 +205,7 @@ def _datalist_items(datalist: str | Path | Mapping, dataset_dir: Path) -> tuple[
                 participant = in_name[0] if in_name else str(path)
             if split_of.setdefault(participant, split) != split:
                 problems.append(f"{where}: {participant} is also in {split_of[participant]}. Keep a participant in one split")
-            items.append(_item(path, label, participant, split if said or split != "training" else None))
+            items.append(_item(path, label, participant, split if has_validation or split != "training" else None))
     return items, problems
 
 

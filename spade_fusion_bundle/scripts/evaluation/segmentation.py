@@ -93,7 +93,7 @@ def synthetic_pairs(synthetic_dir: str | Path | None, test: Sequence[Mapping]) -
         elif source in participants:
             leaked.append(f"{image}: made from a map of {source}. If that is somebody else, rename the maps")
         elif not label.is_file():
-            problems.append(f"{image}: no label map {label.name} beside it. Run inference again")
+            problems.append(f"{image}: no label map {label.name} next to it. Run inference again")
         elif nib.load(image).shape != nib.load(label).shape:
             problems.append(
                 f"{image}: shape {nib.load(image).shape}, its label map {nib.load(label).shape}. Run inference again"

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import zip_longest
-from pathlib import Path
 
 import torch
 from ignite.engine import Engine, Events
@@ -12,48 +10,9 @@ from monai.inferers import Inferer
 from monai.utils import convert_to_dst_type
 
 from ..data.derivative import Derivative, name_of
-from ..data.labels import LabelTable
-from ..data.planes import PLANES
-from ..model.plane_weights import generator_file, made_by
 from .patch_merging import merge_patches, merge_whole
 
-__all__ = ["Synthesiser", "WriteImages", "refuse_missing_weights", "table_of"]
-
-
-def table_of(recipe: Mapping, labels_file: str | Path, name: str | None = None) -> LabelTable:
-    """The label table that a model was trained with, or `name` of `labels_file` where one is given.
-
-    Raises:
-        ValueError: a given table has other classes than the model.
-    """
-    if name is None and "labels" in recipe:
-        return LabelTable.from_dict(recipe["labels"], where="the table in the model's weights")
-    table = LabelTable.from_file(labels_file, name or "freesurfer")
-    trained = recipe.get("labels")
-    names = LabelTable.from_dict(trained, where="the table in the model's weights").names if trained else table.names
-    if names != table.names:
-        differing = next(number for number, pair in enumerate(zip_longest(names, table.names)) if pair[0] != pair[1])
-        raise ValueError(
-            f"label_table {name!r} has other classes than the model's table {trained['name']!r}, from class {differing} "
-            f"on. Leave out --label_table to use that, or write a table that maps your values to classes of the same names"
-        )
-    return table
-
-
-def refuse_missing_weights(model_file: str | Path, models_dir: str | Path) -> None:
-    """Say how to make the model where there is none, in view of which planes are trained already; before it is built.
-
-    Raises:
-        FileNotFoundError: with the commands.
-    """
-    if Path(model_file).is_file():
-        return
-    missing = [plane for plane in PLANES if not generator_file(models_dir, plane).is_file()]
-    if len(missing) == len(PLANES):
-        raise FileNotFoundError(f"{model_file}: no such weights file. Make it with: {made_by('training')}")
-    state = f"Still to train: {', '.join([*missing, 'fusion'])}"
-    commands = [made_by(f"training_spade --plane {plane}") for plane in missing] + [made_by("training_fusion")]
-    raise FileNotFoundError(f"{model_file}: no such weights file. {state}. Make it with: {', then '.join(commands)}")
+__all__ = ["Synthesiser", "WriteImages"]
 
 
 class Synthesiser(Inferer):

@@ -1,4 +1,4 @@
-"""Strict loading of the bundle's weights, and what to run where they are missing."""
+"""Weights of the three planes: their files, the commands that make them, and how the fusion loads them."""
 
 from __future__ import annotations
 
@@ -9,18 +9,13 @@ from ..data.planes import PLANES
 from ..shared.weights import load_weights
 from .networks import SpadeFusion, SpadeGenerator
 
-__all__ = ["generator_file", "load_generators", "made_by"]
+__all__ = ["generator_file", "load_generators", "refuse_missing_weights"]
 
-COMMAND = "python -m monai.bundle run {run} --config_file configs/train.json --dataset_dir DIR"
-
-
-def made_by(run: str) -> str:
-    """The command that makes weights, for messages."""
-    return COMMAND.format(run=run)
+COMMAND = "python -m monai.bundle run {} --config_file configs/train.json --dataset_dir DIR"
 
 
 def generator_file(models_dir: str | Path, plane: str, fold: int | None = None) -> Path:
-    """Where one plane's generator lies; of the cross-validation where a fold is given."""
+    """File of one plane's generator, or of the generator that was trained without a fold."""
     return Path(models_dir) / (f"spade_{plane}.pt" if fold is None else f"spade_{plane}_fold{fold}.pt")
 
 
@@ -31,34 +26,44 @@ def load_generators(
     recipe: Mapping,
     fold: int | None = None,
 ) -> SpadeFusion:
-    """Put the trained generators of the three planes into `network`.
+    """Put the trained generators of the three planes into `network`; its fusion CNN stays as it is.
 
     Args:
-        network: its fusion CNN stays as it is.
-        generator: makes one to load into.
-        models_dir: holds spade_axial.pt, spade_coronal.pt and spade_sagittal.pt.
-        recipe: of this run; label table and spacing must be those that the generators were trained with, and "data", the
-            hash of who is in which split, too: the fusion must not learn from subjects that a generator has seen.
-        fold: of the cross-validation.
+        network: receives the generators.
+        generator: makes a generator to load into.
+        models_dir: folder of the generators.
+        recipe: recipe of this run. The generators must have its label table, its spacing and its "data", the hash of who is
+            in which split: the fusion must not learn from subjects that a generator has seen.
+        fold: takes the generators that were trained without this fold.
 
     Raises:
-        FileNotFoundError: one is missing; says which command makes it.
-        ValueError: weights of another architecture, plane, label table, spacing or split of the data.
+        FileNotFoundError: a generator is missing; names the command that makes it.
+        ValueError: weights have another architecture, plane, label table, spacing or split of the data.
     """
     for plane in PLANES:
         path = generator_file(models_dir, plane, fold)
-        trained = load_weights(generator(), path, made_by(f"training_spade --plane {plane}" + _fold_flag(fold)))
+        flags = "" if fold is None else f" --fold {fold} --folds K"
+        trained = load_weights(generator(), path, COMMAND.format(f"training_spade --plane {plane}{flags}"))
         wanted = {"plane": plane} | {key: recipe.get(key) for key in ("labels", "spacing_mm", "data")}
         for key, value in wanted.items():
             found = trained.recipe.get(key)
             if found != value:
                 raise ValueError(
                     f"{path}: trained with other {key} ({str(found)[:200]}), now {str(value)[:200]}. Use those again, or train "
-                    f"the plane anew with another --models_dir"
+                    f"the plane again with another --models_dir"
                 )
         network.take_generator(plane, trained)
     return network
 
 
-def _fold_flag(fold: int | None) -> str:
-    return "" if fold is None else f" --fold {fold} --folds K"
+def refuse_missing_weights(model_file: str | Path, models_dir: str | Path) -> None:
+    """Refuse to start without the model, and name the commands that train what is missing."""
+    if Path(model_file).is_file():
+        return
+    missing = [plane for plane in PLANES if not generator_file(models_dir, plane).is_file()]
+    state, runs = "", ["training"]
+    if len(missing) < len(PLANES):
+        state = f" Still to train: {', '.join([*missing, 'fusion'])}."
+        runs = [*(f"training_spade --plane {plane}" for plane in missing), "training_fusion"]
+    commands = ", then ".join(COMMAND.format(run) for run in runs)
+    raise FileNotFoundError(f"{model_file}: no such weights file.{state} Make it with: {commands}")

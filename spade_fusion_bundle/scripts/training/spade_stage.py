@@ -55,8 +55,7 @@ class SpadeStage:
         generator: makes a generator; `discriminator` makes a discriminator.
         optimizer: takes the generator's parameters and makes an optimiser; so does `discriminator_optimizer`.
         step: `gan_step.spade_step` with its settings.
-        recipe: what the weights carry: label table, spacing, identities of the scans.
-        settings: what a resumed run must have in common with the interrupted one.
+        recipe: what the weights carry: label table, spacing, identities of the scans. A resumed run must have the same.
         tracking: takes run_name and more, and makes an MLFlowHandler; None without MLflow.
         epochs: as the further arguments a setting of train.json, which docs/settings.md explains.
 
@@ -87,7 +86,6 @@ class SpadeStage:
     output_dir: str | Path
     device: torch.device | str
     recipe: Mapping
-    settings: Mapping
     seed: int = 0
     distributed: bool = False
     tracking: Callable[..., MLFlowHandler] | None = None
@@ -161,7 +159,7 @@ class SpadeStage:
             ]
             if self.tracking:
                 handlers.append(self.tracking(run_name=name, close_on_complete=True))
-        handlers.append(Resume(resume_file, parts, dict(self.settings), writes=self.main))
+        handlers.append(Resume(resume_file, parts, dict(self.recipe), writes=self.main))
         if self.main:
             handlers.append(Progress(f"SPADE {plane}" + ("" if fold is None else f", without fold {fold}")))
         return AdversarialTrainer(

@@ -138,7 +138,7 @@ def test_volumes_that_do_not_say_where_they_come_from_are_refused(cohort):
     with pytest.raises(ValueError, match="2 of 2 synthetic volumes in .* cannot be used") as caught:
         segmentation.synthetic_pairs(cohort / "synthetic", [item(cohort / "bids", "sub-04")])
     assert "its sidecar does not say from which map it was made" in str(caught.value)
-    assert "no label map sub-02_dseg.nii.gz beside it" in str(caught.value)
+    assert "no label map sub-02_dseg.nii.gz next to it" in str(caught.value)
 
 
 def test_without_synthetic_volumes_the_command_that_makes_them_is_named(tmp_path):
@@ -415,7 +415,7 @@ def test_the_command_tells_what_each_arm_is_worth(cohort, spade_bundle):
     summary = json.loads((cohort / "out" / "segmentation.json").read_text())
     assert list(summary["arms"]) == ["synthetic", "real", "both", "trivial: by position"] and summary["n"] == 1
     assert summary["arms"]["both"]["volumes"] == {"synthetic": 2, "real": 3}
-    # The heads are alike, in three orientations: that of most is close to the fourth where it is read in the right one.
+    # The heads are alike, but stored in three orientations: in RAS order alone the most frequent label fits the fourth.
     assert summary["arms"]["trivial: by position"]["structures"]["left cerebral cortex"]["mean"] > 0.5
     truth = label_map(11)
     rows = {(row["arm"], row["structure"]): row for row in read_table(cohort / "out" / "segmentation.tsv")}

@@ -14,6 +14,7 @@ from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from phantom_maps import GRIDS, TABLE, grid, phantom, save_map
 
+from spade_fusion_bundle.scripts.data.labels import table_of
 from spade_fusion_bundle.scripts.generation import patch_merging, synthesis
 from spade_fusion_bundle.scripts.model.networks import SpadeFusion
 from spade_fusion_bundle.scripts.shared.files import save_weights
@@ -407,10 +408,10 @@ def test_missing_weights_name_the_command_that_makes_them(config, tmp_path):
 
 def test_the_table_in_the_weights_comes_before_that_of_the_file(tmp_path):
     recipe = {"labels": TABLE.to_dict()}
-    assert synthesis.table_of(recipe, tmp_path / "none.json").name == "demo"
-    assert synthesis.table_of({}, LABELS_FILE).name == "freesurfer"
+    assert table_of(recipe, tmp_path / "none.json").name == "demo"
+    assert table_of({}, LABELS_FILE).name == "freesurfer"
     with pytest.raises(ValueError, match="'freesurfer' has other classes than the model's table 'demo', from class 1"):
-        synthesis.table_of(recipe, LABELS_FILE, "freesurfer")
+        table_of(recipe, LABELS_FILE, "freesurfer")
     own = {
         "mine": [
             {**entry, "midline": [entry["class"]]}
@@ -418,10 +419,10 @@ def test_the_table_in_the_weights_comes_before_that_of_the_file(tmp_path):
         ]
     }
     (tmp_path / "own.json").write_text(json.dumps(own))
-    assert synthesis.table_of(recipe, tmp_path / "own.json", "mine").name == "mine"
+    assert table_of(recipe, tmp_path / "own.json", "mine").name == "mine"
 
     # As many classes, but two of them change places.
     own["mine"][3]["name"], own["mine"][10]["name"] = own["mine"][10]["name"], own["mine"][3]["name"]
     (tmp_path / "own.json").write_text(json.dumps(own))
     with pytest.raises(ValueError, match="'mine' has other classes than the model's table 'demo', from class 3 on"):
-        synthesis.table_of(recipe, tmp_path / "own.json", "mine")
+        table_of(recipe, tmp_path / "own.json", "mine")
