@@ -50,13 +50,14 @@ def test_every_config_is_a_workflow_an_overlay_or_data(bundle):
 @pytest.mark.parametrize(
     ("bundle", "overlay", "base"), [(bundle, *pair) for bundle in BUNDLES for pair in OVERLAYS[bundle].items()]
 )
-def test_every_key_of_an_overlay_exists_in_its_base(bundle, overlay, base):
+def test_every_key_of_an_overlay_exists_in_its_base_and_changes_it(bundle, overlay, base):
     config = load(bundle, base)
-    for key in load(bundle, overlay):
+    for key, value in load(bundle, overlay).items():
         here = config
         for part in key.lstrip("+").split("#"):
             assert part in here, f"{overlay}: {key} is not in {base}"
             here = here[part]
+        assert here != value, f"{overlay}: {key} is {value} in {base} as well"
 
 
 @pytest.mark.parametrize(("bundle", "name"), WORKFLOWS_OF)

@@ -51,7 +51,8 @@ def test_the_overlay_changes_only_what_inference_knows():
 
 
 def test_sampling_is_that_of_the_authors():
-    assert (OVERLAY["sampler_name"], OVERLAY["steps"], OVERLAY["guidance_scale"]) == ("ddim", 50, 1.0)
+    settings = json.loads((BUNDLE / "configs" / "inference.json").read_text()) | OVERLAY
+    assert (settings["sampler_name"], settings["steps"], settings["guidance_scale"]) == ("ddim", 50, 1.0)
 
 
 @pytest.mark.parametrize(
