@@ -19,16 +19,7 @@ MADE_BY = "python -m monai.bundle run training --config_file configs/train_regre
 
 
 def load_regressor(path: str | Path, spacing_mm: float) -> Regressor:
-    """Load a regressor on the CPU, in eval mode. Its sizes and covariates come with the weights.
-
-    Args:
-        path: file of weights, as `configs/train_regressor.json` writes it.
-        spacing_mm: spacing of the volumes to read.
-
-    Raises:
-        FileNotFoundError: the file does not exist.
-        ValueError: the weights are no regressor's, or belong to another spacing.
-    """
+    """Load a regressor for volumes of a spacing, in eval mode. Its sizes and covariates come with the weights."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such regressor. Train it first: {MADE_BY}")
     recipe = read_recipe(path)

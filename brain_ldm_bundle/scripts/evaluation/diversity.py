@@ -33,9 +33,6 @@ def draw_pairs(participants: Sequence[str], number: int, seed: int = 0) -> list[
 
     Returns:
         The pairs, sorted.
-
-    Raises:
-        ValueError: there are fewer than two participants, or `number` is below 1.
     """
     sessions = Counter(participants).values()
     if len(sessions) < 2 or number < 1:
@@ -59,10 +56,7 @@ def multi_scale_ssim(size: Sequence[int]) -> MultiScaleSSIM:
     finest scales are left out. The others keep their weights, divided by their sum, so a scale of 16 mm always counts as one.
 
     Args:
-        size: voxels of a volume along each axis.
-
-    Raises:
-        ValueError: a side is shorter than the window.
+        size: voxels of a volume along each axis, at least 7.
     """
     scales = [n for n in range(1, 6) if min(size) // 2 ** (n - 1) >= KERNEL_SIZE]
     if not scales:

@@ -81,10 +81,6 @@ def load_extractor(
         regressor_file: weights of the regressor.
         spacing_mm: spacing of the volumes.
         device: device that computes.
-
-    Raises:
-        FileNotFoundError, ValueError: the file does not exist, has another hash, or holds another network; as
-            `load_regressor`.
     """
     if extractor_file is None:
         network = RegressorLevels(load_regressor(regressor_file, spacing_mm)).to(device).eval()

@@ -40,11 +40,7 @@ NETWORKS = {"lsgan": LSGAN, "vaegan": VAEGAN}
 
 
 def make_network(model: str, **sizes) -> LSGAN:
-    """Make the network of a baseline, "lsgan" or "vaegan", from the arguments of `LSGAN`.
-
-    Raises:
-        ValueError: there is no such model.
-    """
+    """Make the network of a baseline, "lsgan" or "vaegan", from the arguments of `LSGAN`."""
     if model not in NETWORKS:
         raise ValueError(f"model must be {' or '.join(NETWORKS)}, got {model!r}")
     return NETWORKS[model](**sizes)
@@ -56,16 +52,9 @@ def make_losses(model: str, **settings) -> Callable[..., dict[str, torch.Tensor]
 
 
 def lsgan_losses(network: LSGAN, image: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Compute the least-squares losses of Mao et al. 2017, Eq. 9.
+    """Compute the least-squares loss of each part of the network for scans (B, 1, D, H, W) (Mao et al. 2017, Eq. 9).
 
     The discriminator learns to answer 1 for scans and 0 for other volumes; the generator wants the answer 1.
-
-    Args:
-        network: generator and discriminator.
-        image: scans (B, 1, D, H, W) in [0, 1].
-
-    Returns:
-        The loss of each part of the network.
     """
     fake = network.generator(torch.randn(len(image), network.generator.latent_size, device=image.device))
     real_logits, fake_logits = network.discriminator(torch.cat([image, fake.to(image)])).float().chunk(2)  # (B, 1) each
@@ -85,7 +74,7 @@ def vaegan_losses(
     reconstruction is a mean over the layer instead of a sum, so that its weights do not depend on the image size.
 
     Args:
-        network: encoder, generator and discriminator.
+        network: encoder, generator (the decoder) and discriminator.
         image: scans (B, 1, D, H, W) in [0, 1].
         kl_weight: weight of the KL, which is summed over the vector.
         gamma: weight of the reconstruction for the decoder.
@@ -156,16 +145,7 @@ class LastWeights:
 
 
 def load_generator(path: str | Path, model: str) -> VolumeGenerator:
-    """Load the generator of a baseline on the CPU, in eval mode. Its sizes come with the weights.
-
-    Args:
-        path: file of weights.
-        model: "lsgan" or "vaegan".
-
-    Raises:
-        FileNotFoundError: the file does not exist.
-        ValueError: the weights are not of this model.
-    """
+    """Load the generator of a baseline, "lsgan" or "vaegan", in eval mode. Its sizes come with the weights."""
     made_by = f"python -m monai.bundle run training --config_file configs/baselines.json --model {model} --dataset_dir DIR"
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such weights file. Make it with: {made_by}")
@@ -185,11 +165,7 @@ def rows(volumes: int) -> list[Request]:
 
 
 class VectorSampler(Inferer):
-    """Draw volumes from a generator, one seed per volume.
-
-    Args:
-        amp: whether the generator runs in bfloat16.
-    """
+    """Draw volumes from a generator, one seed per volume; in bfloat16 with `amp`."""
 
     def __init__(self, amp: bool = False) -> None:
         super().__init__()

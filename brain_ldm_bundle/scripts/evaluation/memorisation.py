@@ -53,9 +53,6 @@ class Audit:
         pairs: number of pairs of volume and nearest training scan to draw, the closest first.
         cache_file: file that remembers checked images, as in `find_volumes`.
         models_dir: folder with the weights of a baseline that may have made the volumes.
-
-    Raises:
-        ValueError: `max_flagged` is not within 0 to 1.
     """
 
     data: Mapping[str, Sequence[dict]]
@@ -83,9 +80,8 @@ class Audit:
             The items of the generated volumes, and their provenance.
 
         Raises:
-            FileNotFoundError: the folder does not exist.
-            ValueError: there are too few held-out scans or training participants; no folder is given; as `find_volumes` and
-                `read_provenance`; the volumes are the data set's own scans; a baseline was trained on held-out scans.
+            FileNotFoundError, ValueError: as `find_volumes`, `read_provenance` and `check_baselines`; there are too few scans,
+                or the volumes are the data set's own scans.
         """
         if len(self.held_out) < FEWEST_HELD_OUT:
             counts = ", ".join(f"{split}: {len(self.data[split])}" for split in ("validation", "test"))

@@ -80,13 +80,7 @@ def draw_distances(path: str | Path, rows: pd.DataFrame, spaces: Mapping[str, Ma
 
 
 def write_audit_section(output_dir: Path, summary: Mapping, pairs: int) -> None:
-    """Write memorisation.section.json beside its figures.
-
-    Args:
-        output_dir: folder of the figures.
-        summary: content of memorisation.json.
-        pairs: number of pairs in the figure.
-    """
+    """Write memorisation.section.json into the folder of its figures, from memorisation.json; `pairs` are in the figure."""
     counts, spaces = summary["counts"], summary["spaces"]
     low, high = (100 * end for end in counts["sample"]["share_95"])
     text = (

@@ -45,10 +45,7 @@ def views(volume: torch.Tensor, spacing_mm: float) -> Iterator[tuple[str, torch.
 def anatomy(volume: torch.Tensor, spacing_mm: float) -> torch.Tensor:
     """Turn a volume (1, D, H, W) into a vector of mean 0, length 1: means of 8 mm cells in the box around the MNI brain.
 
-    Intensities that are rescaled linearly give the same vector.
-
-    Raises:
-        ValueError: the volume is constant in that box.
+    Intensities that are rescaled linearly give the same vector. A volume that is constant in the box is refused.
     """
     cells = F.avg_pool3d(volume.float()[None], max(1, round(ANATOMY_MM / spacing_mm)))[0, 0]  # (d, h, w)
     values = cells[_in_brain(cells.shape, spacing_mm * volume.shape[1] / cells.shape[0])]

@@ -26,11 +26,7 @@ FIELDS = {
 
 
 def refuse_without_model(model_file: str | Path) -> None:
-    """Refuse to evaluate without the diffusion model's file: without it, sizes and spacing would be the published ones.
-
-    Raises:
-        FileNotFoundError: the file does not exist.
-    """
+    """Refuse to evaluate without the diffusion model's file: sizes and spacing would be the published ones."""
     if not Path(model_file).is_file():
         raise FileNotFoundError(
             f"{model_file}: sizes and spacing are read from it. Train both stages first: python -m monai.bundle run training "
@@ -39,15 +35,12 @@ def refuse_without_model(model_file: str | Path) -> None:
 
 
 def held_out_scans(data: Mapping[str, list[dict]], split: str, recipe: Mapping) -> list[dict]:
-    """Return the items of a split. Scans of another split than training must be new to the weights.
+    """Return the items of a split. It must not be empty, and scans of another split than training must be new to the weights.
 
     Args:
         data: splits from `read_dataset`.
         split: name of a split.
         recipe: recipe of the weights.
-
-    Raises:
-        ValueError: the split is empty, or the weights were trained on some of its scans.
     """
     if not data.get(split):
         counts = ", ".join(f"{name}: {len(items)}" for name, items in data.items())

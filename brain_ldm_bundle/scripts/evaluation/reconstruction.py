@@ -33,15 +33,7 @@ TITLES = {"reconstruction": "autoencoder", "mean_image": "trivial answer: the me
 
 
 def mean_image(items: Sequence[dict], preprocessing: Callable) -> torch.Tensor:
-    """Average training scans.
-
-    Args:
-        items: items of the scans.
-        preprocessing: function from an item to {"image": (1, D, H, W)}.
-
-    Returns:
-        The mean (1, D, H, W).
-    """
+    """Average scans; `preprocessing` turns an item into {"image": (1, D, H, W)}."""
     total = sum(torch.as_tensor(preprocessing(item)["image"]) for item in tqdm(items, desc="mean image", leave=False))
     return total / len(items)
 

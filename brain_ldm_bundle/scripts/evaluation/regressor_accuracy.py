@@ -85,9 +85,6 @@ def report(
 
     Returns:
         The content of regressor.json.
-
-    Raises:
-        ValueError: the regressor does not read a covariate, or a covariate has no accuracy (see `agreement`).
     """
     output_dir = Path(output_dir)
     rows = {row["file"]: row for row in read_table(output_dir / "regressor.tsv")}
