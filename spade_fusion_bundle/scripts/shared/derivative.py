@@ -18,7 +18,7 @@ from .files import read_json, write_json, write_text
 from .nifti import read_whole, write_nifti
 from .tables import write_table
 
-__all__ = ["BaseDerivative", "made_by"]
+__all__ = ["BaseDerivative", "made_by", "read_on_grid"]
 
 BIDS_VERSION = "1.9.0"
 BUNDLE = Path(__file__).parents[2]
@@ -43,26 +43,18 @@ def made_by(folder: Path, generator: str) -> bool:
 
 
 class BaseDerivative:
-    """The folder that synthetic volumes are written to; each bundle's `data/derivative.py` says what a volume is there.
+    """The folder that synthetic volumes are written to. `data/derivative.py` of each bundle has a subclass for its volumes.
 
         output_dir/dataset_description.json, README, participants.tsv, participants.json
         output_dir/sub-X/[ses-Y/]anat/sub-X[_ses-Y]_T1w.nii.gz, .._T1w.json
 
-    Several processes may write different volumes at once; each calls `finish` at its end. The sidecar is written last: an
+    Several processes may write different volumes at once. Each calls `finish` at its end. The sidecar is written last: an
     image without it counts as not made.
 
     A subclass sets `generator`, its name in dataset_description.json; `notice`, the sentence that marks a volume as
     synthetic; `required`, keys of the provenance; `mark`, a key that only its own sidecars have. It defines `image_file(row)`,
     the path of a row's volume; `_readme()`, text of the README; `_participants(made)`, lines of participants.tsv and content of
     participants.json from the sidecars by path.
-
-    Args:
-        output_dir: folder that is new, empty, or of an earlier run.
-        dtype: "uint8", or "float32" for the values as the model gave them.
-        name: name of the data set.
-
-    Raises:
-        ValueError: the folder holds another data set, or is a file; unknown dtype.
     """
 
     generator = notice = mark = ""
@@ -89,11 +81,7 @@ class BaseDerivative:
         folder = os.open(self.output_dir, os.O_RDONLY)
         try:
             fcntl.flock(folder, fcntl.LOCK_EX)  # of several ranks the last one to come here sees the volumes of all
-            found = [
-                image_file
-                for sessions in ("", "ses-*/")
-                for image_file in sorted(self.output_dir.glob(f"sub-*/{sessions}anat/sub-*_T1w.nii.gz"))
-            ]
+            found = sorted(self.output_dir.glob("sub-*/**/anat/sub-*_T1w.nii.gz"))
             made = {file: sidecar for file in found if (sidecar := self._read_sidecar(file)) is not None}
             lines, columns = self._participants(made)
             write_table(self.output_dir / "participants.tsv", lines)

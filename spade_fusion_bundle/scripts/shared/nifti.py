@@ -16,7 +16,7 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from tqdm import tqdm
 
-from .files import atomic, write_text
+from .files import atomic, read_json, write_text
 
 __all__ = ["check_files", "open_image", "read_grey_values", "read_whole", "refuse_not_3d", "write_nifti"]
 
@@ -116,7 +116,10 @@ def check_files(
     Returns:
         problems, in the order of `items`; what `check` returned for each item, None for a problem.
     """
-    known = _read_cache(cache_file)
+    try:
+        known = read_json(cache_file) if cache_file is not None else {}
+    except (FileNotFoundError, ValueError):  # none yet, or damaged: everything is read once more
+        known = {}
 
     def answer(paths: Sequence[str]) -> tuple[list[str], list | None]:
         state = list(settings)
@@ -141,11 +144,3 @@ def check_files(
         if cache_file is not None:
             write_text(cache_file, json.dumps(known))
     return [problem for problems, _ in answers for problem in problems], [found for _, found in answers]
-
-
-def _read_cache(cache_file: str | Path | None) -> dict[str, list]:
-    try:
-        cache = json.loads(Path(cache_file).read_text()) if cache_file is not None else {}
-    except (OSError, ValueError):  # none yet, or damaged: everything is read once more
-        cache = {}
-    return cache if isinstance(cache, dict) else {}
