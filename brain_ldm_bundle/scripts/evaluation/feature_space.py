@@ -19,9 +19,9 @@ class FeatureSpace:
     direction in which real scans hardly differ must count.
 
     Args:
-        reference: Features (n, F) of real scans.
-        dimensions: Number of principal components, at most F.
-        standardise: Whether features are divided by their standard deviation over the reference. Constant features are left
+        reference: features (n, F) of real scans.
+        dimensions: number of principal components, at most F.
+        standardise: whether features are divided by their standard deviation over the reference. Constant features are left
             out then.
     """
 

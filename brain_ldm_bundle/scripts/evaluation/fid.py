@@ -16,9 +16,9 @@ def frechet_distance(a: np.ndarray, b: np.ndarray, components: np.ndarray | None
     scipy.linalg.sqrtm with an argument that SciPy 1.18 removed.
 
     Args:
-        a: Features (n, F) of the first set, one row per volume.
-        b: Features (m, F) of the second set.
-        components: Orthonormal directions (k, F). Covariances are compared along these directions only; means are compared
+        a: features (n, F) of the first set, one row per volume.
+        b: features (m, F) of the second set.
+        components: orthonormal directions (k, F). Covariances are compared along these directions only; means are compared
             in all features. None compares covariances in all directions.
     """
     along = [x if components is None else x @ components.T for x in (a, b)]

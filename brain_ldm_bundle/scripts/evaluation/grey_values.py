@@ -24,7 +24,7 @@ def intensity_checks(volume: np.ndarray, spacing_mm: float) -> tuple[dict[str, f
 
     Args:
         volume: intensities (D, H, W), 0 to 1, not constant; the last axis runs from inferior to superior.
-        spacing_mm: Edge length of a voxel.
+        spacing_mm: edge length of a voxel.
 
     Returns:
         Three numbers, and the share of each of the 256 levels within the head. `background` is the mean intensity farther than

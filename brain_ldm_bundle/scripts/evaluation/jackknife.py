@@ -28,11 +28,11 @@ def jackknife(
     each set, without random subsets. The corrected distance of equal distributions scatters about 0 and may be negative.
 
     Args:
-        statistic: Function of two arrays of rows.
-        a: Rows of the first set.
-        b: Rows of the second set.
-        groups: Number of groups of participants that are left out in turn. A smaller set leaves out single participants.
-        participants: Participant of each row of both sets. All rows of a participant are left out together; from both sets
+        statistic: function of two arrays of rows.
+        a: rows of the first set.
+        b: rows of the second set.
+        groups: number of groups of participants that are left out in turn. A smaller set leaves out single participants.
+        participants: participant of each row of both sets. All rows of a participant are left out together; from both sets
             at once if anybody is in both.
 
     Returns:

@@ -23,7 +23,7 @@ def median_distance(features: np.ndarray) -> float:
     Of more than 2000 rows, 2000 random ones are used, the same ones each time.
 
     Raises:
-        ValueError: The median is 0, because half of the volumes or more have equal features.
+        ValueError: the median is 0, because half of the volumes or more have equal features.
     """
     if len(features) > ROWS_FOR_MEDIAN:
         features = np.random.default_rng(0).choice(features, ROWS_FOR_MEDIAN, replace=False)
@@ -42,10 +42,10 @@ def squared_mmd(a: np.ndarray, b: np.ndarray, width: float, participants: Partic
     The error is that of `jackknife`. It needs only the kernel's sums over pairs of parts, so each sum is computed once.
 
     Args:
-        a: Features (n, F) of the first set, one row per volume.
-        b: Features (m, F) of the second set.
-        width: Width of the kernel, in the features' unit.
-        participants: Participant of each row of both sets.
+        a: features (n, F) of the first set, one row per volume.
+        b: features (m, F) of the second set.
+        width: width of the kernel, in the features' unit.
+        participants: participant of each row of both sets.
     """
     parts = split_into_parts(a, b, participants)
     sizes = [np.bincount(part) for part in parts]
@@ -90,13 +90,13 @@ def density_coverage(
     samples).
 
     Args:
-        real: Features (n, F) of real scans.
-        generated: Features (m, F) of generated volumes.
-        neighbours: Neighbours that a ball reaches to.
-        participants: Participant of each row of both sets.
+        real: features (n, F) of real scans.
+        generated: features (m, F) of generated volumes.
+        neighbours: neighbours that a ball reaches to.
+        participants: participant of each row of both sets.
 
     Raises:
-        ValueError: There are not more real participants than neighbours.
+        ValueError: there are not more real participants than neighbours.
     """
     names = (np.arange(len(x)) if who is None else who for x, who in zip((real, generated), participants, strict=True))
     person, other = (np.unique(who, return_inverse=True)[1] for who in names)

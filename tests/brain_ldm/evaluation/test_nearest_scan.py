@@ -1,4 +1,4 @@
-"""resemblance.py: what a vector of anatomy ignores, what a relative distance tells, where the threshold lies."""
+"""nearest_scan.py: what a vector of anatomy ignores, what a relative distance shows, where the threshold lies."""
 
 import numpy as np
 import pytest
