@@ -31,8 +31,8 @@ def read_dataset(
 ) -> dict[str, list[dict]]:
     """Find the T1w scans with their covariates, check all of them, and split them.
 
-    A scan must be a readable NIfTI of three dimensions in MNI space: its axes lie along those of the space, its voxels have
-    `spacing_mm` within 1 %, and it holds the template's brain up to 10 mm on each side.
+    A scan must be a readable NIfTI of three dimensions in MNI space: its axes lie along the axes of the space, its voxels
+    have `spacing_mm` within 1 %, and it holds the template's brain up to 10 mm on each side.
 
     Args:
         dataset_dir: BIDS folder: `participants.tsv` and `sub-X/[ses-Y/]anat/*_T1w.nii[.gz]`. Each run and session is an item

@@ -114,7 +114,7 @@ class Covariate:
     def value(self, raw: object, request: bool = False) -> float | str | None:
         """Read the physical value in a table's cell or an argument; None where it is missing.
 
-        A `request` may be as extreme as those of the paper; a measured value may not.
+        A `request` may be as extreme as the paper's requests; a measured value may not.
 
         Raises:
             ValueError: the value is missing, no number, no level or not plausible.
@@ -285,7 +285,7 @@ class CovariateSchema:
             try:
                 participant = f"sub-{participant_label(cells['participant_id'])}"
                 if participant in first_row:
-                    raise ValueError(f"participant_id {participant} is also that of row {first_row[participant]}")
+                    raise ValueError(f"participant_id {participant} is also in row {first_row[participant]}")
                 first_row[participant] = number
             except ValueError as error:
                 problems.append(f"{where}: {error}")

@@ -75,7 +75,7 @@ def _check_place(image: nib.Nifti1Image, spacing_mm: float) -> None:
 
 
 def refuse_elsewhere(shape: Sequence[int], affine: np.ndarray) -> None:
-    """Refuse an image whose field of view does not hold a brain in MNI space. Its axes must lie along those of the space."""
+    """Refuse an image whose field of view does not hold a brain in MNI space. Its axes must lie along the axes of the space."""
     corners = nib.affines.apply_affine(affine, [[-0.5] * 3, np.subtract(shape, 0.5)])
     lower, upper = np.add(BRAIN_MM[0], BRAIN_MARGIN_MM), np.subtract(BRAIN_MM[1], BRAIN_MARGIN_MM)
     if (corners.min(axis=0) > lower).any() or (corners.max(axis=0) < upper).any():

@@ -57,8 +57,8 @@ class Editor(Inferer):
         schema: covariates of the model.
         request: covariates, "strength" and "seed", as `read_request` takes them. Strength 0 reconstructs the image. Strength
             1 makes a new head on its grid, the one that a cohort has for these covariates and this `Seed`.
-        recipe: recipe of the weights that the network must hold, because MONAI Label goes on when a file fits nothing in
-            the network; None: not checked.
+        recipe: recipe of the weights that the network must hold, because MONAI Label runs even if no tensor of the
+            file fits the network; None: not checked.
     """
 
     sampler: LatentSampler

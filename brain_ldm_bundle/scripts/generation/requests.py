@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 def schema_of(recipe: Mapping, covariates_file: str | Path) -> CovariateSchema:
-    """The schema that a model was trained with. Weights without one, such as the published ones, use that of the file."""
+    """The schema that a model was trained with. Weights without a schema, such as the published ones, use the file's."""
     if "covariates" in recipe:
         return CovariateSchema.from_dict(recipe["covariates"], where="the schema in the model's weights")
     return CovariateSchema.from_file(covariates_file)

@@ -117,7 +117,7 @@ class LSGAN(torch.nn.Module):
 
 
 class VAEGAN(LSGAN):
-    """The networks of a VAE-GAN (Larsen et al. 2016): those of a GAN, and an encoder of the discriminator's channels."""
+    """The networks of a VAE-GAN (Larsen et al. 2016): a GAN, and an encoder with the discriminator's channels."""
 
     def __init__(
         self,

@@ -42,7 +42,7 @@ def medicalnet(depth: int) -> ResNetFeatures:
     """The network of MedicalNet's files, untrained.
 
     It maps volumes (B, 1, D, H, W) to the list of its layers' features, the last (B, C, D / 8, H / 8, W / 8). MONAI's ResNet
-    has the same tensors, but its last two layers halve the resolution where those of MedicalNet dilate.
+    has the same tensors, but its last two layers halve the resolution where MedicalNet dilates.
 
     Args:
         depth: 10 (C is 512) or 50 (C is 2048).

@@ -42,7 +42,7 @@ class DDIM(DDIMScheduler):
     """DDIM on the grid of the published model: 50 steps are 980, 960, ..., 20, 0.
 
     MONAI 1.6 spreads the steps from 999 to 0 but still steps by 1000 // n, so that a step does not end where the next one
-    begins. Its images differ from those of the published sampler, most with few steps.
+    begins. Its images differ from the published sampler's, most with few steps.
     """
 
     def __init__(self, prediction_type: str = "epsilon") -> None:

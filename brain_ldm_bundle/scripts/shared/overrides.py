@@ -29,7 +29,7 @@ def command_line(argv: Sequence[str] | None = None) -> dict[str, object]:
         name to value. A value that is a Python literal, such as 3 or [1, 2], is read as such; others are text.
     """
     if argv is None:
-        argv = sys.argv if re.search(r"monai\Wbundle", sys.argv[0]) else []
+        argv = sys.argv if re.search(r"monai\Wbundle", "".join(sys.argv[:1])) else []
     pairs = {}
     for position, argument in enumerate(argv):
         if not _is_flag(argument):

@@ -1,4 +1,4 @@
-"""One training step of stage one, the autoencoder, and what the config of this stage needs beside it."""
+"""One training step of stage one, the autoencoder, with its losses, its batches and its pictures."""
 
 from __future__ import annotations
 

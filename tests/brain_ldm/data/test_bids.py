@@ -1,4 +1,4 @@
-"""Training data: what is found, how it is shared out, what is refused."""
+"""Scans are found, split and checked, and each problem is named."""
 
 import json
 import shutil
@@ -155,7 +155,7 @@ def test_a_datalist_says_images_covariates_and_splits(dataset, datalist):
     assert shares["training"][1]["covariates"][1] == pytest.approx(0.5)
 
 
-def test_a_datalist_without_validation_is_shared_out(dataset, datalist):
+def test_a_datalist_without_validation_is_split(dataset, datalist):
     shares = read(dataset, datalist=datalist(training=[(IMAGE_1, {}), (IMAGE_4, {})], test=[(IMAGE_5, {})]))
     assert len(shares["training"]) == len(shares["validation"]) == 1 and names(shares["test"]) == {"sub-05"}
 

@@ -1,4 +1,4 @@
-"""Physical values go in, scaled ones come out, and what cannot be meant is refused with its place and a remedy."""
+"""Physical values become scaled ones. A value that nobody can mean is refused, with its place and what to do."""
 
 import json
 import warnings
@@ -130,7 +130,7 @@ def test_utf8_with_byte_order_mark_and_windows_line_ends_is_read(schema, table):
         ("participant_id", "../sub-02", r"row 3: participant_id must be 'sub-' and letters or digits.*'../sub-02'"),
         ("participant_id", "sub-0_2", r"row 3: participant_id must be"),
         ("participant_id", "", r"row 3: participant_id must be"),
-        ("participant_id", "01", r"row 3: participant_id sub-01 is also that of row 2"),
+        ("participant_id", "01", r"row 3: participant_id sub-01 is also in row 2"),
     ],
 )
 def test_a_bad_cell_is_refused_with_its_row_and_value(schema, table, column, value, message):
@@ -165,7 +165,7 @@ def test_an_unknown_column_is_refused_in_requests_and_ignored_in_a_cohort(schema
     assert "sede" not in schema.read_table(path, optional=["seed"], cohort=True)[0]
 
 
-def test_optional_columns_are_handed_on_as_text(schema, table):
+def test_optional_columns_are_kept_as_text(schema, table):
     path = table([*ROW, "7"], ["sub-02", *ROW[1:], "n/a"], header=[*HEADER, "seed"])
     assert [row["seed"] for row in schema.read_table(path, optional=["seed", "split"])] == ["7", None]
 

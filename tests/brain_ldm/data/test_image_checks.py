@@ -1,4 +1,4 @@
-"""Which images are refused, in which words; and that a sound one is read once."""
+"""Images that cannot be used are refused by name, and sound ones are read once."""
 
 import gzip
 import json
@@ -71,8 +71,8 @@ def test_images_with_the_scanners_code_are_taken_with_one_warning(paths):
     assert len(caught) == 1
 
 
-def test_a_scan_is_known_again_by_its_voxels_alone(tmp_path):
-    """It was known by name and size: forgotten when it was compressed anew, and taken for another cohort's file of one size."""
+def test_a_scan_is_identified_by_its_voxels_alone(tmp_path):
+    """A scan used to be identified by name and size. Compressed again it was forgotten, and a foreign scan could pass as it."""
     volume = np.round(255 * VOLUME).astype(np.uint8)
     scan = save(tmp_path / "sub-1_T1w.nii.gz", volume)
     plain = save(tmp_path / "other name.nii", volume.astype(np.float64))

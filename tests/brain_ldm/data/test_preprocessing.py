@@ -1,4 +1,4 @@
-"""The way of an image onto the model's grid, and back; intensities from 0 to 1."""
+"""Images come onto the model's grid and back, and intensities of scans are scaled to 0 and 1."""
 
 import nibabel as nib
 import numpy as np

@@ -1,4 +1,4 @@
-"""An edited head lies where the given one lay; strength goes from its reconstruction to a new head; a request repeats."""
+"""An edited head lies where the given head lay. Strength 0 reconstructs it, strength 1 makes a new head."""
 
 import json
 import warnings
@@ -82,7 +82,7 @@ def test_the_walk_begins_at_the_step_that_the_strength_names():
 
 
 def test_latents_are_scaled_before_they_are_noised():
-    """A network that answers nothing leaves the image as it is, whatever the scale, when no noise is to be removed."""
+    """Without noise to remove, the scale changes nothing."""
     network = tiny.unet()
     network.scale_factor.fill_(0.25)
     torch.testing.assert_close(editor()(image(), network, REQUEST | {"strength": 0}), edited(strength=0))
@@ -139,7 +139,7 @@ def test_images_without_a_head_are_refused():
 
 
 def test_a_network_without_the_weights_is_refused():
-    """MONAI Label goes on with random weights where a file fits nothing."""
+    """MONAI Label runs with random weights if no tensor of the file fits."""
     guarded = editor()
     guarded.recipe = {"spacing_mm": 8.0}
     with pytest.raises(ValueError, match="the network does not hold the weights of model.pt"):

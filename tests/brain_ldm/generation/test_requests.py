@@ -1,4 +1,4 @@
-"""Requests become volumes: each by exactly one rank, with a seed of its own, and none twice."""
+"""Each request becomes one volume, made once, by one process, with its own seed."""
 
 import json
 from types import SimpleNamespace
@@ -102,7 +102,7 @@ def test_rows_with_the_same_noise_share_a_seed_whichever_others_there_are(schema
         for item in cohort.pending(rows, derivative, PROVENANCE, 5, rank, 2)
     }
     assert seeds["sub-a"] == seeds["sub-b"]
-    assert len(set(seeds.values())) == 4  # that of sub-1 is not that of the noise 1
+    assert len(set(seeds.values())) == 4  # sub-1 has another seed than the noise 1
     unnamed = cohort.pending([schema.request({"participant_id": "sub-d", "age": 60})], derivative, PROVENANCE, base_seed=5)
     assert seeds["sub-d"] == unnamed[0]["provenance"]["Seed"]
     other = cohort.pending(rows[:1], derivative, PROVENANCE, base_seed=6)

@@ -1,4 +1,4 @@
-"""The networks have the published sizes, and use what they are given."""
+"""The networks have the published sizes and use all their inputs."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The samplers against the formulas of their papers, written out by hand."""
+"""The samplers follow the formulas of their papers, which are written out here by hand."""
 
 import pytest
 import torch

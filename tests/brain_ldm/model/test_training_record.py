@@ -1,4 +1,4 @@
-"""What weights were trained on is known again, and refused where new scans are needed."""
+"""Scans that weights were trained on are found, and refused where new scans are needed."""
 
 import json
 import shutil
@@ -37,7 +37,7 @@ def write(path, recipe):
     return {"Model": recipe.get("model"), "WeightsSHA256": sha256(path)}
 
 
-def test_scans_are_known_again_wherever_they_lie_and_whatever_their_files_are(dataset, tmp_path):
+def test_a_scan_is_identified_in_any_folder_and_file(dataset, tmp_path):
     data = bids.read_dataset(dataset, SCHEMA, SPACING_MM)
     shutil.copytree(dataset, tmp_path / "moved")
     for path in (tmp_path / "moved").glob("sub-*/anat/*.nii.gz"):
@@ -50,7 +50,7 @@ def test_scans_are_known_again_wherever_they_lie_and_whatever_their_files_are(da
     assert "sub" not in "".join(known)
 
 
-def test_a_split_other_than_the_trainings_is_noticed(dataset):
+def test_a_split_that_differs_from_the_training_is_noticed(dataset):
     """Another --seed, and scans that were trained on passed as held out."""
     data = bids.read_dataset(dataset, SCHEMA, SPACING_MM, seed=0)
     recipe = {"seen_voxels": seen_voxels(data["training"])}
@@ -70,7 +70,7 @@ def test_a_split_other_than_the_trainings_is_noticed(dataset):
         seen.check_split(other, {})
 
 
-def test_what_weights_have_seen_stays_seen_when_they_are_trained_further(dataset, tmp_path):
+def test_scans_of_an_earlier_training_stay_seen(dataset, tmp_path):
     data = bids.read_dataset(dataset, SCHEMA, SPACING_MM)
     known = seen_voxels(data["training"][:2])
     write(tmp_path / "model.pt", {"seen_voxels": known})

@@ -1,4 +1,4 @@
-"""Latents are encoded once, as distributions, and never from another autoencoder than asked for."""
+"""Latents are encoded once, as distributions, and only by the autoencoder that was asked for."""
 
 import os
 
@@ -84,11 +84,11 @@ def test_ranks_share_the_scans_without_overlap(scans, weights, tmp_path):
     assert [latents.file(i).exists() for i in range(5)] == [True, False, True, False, True]
     latents.encode(rank=1, world_size=2)
     assert all(latents.file(i).exists() for i in range(5))
-    assert len(list((tmp_path / "latents").iterdir())) == 5  # nothing half written beside them
+    assert len(list((tmp_path / "latents").iterdir())) == 5  # no partial files
 
 
 def test_a_scan_that_a_datalist_repeats_is_encoded_once_by_one_rank(scans, weights, tmp_path):
-    """Repeated on purpose, so that it counts more; every rank encoded it anew."""
+    """A user repeats a scan so that it counts more. Every rank used to encode it again."""
     encoded = []
     latents = dataset(
         [scans[0], scans[0], scans[1], scans[0]], weights, tmp_path, transform=lambda item: encoded.append(item) or load(item)

@@ -1,4 +1,4 @@
-"""Two processes share one training and one cohort: no hang, each scan and each row once, one set of files.
+"""Two processes share one training and one cohort. They do not hang, take each scan once and leave one set of files.
 
 On the CPU, by gloo; what differs on GPUs is the device and nccl.
 """
@@ -67,7 +67,7 @@ def test_the_weights_load_without_ddp(folder):
     load_weights(DiffusionUNet(**read_recipe(path)["unet"]), path)
 
 
-def test_one_process_goes_on_where_two_stopped(folder, bundle):
+def test_one_process_continues_a_training_of_two(folder, bundle):
     models = tiny.train(folder / "dataset", folder, "training_diffusion", diffusion_epochs=3)
     assert torch.load(models / "resume" / "diffusion.pt", weights_only=True)["epoch"] == 3
 

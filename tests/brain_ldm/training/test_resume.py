@@ -1,4 +1,4 @@
-"""A run that is stopped goes on as if nothing had happened: bit for bit from an epoch's end, and after any kill."""
+"""A stopped run continues: bit for bit from the end of an epoch, and after any kill."""
 
 import json
 import shutil
@@ -39,8 +39,8 @@ def assert_equal(found, wanted, where=""):
         assert found == wanted, where
 
 
-def test_an_autoencoder_trained_in_two_goes_equals_one_trained_in_one(bundle, dataset_dir, tmp_path):
-    """Shuffling, mirroring and the sampled latent draw anew in each epoch."""
+def test_an_autoencoder_trained_in_two_runs_equals_one_trained_in_one(bundle, dataset_dir, tmp_path):
+    """Shuffling, mirroring and the sampled latent draw new numbers in each epoch."""
     settings = {"run_id": "training_autoencoder", "adversarial_from_epoch": 1}
     one = tiny.train(dataset_dir, tmp_path / "one", autoencoder_epochs=3, **settings)
     two = tiny.train(dataset_dir, tmp_path / "two", autoencoder_epochs=1, **settings)
@@ -54,7 +54,7 @@ def test_an_autoencoder_trained_in_two_goes_equals_one_trained_in_one(bundle, da
         assert any(not torch.equal(last[part][key], value) for key, value in first[part].items()), f"{part} did not train"
 
 
-def test_weights_tell_what_they_began_with_and_go_on_with_the_scans_they_know(bundle, dataset_dir, tmp_path):
+def test_weights_keep_the_scans_of_the_weights_that_they_began_with(bundle, dataset_dir, tmp_path):
     own = shutil.copytree(dataset_dir, tmp_path / "data")
     began = tiny.train(own, tmp_path / "began", autoencoder_epochs=1, diffusion_epochs=1)
     for name in ("autoencoder", "model"):  # as if they did not say what they have seen
@@ -76,7 +76,7 @@ def test_weights_tell_what_they_began_with_and_go_on_with_the_scans_they_know(bu
     assert "autoencoder.pt was made by a run with other settings (seen_voxels: " in chain(error)
 
 
-def test_a_diffusion_model_trained_in_two_goes_equals_one_trained_in_one(bundle, dataset_dir, tmp_path):
+def test_a_diffusion_model_trained_in_two_runs_equals_one_trained_in_one(bundle, dataset_dir, tmp_path):
     one = tiny.train(dataset_dir, tmp_path / "one", diffusion_epochs=3)
     (tmp_path / "two" / "models").mkdir(parents=True)
     shutil.copy(one / "autoencoder.pt", tmp_path / "two" / "models")
@@ -127,7 +127,7 @@ def stop_in_stage_one(signal_number, dataset_dir, folder, cwd):
 @pytest.mark.parametrize(
     ("signal_number", "status"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 143)], ids=["SIGKILL", "SIGTERM"]
 )
-def test_a_stopped_run_goes_on_and_finishes(signal_number, status, bundle, dataset_dir, tmp_path):
+def test_a_stopped_run_continues_and_finishes(signal_number, status, bundle, dataset_dir, tmp_path):
     cwd = {signal.SIGKILL: ROOT, signal.SIGTERM: tmp_path}[signal_number]  # from anywhere
     assert stop_in_stage_one(signal_number, dataset_dir, tmp_path, cwd) == status
     stopped = load(tmp_path / "models" / "resume" / "autoencoder.pt")
