@@ -48,7 +48,7 @@ SHIPPED = {"autoencoder": "autoencoder", "diffusion": "model"}
 def commands(page):
     """The commands in the bash blocks and in the tables of a page, in their order."""
     text = page.read_text()
-    found = re.findall(r"^```bash\n(.*?)^```|^\|(.*)\|$", text, re.MULTILINE | re.DOTALL)
+    found = re.findall(r"^```bash\n(.*?)^```|^\|([^\n]*)\|$", text, re.MULTILINE | re.DOTALL)
     return [command for block, row in found for command in (block.splitlines() or in_row(row)) if command.strip()]
 
 
@@ -73,8 +73,9 @@ def test_command_of_a_bundles_readme_is_valid(readme, command, monkeypatch):
 
 def test_commands_are_found_in_blocks_and_tables(tmp_path):
     page = tmp_path / "page.md"
-    page.write_text("```bash\nmake one\n```\n```\nno command\n```\n| `train.json` | `bash a.sh --b`<br>`python -m c d` |\n")
-    assert commands(page) == ["make one", "bash a.sh --b", "python -m c d"]
+    row = "| `train.json` | `bash a.sh --b`<br>`python -m c d` |\n"
+    page.write_text(f"{row}```bash\nmake one\n```\n```\nno command\n```\n{row}")
+    assert commands(page) == ["bash a.sh --b", "python -m c d", "make one", "bash a.sh --b", "python -m c d"]
 
 
 def test_the_readme_is_short():
