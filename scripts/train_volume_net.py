@@ -9,6 +9,7 @@ made, and how well they measure images of label maps that they were not trained 
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -99,34 +100,6 @@ def held_out_accuracy(network: torch.nn.Module, name: str, maps: Sequence[Anatom
     ]
 
 
-def train_and_describe(arguments: argparse.Namespace, folders: dict[Path, tuple[list[Path], list[Path]]]) -> dict:
-    """Train, and return the facts of the training."""
-    torch.manual_seed(arguments.seed)
-    network = build_network()
-    if arguments.start:
-        network.load_state_dict(read_tensors(arguments.start))
-    sources = [[read_anatomy(path) for path in training] for training, _ in folders.values()]
-    start_s = time.process_time()
-    peak_rate = 1e-3 if arguments.start else 3e-3  # chosen
-    train(network, sources, arguments.steps, arguments.seed, arguments.output, peak_rate)
-    options = [f"--{key} {folder.name}" for key in ("labels", "test") for folder in getattr(arguments, key)]
-    options += [f"--start {arguments.start.name}"] if arguments.start else []
-    facts = {
-        "what": "MONAI UNet that labels T1w volumes at 2 mm for measure_volumes.py",
-        "data": {folder.name: f"{len(use)} maps, {len(rest)} held out" for folder, (use, rest) in folders.items()},
-        "command": " ".join(
-            ["python scripts/train_volume_net.py", *options, f"--steps {arguments.steps}", f"--seed {arguments.seed}"]
-        ),
-        "steps": arguments.steps,
-        "seed": arguments.seed,
-        "cpu_s": round(time.process_time() - start_s),
-    }
-    if arguments.start:
-        earlier = read_json(arguments.start.with_suffix(".json"))
-        facts["started_from"] = {key: value for key, value in earlier.items() if key != "accuracy"}
-    return facts
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     labels_help = "folder of label maps (*seg*.nii.gz) with FreeSurfer, SynthSeg or demo values; repeat for more"
@@ -141,7 +114,24 @@ def main() -> None:
 
     folders = {folder: find_label_maps(folder) for folder in arguments.labels}
     sidecar = arguments.output.with_suffix(".json")
-    facts = train_and_describe(arguments, folders) if arguments.steps else read_json(sidecar)
+    if arguments.steps:
+        torch.manual_seed(arguments.seed)
+        network = build_network()
+        if arguments.start:
+            network.load_state_dict(read_tensors(arguments.start))
+        sources = [[read_anatomy(path) for path in training] for training, _ in folders.values()]
+        peak_rate = 1e-3 if arguments.start else 3e-3  # chosen
+        train(network, sources, arguments.steps, arguments.seed, arguments.output, peak_rate)
+        facts = {
+            "data": {folder.name: f"{len(use)} maps, {len(rest)} held out" for folder, (use, rest) in folders.items()},
+            "command": " ".join(["python scripts/train_volume_net.py", *(Path(word).name for word in sys.argv[1:])]),
+            "cpu_s": round(time.process_time()),
+        }
+        if arguments.start:
+            earlier = read_json(arguments.start.with_suffix(".json"))
+            facts["started_from"] = {key: value for key, value in earlier.items() if key != "accuracy"}
+    else:
+        facts = read_json(sidecar)
     network = load_network(arguments.output)
     shapes = ", ".join(f"{folder.name}: of {len(held_out)} maps" for folder, (_, held_out) in folders.items())
     rows = []

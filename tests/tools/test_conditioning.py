@@ -169,3 +169,47 @@ def test_degenerate_tables_are_refused_and_nothing_is_written(generated, tmp_pat
     with pytest.raises(SystemExit, match=message):
         run(tmp_path, table)
     assert not (tmp_path / "out").exists()
+
+
+def test_one_run_gives_all_answers_of_the_same_tables(generated, tmp_path, capsys):
+    measured = save(generated.assign(ventricles_ml=generated["ventricles_ml"] + 3 + np.arange(12) % 4), tmp_path / "v.tsv")
+    scans = shutil.copytree(tmp_path / "generated", tmp_path / "real")
+    scanned = save(
+        generated.assign(tool="v.tsv", ventricles_ml=generated["ventricles_ml"] + np.arange(12) % 3), tmp_path / "r.tsv"
+    )
+    swept = tmp_path / "sweeps"
+    for number, age in enumerate((50, 60, 70)):
+        image = swept / f"sub-{number}" / "anat" / f"sub-{number}_T1w.nii.gz"
+        image.parent.mkdir(parents=True)
+        nib.save(nib.Nifti1Image(np.ones((4, 5, 6), np.uint8), np.eye(4)), image)
+        sidecar = {"Seed": 1, "Covariates": {"age": {"Value": age, "Scaled": (age - 50) / 20}}}
+        image.with_name(f"sub-{number}_T1w.json").write_text(json.dumps(sidecar))
+    save(pd.DataFrame({"participant_id": ["sub-0", "sub-1", "sub-2"], "age": [50, 60, 70]}), swept / "participants.tsv")
+    run(tmp_path, measured, further=["--real", scans, "--real_measured", scanned, "--sweeps", swept, "--sweep", "age"])
+    sections = {path.name.split(".")[0] for path in (tmp_path / "out").glob("*.section.json")}
+    assert sections == {"conditioning", "figure2", "volumes"}
+    assert "Left out" not in capsys.readouterr().out
+
+
+def test_sizes_that_cannot_be_compared_are_left_out_with_the_reason_and_an_old_section_goes(generated, tmp_path, capsys):
+    """Figure 3 needs no independent participants, the distributions of sizes do."""
+    scans = shutil.copytree(tmp_path / "generated", tmp_path / "real")
+    again = scans / "sub-00" / "ses-2" / "anat" / "sub-00_ses-2_T1w.nii.gz"
+    again.parent.mkdir(parents=True)
+    shutil.copy(scans / "sub-00" / "anat" / "sub-00_T1w.nii.gz", again)
+    both = pd.concat([generated, generated[:1].assign(participant_id="sub-00_ses-2")])
+    measured = save(
+        generated.assign(tool="a", ventricles_ml=generated["ventricles_ml"] + 3 + np.arange(12) % 4), tmp_path / "v.tsv"
+    )
+    old = tmp_path / "out" / "volumes.section.json"
+    old.parent.mkdir()
+    old.write_text("{}")
+    run(tmp_path, measured, further=["--real", scans, "--real_measured", save(both.assign(tool="a"), tmp_path / "r.tsv")])
+    assert "Left out: distributions of sizes. " in (printed := capsys.readouterr().out)
+    assert "r.tsv: sub-00 has several rows" in printed and not old.exists()
+    assert (tmp_path / "out" / "figure3.png").is_file()
+
+
+def test_without_any_input_the_command_says_what_to_give(tmp_path):
+    with pytest.raises(SystemExit, match="give GENERATED_DIR and --measured; sweeps: give --sweeps and --sweep; distributions"):
+        conditioning.main(["--output", str(tmp_path / "out")])
