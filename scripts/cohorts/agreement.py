@@ -10,47 +10,6 @@ import pandas as pd
 from scipy import stats
 
 
-def agreement(requested: Sequence[float], measured: Sequence[float]) -> dict[str, float]:
-    """Compare pairs of requested (or true) and measured values of one unit.
-
-    Returns:
-        n; Pearson's r with its 95 % interval by Fisher's z (r_low, r_high); the least-squares slope of measured on requested
-        values with its 95 % t interval (slope_low, slope_high); and in the values' unit the bias (mean of measured -
-        requested) and the mean absolute error (mae).
-
-    Raises:
-        ValueError: fewer than 4 pairs, unequal lengths, values that are not finite or all the same.
-    """
-    requested, measured = np.asarray(requested, float), np.asarray(measured, float)
-    if requested.shape != measured.shape or requested.ndim != 1:
-        raise ValueError(f"two lists of one length are needed, got shapes {requested.shape} and {measured.shape}")
-    n = len(requested)
-    if n < 4:
-        raise ValueError(f"agreement needs at least 4 pairs for an interval of r, got {n}")
-    for name, values in (("requested", requested), ("measured", measured)):
-        if not np.isfinite(values).all():
-            raise ValueError(f"{name} values must be finite, row {int(np.argmin(np.isfinite(values))) + 1} is not")
-        if np.ptp(values) == 0:
-            raise ValueError(f"{name} values are all {values[0]:g}: a correlation needs values that differ")
-
-    correlation = stats.pearsonr(requested, measured)
-    interval = correlation.confidence_interval(0.95)
-    line = stats.linregress(requested, measured)
-    margin = stats.t.ppf(0.975, n - 2) * line.stderr
-    difference = measured - requested
-    numbers = {
-        "r": correlation.statistic,
-        "r_low": interval.low,
-        "r_high": interval.high,
-        "slope": line.slope,
-        "slope_low": line.slope - margin,
-        "slope_high": line.slope + margin,
-        "bias": difference.mean(),
-        "mae": np.abs(difference).mean(),
-    }
-    return {"n": n} | {name: float(value) for name, value in numbers.items()}
-
-
 def partial_correlation(requested: Sequence[float], measured: Sequence[float], others: np.ndarray) -> dict[str, float]:
     """Correlate what remains of requested and measured values after a linear regression on other covariates.
 

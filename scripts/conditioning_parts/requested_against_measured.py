@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from cohorts.agreement import agreement, agreement_cells, decimals_of, mean_answer_error, partial_correlation
+from cohorts.agreement import agreement_cells, decimals_of, mean_answer_error, partial_correlation
 from cohorts.cohort import BOOKKEEPING, Cohort
 from matplotlib.figure import Figure
+from shared.agreement import agreement
 
 from conditioning_parts.part import NOTICE, Part
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
-from cohorts.agreement import agreement
+from shared.agreement import agreement
 from shared.files import read_json, sha256
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cohorts.agreement import agreement, agreement_cells, decimals_of, mean_answer_error
+from cohorts.agreement import agreement_cells, decimals_of, mean_answer_error
 from cohorts.cohort import QUANTITIES, Cohort
 from measurement.accuracy import read_accuracy
+from shared.agreement import agreement
 
 AGREEMENT_HEADER = ["", "n", "Pearson r [95 %]", "slope [95 %]", "bias", "mean absolute error"]
 

@@ -8,7 +8,8 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
-from cohorts.agreement import agreement, partial_correlation
+from cohorts.agreement import partial_correlation
+from shared.agreement import agreement
 
 
 @pytest.fixture

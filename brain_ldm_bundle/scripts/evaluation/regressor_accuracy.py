@@ -11,48 +11,22 @@ from scipy import stats
 
 from ..data.covariates import CovariateSchema
 from ..model.training_record import what_training_knew
+from ..shared.agreement import agreement
 from ..shared.files import save_figure, sha256, write_json
 from ..shared.sections import write_section
 from ..shared.tables import print_table, read_table
 from ..shared.weights import read_recipe
 from .provenance import describe_training
 
-__all__ = ["agreement", "hits", "report"]
+__all__ = ["hits", "quantity_accuracy", "report"]
 
 
-def agreement(truth: Sequence[float], predicted: Sequence[float], trivial: float) -> dict[str, float | list[float]]:
-    """Compare predictions of a quantity with the truth, in its unit.
-
-    Args:
-        truth: true value of each scan.
-        predicted: predicted value of each scan.
-        trivial: the answer that needs no image: the mean of the training scans.
-
-    Returns:
-        n; r, Pearson's correlation, and r_95, its interval by Fisher's z; slope of predicted on true values; bias, the mean of
-        predicted - true; mae, the mean absolute error; mae_trivial, that error if the answer is always `trivial`.
-
-    Raises:
-        ValueError: there are fewer than four scans, a value is not finite, or all true or all predicted values are equal.
-    """
-    truth, predicted = np.asarray(truth, dtype=float), np.asarray(predicted, dtype=float)
-    if len(truth) < 4:
-        raise ValueError(f"{len(truth)} scans with a known value: too few for a correlation, which needs at least 4")
-    for name, values in (("true", truth), ("predicted", predicted)):
-        if not np.isfinite(values).all():
-            raise ValueError(f"a {name} value is not finite")
-        if np.ptp(values) == 0:
-            raise ValueError(f"all {len(values)} {name} values are {values[0]:g}: there is no correlation")
-    r = stats.pearsonr(truth, predicted)
-    return {
-        "n": len(truth),
-        "r": float(r.statistic),
-        "r_95": [float(bound) for bound in r.confidence_interval(0.95)],
-        "slope": float(stats.linregress(truth, predicted).slope),
-        "bias": float((predicted - truth).mean()),
-        "mae": float(np.abs(predicted - truth).mean()),
-        "mae_trivial": float(np.abs(trivial - truth).mean()),
-    }
+def quantity_accuracy(truth: Sequence[float], predicted: Sequence[float], trivial: float) -> dict[str, float | list[float]]:
+    """Compare predictions of a quantity with the truth: `agreement`, and the error if the answer is always `trivial`."""
+    numbers = agreement(truth, predicted)
+    kept = {key: numbers[key] for key in ("n", "r", "slope", "bias", "mae")}
+    kept["r_95"] = [numbers["r_low"], numbers["r_high"]]
+    return kept | {"mae_trivial": float(np.abs(trivial - np.array(truth)).mean())}
 
 
 def hits(truth: Sequence[str], predicted: Sequence[str], trivial: str) -> dict[str, float | list[float]]:
@@ -105,7 +79,7 @@ def report(
                 scores[covariate.name] = hits(truth, predicted, statistics.mode(training))
             else:
                 predicted = [float(value) for value in predicted]
-                scores[covariate.name] = agreement(truth, predicted, sum(training) / len(training))
+                scores[covariate.name] = quantity_accuracy(truth, predicted, sum(training) / len(training))
                 pairs[f"{covariate.name}{covariate._in_unit()}"] = (truth, predicted)
         except ValueError as error:
             raise ValueError(f"{covariate.name} in the split {split!r}: {error}") from error
