@@ -6,12 +6,12 @@ import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
+from monai.engines import Evaluator
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
@@ -21,8 +21,8 @@ from ..model.plane_weights import generator_file, load_generators
 from ..shared.files import atomic, sha256
 
 __all__ = [
-    "FinalGenerators",
     "FusionDataset",
+    "FusionStart",
     "fusion_items",
     "pictures",
     "prepare",
@@ -167,16 +167,28 @@ def prepare(
     return network
 
 
-class FinalGenerators:
-    """Run `prepare` when an engine starts, in case another handler loaded other generators into the network."""
+class FusionStart:
+    """Put the final generators into the network and validate, before the first step and after all other handlers' start.
 
-    def __init__(
-        self, network: SpadeFusion, generator: Callable[[], SpadeGenerator], models_dir: str | Path, recipe: Mapping
-    ) -> None:
-        self.prepare = partial(prepare, network, generator, models_dir, recipe)
+    MONAI Label loads the weights that it serves, with other generators, and `Resume` the best score so far. The validation
+    makes sure that a CNN which is worse than the mean of the planes is not kept.
+
+    Args:
+        prepare: `prepare` with its arguments.
+        validator: evaluator of the fusion.
+    """
+
+    def __init__(self, prepare: Callable[[], SpadeFusion], validator: Evaluator) -> None:
+        self.prepare = prepare
+        self.validator = validator
 
     def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(Events.STARTED, self.prepare)
+        # A handler that is added during the event comes after all that were attached before the run.
+        engine.add_event_handler(Events.STARTED, lambda engine: engine.add_event_handler(Events.STARTED, self))
+
+    def __call__(self, engine: Engine) -> None:
+        self.prepare()
+        self.validator.run(engine.state.epoch)
 
 
 def validation_step(engine: Engine, batch: dict) -> dict[str, torch.Tensor]:

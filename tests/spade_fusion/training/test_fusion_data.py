@@ -1,6 +1,8 @@
 """SPADE fusion trains from lists of pairs, which MONAI Label puts into its configuration, as from a BIDS data set."""
 
 import json
+from functools import partial
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -14,7 +16,7 @@ from monai.bundle import ConfigParser
 from spade_fusion_bundle.scripts.data.planes import PLANES
 from spade_fusion_bundle.scripts.model.networks import SpadeFusion, SpadeGenerator
 from spade_fusion_bundle.scripts.model.plane_weights import generator_file
-from spade_fusion_bundle.scripts.training.fusion_data import FinalGenerators, prepare
+from spade_fusion_bundle.scripts.training.fusion_data import FusionStart, prepare
 
 TRAINING, VALIDATION = "train#dataset#data", "validate#dataset#data"
 
@@ -114,12 +116,15 @@ def test_other_generators_than_the_final_ones_do_not_stay_in_the_network(tmp_pat
 
     trainer = Engine(lambda engine, batch: None)
     trainer.add_event_handler(Events.STARTED, lambda: network.load_state_dict(served.state_dict()))
-    FinalGenerators(network, lambda: SpadeGenerator(**sizes), tmp_path, recipe).attach(trainer)
-    trainer.run([0], max_epochs=1)
+    files = {"generator": lambda: SpadeGenerator(**sizes), "models_dir": tmp_path, "recipe": recipe}
+    validated = []
+    validator = SimpleNamespace(run=lambda epoch: validated.append((epoch, dict(network.recipe))))
+    FusionStart(partial(prepare, network, **files), validator).attach(trainer)
+    trainer.add_event_handler(Events.STARTED, lambda: network.load_state_dict(served.state_dict()))  # attached later
+    trainer.run([0], max_epochs=2)
 
-    expected = prepare(
-        SpadeFusion(**sizes, fusion_channels=4, fusion_layers=2), lambda: SpadeGenerator(**sizes), tmp_path, recipe
-    )
+    expected = prepare(SpadeFusion(**sizes, fusion_channels=4, fusion_layers=2), **files)
+    assert validated == [(0, expected.recipe)]  # once, with the generators in place
     for found, wanted, other in zip(*(model.generators.parameters() for model in (network, expected, served))):
         assert torch.equal(found, wanted) and not torch.equal(found, other)
     for ours, theirs in zip(network.fusion.parameters(), served.fusion.parameters()):
