@@ -279,7 +279,7 @@ last_report() {
 }
 
 number=1
-doing="[1/$STEPS] Set up Python (minutes the first time, about 2 GB to download)"
+doing="[1/$STEPS] Set up Python (minutes the first time; on Linux 5.3 GB on disk, 1.5 GB with the CPU build of PyTorch)"
 printf '%s\n' "$doing"
 . scripts/setup.sh
 
