@@ -33,7 +33,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cohorts.cohort import Cohort, read_cohort, refuse_other_tools
-from cohorts.row_matching import by_tool, read_table
+from cohorts.row_matching import read_by_participant, split_by_tool
 from conditioning_parts.part import Part
 from conditioning_parts.requested_against_measured import GENERATED, SCANS, THROUGH, requested_against_measured
 from conditioning_parts.size_distributions import REAL, RECONSTRUCTED, size_distributions
@@ -66,7 +66,7 @@ def sizes(options: argparse.Namespace, cohorts: dict[str, Cohort]) -> Part:
     else:
         measured = {SIZE_KINDS[kind]: {} for kind, paths in options.tables.items() if paths}
         for path, kind in [(path, kind) for kind, paths in options.tables.items() for path in paths]:
-            tools = by_tool(read_table(path, several_rows=True), default="measure_volumes.py")
+            tools = split_by_tool(read_by_participant(path, several_rows=True), default="measure_volumes.py")
             if twice := measured[SIZE_KINDS[kind]].keys() & tools:
                 raise ValueError(f"{path}: an earlier table of {kind} is by {twice.pop()} as well. Join them into one table")
             measured[SIZE_KINDS[kind]] |= tools

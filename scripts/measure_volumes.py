@@ -16,7 +16,7 @@ from pathlib import Path
 
 import nibabel as nib
 import torch
-from cohorts.row_matching import read_table
+from cohorts.row_matching import read_by_participant
 from measurement.accuracy import accuracy_row, describe_accuracy, format_table
 from measurement.output_table import VOLUMES, complete_row, participant_of, write_table
 from measurement.volume_net import WEIGHTS, load_network, read_on_grid, volumes_ml
@@ -77,7 +77,7 @@ def find_images(paths: Iterable[Path]) -> list[Path]:
 
 def accuracy(cohort: Path, weights: Path = WEIGHTS) -> list[dict]:
     """Compare measured volumes with those in a BIDS cohort's participants.tsv; return one row per volume, see `agreement`."""
-    table = read_table(cohort / "participants.tsv")
+    table = read_by_participant(cohort / "participants.tsv")
     if missing := set(VOLUMES) - set(table.columns):
         raise ValueError(f"{cohort / 'participants.tsv'}: no column {sorted(missing)}")
     images = find_images([cohort])

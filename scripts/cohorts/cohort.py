@@ -13,7 +13,7 @@ import pandas as pd
 from scipy.optimize import linear_sum_assignment
 from shared.files import read_json
 
-from cohorts.row_matching import read_measured, read_table
+from cohorts.row_matching import read_by_participant, read_measured
 from cohorts.three_planes import POINT_MM
 
 QUANTITIES = {  # title and unit
@@ -148,7 +148,7 @@ def read_cohort(folder: Path, measured_files: Sequence[Path] = (), everyone: boo
         ValueError: volumes that are not in the folder, no quantity that is both expected and measured, or text for a number.
     """
     participants = folder / "participants.tsv"
-    listed = read_table(participants)
+    listed = read_by_participant(participants)
     found = {participant: _images(folder, participant) for participant in listed.index}
     tables: dict[str, pd.DataFrame] = {}
     for path in measured_files:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 
-def read_table(path: Path, several_rows: bool = False) -> pd.DataFrame:
+def read_by_participant(path: Path, several_rows: bool = False) -> pd.DataFrame:
     """Read a tab-separated table, indexed by participant_id; "n/a" becomes NaN. A participant may have `several_rows`.
 
     Raises:
@@ -50,15 +50,15 @@ def read_measured(path: Path, folder: Path, images: Mapping[str, Mapping[str, Pa
         ValueError: a row describes a volume of another folder, does not say which of a participant's volumes it describes, or
             describes the volume of another row.
     """
-    table = read_table(path, several_rows=True)
+    table = read_by_participant(path, several_rows=True)
     files = table["file"] if "file" in table else pd.Series(np.nan, table.index)
     volumes = [_volume(path, name, file, folder, images) for name, file in zip(table.index, files)]
     table = table.set_axis(volumes, axis=0)
     _refuse_twice(table, path)
-    return by_tool(table, path.name)
+    return split_by_tool(table, path.name)
 
 
-def by_tool(table: pd.DataFrame, default: str) -> dict[str, pd.DataFrame]:
+def split_by_tool(table: pd.DataFrame, default: str) -> dict[str, pd.DataFrame]:
     """Return the rows of each tool; `default` names the tool of rows without an entry in the column `tool`."""
     tools = table["tool"].fillna(default).astype(str) if "tool" in table else pd.Series(default, table.index)
     measured = table.drop(columns=["file", "tool"], errors="ignore")

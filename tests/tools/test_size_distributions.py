@@ -6,7 +6,7 @@ import conditioning
 import numpy as np
 import pandas as pd
 import pytest
-from cohorts.row_matching import read_table
+from cohorts.row_matching import read_by_participant
 from conditioning_parts import size_distributions
 from conditioning_parts.size_distributions import GENERATED, REAL, RECONSTRUCTED, compare, sizes_of, volume_distance
 
@@ -28,7 +28,7 @@ def table(tmp_path, name, ventricles_ml, **columns):
 
 
 def read(path):
-    return sizes_of(read_table(path, several_rows=True), str(path))
+    return sizes_of(read_by_participant(path, several_rows=True), str(path))
 
 
 def run(tmp_path, generated, real, *further):
