@@ -74,17 +74,19 @@ class Editor(Inferer):
             network: diffusion model.
             request: replaces the request of the editor.
         """
-        row, strength, seed = read_request(self.schema, self.request if request is None else request)
+        return self.edit(inputs, network, *read_request(self.schema, self.request if request is None else request))
+
+    def edit(self, inputs: torch.Tensor, network: DiffusionUNet, row: Mapping, strength: float, seed: int) -> torch.Tensor:
+        """The same for a request that `read_request` has checked."""
         if self.recipe is not None and network.recipe != self.recipe:
             raise ValueError("the network does not hold the weights of model.pt. Serve model.pt, and restart after training")
         if inputs.shape[:2] != (1, 1):
             raise ValueError(f"one image of one channel can be edited at a time, got {tuple(inputs.shape)}")
-        if strength < 1:
-            _refuse_no_head(inputs)
         image = torch.as_tensor(inputs).as_subclass(torch.Tensor)
         context = torch.tensor([[self.schema.scale(row)]], device=image.device)  # (1, 1, C)
         start = None
         if strength < 1:
+            _refuse_no_head(inputs)
             with torch.inference_mode(), torch.autocast(image.device.type, dtype=torch.bfloat16, enabled=self.sampler.amp):
                 start = self.sampler.autoencoder.encode(image)[0].float() * network.scale_factor
         volume = self.sampler(context, network, [seed], start, strength)
@@ -128,7 +130,7 @@ def edit_file(
     except ValueError as error:
         raise ValueError(f"{image}: {error}") from error
     data = preprocessing({"image": str(image)})
-    data["pred"] = editor(data["image"][None].to(device), network, request)[0].cpu()
+    data["pred"] = editor.edit(data["image"][None].to(device), network, row, strength, seed)[0].cpu()
     volume = postprocessing(data)["pred"]
     source = {"Seed": seed, "Strength": strength, "EditedImage": Path(image).name, "EditedImageSHA256": sha256(image)}
     if strength < 1:
