@@ -113,11 +113,6 @@ def find_samples(
 
     Returns:
         The items of `find_volumes` of each set, by its name.
-
-    Raises:
-        ValueError: there are no sets, a name is taken, a set has too few participants, a volume has another grid or range of
-            intensities or is a scan of the study, or two sets are the same.
-        FileNotFoundError: a folder does not exist.
     """
     if not isinstance(samples, Mapping) or not samples:
         raise ValueError(f"samples: expected names and folders of generated volumes, {{'LDM': DIR}}, got {samples!r}")

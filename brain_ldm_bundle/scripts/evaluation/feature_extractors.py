@@ -47,18 +47,11 @@ class RegressorLevels(torch.nn.Module):
 
 @dataclass
 class Extractor:
-    """Features of one volume, and their name in tables.
+    """Features of one volume, and their name in tables. Numbers of different names cannot be compared."""
 
-    Args:
-        network: function from volumes (B, 1, D, H, W) to features (B, F).
-        name: name of the network and of its file. Numbers of different names cannot be compared.
-        standardise: whether distances need a division by the real scans' standard deviations, because the features have no
-            common scale.
-    """
-
-    network: Callable[[torch.Tensor], torch.Tensor]
+    network: Callable[[torch.Tensor], torch.Tensor]  # from volumes (B, 1, D, H, W) to features (B, F)
     name: str
-    standardise: bool = False
+    standardise: bool = False  # features have no common scale: divide them by the real scans' standard deviations
 
     @torch.inference_mode()
     def __call__(self, volume: torch.Tensor) -> np.ndarray:

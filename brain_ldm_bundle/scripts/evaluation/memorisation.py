@@ -41,30 +41,19 @@ class Audit:
     latent diffusion model can make. They are audited like generated volumes, and must be flagged.
 
     One volume and its views are in memory at a time, and of each training scan its latent and about 1500 numbers of anatomy.
-
-    Args:
-        data: splits from `read_dataset`.
-        audited_dir: folder of generated volumes. With None, `check` raises an error.
-        latents: latents of the training, validation and test scans, in this order. Its autoencoder encodes all other volumes.
-        transform: function from an item of `find_volumes` to {"image": (1, D, H, W)}, intensities as written.
-        output_dir: folder for memorisation.tsv, memorisation.json, two figures and memorisation.section.json.
-        max_flagged: share of flagged volumes above which the audit is not passed.
-        controls: number of training scans that serve as controls.
-        pairs: number of pairs of volume and nearest training scan to draw, the closest first.
-        cache_file: file that remembers checked images, as in `find_volumes`.
-        models_dir: folder with the weights of a baseline that may have made the volumes.
+    docs/settings.md explains the fields that are settings of evaluate.json.
     """
 
-    data: Mapping[str, Sequence[dict]]
+    data: Mapping[str, Sequence[dict]]  # splits from `read_dataset`
     audited_dir: str | Path | None
-    latents: LatentDataset
-    transform: Callable
-    output_dir: str | Path
+    latents: LatentDataset  # of training, validation and test scans, in this order; its autoencoder encodes all other volumes
+    transform: Callable  # from an item of `find_volumes` to {"image": (1, D, H, W)}, intensities as written
+    output_dir: str | Path  # for memorisation.tsv, memorisation.json, two figures and memorisation.section.json
     max_flagged: float = 0.0
-    controls: int = 12
-    pairs: int = 4
-    cache_file: str | Path | None = None
-    models_dir: str | Path = ""
+    controls: int = 12  # number of training scans that serve as controls
+    pairs: int = 4  # number of pairs of volume and nearest training scan to draw, the closest first
+    cache_file: str | Path | None = None  # remembers checked images, as in `find_volumes`
+    models_dir: str | Path = ""  # holds the weights of a baseline that may have made the volumes
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_flagged <= 1:
@@ -74,15 +63,7 @@ class Audit:
         self.held_out = [*self.data["validation"], *self.data["test"]]
 
     def check(self) -> tuple[list[dict], dict]:
-        """Refuse what cannot be audited, before work starts.
-
-        Returns:
-            The items of the generated volumes, and their provenance.
-
-        Raises:
-            FileNotFoundError, ValueError: as `find_volumes`, `read_provenance` and `check_baselines`; there are too few scans,
-                or the volumes are the data set's own scans.
-        """
+        """Refuse what cannot be audited, before work starts; return the items of the volumes and their provenance."""
         if len(self.held_out) < FEWEST_HELD_OUT:
             counts = ", ".join(f"{split}: {len(self.data[split])}" for split in ("validation", "test"))
             raise ValueError(
@@ -107,14 +88,10 @@ class Audit:
 
     @torch.inference_mode()
     def run(self) -> dict:
-        """Audit, write everything, print the verdict.
-
-        Returns:
-            The content of memorisation.json.
+        """Audit, write everything, print the verdict, and return the content of memorisation.json.
 
         Raises:
-            FileNotFoundError, ValueError: as `check`; a volume is constant where the brain should be; a latent is not finite.
-            SystemExit: the audit is not passed. The status is 1, and everything is written before.
+            SystemExit: the audit is not passed; the status is 1.
         """
         items, provenance = self.check()
         self.latents.encode()

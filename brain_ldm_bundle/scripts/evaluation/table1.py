@@ -59,42 +59,24 @@ class MeasuredSet:
 class SampleEvaluation:
     """Table 1 of Pinaya et al. 2022 and further distances, for any number of generated sets.
 
-    Nothing is read before `check` or `run`.
-
-    Args:
-        samples: name of each set to its folder of generated volumes. With None, `check` raises an error.
-        data: splits of real scans, from `bids.read_dataset`.
-        reference_split: split of the real scans that sets are compared with; "all" takes every scan.
-        preprocessing: function from an item of a real scan to {"image": (1, D, H, W) in 0 to 1}.
-        sample_preprocessing: the same for generated volumes; it must keep their intensities.
-        extractor: function that makes the `Extractor`.
-        spacing_mm: spacing of the grid.
-        pairs: number of random pairs per set.
-        feature_dimensions: number of principal components along which FID compares covariances. None takes a quarter of the
-            smallest set's number of participants.
-        seed: seed of pairs and halves.
-        device: device that computes.
-        output_dir: folder for samples.json, samples.section.json, samples_pairs.tsv and samples_volumes.tsv.
-        cache_file: file that remembers checked images, as in `bids.find_volumes`.
-        weights: files of the model and autoencoder that may have made the sets, to say what they were trained on.
-        models_dir: folder with the weights of baselines that may have made the sets.
+    Nothing is read before `check` or `run`. docs/settings.md explains the fields that are settings of evaluate.json.
     """
 
     samples: Mapping[str, str] | None
-    data: Mapping[str, Sequence[dict]]
+    data: Mapping[str, Sequence[dict]]  # splits of real scans, from `bids.read_dataset`
     reference_split: str
-    preprocessing: Callable[[dict], dict]
-    sample_preprocessing: Callable[[dict], dict]
+    preprocessing: Callable[[dict], dict]  # from an item of a real scan to {"image": (1, D, H, W) in 0 to 1}
+    sample_preprocessing: Callable[[dict], dict]  # the same for generated volumes, whose intensities it must keep
     extractor: Callable[[], Extractor]
     spacing_mm: float
     pairs: int
     feature_dimensions: int | None
     seed: int
     device: torch.device
-    output_dir: str | Path
-    cache_file: str | Path | None = None
-    weights: Sequence[str | Path] = ()
-    models_dir: str | Path = ""
+    output_dir: str | Path  # for samples.json, samples.section.json, samples_pairs.tsv and samples_volumes.tsv
+    cache_file: str | Path | None = None  # remembers checked images, as in `bids.find_volumes`
+    weights: Sequence[str | Path] = ()  # model and autoencoder that may have made the sets
+    models_dir: str | Path = ""  # holds the weights of baselines that may have made the sets
 
     def check(self) -> tuple[dict[str, list[dict]], dict[str, dict], list[dict], list[dict], int, Extractor]:
         """Refuse what cannot be compared, before hours of other work.
@@ -102,10 +84,6 @@ class SampleEvaluation:
         Returns:
             What `run` works with: items of each set, provenance of each set, real scans, held-out scans, number of dimensions,
             and the extractor.
-
-        Raises:
-            ValueError, FileNotFoundError: as `find_samples`, `read_provenance` and `load_extractor`; there are too few real
-                scans, or a baseline was trained on held-out scans.
         """
         for name in ("pairs", "feature_dimensions"):
             number = getattr(self, name)
@@ -132,14 +110,7 @@ class SampleEvaluation:
         return generated, provenance, real, held_out, dimensions, self.extractor()
 
     def run(self) -> dict:
-        """Measure all sets and write the results.
-
-        Returns:
-            The content of samples.json.
-
-        Raises:
-            ValueError, FileNotFoundError: as `check` and `Volumes`.
-        """
+        """Measure all sets, write the results, and return the content of samples.json."""
         generated, provenance, real, held_out, dimensions, extractor = self.check()
         reference = Volumes(real, self.preprocessing)
         volumes = {FLOOR: reference}
