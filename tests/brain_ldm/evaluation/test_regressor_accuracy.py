@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
+import torch
 from scipy.stats import norm
 
-from brain_ldm_bundle.scripts.evaluation.regressor_accuracy import hits, quantity_accuracy
+from brain_ldm_bundle.scripts.data.covariates import CovariateSchema
+from brain_ldm_bundle.scripts.evaluation.regressor_accuracy import hits, quantity_accuracy, report
 
 
 def test_agreement_is_that_of_a_hand_calculation():
@@ -37,3 +39,17 @@ def test_categories_are_counted_beside_the_most_frequent_one():
     assert (found["accuracy"], found["accuracy_trivial"]) == (0.75, 0.5)
     low, high = found["accuracy_95"]
     assert (low, high) == pytest.approx((0.3006, 0.9544), abs=1e-4)  # Wilson 1927, for 3 of 4
+
+
+def test_of_equally_frequent_categories_the_first_training_scan_decides(tmp_path):
+    """The order of a set decided, so the trivial answer changed from run to run."""
+    schema = CovariateSchema.from_dict({"covariates": [{"name": "sex", "levels": {"F": 0, "M": 1}}]})
+    items = [{"image": f"{n}.nii.gz", "covariates": [x], "voxels_sha256": str(n)} for n, x in enumerate([1.0, 0.0, 0.0, 1.0, 0.0])]
+        {"image": f"{n}.nii.gz", "covariates": [float(sex == "M")], "voxels_sha256": str(n)} for n, sex in enumerate("MFFMF")
+    ]
+    data = {"training": items[:2], "test": items[2:]}
+    lines = [f"sub-{n}\t{n}.nii.gz\tF\tregressor\n" for n in (4, 2, 3)]  # in another order than the scans
+    (tmp_path / "regressor.tsv").write_text("".join(["participant_id\tfile\tsex\ttool\n", *lines]))
+    torch.save({}, tmp_path / "regressor.pt")
+    found = report(tmp_path, data, "test", schema, tmp_path / "regressor.pt")["covariates"]["sex"]
+    assert found["accuracy_trivial"] == pytest.approx(1 / 3) and found["accuracy"] == pytest.approx(2 / 3)
