@@ -44,9 +44,8 @@ def test_categories_are_counted_beside_the_most_frequent_one():
 def test_of_equally_frequent_categories_the_first_training_scan_decides(tmp_path):
     """The order of a set decided, so the trivial answer changed from run to run."""
     schema = CovariateSchema.from_dict({"covariates": [{"name": "sex", "levels": {"F": 0, "M": 1}}]})
-    items = [{"image": f"{n}.nii.gz", "covariates": [x], "voxels_sha256": str(n)} for n, x in enumerate([1.0, 0.0, 0.0, 1.0, 0.0])]
-        {"image": f"{n}.nii.gz", "covariates": [float(sex == "M")], "voxels_sha256": str(n)} for n, sex in enumerate("MFFMF")
-    ]
+    scaled = [1.0, 0.0, 0.0, 1.0, 0.0]  # M F, then F M F
+    items = [{"image": f"{n}.nii.gz", "covariates": [x], "voxels_sha256": str(n)} for n, x in enumerate(scaled)]
     data = {"training": items[:2], "test": items[2:]}
     lines = [f"sub-{n}\t{n}.nii.gz\tF\tregressor\n" for n in (4, 2, 3)]  # in another order than the scans
     (tmp_path / "regressor.tsv").write_text("".join(["participant_id\tfile\tsex\ttool\n", *lines]))
