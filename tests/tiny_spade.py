@@ -34,7 +34,7 @@ SHAPE = (40, 56, 72)
 ORIENTATIONS = ("LIA", "LAS", "RAS")
 # Grey value of each label value of the table "demo" that all heads have.
 GREY = {0: 2, 2: 90, 3: 90, 4: 150, 5: 150, 6: 25, 7: 25, 9: 110, 10: 110, 17: 200}
-# The head of each participant holds one value that no other has, in every slice of every plane: it says who was seen.
+# The head of each participant holds one value that no other has, in every slice of every plane: it shows who was seen.
 MARKS = (1, 8, 11, 13, 15, 16)
 SPLITS = ("train", "train", "train", "fusion", "fusion", "validation")
 
@@ -57,7 +57,7 @@ def label_map(mark: int, size: float = 1.0) -> np.ndarray:
 
 
 def write_dataset(folder: Path, splits: tuple[str, ...] = SPLITS) -> Path:
-    """A BIDS data set of such heads and their label maps, in three orientations; participants.tsv says the split."""
+    """A BIDS data set of such heads and their label maps, in three orientations; participants.tsv names the split."""
     rng = np.random.default_rng(0)
     rows = ["participant_id\tsplit"]
     affine = np.diag([SPACING_MM] * 3 + [1.0])

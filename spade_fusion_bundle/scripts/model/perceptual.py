@@ -1,4 +1,4 @@
-"""The VGG loss of SPADE from a local file of weights. Nothing is downloaded, and nothing random is used."""
+"""The VGG loss of SPADE, from a local file of weights."""
 
 from __future__ import annotations
 
@@ -18,21 +18,22 @@ logger = logging.getLogger(__name__)
 
 # VGG-19 (Simonyan and Zisserman 2015, Table 1, E) up to relu5_1: widths of the convolutions between poolings.
 STAGES = ((64, 64), (128, 128), (256, 256, 256, 256), (512, 512, 512, 512), (512,))
-# Of relu1_1, relu2_1, relu3_1, relu4_1 and relu5_1 (Wang et al. 2018, pix2pixHD).
-WEIGHTS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0)
+# Weight of the L1 after relu1_1, relu2_1, relu3_1, relu4_1 and relu5_1, by number of the layer (Wang et al. 2018, pix2pixHD).
+WEIGHTS = {1: 1 / 32, 6: 1 / 16, 11: 1 / 8, 20: 1 / 4, 29: 1.0}
 
 
 class VGGLoss(nn.Module):
     """L1 between features of a VGG-19 trained on ImageNet, after the first ReLU of each of its five stages.
 
-    Images go in as they are, -1 to 1, without ImageNet's mean and spread, as in SPADE; one channel is taken for three.
+    As in SPADE, images keep their intensities -1 to 1, without ImageNet's mean and spread. The one channel is used three times.
 
     Args:
         weights: `vgg19-dcbb9e9d.pth` of torchvision.
-        expected_sha256: how the file's hash must begin; torchvision puts the first eight digits into the name.
+        expected_sha256: first digits of the file's hash; torchvision writes eight into the name.
 
     Raises:
-        FileNotFoundError, ValueError: no such file, another hash, or weights of another network.
+        FileNotFoundError: there is no such file.
+        ValueError: the file has another hash, or weights of another network.
     """
 
     def __init__(self, weights: str | Path, expected_sha256: str | None = "dcbb9e9d") -> None:
@@ -65,24 +66,20 @@ class VGGLoss(nn.Module):
         self.load_state_dict({key: state[key] for key in wanted})
 
     def forward(self, fake: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-        """Of two batches of slices (N, 1, H, W) in -1 to 1; only the first is differentiated."""
+        """Loss of fake and real slices (N, 1, H, W), intensities -1 to 1; only the fake ones get gradients."""
         fake, real = (image.expand(-1, 3, -1, -1) for image in (fake, real.detach()))
-        loss, weights = torch.zeros((), device=fake.device), iter(WEIGHTS)
-        first_of_stage = True
-        for layer in self.features:
+        loss = torch.zeros((), device=fake.device)
+        for number, layer in enumerate(self.features):
             fake = layer(fake)
             with torch.no_grad():
                 real = layer(real)
-            if isinstance(layer, nn.MaxPool2d):
-                first_of_stage = True
-            elif isinstance(layer, nn.ReLU) and first_of_stage:
-                loss = loss + next(weights) * F.l1_loss(fake.float(), real.float())
-                first_of_stage = False
+            if number in WEIGHTS:
+                loss = loss + WEIGHTS[number] * F.l1_loss(fake.float(), real.float())
         return loss
 
 
 def vgg_loss(weights: str | Path | None, expected_sha256: str | None, device: torch.device) -> VGGLoss | None:
-    """The loss on a device, or None with one warning where no file is named."""
+    """Make the loss on a device; without a file of weights warn and give None."""
     if weights is None:
         logger.warning(
             "The GANs train without the VGG loss of SPADE: --vgg_file names no file. Feature matching remains; textures may "

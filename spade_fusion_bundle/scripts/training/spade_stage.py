@@ -19,7 +19,6 @@ from monai.handlers import (
     ValidationHandler,
     from_engine,
 )
-from monai.inferers import Inferer
 from monai.metrics import PSNRMetric
 from monai.transforms import Compose, Transform
 from torch.nn.parallel import DistributedDataParallel
@@ -36,7 +35,7 @@ from ..shared.ssim import SSIM
 from .batch_norm import ReestimateBatchNorm
 from .learning_rate import linear_decay
 
-__all__ = ["PlaneInferer", "SpadeStage"]
+__all__ = ["SpadeStage"]
 
 
 @dataclass(kw_only=True)
@@ -134,8 +133,12 @@ class SpadeStage:
 
         loader = self._train_loader(plane, fold)
         best = BestWeights(generator_file(self.models_dir, plane, fold), generator, metric="val_psnr", writes=self.main)
-        inferer = PlaneInferer(plane, self.batch_size)
-        evaluator = self._evaluator(generator, inferer, loader, best, name)
+
+        def inferer(classes: torch.Tensor, network: SpadeGenerator) -> torch.Tensor:
+            return network.volumes(classes, plane, self.batch_size)
+
+        log_dir = str(Path(self.output_dir) / "tensorboard" / name)
+        evaluator = self._evaluator(generator, inferer, loader, best, log_dir)
         parts = {
             "generator": generator,
             "discriminator": discriminator,
@@ -154,8 +157,8 @@ class SpadeStage:
         ]
         if self.main:
             handlers += [
-                TensorBoardStatsHandler(log_dir=self._log_dir(name), epoch_log=False),
-                Panels(self._log_dir(name), lambda: self._pictures(generator, inferer), self.panel_interval),
+                TensorBoardStatsHandler(log_dir=log_dir, epoch_log=False),
+                Panels(log_dir, lambda: self._pictures(generator, inferer), self.panel_interval),
             ]
             if self.tracking:
                 handlers.append(self.tracking(run_name=name, close_on_complete=True))
@@ -201,15 +204,15 @@ class SpadeStage:
         )
 
     def _evaluator(
-        self, generator: SpadeGenerator, inferer: Inferer, loader: DataLoader, best: BestWeights, name: str
+        self, generator: SpadeGenerator, inferer: Callable, loader: DataLoader, best: BestWeights, log_dir: str
     ) -> SupervisedEvaluator:
         sampler = DistributedSampler(self.val_volumes, even_divisible=False, shuffle=False) if self.distributed else None
         pred_and_label = from_engine(["pred", "label"])
         handlers = [ReestimateBatchNorm(generator, loader, self.batch_norm_batches, self.device), best]
         if self.main:
-            handlers.append(TensorBoardStatsHandler(log_dir=self._log_dir(name), iteration_log=False))
+            handlers.append(TensorBoardStatsHandler(log_dir=log_dir, iteration_log=False))
             if self.tracking:
-                handlers.append(self.tracking(run_name=name, iteration_log=False))
+                handlers.append(self.tracking(run_name=Path(log_dir).name, iteration_log=False))
         return SupervisedEvaluator(
             device=self.device,
             val_data_loader=DataLoader(self.val_volumes, batch_size=1, sampler=sampler, num_workers=self.num_workers),
@@ -226,9 +229,6 @@ class SpadeStage:
             val_handlers=handlers,
         )
 
-    def _log_dir(self, name: str) -> str:
-        return str(Path(self.output_dir) / "tensorboard" / name)
-
     def _distribute(self, network: torch.nn.Module) -> torch.nn.Module:
         if not self.distributed:
             return network
@@ -237,7 +237,7 @@ class SpadeStage:
         return DistributedDataParallel(network, device_ids=device_ids, broadcast_buffers=False)
 
     @torch.no_grad()
-    def _pictures(self, generator: SpadeGenerator, inferer: Inferer) -> dict[str, torch.Tensor]:
+    def _pictures(self, generator: SpadeGenerator, inferer: Callable) -> dict[str, torch.Tensor]:
         generator.eval()
         pictures = {}
         for number in range(min(2, len(self.val_volumes))):
@@ -245,15 +245,3 @@ class SpadeStage:
             synthetic = inferer(item["label"][None].to(self.device), generator).cpu()
             pictures[f"scan and synthesis {number}"] = from_the_right(torch.cat([item["image"][None], synthetic]))
         return pictures
-
-
-class PlaneInferer(Inferer):
-    """Make volumes (B, 1, X, Y, Z), intensities 0 to 1, of classes (B, 1, X, Y, Z) by the generator of one plane."""
-
-    def __init__(self, plane: str, slices_per_batch: int) -> None:
-        super().__init__()
-        self.plane = plane
-        self.slices_per_batch = slices_per_batch
-
-    def __call__(self, inputs: torch.Tensor, network: SpadeGenerator) -> torch.Tensor:
-        return network.volumes(inputs, self.plane, self.slices_per_batch)

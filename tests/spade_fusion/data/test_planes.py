@@ -61,7 +61,7 @@ FILLED = {"sagittal": {1, 2}, "coronal": {2, 3, 4}, "axial": {3, 4, 5, 6, 7, 8}}
 
 @pytest.fixture
 def head():
-    """Image and label map; the image says at each voxel where it is, as a number x + 10 y + 100 z."""
+    """Image and label map; the image holds the place of each voxel as a number x + 10 y + 100 z."""
     x, y, z = torch.meshgrid(torch.arange(4), torch.arange(8), torch.arange(12), indexing="ij")
     labels = torch.zeros(1, 4, 8, 12, dtype=torch.uint8)
     labels[:, 1:3, 2:5, 3:9] = 1
@@ -69,7 +69,7 @@ def head():
 
 
 def number_of(item, plane):
-    """Which slice that is, by what its image says."""
+    """Number of a slice, read from its image."""
     digit = {"sagittal": item["image"] % 10, "coronal": item["image"] // 10 % 10, "axial": item["image"] // 100}[plane]
     assert len(digit.unique()) == 1, f"no {plane} slice"
     return int(digit.flatten()[0])

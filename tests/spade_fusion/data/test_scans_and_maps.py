@@ -1,4 +1,4 @@
-"""Pairs of scan and label map: which are found, how they are shared out, what is refused before training."""
+"""Pairs of scan and label map: which are found, how they are split, what is refused before training."""
 
 import json
 import shutil
@@ -40,7 +40,7 @@ def add(folder, name, labels=LABELS):
 
 @pytest.fixture(scope="module")
 def sound_cohort(tmp_path_factory):
-    """Twelve participants, the second with two sessions, the third with two runs, the fourth's map beside the scan."""
+    """Twelve participants, the second with two sessions, the third with two runs, the fourth's map next to the scan."""
     folder = tmp_path_factory.mktemp("sound") / "cohort"
     for number in range(1, 13):
         name = f"sub-{number:02}"

@@ -80,7 +80,7 @@ def test_ssim_agrees_with_an_independent_implementation(sides):
     target = smooth_noise(26, 34, 28)
     prediction = 0.3 * target + 0.6 * smooth_noise(26, 34, 28, seed=1)
     mask = block_mask((26, 34, 28), *sides)
-    # Background, 0, goes on beyond the border of the volumes.
+    # Background, 0, continues beyond the border of the volumes.
     wide = [np.pad(volume[0, 0].double().numpy(), 12) for volume in (prediction, target)]
     _, full = structural_similarity(*wide, data_range=1, gaussian_weights=True, sigma=1.5, use_sample_covariance=False,
                                     full=True)  # fmt: skip

@@ -1,4 +1,4 @@
-"""Which label maps are found, which of them are refused, and which images are still to be made, by whom."""
+"""Label maps that are found or refused, and the images that remain to be made by each process."""
 
 import shutil
 from pathlib import Path

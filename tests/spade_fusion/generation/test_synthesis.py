@@ -25,7 +25,7 @@ SIZES = {"num_labels": TABLE.num_classes, "ngf": 2, "hidden": 8, "fusion_channel
 
 
 class Painter(torch.nn.Module):
-    """Class to intensity, voxel by voxel: what comes out says exactly where it came from."""
+    """Paints each voxel with its class: the result shows exactly which voxel it comes from."""
 
     def __init__(self):
         super().__init__()

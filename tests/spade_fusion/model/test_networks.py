@@ -153,7 +153,7 @@ def test_weights_start_by_xavier_of_gain_0_02_also_under_spectral_norm():
                 wanted = 0.02 * (2 / (fan_in + fan_out)) ** 0.5
                 assert value.std().item() == pytest.approx(wanted, rel=0.1), name
                 checked += name.endswith("parametrizations.weight.original")
-    assert checked == 18  # the others are too small to tell
+    assert checked == 18  # the other sizes are too small to differ
 
 
 def test_spectral_norm_is_where_the_specification_puts_it():
@@ -173,7 +173,7 @@ def test_images_are_equal_without_spectral_norm(generator):
     plain.load_state_dict(without_spectral_norm(generator))
     labels = blocks_of_labels(2, 1, 64, 96, seed=9)
     torch.testing.assert_close(plain.eval()(labels), generator(labels), atol=1e-6, rtol=0)
-    # nothing happened to the generator itself, which goes on training
+    # the generator itself is unchanged, because its training continues
     after = generator.state_dict()
     assert before.keys() == after.keys() and all(torch.equal(after[key], value) for key, value in before.items())
 

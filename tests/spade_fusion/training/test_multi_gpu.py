@@ -21,7 +21,7 @@ CONFIGS = "['configs/train.json','configs/multi_gpu.json']"
 
 
 def torchrun(arguments):
-    """Run a `python -m monai.bundle ...` command in two processes; exit status, and what it says."""
+    """Run a `python -m monai.bundle ...` command in two processes; gives exit status and output."""
     process = tiny.start([*TORCHRUN, *arguments[1:]], tiny_spade.BUNDLE, OMP_NUM_THREADS="1")
     try:
         output, _ = process.communicate(timeout=PATIENCE_S)

@@ -1,4 +1,4 @@
-"""A SPADE training that is stopped by the system goes on and finishes, from whichever folder it was started."""
+"""A SPADE training that the system stops continues and finishes, from any folder."""
 
 import signal
 import time

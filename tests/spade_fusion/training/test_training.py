@@ -1,4 +1,4 @@
-"""Training leaves what synthesis needs, goes on where it stopped, keeps folds apart, and refuses what cannot work."""
+"""Training writes what synthesis needs, continues after a stop, separates folds, and refuses what cannot work."""
 
 import json
 import re
@@ -166,7 +166,7 @@ def test_each_plane_is_trained_on_slices_of_its_own(spade_bundle, dataset_dir, t
 
 
 def test_the_generators_of_a_run_have_measured_batch_statistics(trained):
-    """Two batches, as the setting says; in training each step counts twice."""
+    """They count two batches, as the setting asks; in training each step counts twice."""
     state = load(trained / "models" / "spade_axial.pt")
     tracked = {int(value) for key, value in state.items() if key.endswith("num_batches_tracked")}
     assert tracked == {tiny_spade.SETTINGS["batch_norm_batches"]}
@@ -185,7 +185,7 @@ def test_a_fresh_generator_learns_to_match_features():
         g_network=generator,
         d_network=discriminator,
         g_optimizer=torch.optim.Adam(generator.parameters(), lr=5e-4, betas=(0.0, 0.9)),
-        d_optimizer=torch.optim.SGD(discriminator.parameters(), lr=0.0),  # one that learnt would find more to tell them by
+        d_optimizer=torch.optim.SGD(discriminator.parameters(), lr=0.0),  # it does not learn
     )
     before = {name: parameter.clone() for name, parameter in generator.named_parameters()}
     losses = []
@@ -299,7 +299,7 @@ def test_the_learning_rate_falls_linearly_over_the_last_epochs():
 
 
 def test_a_plane_trained_in_two_goes_equals_one_trained_in_one(spade_bundle, dataset_dir, tmp_path):
-    """Slices, mirroring and empty slices are drawn anew in each epoch; the learning rate is that of the longer run.
+    """Slices, mirroring and empty slices are drawn again in each epoch; the learning rate follows the longer run.
 
     Validation measures batch statistics, so both must validate in the same epochs.
     """
