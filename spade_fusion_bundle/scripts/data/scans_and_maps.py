@@ -17,7 +17,7 @@ from .image_checks import check_pairs
 from .labels import LabelTable
 from .splits import SPLIT_COLUMN, SPLITS, read_splits, split_items
 
-__all__ = ["found_or_listed", "listed", "pair_key", "read_dataset"]
+__all__ = ["find_files", "found_or_listed", "listed", "pair_key", "read_dataset"]
 
 
 def read_dataset(
@@ -115,14 +115,14 @@ def pair_key(item: Mapping, settings: Sequence) -> bytes:
 
 
 def _bids_items(dataset_dir: Path) -> tuple[list[dict], list[str]]:
-    scans = _find(dataset_dir, "T1w")
+    scans = find_files(dataset_dir, "T1w")
     if not scans:
         raise ValueError(f"{dataset_dir}: no T1w scans sub-X/[ses-Y/]anat/*_T1w.nii.gz. Is it the root of a BIDS data set?")
     maps_of = {}
     for root in (dataset_dir, *sorted(dataset_dir.glob("derivatives/*/"))):
         if made_here(root):  # synthetic images and the maps they were made from
             continue
-        for path in _find(root, "dseg"):
+        for path in find_files(root, "dseg"):
             maps_of.setdefault(path.relative_to(root).parent, []).append(path)
     items, problems, without = [], [], []
     for path in scans:
@@ -164,7 +164,8 @@ def _bids_items(dataset_dir: Path) -> tuple[list[dict], list[str]]:
     return items, problems
 
 
-def _find(root: Path, suffix: str) -> list[Path]:
+def find_files(root: Path, suffix: str) -> list[Path]:
+    """NIfTI files of all participants and sessions with a BIDS suffix such as T1w or dseg, sorted."""
     return sorted(
         path
         for folder in ("sub-*/anat", "sub-*/ses-*/anat")

@@ -14,6 +14,7 @@ from ..data.deformation import refuse_folding
 from ..data.derivative import Derivative, made_here, name_of
 from ..data.image_checks import map_header_problems, map_problems
 from ..data.labels import LabelTable
+from ..data.scans_and_maps import find_files
 from ..data.splits import read_splits
 from ..shared.files import sha256
 from ..shared.problems import refuse
@@ -21,8 +22,6 @@ from ..shared.problems import refuse
 __all__ = ["find_maps", "inputs", "pending", "rows"]
 
 logger = logging.getLogger(__name__)
-
-BIDS_FOLDERS = ("sub-*/anat", "sub-*/ses-*/anat", "derivatives/*/sub-*/anat", "derivatives/*/sub-*/ses-*/anat")
 
 
 def find_maps(label_maps: str | Path | None, output_dir: str | Path | None = None, split: str | None = None) -> list[dict]:
@@ -49,10 +48,8 @@ def find_maps(label_maps: str | Path | None, output_dir: str | Path | None = Non
     if output_dir is not None and root.resolve() == Path(output_dir).resolve():
         raise ValueError(f"label_maps and output_dir are one folder, {root}. Choose a new one for --output_dir")
     if root.is_dir():
-        found = [path for folder in BIDS_FOLDERS for path in root.glob(f"{folder}/sub-*_dseg.nii*")]
-        synthetic = [folder for folder in root.glob("derivatives/*/") if made_here(folder)]
-        found = [path for path in found if not any(path.is_relative_to(folder) for folder in synthetic)]
-        found = found or list(root.glob("*.nii*"))
+        derivatives = [folder for folder in root.glob("derivatives/*/") if not made_here(folder)]
+        found = [path for folder in (root, *derivatives) for path in find_files(folder, "dseg")] or list(root.glob("*.nii*"))
     else:
         found = [root] if root.is_file() else [Path(path) for path in glob(str(label_maps), recursive=True)]
     paths = sorted(path for path in found if path.name.endswith((".nii", ".nii.gz")))
