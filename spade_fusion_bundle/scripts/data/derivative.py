@@ -17,13 +17,13 @@ __all__ = ["Derivative", "made_here", "name_of"]
 
 GENERATOR = "spade_fusion_bundle"
 
-# All that says where a volume lies. It is copied bit for bit: from an affine, quaternions come out a little different.
+# Header entries of a volume's place. They are copied bit for bit, because quaternions made of an affine differ a little.
 GEOMETRY = ("pixdim", "xyzt_units", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x",
             "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z")  # fmt: skip
 
 
 def name_of(row: Mapping) -> str:
-    """How files of a row begin: "sub-X", or "sub-X_ses-Y" for a row with a session."""
+    """Beginning of the file names of a row: "sub-X", or "sub-X_ses-Y" with a session."""
     return "_".join([row["participant_id"], *([row["session_id"]] if row.get("session_id") else [])])
 
 
@@ -78,7 +78,7 @@ class Derivative(BaseDerivative):
         return self._is_made(image_file, self._content(row), *grid) and read_on_grid(_label_file(image_file), *grid) is not None
 
     def write(self, row: Mapping, volume: ArrayLike, labels: ArrayLike) -> Path:
-        """Write one image, its label map and its sidecar, over those of the same name.
+        """Write one image, its label map and its sidecar; existing files are replaced.
 
         Args:
             row: what was made, as the class describes it.
@@ -143,7 +143,7 @@ class Derivative(BaseDerivative):
         write_text(self.output_dir / "dseg.tsv", self._dseg_table())
 
     def _dseg_table(self) -> str:
-        rows = [("index", "name"), *((str(value), name) for value, name in sorted(_value_names(self.table).items()))]
+        rows = [("index", "name"), *((str(value), name) for value, name in sorted(self.table.value_names().items()))]
         return "".join("\t".join(row) + "\n" for row in rows)
 
 
@@ -165,15 +165,3 @@ def _smallest(labels: np.ndarray) -> np.ndarray:
     lowest, highest = labels.min(), labels.max()
     dtype = next(t for t in (np.uint8, np.int16, np.int32) if np.iinfo(t).min <= lowest and highest <= np.iinfo(t).max)
     return labels.astype(dtype)
-
-
-def _value_names(table: LabelTable) -> dict[int, str]:
-    """Name of every label value, with its side where it has one."""
-    names = {}
-    for entry in table.to_dict()["classes"]:
-        for side in ("left", "right", "midline"):
-            name = entry["name"] if side == "midline" else f"{side} {entry['name']}"
-            for item in entry.get(side, ()):
-                first, last = (item, item) if isinstance(item, int) else map(int, item.split("-"))
-                names |= dict.fromkeys(range(first, last + 1), name)
-    return names

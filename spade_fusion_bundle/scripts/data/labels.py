@@ -118,6 +118,15 @@ class LabelTable:
         """Give the table as plain values, for JSON and weights."""
         return {"name": self.name, "classes": json.loads(json.dumps(self._entries))}
 
+    def value_names(self) -> dict[int, str]:
+        """Name of each label value, with its side if it has one."""
+        return {
+            value: entry["name"] if side == "midline" else f"{side} {entry['name']}"
+            for entry in self._entries
+            for side in _sides(entry)
+            for value in _values(entry[side])
+        }
+
     def classes(self, values: np.ndarray, where: str) -> np.ndarray:
         """Look up the class of every voxel; the result is uint8 of the same shape.
 
