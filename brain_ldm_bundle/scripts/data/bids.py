@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ..shared import mni_box
 from ..shared.files import read_json
+from ..shared.identities import refuse_copies
 from ..shared.problems import refuse
 from .covariates import CovariateSchema, participant_label
 from .image_checks import check_images
@@ -70,8 +71,7 @@ def read_dataset(
     for item in items:
         item["voxels_sha256"] = contents[item["image"]].voxels_sha256
     data = _split(items, validation_fraction, seed)
-    problems = _copies(data)
-    refuse(problems, f"{dataset_dir} cannot be used for training yet ({len(problems)} scans in two splits):")
+    refuse_copies(data, dataset_dir)
     return data
 
 
@@ -193,14 +193,3 @@ def _split(items: Sequence[dict], validation_fraction: float, seed: int) -> dict
     if not data["training"]:
         raise ValueError(f"{len(items)} images, but none left to train on. Put some into the split 'train'")
     return data
-
-
-def _copies(data: Mapping[str, Sequence[dict]]) -> list[str]:
-    """One line for each scan that is in two splits under two names."""
-    problems, first = [], {}
-    for split, items in data.items():
-        for item in items:
-            other, image = first.setdefault(item["voxels_sha256"], (split, item["image"]))
-            if other != split:
-                problems.append(f"{item['image']} ({split}) is a copy of {image} ({other}). Keep one of them")
-    return problems

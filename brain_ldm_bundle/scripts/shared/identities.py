@@ -13,9 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
+from .problems import refuse
 from .weights import read_recipe
 
-__all__ = ["knows_all", "refuse_seen", "seen_unknown", "seen_voxels", "voxels_sha256"]
+__all__ = ["knows_all", "refuse_copies", "refuse_seen", "seen_unknown", "seen_voxels", "voxels_sha256"]
 
 
 def voxels_sha256(values: np.ndarray) -> str:
@@ -27,6 +28,25 @@ def voxels_sha256(values: np.ndarray) -> str:
         values: voxels (X, Y, Z) from left to right, back to front and bottom to top, as `nifti.read_grey_values` gives them.
     """
     return hashlib.sha256(np.ascontiguousarray(values.T, dtype="<f4")).hexdigest()[:16]
+
+
+def refuse_copies(data: Mapping[str, Sequence[Mapping]], dataset_dir: str | Path) -> None:
+    """Refuse a data set with one scan in two splits, under two names.
+
+    Args:
+        data: scans by split, as `read_dataset` gives them.
+        dataset_dir: folder of the data set, for the message.
+
+    Raises:
+        ValueError: names all such scans.
+    """
+    problems, first = [], {}
+    for split, items in data.items():
+        for item in items:
+            other, image = first.setdefault(item["voxels_sha256"], (split, item["image"]))
+            if other != split:
+                problems.append(f"{item['image']} ({split}) is a copy of {image} ({other}). Keep one of them")
+    refuse(problems, f"{dataset_dir} cannot be used for training yet ({len(problems)} scans in two splits):")
 
 
 def seen_voxels(items: Sequence[Mapping], init: str | Path | None = None) -> list[str]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from ..shared.files import read_json
+from ..shared.identities import refuse_copies
 from ..shared.problems import refuse
 from .derivative import made_here
 from .image_checks import check_pairs
@@ -74,7 +75,9 @@ def read_dataset(
         items, problems = _datalist_items(datalist, dataset_dir)
     problems += check_pairs(items, table, cache_file)
     refuse(problems, f"{dataset_dir} cannot be used for training yet ({len(problems)} problems):")
-    return split_items(items, validation_fraction, fusion_fraction, folds, seed)
+    data = split_items(items, validation_fraction, fusion_fraction, folds, seed)
+    refuse_copies(data, dataset_dir)
+    return data
 
 
 def listed(data: Mapping[str, Sequence[dict]] | None, *splits: str) -> list[dict]:

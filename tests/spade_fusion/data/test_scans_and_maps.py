@@ -3,6 +3,7 @@
 import json
 import shutil
 import warnings
+import zlib
 
 import nibabel as nib
 import numpy as np
@@ -34,7 +35,7 @@ def save(path, volume=SCAN, affine=AFFINE, code=1):
 
 def add(folder, name, labels=LABELS):
     """A scan and its map; `name` such as "sub-01/ses-1/anat/sub-01_ses-1"."""
-    save(folder / f"{name}_T1w.nii.gz")
+    save(folder / f"{name}_T1w.nii.gz", SCAN + zlib.crc32(name.encode()) % 1000)  # nobody's scan is another's
     save(folder / labels / f"{name}_dseg.nii.gz", MAP)
 
 
@@ -441,6 +442,14 @@ def test_at_most_twenty_faults_are_listed(cohort):
         save(cohort / LABELS / "sub-03" / "anat" / f"sub-03_run-{run}_dseg.nii.gz", with_voxel(MAP, 999))
     message = refusal(cohort)
     assert "(30 problems)" in message and len(message.split("\n")) == 22 and "... and 10 more of these" in message
+
+
+def test_a_copy_of_a_training_scan_in_another_split_is_refused(cohort):
+    original, copied = (cohort / f"sub-{number}" / "anat" / f"sub-{number}_T1w.nii.gz" for number in ("05", "07"))
+    shutil.copy(original, copied)
+    write_table(cohort, {1: "validation", 4: "fusion", 7: "test"})
+    message = refusal(cohort)
+    assert f"(1 scans in two splits):\n{copied} (test) is a copy of {original} (training). Keep one of them" in message
 
 
 # The cache
