@@ -26,7 +26,7 @@ from ..shared.files import sha256
 from ..shared.handlers import Progress, StopAtNonFinite
 from ..shared.problems import refuse
 
-__all__ = ["ArmTrainer", "DiceScores", "compare", "refuse_sizes", "segmentation_step", "share_out", "sided", "synthetic_pairs"]
+__all__ = ["ArmTrainer", "DiceScores", "choose_scans", "compare", "refuse_sizes", "sided", "synthetic_pairs"]
 
 
 def sided(table: LabelTable) -> LabelTable:
@@ -41,7 +41,7 @@ def sided(table: LabelTable) -> LabelTable:
     return LabelTable(table.name, entries)
 
 
-def share_out(data: Mapping[str, Sequence[dict]], split: str, synthetic_dir: str | Path | None) -> dict[str, list[dict]]:
+def choose_scans(data: Mapping[str, Sequence[dict]], split: str, synthetic_dir: str | Path | None) -> dict[str, list[dict]]:
     """Choose what to train on and what to test on: {"real": items of the splits training and fusion, "synthetic", "test"}.
 
     Raises:

@@ -47,7 +47,7 @@ def write(
     Args:
         output_dir: folder of the files.
         scores: results of the arms synthetic, real and both, then of the trivial answer.
-        items: "real", "synthetic" and "test" items, from `segmentation.share_out`.
+        items: "real", "synthetic" and "test" items, from `segmentation.choose_scans`.
         dataset_dir: data set of the test scans, for the text; so are `split`, `steps` and `spacing_mm`.
 
     Returns:

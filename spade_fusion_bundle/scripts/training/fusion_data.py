@@ -23,18 +23,12 @@ from ..shared.files import atomic, sha256
 __all__ = [
     "FusionDataset",
     "FusionStart",
-    "fusion_items",
     "pictures",
     "prepare",
     "validation_step",
     "volumes_per_batch",
     "with_contrast_of",
 ]
-
-
-def fusion_items(data: Mapping[str, Sequence[dict]], folds: int) -> list[dict]:
-    """Subjects that the fusion CNN trains on: the split fusion, or with folds the split training."""
-    return list(data["training" if folds else "fusion"])
 
 
 @dataclass(eq=False)

@@ -302,7 +302,7 @@ def test_a_datalist_says_pairs_and_splits(cohort, datalist):
     assert shares["validation"][0]["label"] == str(cohort / LABELS / "sub-07" / "anat" / "sub-07_dseg.nii.gz")
 
 
-def test_a_datalist_without_validation_is_shared_out(cohort, datalist):
+def test_a_datalist_without_validation_is_split(cohort, datalist):
     path = datalist(training=[entry(n) for n in (1, 5, 6, 7)], fusion=[entry(9)], test=[entry(8)])
     shares = read(cohort, datalist=path)
     assert [len(shares[split]) for split in ("training", "fusion", "validation", "test")] == [3, 1, 1, 1]

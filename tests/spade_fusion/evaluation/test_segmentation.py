@@ -151,12 +151,12 @@ def test_without_synthetic_volumes_the_command_that_makes_them_is_named(tmp_path
 def test_the_real_arm_learns_from_all_that_nobody_is_tested_on(cohort):
     one, two, three, four = (item(cohort / "bids", f"sub-0{number}") for number in range(1, 5))
     data = {"training": [one], "fusion": [two], "validation": [three], "test": [four]}
-    shares = segmentation.share_out(data, "test", cohort / "synthetic")
+    shares = segmentation.choose_scans(data, "test", cohort / "synthetic")
     assert shares["real"] == [one, two] and shares["test"] == [four] and len(shares["synthetic"]) == 2
     with pytest.raises(ValueError, match=r"no scans in the split 'validation' \(training: 1, fusion: 1, validation: 0"):
-        segmentation.share_out(data | {"validation": []}, "validation", cohort / "synthetic")
+        segmentation.choose_scans(data | {"validation": []}, "validation", cohort / "synthetic")
     with pytest.raises(ValueError, match="split 'training': the networks are trained on the other splits"):
-        segmentation.share_out(data, "training", cohort / "synthetic")
+        segmentation.choose_scans(data, "training", cohort / "synthetic")
 
 
 @pytest.mark.parametrize("patch_size", [[40, 56, 36], [0, 8, 8], [8, 8]])

@@ -50,7 +50,7 @@ def names(items):
     return {item["image"].split("/")[-1][:6] for item in items}
 
 
-def test_lists_are_shared_out_as_a_folder_is(parsed, pairs):
+def test_lists_are_split_as_a_folder_is(parsed, pairs):
     parser = parsed(**{TRAINING: pairs[:4], VALIDATION: pairs[4:], "device": "cpu"})
     data = parser.get_parsed_content("data")
     assert names(data["validation"]) == {"sub-05", "sub-06"} and data["test"] == []
