@@ -128,6 +128,15 @@ def test_versions_of_the_metadata_are_tested_and_exist_for_every_python(bundle):
     assert versions == {name: pinned(PYTHONS[0])[name] for name in versions}
 
 
+@pytest.mark.parametrize("bundle", BUNDLES, ids=lambda bundle: bundle.name)
+def test_the_metadata_names_every_package_that_the_code_imports(bundle):
+    named = json.loads((bundle / "configs" / "metadata.json").read_text())["required_packages_version"]
+    known = {*sys.stdlib_module_names, "torch", "monai", "numpy", *named, "ignite" if "pytorch-ignite" in named else None}
+    for path in bundle.rglob("*.py"):
+        imported = set(re.findall(r"^\s*(?:from|import) (\w+)", path.read_text(), re.MULTILINE))
+        assert imported <= known, path
+
+
 def test_every_python_is_tested():
     workflow = (ROOT / ".github" / "workflows" / "tests.yml").read_text()
     assert json.loads(re.search(r"python-version: (\[.*\])", workflow)[1]) == list(PYTHONS)
