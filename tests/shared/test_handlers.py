@@ -76,7 +76,7 @@ def test_sigterm_saves_and_ends_with_143_and_the_next_run_goes_on(tmp_path, stop
     state = torch.load(tmp_path / "resume.pt", weights_only=True)
     assert 3 * state["epoch"] + state["iteration_of_epoch"] == stop_at
     whole, resumed = train(tmp_path / "whole.pt", 4), train(tmp_path / "resume.pt", 4)
-    assert torch.equal(resumed, whole) == (stop_at == 3)  # within an epoch, the rest of it is drawn anew
+    assert torch.equal(resumed, whole) == (stop_at == 3)  # within an epoch, the rest of it sees other random draws
 
 
 @pytest.mark.parametrize("resume_is_first", [True, False])

@@ -22,7 +22,7 @@ def test_a_section_keeps_its_tables_and_figures(tmp_path):
     [
         ("a.json", [], [], "must end in .section.json"),
         ("a.section.json", [{"header": ["", "FID"], "rows": [["real"]]}], [], "has 1 cells, its header 2"),
-        ("a.section.json", [], [{"file": "absent.png", "caption": ""}], "absent.png is not beside it"),
+        ("a.section.json", [], [{"file": "absent.png", "caption": ""}], "absent.png is not in its folder"),
     ],
 )
 def test_what_a_page_could_not_show_is_refused(tmp_path, name, tables, figures, message):

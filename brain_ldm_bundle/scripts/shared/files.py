@@ -20,11 +20,7 @@ __all__ = ["atomic", "read_json", "read_tensors", "save_figure", "save_weights",
 
 @contextmanager
 def atomic(path: str | Path) -> Iterator[BinaryIO]:
-    """Open a file that appears under its name when it is complete, or not at all. Its folder is made.
-
-    Raises:
-        OSError: the file could not be written; the message names it.
-    """
+    """Open a file that appears under its name when it is complete, or not at all. Its folder is made."""
     path = Path(path)
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
@@ -47,11 +43,7 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_json(path: str | Path, content: Mapping) -> None:
-    """Write indented JSON by `atomic`.
-
-    Raises:
-        ValueError: a number is NaN or infinite, which JSON cannot hold.
-    """
+    """Write indented JSON by `atomic`. A number that is NaN or infinite is refused: JSON cannot hold it."""
     try:
         text = json.dumps(content, indent=4, ensure_ascii=False, allow_nan=False)
     except ValueError as error:
@@ -60,12 +52,7 @@ def write_json(path: str | Path, content: Mapping) -> None:
 
 
 def read_json(path: str | Path) -> dict:
-    """Read the object in a JSON file.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is not JSON, or holds no object.
-    """
+    """Read the object in a JSON file, or raise FileNotFoundError or ValueError with its path."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
@@ -101,14 +88,11 @@ def _sha256(path: Path, mtime_ns: int, size: int) -> str:
 
 
 def read_tensors(path: str | Path, **options) -> Any:
-    """Read a file of `torch.save`: tensors and plain values, never code.
+    """Read a file of `torch.save`: tensors and plain values, never code. A damaged file is refused.
 
     Args:
         path: file of weights or of a resumable state.
         **options: for `torch.load`, such as `mmap=True`.
-
-    Raises:
-        ValueError: there is no such file, or it is damaged.
     """
     import torch  # here, because it takes seconds, and most tools write files without it
 
@@ -122,11 +106,7 @@ def read_tensors(path: str | Path, **options) -> Any:
 
 
 def save_weights(state: Mapping, path: str | Path) -> None:
-    """Write a state dict, or a dictionary of several, by `atomic`.
-
-    Raises:
-        ValueError: a tensor holds NaN or infinity; an older file at `path` stays as it was.
-    """
+    """Write a state dict, or a dictionary of several, by `atomic`. A tensor with NaN or infinity is refused."""
     import torch
 
     broken = next(_non_finite(state), None)

@@ -48,21 +48,13 @@ def open_image(path: str | Path, remedy: str = "Convert it again from DICOM") ->
 
 
 def refuse_not_3d(shape: Sequence[int]) -> None:
-    """Refuse a scan that is not one volume.
-
-    Raises:
-        ValueError: `shape` has not three axes.
-    """
+    """Refuse a scan that is not one volume: `shape` must have three axes."""
     if len(shape) != 3:
         raise ValueError(f"has {len(shape)} dimensions {shape}; three are needed. Extract one volume, e.g. by fslroi")
 
 
 def read_whole(path: str | Path) -> nib.Nifti1Image:
-    """Read an image to its end into memory. nibabel alone stops at the last voxel, before the checksum of gzip.
-
-    Raises:
-        ValueError: the file is truncated, corrupt or no NIfTI.
-    """
+    """Read an image to its end into memory, or raise ValueError. nibabel alone stops before the checksum of gzip."""
     try:
         image_class = type(nib.load(path))
         content = Path(path).read_bytes()

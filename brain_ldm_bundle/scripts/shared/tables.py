@@ -70,12 +70,7 @@ def read_numbered(path: str | Path, separator: str = "\t") -> tuple[list[str], d
 
 
 def write_table(path: str | Path, lines: Iterable[Sequence[str]]) -> None:
-    """Write a tab-separated table, as a whole or not at all.
-
-    Args:
-        path: file, whose folder is made.
-        lines: cells of the header, then cells of each row.
-    """
+    """Write a tab-separated table by `atomic`; `lines` are the cells of the header, then of each row."""
     write_text(path, "".join("\t".join(line) + "\n" for line in lines))
 
 

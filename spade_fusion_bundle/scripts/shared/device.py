@@ -62,11 +62,7 @@ def start_ranks(device: torch.device | str, distributed: bool) -> None:
 
 
 def refuse_ranks() -> None:
-    """Refuse several processes for a training that runs in one.
-
-    Raises:
-        ValueError: torchrun started more than one. Each would train alone and write the same files.
-    """
+    """Refuse several processes for a training that runs in one: each would train alone and write the same files."""
     world_size = int(os.environ.get("WORLD_SIZE", 1))
     if world_size > 1:
         raise ValueError(f"{world_size} processes, but this trains in one: start it without torchrun")

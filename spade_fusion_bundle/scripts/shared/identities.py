@@ -36,9 +36,6 @@ def refuse_copies(data: Mapping[str, Sequence[Mapping]], dataset_dir: str | Path
     Args:
         data: scans by split, as `read_dataset` gives them.
         dataset_dir: folder of the data set, for the message.
-
-    Raises:
-        ValueError: names all such scans.
     """
     problems, first = [], {}
     for split, items in data.items():
@@ -78,9 +75,6 @@ def refuse_seen(items: Sequence[Mapping], recipe: Mapping, split: str, weights: 
         recipe: recipe of the weights.
         split: name of the split, for the message.
         weights: what the message calls the weights.
-
-    Raises:
-        ValueError: weights were trained on some of the scans; names the settings that decide on the split.
     """
     if not knows_all(recipe):
         some = "all scans that" if "seen_voxels" in recipe else "which scans"

@@ -17,11 +17,7 @@ BRAIN_MM = ((-72.5, -107.5, -61.054), (72.5, 73.5, 82.5))
 
 
 def size(spacing_mm: float) -> tuple[int, int, int]:
-    """Number of voxels along left-right, anterior and superior: 160, 224, 160 at 1 mm.
-
-    Raises:
-        ValueError: voxels of this size do not fill the box.
-    """
+    """Number of voxels along each axis of the box, 160, 224, 160 at 1 mm. A spacing that does not divide it is refused."""
     voxels = np.divide(FIELD_OF_VIEW_MM, spacing_mm) if spacing_mm > 0 else np.zeros(3)
     if (voxels < 0.5).any() or np.abs(voxels - np.round(voxels)).max() > 1e-6:
         raise ValueError(f"spacing_mm {spacing_mm} does not divide {FIELD_OF_VIEW_MM} mm, the field of view. Use 1, 2, 4 or 8")
@@ -34,9 +30,6 @@ def affine(spacing_mm: float, axcodes: str = "LAS") -> np.ndarray:
     Args:
         spacing_mm: side of a voxel, which must divide the box.
         axcodes: "LAS", the order of voxels in the published model and in ours, or "RAS".
-
-    Raises:
-        ValueError: voxels of this size do not fill the box.
     """
     size(spacing_mm)
     matrix = np.diag([spacing_mm] * 3 + [1.0])

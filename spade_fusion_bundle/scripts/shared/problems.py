@@ -10,14 +10,11 @@ MOST_LISTED = 20
 
 
 def refuse(problems: Sequence[str], heading: str = "") -> None:
-    """Raise one error that lists the first 20 problems and counts the others. Without problems nothing happens.
+    """Raise one ValueError that lists the first 20 problems and counts the others. Without problems nothing happens.
 
     Args:
         problems: one line each.
         heading: first line of the message.
-
-    Raises:
-        ValueError: there is a problem.
     """
     if problems:
         hidden = len(problems) - MOST_LISTED

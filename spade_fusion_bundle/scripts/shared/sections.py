@@ -34,7 +34,7 @@ def write_section(
                 raise ValueError(f"{path}: the row {list(row)} has {len(row)} cells, its header {len(table['header'])}")
     for figure in figures:
         if not (path.parent / figure["file"]).is_file():
-            raise ValueError(f"{path}: the figure {figure['file']} is not beside it")
+            raise ValueError(f"{path}: the figure {figure['file']} is not in its folder")
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, {"title": title, "text": text, "tables": list(tables), "figures": list(figures)})
 
