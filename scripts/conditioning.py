@@ -36,12 +36,10 @@ from cohorts.cohort import Cohort, read_cohort, refuse_other_tools
 from cohorts.row_matching import read_by_participant, split_by_tool
 from conditioning_parts.part import Part
 from conditioning_parts.requested_against_measured import GENERATED, SCANS, THROUGH, requested_against_measured
-from conditioning_parts.size_distributions import REAL, RECONSTRUCTED, size_distributions
+from conditioning_parts.size_distributions import size_distributions
 from conditioning_parts.sweep_figures import sweep_figures
 from conditioning_parts.sweeps import find_sweeps
 from shared.sections import drop_sections
-
-SIZE_KINDS = {GENERATED: GENERATED, SCANS: REAL, THROUGH: RECONSTRUCTED}
 
 
 def read_cohorts(options: argparse.Namespace) -> dict[str, Cohort]:
@@ -61,17 +59,14 @@ def read_cohorts(options: argparse.Namespace) -> dict[str, Cohort]:
 
 def sizes(options: argparse.Namespace, cohorts: dict[str, Cohort]) -> Part:
     """Return the distributions of sizes, from the cohorts or, if no folder was given, from the tables alone."""
-    if cohorts:
-        measured = {SIZE_KINDS[kind]: cohort.rows_by_tool() for kind, cohort in cohorts.items()}
-    else:
-        measured = {SIZE_KINDS[kind]: {} for kind, paths in options.tables.items() if paths}
-        for path, kind in [(path, kind) for kind, paths in options.tables.items() for path in paths]:
+    measured = {kind: cohort.rows_by_tool() for kind, cohort in cohorts.items()}
+    for kind, paths in options.tables.items() if not cohorts else ():
+        for path in paths:
             tools = split_by_tool(read_by_participant(path, several_rows=True), default="measure_volumes.py")
-            if twice := measured[SIZE_KINDS[kind]].keys() & tools:
+            if twice := measured.setdefault(kind, {}).keys() & tools:
                 raise ValueError(f"{path}: an earlier table of {kind} is by {twice.pop()} as well. Join them into one table")
-            measured[SIZE_KINDS[kind]] |= tools
-    files = {SIZE_KINDS[kind]: paths for kind, paths in options.tables.items()}
-    return size_distributions(measured, files, options.seed)
+            measured[kind] |= tools
+    return size_distributions(measured, options.tables, options.seed)
 
 
 def make_parts(options: argparse.Namespace) -> tuple[list[Part], dict[str, str]]:

@@ -14,9 +14,10 @@ from scipy import stats
 from shared.holm import holm
 
 from conditioning_parts.part import NOTICE, Part
+from conditioning_parts.requested_against_measured import GENERATED, SCANS, THROUGH
 
 SIZES = {name: QUANTITIES[name][0] for name in (*VOLUMES, NORMALISED)}
-REAL, GENERATED, RECONSTRUCTED = "real scans", "generated", "scans through the autoencoder"
+REAL, RECONSTRUCTED = "real scans", THROUGH  # names in tables and figures
 COLOURS = {REAL: "#4a90d9", RECONSTRUCTED: "#3b8686", GENERATED: "#e07b39"}  # as on the report page
 FEWEST = 4  # volumes of a kind; halves of fewer are single volumes
 RESAMPLES = 2000
@@ -208,20 +209,21 @@ def size_distributions(
     """Compare the sizes by the first tool that measured sizes of every kind.
 
     Args:
-        measured: kind (`REAL`, `GENERATED` and, where there is one, `RECONSTRUCTED`) to its tables, by tool.
-        files: kind to the files of these tables.
+        measured: tables of `SCANS`, `GENERATED` and, where there are any, `THROUGH`, by kind and tool.
+        files: files of these tables, by kind.
         seed: seed of the resampling.
 
     Raises:
         ValueError: no tool measured all kinds, reconstructions of other scans, or as `sizes_of` and `compare`.
     """
+    measured, files = ({REAL if kind == SCANS else kind: of for kind, of in given.items()} for given in (measured, files))
     common = [tool for tool in measured[GENERATED] if all(tool in tables for tables in measured.values())]
     if not common:
         found = ", ".join(f"{kind} by {' and '.join(tables)}" for kind, tables in measured.items())
         raise ValueError(f"{found}: the distance would be that of the tools. Measure all with one tool")
     with_sizes = (tool for tool in common if all(set(SIZES) & set(tables[tool]) for tables in measured.values()))
     tool = next(with_sizes, common[0])
-    names = {kind: " and ".join(map(str, paths)) for kind, paths in files.items()}
+    names = {kind: " and ".join(map(str, files[kind])) for kind in measured}
     tables = {kind: sizes_of(of_kind[tool], names[kind]) for kind, of_kind in measured.items()}
     if RECONSTRUCTED in tables:
         same = tables[RECONSTRUCTED].index
