@@ -35,9 +35,6 @@ def compare(cohorts: Mapping[str, Cohort]) -> tuple[list[Reading], dict[str, str
 
     Returns:
         The readings, and for each quantity without numbers the reason: too few pairs, or values that are all the same.
-
-    Raises:
-        ValueError: no quantity has numbers.
     """
     generated = cohorts[GENERATED]
     requested = [name for name in generated.expected if name not in (*BOOKKEEPING, "split")]
@@ -61,11 +58,7 @@ def compare(cohorts: Mapping[str, Cohort]) -> tuple[list[Reading], dict[str, str
 
 
 def numbers_of(cohort: Cohort, name: str, others: Sequence[str]) -> dict:
-    """Compute agreement, partial correlation with `others` held constant, error of the mean answer, and unmeasured volumes.
-
-    Raises:
-        ValueError: too few pairs, or values that are all the same. A missing partial correlation is no reason.
-    """
+    """Compute agreement, partial correlation with `others` held constant, error of the mean answer, and unmeasured volumes."""
     pairs = cohort.pairs(name)
     found = agreement(pairs["expected"], pairs["measured"])
     known = cohort.expected.loc[pairs.index, [other for other in others if other in cohort.expected]].dropna()

@@ -25,11 +25,7 @@ SPLITS = 500
 
 
 def sizes_of(table: pd.DataFrame, where: str) -> pd.DataFrame:
-    """Return a table of measured volumes, by participant_id, with all sizes as numbers; `where` names it in messages.
-
-    Raises:
-        ValueError: no column of sizes, no rows, several rows of a participant, sizes that are no numbers or not in mL.
-    """
+    """Return a table of measured volumes, by participant_id, with all sizes as numbers; `where` names it in messages."""
     found = [name for name in SIZES if name in table]
     if not found:
         raise ValueError(f"{where}: expected some of the columns {', '.join(SIZES)}, got {', '.join(table)}")
@@ -61,9 +57,6 @@ def volume_distance(real: np.ndarray, generated: np.ndarray, seed: int = 0) -> d
         (95 %, both samples are resampled). floor, the mean distance between random halves of the real sample, with the range
         floor_low to floor_high of 95 % of these distances. trivial, the distance between the real sample and its mean. p, from
         the one-sided permutation test that both samples are one.
-
-    Raises:
-        ValueError: fewer than 4 values, or real values that are all the same.
     """
     real, generated = np.asarray(real, float), np.asarray(generated, float)
     for name, values in (("real", real), ("generated", generated)):
@@ -103,9 +96,6 @@ def compare(tables: Mapping[str, pd.DataFrame], seed: int = 0) -> tuple[pd.DataF
         One row per size and pair: volume, first and second (kinds), the numbers of `volume_distance`, and p_holm, corrected
         for all tests of the table. Scans and scans through the autoencoder show the same heads, so this pair has no test. And
         the reasons why some distances from scans through the autoencoder are missing: it may give all heads one volume.
-
-    Raises:
-        ValueError: no common size, too few volumes, or equal tables.
     """
     common = [name for name in SIZES if all(name in table and table[name].notna().any() for table in tables.values())]
     if not common:
@@ -173,7 +163,7 @@ def section_tables(tables: Mapping[str, pd.DataFrame], distances: pd.DataFrame) 
 
 
 def explain(tables: Mapping[str, pd.DataFrame], tool: str, tests: int, seed: int) -> str:
-    counts = ", ".join(f"{len(table)} {kind}" for kind, table in tables.items())
+    counts = ", ".join(f"{len(table)} {kind}{' volumes' * (kind == GENERATED)}" for kind, table in tables.items())
     flags = {kind: int(table["flags"].notna().sum()) if "flags" in table else 0 for kind, table in tables.items()}
     flagged = ", ".join(f"{count} {kind}" for kind, count in flags.items())
     through = (
@@ -212,9 +202,6 @@ def size_distributions(
         measured: tables of `SCANS`, `GENERATED` and, where there are any, `THROUGH`, by kind and tool.
         files: files of these tables, by kind.
         seed: seed of the resampling.
-
-    Raises:
-        ValueError: no tool measured all kinds, reconstructions of other scans, or as `sizes_of` and `compare`.
     """
     measured, files = ({REAL if kind == SCANS else kind: of for kind, of in given.items()} for given in (measured, files))
     common = [tool for tool in measured[GENERATED] if all(tool in tables for tables in measured.values())]

@@ -34,11 +34,7 @@ class Sweep:
 
 
 def read_requested(cohort: Cohort) -> pd.DataFrame:
-    """Read from the sidecars the seed of each volume, and the value and scaled value of each covariate.
-
-    Raises:
-        ValueError: a sidecar is missing, or is not one of a generated volume.
-    """
+    """Read from the sidecars the seed of each volume, and the value and scaled value of each covariate."""
     rows = {}
     for volume, image in cohort.images.items():
         path = image.with_name(f"{image.name.split('.nii')[0]}.json")
@@ -53,11 +49,7 @@ def read_requested(cohort: Cohort) -> pd.DataFrame:
 
 
 def find_sweeps(cohort: Cohort, name: str) -> list[Sweep]:
-    """Find the sweeps of a covariate: volumes of one seed, equal in all other covariates, with 3 or more values of this one.
-
-    Raises:
-        ValueError: no covariate of this name, a category, or no such volumes.
-    """
+    """Find the sweeps of a covariate: volumes of one seed, equal in all other covariates, with 3 or more values of this one."""
     requested = read_requested(cohort)
     names = list(requested["value"])
     if name not in names:

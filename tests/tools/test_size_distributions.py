@@ -185,7 +185,9 @@ def test_tables_without_folders_give_numbers_picture_and_a_section_for_the_page(
     assert numbers["unit"] == "mL" and numbers["volumes"][0]["distance"] == pytest.approx(30, abs=0.01)
     assert pd.read_csv(output / "volumes.tsv", sep="\t")["distance"].tolist() == pytest.approx([30, 0, 20, 0, 10, 0], abs=0.01)
     section = json.loads((output / "volumes.section.json").read_text())
-    assert "measure_volumes.py measured 40 generated, 40 real scans, 40 scans through the autoencoder" in section["text"]
+    assert (
+        "measure_volumes.py measured 40 generated volumes, 40 real scans, 40 scans through the autoencoder" in section["text"]
+    )
     assert "40 generated, 0 real scans, 0 scans through" in section["text"] and "for all 4 tests" in section["text"]
     sizes, rows = (part["rows"] for part in section["tables"])
     assert sizes[0][0] == "lateral ventricles" and rows[0][:2] == ["lateral ventricles: generated from real scans", "40, 40"]
