@@ -84,6 +84,6 @@ def write_dataset(folder: Path, splits: tuple[str, ...] = SPLITS) -> Path:
 
 
 def train(dataset_dir: Path, folder: Path, run_id: str = "training", **settings) -> Path:
-    """Train in this process, in the `spade_bundle` fixture; the folder of the weights comes back."""
+    """Train in this process, in the `spade_bundle` fixture; gives the folder of the weights."""
     run(run_id, config_file="configs/train.json", **places(dataset_dir, folder), **SETTINGS | settings)
     return folder / "models"

@@ -19,7 +19,7 @@ def head():
 
 
 def jacobian_determinant(displacement_mm, spacing_mm):
-    """Of x + displacement, by differences between neighbouring voxels."""
+    """Jacobian of x + displacement, from differences of neighbouring voxels."""
     sizes = [n - 1 for n in displacement_mm.shape[1:]]
     slopes = [torch.diff(displacement_mm.double(), dim=1 + axis) / mm for axis, mm in enumerate(spacing_mm)]
     slopes = [slope[:, : sizes[0], : sizes[1], : sizes[2]] for slope in slopes]
@@ -76,7 +76,7 @@ def test_a_finer_or_anisotropic_grid_samples_the_same_field():
 
 
 def test_a_map_takes_its_values_from_where_the_displacement_says(head):
-    """Against indexing voxel by voxel; columns of 2, 2 and 3 mm."""
+    """The reference indexes voxel by voxel; voxels have 2, 2 and 3 mm."""
     displacement = random_displacement_mm(SHAPE, SPACING_MM, 5.0, seed=4).numpy()
     sources = np.indices(SHAPE) + displacement / np.reshape(SPACING_MM, (3, 1, 1, 1))
     nearest = np.rint(sources)

@@ -1,4 +1,4 @@
-"""What lies on disk: a BIDS derivative, marked as synthetic, on the label map's own grid, whole or not there."""
+"""The data set on disk: a BIDS derivative, marked as synthetic, on the grids of the label maps, without incomplete files."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Label tables: what values become, what sides are, what is refused; and the two transforms that use them."""
+"""Label tables: classes of values, sides, refused tables and maps; and the two transforms that use the tables."""
 
 import copy
 import json
@@ -80,7 +80,7 @@ def test_structures_of_equal_sides_share_a_class_in_every_map_of_real_anatomy():
 
 
 def test_the_tissues_of_a_class_have_the_same_simulated_contrast():
-    """The painter of T1w on label maps and this table agree about what is one tissue."""
+    """The simulation of T1w and this table group the values in the same way."""
     from simulation.labelled_subject import LABELS
 
     tissues = {}

@@ -1,4 +1,4 @@
-"""Axial is axial: slices come from the right plane, go back where they were, and are drawn mostly where the head is."""
+"""Slices come from the right plane, return to their place, and are drawn mostly inside the head."""
 
 import numpy as np
 import pytest
@@ -38,7 +38,7 @@ def test_slices_of_several_volumes_go_back_where_they_were(plane):
 
 
 def test_a_volume_stacked_along_another_plane_shows(position):
-    """Even where the sides are equal, and no shape would complain."""
+    """The sides are equal, so a wrong axis would not show in the shape."""
     cube = torch.arange(4**3).reshape(1, 1, 4, 4, 4)
     for plane in PLANES:
         for other in set(PLANES) - {plane}:
@@ -118,7 +118,7 @@ def test_a_head_that_fills_its_volume_has_no_empty_slices_to_draw(head):
 
 
 def test_a_volume_without_any_label_is_refused(head):
-    """A map may lose its only small structure when it is resampled; it was a division by zero."""
+    """A map may lose its only small structure when it is resampled, which once caused a division by zero."""
     head["label"][:] = 0
     with pytest.raises(ValueError, match="nothing but background.*4, 8, 12"):
         RandSlicesd(("image", "label"), "label", "axial", num_slices=2)(head)

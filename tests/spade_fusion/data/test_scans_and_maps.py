@@ -91,7 +91,7 @@ def test_every_scan_is_paired_with_its_own_map(cohort):
 
 
 def test_a_map_of_another_space_or_description_name_is_found(cohort):
-    """Entities that only derivatives have, such as space and desc, do not part the map from its scan."""
+    """Entities that only derivatives have, such as space and desc, do not separate the map from its scan."""
     old = cohort / LABELS / "sub-03" / "anat" / "sub-03_run-2_dseg.nii.gz"
     new = old.rename(old.with_name("sub-03_run-2_space-orig_desc-aseg_dseg.nii.gz"))
     assert str(new) in pairs(read(cohort)).values()

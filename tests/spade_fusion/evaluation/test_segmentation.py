@@ -1,4 +1,4 @@
-"""The segmentation experiment: nobody is tested on what they learnt, the arms differ in their data alone, Dice is Dice."""
+"""The segmentation experiment: no network is tested on its training data, and the arms differ in their data only."""
 
 import json
 import shutil
@@ -58,7 +58,7 @@ def test_every_value_of_a_shipped_table_keeps_its_structure(name, spade_bundle):
 
 
 def write_synthetic(folder, sources):
-    """What inference would write of label maps: by participant, {"sub-01": path of its map}."""
+    """Write what inference would write for label maps {"sub-01": path of its map}."""
     for participant, path in sources.items():
         anat = folder / participant / "anat"
         anat.mkdir(parents=True)
@@ -95,7 +95,7 @@ def test_synthetic_volumes_come_with_their_own_maps(cohort):
 
 
 def test_what_inference_writes_of_the_training_maps_is_taken_and_of_all_maps_refused(cohort):
-    """Deformed variants of a test map are of the test map, too. By its own parts, without the network."""
+    """Deformed variants of a test map are refused too. The test uses the parts of inference without the network."""
     table = LabelTable.from_file(ROOT / "spade_fusion_bundle" / "configs" / "labels.json", "demo")
 
     def infer(folder, split):
@@ -334,7 +334,7 @@ def test_a_trivial_answer_needs_training_maps():
 
 
 def written(folder, dice):
-    """Summary of made-up Dice: by arm, the left white matter's and the brain stem's on each scan."""
+    """Summary of invented Dice: for each arm, those of left white matter and brain stem on each scan."""
     names = ("left white matter", "brain stem", "skull")
     scores = []
     for arm, scans in dice.items():
@@ -442,7 +442,7 @@ def test_the_command_refuses_leaked_maps_before_anything_is_trained(cohort, spad
 
 
 def test_scans_are_prepared_once_and_not_at_every_draw(cohort, spade_bundle):
-    """A Compose of two was taken as random from its start, so that the cache held paths."""
+    """MONAI once took a Compose of two as random from its start, so the cache held paths."""
     parser = ConfigParser(ConfigParser.load_config_file("configs/segmentation.json"))
     parser.update(json.loads(Path("configs/demo_segmentation.json").read_text()))
     folders = {"dataset_dir": str(cohort / "bids"), "synthetic_dir": str(cohort / "synthetic"), "cache_dir": str(cohort / "c")}

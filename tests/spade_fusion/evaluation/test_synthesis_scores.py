@@ -310,7 +310,7 @@ def test_the_config_names_the_command_that_makes_missing_weights(evaluate, tmp_p
 
 
 def messages(error):
-    """Of an exception and those that caused it: MONAI wraps what a `$` expression raises."""
+    """Messages of an exception and of its causes: MONAI wraps what a `$` expression raises."""
     return "" if error is None else f"{error}\n{messages(error.__cause__ or error.__context__)}"
 
 

@@ -10,7 +10,7 @@ from spade_fusion_bundle.scripts.shared.tables import read_table, write_table
 
 
 def write_scores(folder, n, seed=0):
-    """Scores of n scans; by SSIM the fusion is best on all of them, by MSE it is the worst. They come back by method."""
+    """Scores of n scans; by SSIM the fusion is best on all of them, by MSE it is the worst. Returns the scores by method."""
     rng = np.random.default_rng(seed)
     values = {}
     for number, method in enumerate(METHODS):

@@ -1,4 +1,4 @@
-"""Label maps in, a data set out: on each map's own grid, each image once, bad maps refused before anything is made."""
+"""Label maps become a data set: each image once, on its map's own grid; bad maps are refused before work starts."""
 
 import importlib
 import json
@@ -89,7 +89,7 @@ def run(config, label_maps, **settings):
 
 
 def refusal(config, label_maps, **settings):
-    """The user's error, beneath MONAI's words about the expression that it came from."""
+    """The message of the user's error, which MONAI wraps in one about the config's expression."""
     with pytest.raises(Exception) as caught:  # noqa: B017
         run(config, label_maps, **settings)
     error = caught.value
@@ -148,7 +148,7 @@ def test_tissue_borders_stay_within_half_a_model_voxel(spacing_mm, model_mm, con
 
 
 def test_resampled_images_are_linear_between_model_voxels(config, tmp_path):
-    """The labels go in by nearest neighbour; coming out the same way, the image would have steps."""
+    """Labels are resampled by nearest neighbour. An image that was resampled so would have steps."""
     labels = np.full((40, 36, 33), 4, np.uint8)
     labels[20:] = 15
     image = painted(config, save_map(tmp_path / "map.nii.gz", labels, np.eye(4)), spacing_mm=2.0)
@@ -178,7 +178,7 @@ def test_a_small_head_in_a_large_field_of_view_keeps_the_field_of_view(config, t
 
 
 def test_a_trailing_axis_of_one_is_ignored(config, tmp_path):
-    """As some tools write it, and training takes it."""
+    """Some tools write such an axis, and training accepts it."""
     affine, shape = grid("LIA", (2, 2, 2))
     labels = phantom(shape)
     path = save_map(tmp_path / "map.nii.gz", labels[..., None], affine)

@@ -1,4 +1,4 @@
-"""The networks have the sizes of the specification, refuse what they cannot do, and the path through all is as by hand."""
+"""The networks have the sizes of the specification and refuse wrong input; the whole path equals a computation by hand."""
 
 import copy
 
@@ -31,7 +31,7 @@ def blocks_of_labels(*shape, seed=0):
 
 
 def used(network, passes=5):
-    """After some passes of training, with weights large enough that labels matter: fresh ones give grey to everything."""
+    """A generator after some training passes, with weights large enough that labels matter; a fresh one paints all grey."""
     torch.manual_seed(1)
     with torch.no_grad():
         for name, parameter in network.named_parameters():
@@ -113,7 +113,7 @@ def test_other_sizes_are_refused_with_a_remedy(generator, size):
 
 @torch.no_grad()
 def test_sides_are_not_confused(generator):
-    """Labels given the other way round give another image than the image given the other way round."""
+    """Flipped labels do not give the flipped image."""
     labels = blocks_of_labels(1, 1, 64, 96)
     turned = generator(labels.mT).mT
     assert (turned - generator(labels)).abs().max() > 1e-3
@@ -237,7 +237,7 @@ def test_volumes_of_a_batch_are_as_each_alone(fusion):
 
 @torch.no_grad()
 def test_each_plane_is_made_by_its_own_generator_along_its_own_axis(fusion):
-    """A cube of labels would fit any axis; each generator's volume must be the one cut along its own."""
+    """A cube of labels fits any axis, so the volume of each generator is compared along its own axis."""
     labels = blocks_of_labels(1, 1, 32, 32, 32, seed=5)
     volumes = fusion.slice_volumes(labels)
     for index, plane in enumerate(PLANES):

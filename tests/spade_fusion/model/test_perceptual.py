@@ -1,4 +1,4 @@
-"""The VGG loss is the one of the specification, from the right file or not at all."""
+"""The VGG loss follows the specification and accepts only the right file."""
 
 import hashlib
 import logging
@@ -44,7 +44,7 @@ def loss(weights):
 
 
 def features(state, image):
-    """What the five cuts see of an image (N, 1, H, W), with functions alone."""
+    """Features of an image (N, 1, H, W) at the five cuts, computed with functions only."""
     x, found = image.repeat(1, 3, 1, 1), {}
     for number in sorted([*CONVOLUTIONS, *POOLINGS]):
         if number in POOLINGS:

@@ -33,7 +33,7 @@ def reference():
 
 
 def renamed(key):
-    """A name of the reference as ours."""
+    """Our name for a name of the reference."""
     key = key.replace(".conv.", ".") if key.startswith("scales.") else key
     stem, _, last = key.rpartition(".")
     return f"{stem}.{PARAMETRISED.get(last, last)}"
@@ -143,7 +143,7 @@ def test_one_hot_is_one_channel_for_each_class():
 
 
 def test_the_hinge_stops_where_a_score_is_beyond_one():
-    """By hand: two scales with one score map each; fakes come first."""
+    """Computed by hand for two scales with one score map each; fakes come first."""
     outputs = [[torch.tensor([-3.0, 0.5])], [torch.tensor([0.0, 2.0])]]
     fake = (max(0, 1 - 3) + max(0, 1 + 0)) / 2
     real = (max(0, 1 - 0.5) + max(0, 1 - 2)) / 2

@@ -28,7 +28,7 @@ def dataset_dir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pairs(dataset_dir):
-    """Of six heads, as MONAI Label lists them."""
+    """Pairs of six heads, as MONAI Label lists them."""
     images = sorted(dataset_dir.glob("sub-*/anat/*_T1w.nii.gz"))
     labels = sorted(dataset_dir.glob("derivatives/*/*/anat/*_dseg.nii.gz"))
     return [{"image": str(image), "label": str(label)} for image, label in zip(images, labels)]
@@ -103,7 +103,7 @@ def test_listed_pairs_are_checked(parsed, pairs, tmp_path):
 
 
 def test_other_generators_than_the_final_ones_do_not_stay_in_the_network(tmp_path):
-    """MONAI Label loads the model that it serves before the first step: then the fusion would go with other generators."""
+    """MONAI Label loads the model that it serves before the first step; the fusion would keep other generators."""
     sizes = {"num_labels": 3, "ngf": 2, "hidden": 4}
     recipe = {"labels": {"name": "x"}, "spacing_mm": 4.0, "data": "ab"}
     for seed, plane in enumerate(PLANES):

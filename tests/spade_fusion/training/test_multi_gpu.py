@@ -1,4 +1,4 @@
-"""Two processes share one SPADE training: no hang, one set of files, weights without a trace of it.
+"""Two processes train one SPADE model together: it ends, with one set of files and plain weights.
 
 On the CPU, by gloo; what differs on GPUs is the device, nccl and batch norm over all processes.
 """
@@ -32,7 +32,7 @@ def torchrun(arguments):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """All stages by two processes."""
+    """A training of all stages by two processes."""
     folder = tmp_path_factory.mktemp("multi_gpu")
     tiny_spade.write_dataset(folder / "dataset", ("train", "train", "fusion", "fusion", "validation", "validation"))
     settings = tiny.places(folder / "dataset", folder) | tiny_spade.SETTINGS

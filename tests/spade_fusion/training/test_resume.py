@@ -23,7 +23,7 @@ def load(path):
 
 
 def stop_in_the_axial_plane(signal_number, dataset_dir, folder, cwd):
-    """Train everything by the command line, stop it during the first plane, and give back its exit status."""
+    """Train everything by the command line, stop it during the first plane, and give its exit status."""
     settings = tiny.places(dataset_dir, folder) | tiny_spade.SETTINGS | {"spade_epochs": 100_000, "val_interval": 1}
     config_file = str(tiny_spade.BUNDLE / "configs" / "train.json")
     process = tiny.start(tiny.command("training", config_file, **settings), cwd)

@@ -36,7 +36,7 @@ def load(path):
 
 
 def assert_equal(found, wanted, where=""):
-    """Of nested states, every number."""
+    """Compare every number of nested states."""
     if isinstance(wanted, dict):
         assert found.keys() == wanted.keys(), where
         for key in wanted:
@@ -48,7 +48,7 @@ def assert_equal(found, wanted, where=""):
 
 
 def chain(error):
-    """The messages of an error and of those that it came from: MONAI wraps what an expression of a config raises."""
+    """Messages of an error and of its causes: MONAI wraps what an expression of a config raises."""
     here, messages = error.value, []
     while here is not None:
         messages.append(str(here))
@@ -83,7 +83,7 @@ def trained(dataset_dir, tmp_path_factory):
 
 @pytest.fixture
 def copied(trained, tmp_path):
-    """Its generators, without resume files and without the fusion."""
+    """A folder with the trained generators only, without resume files and fusion."""
     (tmp_path / "models").mkdir()
     for plane in PLANES:
         shutil.copy(trained / "models" / f"spade_{plane}.pt", tmp_path / "models")
@@ -136,7 +136,7 @@ def test_tensorboard_shows_losses_scores_and_the_three_planes(trained):
 
 
 def test_the_scores_of_validation_are_those_of_the_weights_that_were_kept(trained, spade_bundle, dataset_dir):
-    """Of each plane cut along its own axis, and of the whole path from labels to the fused volume."""
+    """The scores are compared for each plane, cut along its own axis, and for the whole path from labels to fused volume."""
     pair = parsed(dataset_dir).get_parsed_content("preprocessing")(
         read_dataset(dataset_dir, LabelTable.from_file("configs/labels.json", "demo"))["validation"][0]
     )
@@ -153,7 +153,7 @@ def test_the_scores_of_validation_are_those_of_the_weights_that_were_kept(traine
 
 @pytest.mark.parametrize("plane", PLANES)
 def test_each_plane_is_trained_on_slices_of_its_own(spade_bundle, dataset_dir, tmp_path, plane):
-    """Told by the sums of their classes, which padding in a batch does not change."""
+    """Slices are identified by the sums of their classes, which padding in a batch does not change."""
     parser = parsed(dataset_dir, models_dir=str(tmp_path), output_dir=str(tmp_path), cache_dir=str(tmp_path))
     stage = parser.get_parsed_content("spade_stage")
     volumes = [item["label"][None].long() for item in stage.volumes]
@@ -173,7 +173,7 @@ def test_the_generators_of_a_run_have_measured_batch_statistics(trained):
 
 
 def test_a_fresh_generator_learns_to_match_features():
-    """Twenty steps on the slices of one head."""
+    """The generator trains for twenty steps on the slices of one head."""
     torch.manual_seed(0)
     labels = torch.from_numpy(tiny_spade.label_map(mark=1)).long()
     labels = torch.tensor([0, 1, 2, 2, 3, 3, 4, 4, 5, 6, 6, 7, 7, 8, 8, 9, 10, 11])[labels]  # the table "demo"
@@ -200,7 +200,7 @@ def test_a_fresh_generator_learns_to_match_features():
 
 
 def test_the_batch_statistics_are_those_of_a_pass_over_slices():
-    """Whatever was there before: the mean over batches of what each layer sees, with the weights as they are."""
+    """Earlier statistics do not matter: the new ones are means over batches with the present weights."""
     torch.manual_seed(0)
     generator = SpadeGenerator(3, ngf=2, hidden=4)
     batches = [{"label": torch.randint(0, 3, (4, 1, 32, 64), dtype=torch.uint8)} for _ in range(3)]
@@ -237,7 +237,7 @@ def test_statistics_may_take_more_batches_than_an_epoch_has():
 
 
 def test_training_sees_every_head_upright_in_its_place_whatever_the_files_order(spade_bundle, dataset_dir):
-    """LIA, LAS and RAS files of one shape: deep grey matter is larger on the right, and lies to the front and top."""
+    """The files are LIA, LAS and RAS. Deep grey matter is larger on the right, and lies to the front and top."""
     parser = parsed(dataset_dir)
     preprocessing = parser.get_parsed_content("preprocessing")
     table = parser.get_parsed_content("table")
@@ -357,7 +357,7 @@ def test_generators_of_another_spacing_are_refused(spade_bundle, dataset_dir, co
 
 
 def test_generators_of_another_split_are_refused(spade_bundle, dataset_dir, copied):
-    """Or the fusion would learn from subjects that they have seen."""
+    """Otherwise the fusion would learn from subjects that the generators have seen."""
     shutil.copytree(dataset_dir, copied / "dataset")
     table = copied / "dataset" / "participants.tsv"
     swapped = {"train": "fusion", "fusion": "train"}
@@ -369,7 +369,7 @@ def test_generators_of_another_split_are_refused(spade_bundle, dataset_dir, copi
 
 
 def test_generators_of_another_label_table_are_refused(spade_bundle, dataset_dir, copied):
-    """Of as many classes, so that no shape would complain."""
+    """The other table has as many classes, so all shapes fit."""
     tables = json.loads((ROOT / "spade_fusion_bundle" / "configs" / "labels.json").read_text())
     rows = tables["demo"]
     rows[2]["left"], rows[3]["left"] = rows[3]["left"], rows[2]["left"]
@@ -416,7 +416,7 @@ def test_what_cannot_work_is_refused_before_anything_is_written(spade_bundle, da
 
 
 def test_one_slice_of_one_scan_is_refused_although_the_batch_should_have_been_larger(spade_bundle, tmp_path):
-    """Fewer scans than fit into a batch make it smaller; batch norm of a single slice failed deep inside."""
+    """Few scans make the batch smaller. Batch norm of a single slice once failed without a clear message."""
     dataset_dir = tiny_spade.write_dataset(tmp_path / "dataset", ("train", "fusion", "validation"))
     with pytest.raises(Exception) as error:
         tiny_spade.train(dataset_dir, tmp_path, "training_spade", plane="coronal", spade_batch_size=4, slices_per_volume=1)
@@ -504,7 +504,7 @@ def test_the_fusion_learns_from_what_generators_of_other_folds_make(dataset_dir,
 
 
 def test_a_scan_is_given_the_contrast_of_the_synthetic_volumes_and_keeps_its_structure():
-    """By hand: class 1 is 0.2 too dark, class 2 is right on average, background stays."""
+    """Computed by hand: class 1 is 0.2 too dark, class 2 is right on average, background stays."""
     classes = torch.tensor([[[[0, 0, 1, 1, 2, 2]]]], dtype=torch.uint8)[0]
     image = torch.tensor([[[0.0, 0.3, 0.1, 0.3, 0.5, 0.9]]])
     reference = torch.tensor([[[0.0, 0.0, 0.4, 0.4, 0.7, 0.7]]])
@@ -545,7 +545,7 @@ def test_the_fusion_is_shown_the_contrast_that_it_is_told_to(tmp_path, match_con
 
 
 def test_each_rank_makes_its_share_whatever_others_have_made_meanwhile(tmp_path):
-    """A rank that was early had written before another looked, and some volumes were nobody's."""
+    """An early rank once wrote before another looked, and nobody made some of the volumes."""
     items = [{"image": f"{n}", "label": f"{n}"} for n in range(5)]
     made = []
 
