@@ -72,13 +72,6 @@ def deform(
 ) -> torch.Tensor:
     """Deform a label map (D, H, W) by `random_displacement_mm`, nearest neighbour; the border continues outside.
 
-    Args:
-        labels: label map of any number type.
-        spacing_mm: voxel size along the axes.
-        deformation_mm: amplitude; 0 gives a copy.
-        seed: seed of the deformation.
-        scale_mm: distance of the control points.
-
     Raises:
         ValueError: the amplitude is negative or above half of the scale.
     """
@@ -94,11 +87,6 @@ def deform(
 
 class DeformLabelsd(MapTransform):
     """Deform label maps (1, D, H, W) with affine on their grid, if the item has a "deformation_seed".
-
-    Args:
-        keys: keys of the label maps.
-        deformation_mm: amplitude of the deformation.
-        scale_mm: distance of its control points.
 
     Raises:
         ValueError: the amplitude is negative or above half of the scale.

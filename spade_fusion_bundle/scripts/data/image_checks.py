@@ -25,13 +25,8 @@ AFFINE_TOLERANCE = 1e-3  # mm; rounding of a quaternion, not another position
 def check_pairs(items: Sequence[dict], table: LabelTable, cache_file: str | Path | None = None) -> list[str]:
     """Check pairs of scan and label map: both are sound, lie on one grid, and the map's values are in the table.
 
-    Args:
-        items: {"image", "label"}, paths of scan and map; a sound scan gets "voxels_sha256", its identity.
-        table: values that the maps may hold.
-        cache_file: JSON that remembers sound pairs by path, size, date and table.
-
-    Returns:
-        one line for each problem.
+    A sound scan's item gets "voxels_sha256", its identity. Sound pairs are remembered in `cache_file`, a JSON. Returns one line
+    for each problem.
     """
     of_table = hashlib.sha256(json.dumps(table.to_dict()).encode()).hexdigest()
     pairs = [[item["image"], item["label"]] for item in items]

@@ -205,11 +205,7 @@ class ToClassesd(MapTransform):
 class RandMirrord(RandomizableTransform, MapTransform):
     """Mirror a head on its grid: flip left and right, and swap the classes that have a side.
 
-    Args:
-        keys: keys of volumes (channels, X, Y, Z) in RAS order, which are flipped together.
-        label_key: the key that holds classes.
-        table: label table of the classes.
-        prob: probability to mirror a head.
+    All volumes of the keys (channels, X, Y, Z) are in RAS order; those of `label_key`, one of them, hold classes of `table`.
     """
 
     def __init__(self, keys: KeysCollection, label_key: str, table: LabelTable, prob: float = 0.5) -> None:

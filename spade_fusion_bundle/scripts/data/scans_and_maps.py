@@ -45,11 +45,8 @@ def read_dataset(
             `dataset_dir`, ids are optional.
         validation_fraction: share of the participants, if neither the column `split` (train, fusion, validation, test) of
             participants.tsv nor the datalist names the split. The choice depends on ids and `seed` only.
-        fusion_fraction: share of the training participants for the fusion network, which the GANs do not see; used if
-            nobody is named for it.
-        folds: 0, or the number of folds of equal size. With folds, the fusion network trains on all training participants,
-            each synthesised by GANs of the other folds; nobody is set aside, and those named for fusion get a fold too.
-        seed: seed of the choice of participants.
+        fusion_fraction: share of the training participants for the fusion network, if nobody is named for it.
+        folds: 0, or the number of folds of the training participants; with folds nobody is set aside for the fusion.
         cache_file: JSON that remembers sound pairs (path, size, date, table), so that each is read once.
 
     Returns:
@@ -93,11 +90,7 @@ def found_or_listed(
 ) -> dict[str, list[dict]]:
     """Give the data of a folder, or else read lists as MONAI Label gives them, which are checked and split in the same way.
 
-    Args:
-        found: data of a folder, from `read_dataset`, or None.
-        read: `read_dataset` with its settings.
-        training: {"image": path, "label": path}; a share of them goes to the fusion.
-        validation: the same; if it is empty, a share of `training` is taken.
+    Without a list to validate with, a share of `training` is taken.
 
     Raises:
         ValueError: there is neither a folder nor a list; further as `read_dataset`.

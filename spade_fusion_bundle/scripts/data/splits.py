@@ -38,15 +38,7 @@ def read_splits(table: Path) -> dict[str, str] | None:
 def split_items(
     items: Sequence[dict], validation_fraction: float, fusion_fraction: float, folds: int, seed: int
 ) -> dict[str, list[dict]]:
-    """Split items by participant. In the order of a seeded hash the first validate, and the next are for the fusion.
-
-    Args:
-        items: {"participant_id", "split": or None, ...}.
-        validation_fraction: share of the participants without a split that validate.
-        fusion_fraction: share of the training participants for the fusion, if nobody is named for it.
-        folds: number of folds of the training participants; 0 without cross-validation.
-        seed: seed of the order of the participants.
-    """
+    """Split items by participant. In the order of a seeded hash the first validate, and the next are for the fusion."""
 
     def by_hash(participants: Iterable[str]) -> list[str]:
         return sorted(set(participants), key=lambda participant: hashlib.sha256(f"{seed}:{participant}".encode()).digest())
@@ -81,11 +73,6 @@ def _share(fraction: float, participants: int) -> int:
 
 def refuse_too_few(data: Mapping[str, Sequence[dict]], folds: int = 0, world_size: int = 1) -> None:
     """Refuse a training in which a stage has too few scans to learn from or to validate with.
-
-    Args:
-        data: items by split.
-        folds: number of folds, 0 without cross-validation.
-        world_size: number of processes; each needs a scan.
 
     Raises:
         ValueError: names the split, and the setting that gives it more.

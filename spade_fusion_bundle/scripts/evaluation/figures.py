@@ -189,13 +189,7 @@ def _save(path: str | Path, figure: Figure) -> None:
 
 
 class FiguresOfFirst:
-    """Draw `planes.png` and `profiles.png` of the first scan that an evaluator with `EveryMethod` runs.
-
-    Args:
-        output_dir: folder of the pictures.
-        brain: the classes that are brain.
-        spacing_mm: voxel size of the model.
-    """
+    """Draw `planes.png` and `profiles.png` of the first scan that an evaluator with `EveryMethod` runs."""
 
     def __init__(self, output_dir: str | Path, brain: Sequence[int], spacing_mm: float) -> None:
         self.output_dir = Path(output_dir)

@@ -118,15 +118,7 @@ def comparison_cells(difference: Mapping, digits: int) -> list[str]:
 
 
 def report(path: Path, title: str, text: str, tables: Sequence[Mapping], captions: Mapping[str, str]) -> None:
-    """Print text and tables, and write them as a section for the project's page.
-
-    Args:
-        path: file that ends in .section.json.
-        title: heading of the section.
-        text: what was measured, and how.
-        tables: {"header": cells, "rows": lists of cells}.
-        captions: file name in the same folder to caption; figures that were not drawn are left out.
-    """
+    """Print text and tables, and write them as a section of the project's page, with the figures that exist."""
     figures = [{"file": name, "caption": caption} for name, caption in captions.items() if (path.parent / name).is_file()]
     write_section(path, title, text, tables, figures)
     print(f"{text}\n")

@@ -247,12 +247,7 @@ def compare(
 ) -> list[DiceScores]:
     """Train the network on each arm, and score all of them and the trivial answer on the same scans.
 
-    Args:
-        arms: name to data set.
-        trainer: trains the networks.
-        evaluator: makes MONAI's evaluator of a network and handlers.
-        trivial: name and "network" from `trivial_answers.most_frequent`.
-        table: the classes.
+    `evaluator` makes MONAI's evaluator of a network and handlers; `trivial` comes from `trivial_answers.most_frequent`.
     """
     scores = [DiceScores(arm, table) for arm in (*arms, trivial[0])]
     for one in scores[:-1]:

@@ -49,9 +49,7 @@ def held_out(data: Mapping[str, list[dict]], split: str, recipe: Mapping) -> lis
 class EveryMethod(Inferer):
     """Synthesise by every method that is compared. The slices are made once, then combined.
 
-    Args:
-        synthesiser: the one of inference, with its way of merging patches and its precision.
-        class_intensities: intensity of each class (num_classes,) for the label mean, from `trivial_answers.mean_intensity`.
+    The label mean paints `class_intensities` (num_classes,), which come from `trivial_answers.mean_intensity`.
     """
 
     def __init__(self, synthesiser: Synthesiser, class_intensities: torch.Tensor) -> None:
@@ -131,10 +129,6 @@ class Scores:
     """Score every method on each scan that an evaluator with `EveryMethod` runs, and write `scores.tsv` at the end.
 
     The table has a row for each scan and method. The batch names the scan: "participant_id" and "scan_file".
-
-    Args:
-        output_dir: folder of the table.
-        brain: the classes that are brain.
     """
 
     def __init__(self, output_dir: str | Path, brain: Sequence[int]) -> None:

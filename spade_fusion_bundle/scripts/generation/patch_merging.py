@@ -24,13 +24,9 @@ def merge_patches(fusion: FusionCNN, volumes: torch.Tensor) -> torch.Tensor:
 
 
 def merge_whole(fusion: FusionCNN, volumes: torch.Tensor, inside: torch.Tensor, block: int) -> torch.Tensor:
-    """Fuse volumes (B, 3, X, Y, Z) as in one pass, in blocks that save memory.
+    """Fuse volumes (B, 3, X, Y, Z) as in one pass, in blocks of some voxels that save memory.
 
-    Args:
-        fusion: the fusion CNN.
-        volumes: volumes of the three planes.
-        inside: (B, 1, X, Y, Z), true where there are labels; what lies further away is 0.
-        block: side of a block in voxels.
+    `inside` (B, 1, X, Y, Z) is true where there are labels. What the CNN cannot reach from there is 0.
     """
     around = box_around(inside, fusion.radius)
     image = torch.zeros(inside.shape, device=volumes.device)

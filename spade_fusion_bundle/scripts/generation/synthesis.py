@@ -72,10 +72,7 @@ class WriteImages:
     """Write each image that an evaluator makes. If one cannot be written, the others are made nevertheless.
 
     A full disk (OSError) ends the run; the same command continues later.
-
-    Args:
-        derivative: data set to write to.
-        rows: what is made, as `label_maps.pending` gives it; the "name" of a batch's item is the name of its row.
+    The "name" of a batch's item is the name of its row of `label_maps.pending`.
     """
 
     def __init__(self, derivative: Derivative, rows: Sequence[Mapping]) -> None:

@@ -201,14 +201,7 @@ class SpadeFusion(WithRecipe):
     """The whole path from labels to T1w: three generators draw slices, the fusion CNN merges their volumes.
 
     The generators' weights include spectral norm. `recipe` holds the label table, spacing and sizes of the training.
-
-    Args:
-        num_labels: number of classes, background included.
-        ngf: channels of the generators' last block.
-        hidden: channels of the generators' norms.
-        fusion_channels: channels of the fusion CNN.
-        fusion_layers: convolutions of the fusion CNN.
-        slices_per_batch: slices in one pass through a generator; changes speed and memory, not the result.
+    Up to `slices_per_batch` slices pass a generator at once, which changes speed and memory, not the result.
     """
 
     def __init__(

@@ -28,13 +28,8 @@ def load_generators(
 ) -> SpadeFusion:
     """Put the trained generators of the three planes into `network`; its fusion CNN stays as it is.
 
-    Args:
-        network: receives the generators.
-        generator: makes a generator to load into.
-        models_dir: folder of the generators.
-        recipe: recipe of this run. The generators must have its label table, its spacing and its "data", the hash of who is
-            in which split: the fusion must not learn from subjects that a generator has seen.
-        fold: takes the generators that were trained without this fold.
+    The generators must have the label table, the spacing and the "data" of `recipe`, the hash of who is in which split: the
+    fusion must not learn from subjects that a generator has seen. With `fold`, those trained without this fold are taken.
 
     Raises:
         FileNotFoundError: a generator is missing; names the command that makes it.

@@ -17,12 +17,6 @@ class ReestimateBatchNorm:
     """Measure the statistics of batch norm before each validation, from training slices and the present weights.
 
     The averages gathered during training belong to earlier weights, and with them a GAN's images can collapse.
-
-    Args:
-        generator: network whose statistics are measured.
-        loader: batches of training slices.
-        batches: number of batches to measure.
-        device: where to compute.
     """
 
     def __init__(self, generator: torch.nn.Module, loader: DataLoader, batches: int, device: torch.device) -> None:

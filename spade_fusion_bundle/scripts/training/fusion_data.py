@@ -41,18 +41,13 @@ class FusionDataset(Dataset):
 
     Args:
         data: {"image", "label"} paths of all subjects that training may use. MONAI Label puts its own list here.
-        preprocessing: transform of an item's paths to volumes.
-        network: makes a SpadeFusion, of which only the generators are used.
-        generator: makes a generator to load weights into.
-        models_dir: folder of the generators.
+        network: makes a SpadeFusion, of which only the generators are used; `generator` makes one to load weights into.
         recipe: recipe with the label table and spacing that the generators must have been trained with.
         cache_dir: folder of the volumes, some 10 bytes for each voxel.
         items: subjects of `data` whose volumes are made, with "fold" for cross-validation; None for all.
         random_transform: transform of the item, such as a choice of patches; None for whole volumes.
         visits: visits of each subject in an epoch.
         match_contrast: whether the scan gets the contrast of the synthetic volumes, see `with_contrast_of`.
-        device: where to synthesise.
-        amp: whether the generators run in bfloat16.
     """
 
     data: Sequence[dict]
@@ -93,10 +88,6 @@ class FusionDataset(Dataset):
     @torch.inference_mode()
     def synthesise(self, rank: int = 0, world_size: int = 1) -> None:
         """Make the volumes that do not exist yet; each process makes a part of them.
-
-        Args:
-            rank: number of this process.
-            world_size: number of processes.
 
         Raises:
             FileNotFoundError: a plane's generator is missing; names the command that makes it.
