@@ -14,10 +14,10 @@ from brain_ldm_bundle.scripts.shared.handlers import (
     EpochSeed,
     MovingAverage,
     Progress,
-    Resume,
     StopAtNonFinite,
     validation_interval,
 )
+from brain_ldm_bundle.scripts.shared.resume import Resume
 
 
 def trainer(network, optimizer, handlers, batches=3, noise=True):

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from monai.networks.nets import AutoencoderKL, DiffusionModelUNet, PatchDiscriminator
 
-from ..data.covariates import NULL
 from ..shared.weights import WithRecipe
+from .covariate_conditioning import condition
 from .published_names import PublishedNames
 
 __all__ = ["Autoencoder", "DiffusionUNet", "Discriminator", "OneInputUNet", "check_sizes", "refuse_indivisible"]
@@ -52,9 +52,7 @@ class Autoencoder(PublishedNames, WithRecipe, AutoencoderKL):
 
 
 class DiffusionUNet(PublishedNames, WithRecipe, DiffusionModelUNet):
-    """Remove noise from a latent under covariates, by hybrid conditioning (Pinaya et al. 2022, Sec. 2.2).
-
-    The covariates enter twice: as constant maps, concatenated with the latent, and as the one token of the cross-attention.
+    """Remove noise from a latent under covariates, see `covariate_conditioning`.
 
     Two things travel in the state dict with the weights. `scale_factor` multiplies latents before they are noised.
     `recipe` holds the prediction type, the covariate schema, the spacing, the sizes of both networks, the hash of the
@@ -106,10 +104,7 @@ class DiffusionUNet(PublishedNames, WithRecipe, DiffusionModelUNet):
         """
         if timesteps is None:
             timesteps = torch.zeros(len(x), dtype=torch.long, device=x.device)
-        if context is None:
-            context = torch.full((len(x), 1, self.num_covariates), NULL, device=x.device)
-        maps = context[:, 0, :, None, None, None].expand(-1, -1, *x.shape[2:])  # (B, 4, d, h, w)
-        x = torch.cat([x, maps], dim=1)  # (B, 3 + 4, d, h, w)
+        x, context = condition(x, context, self.num_covariates)  # (B, 3 + 4, d, h, w), (B, 1, 4)
         return super().forward(x, timesteps, context)
 
 

@@ -29,8 +29,9 @@ from ..data.planes import PLANES, RandSlicesd, axis_of, collate_slices, from_the
 from ..data.preprocessing import map_and_scan
 from ..model.networks import SpadeDiscriminator, SpadeGenerator
 from ..model.plane_weights import generator_file
-from ..shared.handlers import BestWeights, EpochSeed, Progress, Resume, StopAtNonFinite, validation_interval
+from ..shared.handlers import BestWeights, EpochSeed, Progress, StopAtNonFinite, validation_interval
 from ..shared.panels import Panels
+from ..shared.resume import Resume
 from ..shared.ssim import SSIM
 from .batch_norm import ReestimateBatchNorm
 from .learning_rate import linear_decay

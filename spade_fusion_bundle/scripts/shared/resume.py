@@ -1,0 +1,129 @@
+"""The resume state of a training stage: writing it, and loading it when the same command runs again."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+
+from .files import read_tensors, save_weights
+
+__all__ = ["Resume"]
+
+logger = logging.getLogger(__name__)
+
+
+class Resume:
+    """Save the whole state of a stage in one file, and load it when the same command runs again.
+
+    The state is saved after every epoch, every `every_minutes` within an epoch, and on SIGTERM, which then ends the run with
+    exit status 143. From the end of an epoch, a run continues bit for bit. From within an epoch, the rest of it sees other
+    random draws. The state is saved after all other handlers of an event, whatever their order in a list.
+
+    Args:
+        path: file of the state.
+        objects: everything to save, by name. It has `state_dict` and `load_state_dict`: networks without their DDP wrapper,
+            optimisers, schedulers, `BestWeights`.
+        settings: plain values. A file that was made with other values is refused.
+        writes: True on the first rank only.
+        every_minutes: longest work in minutes that a SIGKILL within an epoch costs.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        objects: Mapping[str, Any],
+        settings: Mapping[str, Any] | None = None,
+        writes: bool = True,
+        every_minutes: float = 10,
+    ) -> None:
+        self.path = Path(path)
+        self.objects = dict(objects)
+        self.settings = dict(settings or {})
+        self.writes = writes
+        self.every_minutes = every_minutes
+        self.terminated = False
+        self._before = None
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, self.load)
+        engine.add_event_handler(Events.COMPLETED | Events.EXCEPTION_RAISED, self._release)
+
+    def load(self, engine: Engine) -> None:
+        if not engine.has_event_handler(self.save):  # added now, they come after all handlers that were attached before the run
+            engine.add_event_handler(Events.ITERATION_COMPLETED, self._after_iteration)
+            engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
+        self._last_save = time.monotonic()
+        if threading.current_thread() is threading.main_thread():  # Python allows signal handlers only there
+            self._before = signal.signal(signal.SIGTERM, self._on_sigterm)
+        if not self.path.exists():
+            return
+        state = read_tensors(self.path)
+        try:
+            for name, value in state.get("settings", {}).items():
+                if self.settings.get(name, value) != value:  # a setting of an earlier version may be gone
+                    raise ValueError(f"{name}: {value}, now {self.settings[name]}")
+            for name, item in sorted(self.objects.items(), key=lambda pair: isinstance(pair[1], LRScheduler)):
+                _restore(item, state[name])  # a schedule after its optimiser
+        except (KeyError, RuntimeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise ValueError(
+                f"{self.path} was made by a run with other settings ({reason}). "
+                f"Use those settings again, or delete the file to start over."
+            ) from error
+        engine.state.epoch, within = state["epoch"], state["iteration_of_epoch"]
+        if state["epoch_length"] != engine.state.epoch_length:  # other data or batch size: the epoch begins again
+            within = 0
+        engine.state.iteration = engine.state.epoch * engine.state.epoch_length + within
+        logger.info(f"{self.path}: resuming after epoch {engine.state.epoch} of {engine.state.max_epochs}")
+        if engine.state.epoch >= engine.state.max_epochs:
+            logger.warning(f"{self.path}: all epochs are done, nothing is left to train. Delete it to start over.")
+
+    def save(self, engine: Engine) -> None:
+        epoch, within = divmod(engine.state.iteration, engine.state.epoch_length)
+        position = {"epoch": epoch, "iteration_of_epoch": within, "epoch_length": engine.state.epoch_length}
+        if self.writes:
+            states = {name: item.state_dict() for name, item in self.objects.items()}
+            save_weights(states | position | {"settings": self.settings}, self.path)
+        self._last_save = time.monotonic()
+        if self.terminated:
+            raise SystemExit(143)  # after engine.terminate() the next stage would start
+
+    def _after_iteration(self, engine: Engine) -> None:
+        due = self.terminated or time.monotonic() - self._last_save > 60 * self.every_minutes
+        if due and engine.state.iteration % engine.state.epoch_length:  # at the end of an epoch, `save` runs after validation
+            self.save(engine)
+
+    def _on_sigterm(self, signum, frame) -> None:
+        self.terminated = True
+
+    def _release(self, engine: Engine, error: BaseException | None = None) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
+        if error is not None:
+            raise error
+
+
+def _restore(item: Any, state: Mapping[str, Any]) -> None:
+    """Load a state. Learning rates and the shape of their schedule come from the config, which may have changed since."""
+    if isinstance(item, LRScheduler):
+        vars(item).update({key: state[key] for key in ("last_epoch", "_step_count", "_last_lr")})
+        if isinstance(item, LambdaLR):  # the schedule itself would set it only after the next step or epoch
+            for group, base_lr, factor in zip(item.optimizer.param_groups, item.base_lrs, item.lr_lambdas):
+                group["lr"] = base_lr * factor(item.last_epoch)
+    elif isinstance(item, torch.optim.Optimizer):
+        scheduled = ("initial_lr", "max_lr", "min_lr")  # what schedules compute the next rate from
+        own = [{key: group[key] for key in scheduled if key in group} or {"lr": group["lr"]} for group in item.param_groups]
+        item.load_state_dict(state)
+        for group, values in zip(item.param_groups, own):
+            group.update(values)
+    else:
+        item.load_state_dict(state)
