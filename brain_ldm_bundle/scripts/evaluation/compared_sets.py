@@ -53,10 +53,13 @@ class Volumes(Dataset):
 
     def levels(self, index: int) -> np.ndarray:
         """Read a volume (1, D, H, W) in levels of 0 to 255."""
-        item = self.items[index]
-        levels = as_stored(torch.as_tensor(self.transform(item)["image"]).clamp(0, 1).numpy())
+        return self._stored(index, self.transform(self.items[index])["image"])
+
+    def _stored(self, index: int, volume: torch.Tensor) -> np.ndarray:
+        levels = as_stored(torch.as_tensor(volume).clamp(0, 1).numpy())
         if levels.min() == levels.max():
-            raise ValueError(f"{item['image']}: is constant ({levels.min() / (LEVELS - 1):.2g}) in 8 bits. Leave it out")
+            where, value = self.items[index]["image"], levels.min() / (LEVELS - 1)
+            raise ValueError(f"{where}: is constant ({value:.2g}) in 8 bits, as it is or blurred. Leave it out")
         return levels
 
 
@@ -68,7 +71,7 @@ class Blurred(Volumes):
         self.smooth = GaussianSmooth(BLUR_MM / (2 * math.sqrt(2 * math.log(2))) / spacing_mm)
 
     def levels(self, index: int) -> np.ndarray:
-        return as_stored(torch.as_tensor(self.smooth(self.volumes[index])).clamp(0, 1).numpy())
+        return self._stored(index, self.smooth(self.volumes[index]))
 
 
 class Remembered(Volumes):

@@ -53,6 +53,14 @@ def test_a_constant_volume_is_refused_by_file():
         volumes(constant=torch.full((1, *SHAPE), 0.25))[0]
 
 
+def test_a_volume_that_a_blur_makes_constant_is_refused_by_file():
+    """Such as a scan with one voxel of a huge intensity. The message spoke of an empty sequence, and of no file."""
+    spike = torch.zeros(1, 33, 35, 37)
+    spike[0, 16, 17, 18] = 1
+    with pytest.raises(ValueError, match=r"spike: is constant \(0\) in 8 bits, as it is or blurred"):
+        Blurred(volumes(spike=spike), spacing_mm=1.0)[0]
+
+
 def test_volumes_read_last_are_remembered_as_they_were_and_no_more_than_allowed():
     images, read = {name: torch.rand(1, *SHAPE) for name in "abc"}, []
 
