@@ -79,7 +79,10 @@ def _read(image: Path) -> dict | None:
     sidecar = image.with_name(f"{image.name.removesuffix('.gz').removesuffix('.nii')}.json")
     if not sidecar.is_file():
         return None
-    content = read_json(sidecar)
+    try:
+        content = read_json(sidecar)
+    except ValueError as error:
+        raise ValueError(f"{error}. Generate the volume again, or remove the sidecar") from error
     return {key: content[key] for key in FIELDS if key in content}
 
 
