@@ -7,7 +7,8 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from ..shared.tables import read_table
+from ..shared.problems import refuse
+from ..shared.tables import read_numbered
 
 __all__ = ["SPLITS", "SPLIT_COLUMN", "fingerprint", "read_splits", "refuse_too_few", "split_items"]
 
@@ -19,15 +20,16 @@ def read_splits(table: Path) -> dict[str, str] | None:
     """Read the column split of participants.tsv: participant to cell; None without such a column.
 
     Raises:
-        ValueError: the table has no participant_id, or one participant twice.
+        ValueError: the table has no participant_id, one participant twice, or rows of another length.
     """
-    rows = read_table(table)
-    if "split" not in rows[0]:
+    header, rows, problems = read_numbered(table)
+    if "split" not in header:
         return None
-    if "participant_id" not in rows[0]:
-        raise ValueError(f"{table}: no column 'participant_id'. It has: {', '.join(map(str, rows[0]))}")
+    if "participant_id" not in header:
+        raise ValueError(f"{table}: no column 'participant_id'. It has: {', '.join(header)}")
+    refuse(problems)
     splits = {}
-    for number, row in enumerate(rows, 2):
+    for number, row in rows.items():
         participant = f"sub-{row['participant_id'].strip().removeprefix('sub-')}"
         if participant in splits:
             raise ValueError(f"{table} row {number}: participant_id {participant} has a row already. Keep one")

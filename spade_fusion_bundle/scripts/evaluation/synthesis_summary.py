@@ -46,7 +46,7 @@ def summarise(output_dir: str | Path, split: str, dataset_dir: str | Path) -> di
         for method in METHODS
     }
     counts = {method: len(scores["ssim"]) for method, scores in values.items()}
-    if len(set(counts.values())) > 1:
+    if len(set(counts.values())) > 1 or not counts["fusion"]:
         raise ValueError(f"{path}: scans per method {counts}, each must have the same. Delete the file and evaluate again")
     n = counts["fusion"]
     summary = {

@@ -245,6 +245,15 @@ def test_a_table_that_is_no_text_is_refused(cohort):
     assert "participants.tsv: not encoded in UTF-8" in refusal(cohort)
 
 
+def test_rows_of_another_length_matter_only_in_a_table_that_names_the_split(cohort):
+    """Nothing else is read from the table. Rows that end before their last tabs kept a data set from training."""
+    path = cohort / "participants.tsv"
+    path.write_text("participant_id\tage\thand\nsub-01\t60\n")
+    assert read(cohort)["training"]
+    path.write_text("participant_id\tsplit\thand\n\nsub-01\ttrain\n")
+    assert "participants.tsv row 3: 2 cells for 3 columns" in refusal(cohort)
+
+
 def test_folds_are_balanced_over_participants_and_nobody_is_set_aside(cohort):
     shares = read(cohort, folds=3, validation_fraction=0.1)
     assert not shares["fusion"] and len(names(shares["validation"])) == 1
@@ -336,6 +345,9 @@ def test_a_datalist_that_is_missing_or_not_json_is_refused(cohort):
         read(cohort, datalist=cohort / "lost.json")
     (cohort / "half.json").write_text('{"training": [')
     assert "half.json: this is not JSON" in refusal(cohort, datalist=cohort / "half.json")
+    (cohort / "list.json").write_text("[]")
+    expected = 'list.json: expected {"training": [{"image": path, "label": path}], "validation": [...]}, got list'
+    assert expected in refusal(cohort, datalist=cohort / "list.json")
 
 
 # Files that are refused

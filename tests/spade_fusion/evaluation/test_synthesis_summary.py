@@ -109,3 +109,10 @@ def test_a_table_that_lacks_a_scan_of_one_method_is_refused(tmp_path):
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
     with pytest.raises(ValueError, match="'label_mean': 1}, each must have the same"):
         summarise(tmp_path, "test", tmp_path)
+
+
+def test_a_table_of_other_methods_is_refused_with_its_name(tmp_path):
+    """Such as the table of an earlier version. The message spoke of scores of shape (0,), and of no file."""
+    write_table(tmp_path / "scores.tsv", [["participant_id", "file", "method", *SCORES], ["s", "f", "old", *"111111"]])
+    with pytest.raises(ValueError, match="scores.tsv: scans per method .*'fusion': 0.* evaluate again"):
+        summarise(tmp_path, "test", tmp_path)
