@@ -19,6 +19,7 @@ __all__ = ["find_volumes", "fingerprint", "read_dataset", "refuse_empty"]
 
 SPLITS = ("training", "validation", "test")
 SPLIT_COLUMN = {"train": "training", "validation": "validation", "test": "test"}
+DATALIST = '{"training": [{"image": path, covariates}], "validation": [...]}'
 
 
 def read_dataset(
@@ -140,9 +141,9 @@ def _bids_items(dataset_dir: Path, schema: CovariateSchema) -> tuple[list[dict],
 
 
 def _datalist_items(datalist: Path, dataset_dir: Path, schema: CovariateSchema) -> tuple[list[dict], list[str]]:
-    content = read_json(datalist)
+    content = read_json(datalist, DATALIST)
     if not content.get("training"):
-        raise ValueError(f'{datalist}: expected {{"training": [{{"image": path, covariates}}], "validation": [...]}}')
+        raise ValueError(f"{datalist}: expected {DATALIST}")
     for key, value in content.items():
         if isinstance(value, list) and any(isinstance(entry, Mapping) for entry in value) and key not in SPLITS:
             raise ValueError(f"{datalist}: unknown split {key!r}. Name it {', '.join(SPLITS[:-1])} or {SPLITS[-1]}")

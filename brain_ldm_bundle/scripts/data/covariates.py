@@ -25,6 +25,7 @@ NULL = -1.0
 # ventricles of -0.5 are -75 mL.
 EXTRAPOLATION = (-0.5, 1.9)
 
+SCHEMA = '{"covariates": [one entry or more]}'
 MISSING_CELLS = {"", "n/a", "na", "nan", "none", "null"}
 SLIPS = {  # unit: (value in our unit if the slip was made, what it looks like, remedy)
     "mL": ((1e-3, "mm3", "divide by 1000"), (1e3, "litres or a ratio", "give mL")),
@@ -191,7 +192,7 @@ class CovariateSchema:
     @classmethod
     def from_file(cls, path: str | Path) -> CovariateSchema:
         """Read `configs/covariates.json`, or a user's own file."""
-        return cls.from_dict(read_json(path), where=str(path))
+        return cls.from_dict(read_json(path, SCHEMA), where=str(path))
 
     @classmethod
     def from_dict(cls, content: Mapping, where: str = "schema of covariates") -> CovariateSchema:
@@ -202,7 +203,7 @@ class CovariateSchema:
         """
         entries = content.get("covariates") if isinstance(content, Mapping) else None
         if not isinstance(entries, Sequence) or not entries or not all(isinstance(entry, Mapping) for entry in entries):
-            raise ValueError(f'{where}: expected {{"covariates": [one entry or more]}}')
+            raise ValueError(f"{where}: expected {SCHEMA}")
         known = [field.name for field in fields(Covariate)]
         covariates = []
         for number, entry in enumerate(entries, start=1):

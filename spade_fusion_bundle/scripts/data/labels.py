@@ -21,6 +21,7 @@ __all__ = ["LabelTable", "RandMirrord", "ToClassesd", "table_of"]
 
 SIDES = ("left", "right", "midline")
 KEYS = ("class", "name", *SIDES, "brain")
+TABLES = 'named tables, {"freesurfer": [{"class": 0, "name": "background", ...}]}'
 MOST_CLASSES = 255  # classes are uint8
 MOST_LISTED = 10
 
@@ -93,10 +94,10 @@ class LabelTable:
             FileNotFoundError: there is no such file.
             ValueError: the file is not JSON, has no such table, or the table is wrong.
         """
-        content = read_json(path)
+        content = read_json(path, TABLES)
         tables = [key for key in content if not key.startswith("_")]
         if not tables:
-            raise ValueError(f'{path}: expected named tables, {{"freesurfer": [{{"class": 0, "name": "background", ...}}]}}')
+            raise ValueError(f"{path}: expected {TABLES}")
         if name not in tables:
             near = difflib.get_close_matches(str(name), tables, 1)
             hint = f". Did you mean {near[0]!r}?" if near else f". There are: {', '.join(tables)}"

@@ -20,6 +20,8 @@ from .splits import SPLIT_COLUMN, SPLITS, read_splits, split_items
 
 __all__ = ["find_files", "found_or_listed", "listed", "pair_key", "read_dataset"]
 
+DATALIST = '{"training": [{"image": path, "label": path}], "validation": [...]}'
+
 
 def read_dataset(
     dataset_dir: str | Path,
@@ -178,10 +180,10 @@ def _belongs(label: Path, scan: Path) -> bool:
 
 
 def _datalist_items(datalist: str | Path | Mapping, dataset_dir: Path) -> tuple[list[dict], list[str]]:
-    content = datalist if isinstance(datalist, Mapping) else read_json(datalist)
+    content = datalist if isinstance(datalist, Mapping) else read_json(datalist, DATALIST)
     datalist = "datalist" if isinstance(datalist, Mapping) else datalist
     if not any(content.get(split) for split in SPLITS):
-        raise ValueError(f'{datalist}: expected {{"training": [{{"image": path, "label": path}}], "validation": [...]}}')
+        raise ValueError(f"{datalist}: expected {DATALIST}")
     for key, value in content.items():
         if isinstance(value, list) and any(isinstance(entry, Mapping) for entry in value) and key not in SPLITS:
             raise ValueError(f"{datalist}: unknown split {key!r}. Name it {', '.join(SPLITS[:-1])} or {SPLITS[-1]}")

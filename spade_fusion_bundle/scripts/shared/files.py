@@ -51,8 +51,8 @@ def write_json(path: str | Path, content: Mapping) -> None:
     write_text(path, f"{text}\n")
 
 
-def read_json(path: str | Path) -> dict:
-    """Read the object in a JSON file, or raise FileNotFoundError or ValueError with its path."""
+def read_json(path: str | Path, expected: str = "a JSON object") -> dict:
+    """Read the object in a JSON file, or raise FileNotFoundError or ValueError with its path and what was `expected` in it."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
@@ -61,7 +61,7 @@ def read_json(path: str | Path) -> dict:
     except ValueError as error:
         raise ValueError(f"{path}: this is not JSON ({error})") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected a JSON object, got {type(content).__name__}")
+        raise ValueError(f"{path}: expected {expected}, got {type(content).__name__}")
     return content
 
 

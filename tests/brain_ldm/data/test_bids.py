@@ -168,6 +168,9 @@ def test_faults_of_a_datalist_are_named_by_entry(dataset, datalist):
     assert "unknown split 'val'" in refusal(dataset, datalist=datalist(training=[(IMAGE_1, {})], val=[(IMAGE_4, {})]))
     path = datalist(training=[("sub-01/lost.nii.gz", {})])
     assert "lost.nii.gz: No such file" in refusal(dataset, datalist=path)
+    path.write_text("[]")
+    expected = 'datalist.json: expected {"training": [{"image": path, covariates}], "validation": [...]}, got list'
+    assert expected in refusal(dataset, datalist=path)
 
 
 # Faults of images

@@ -294,6 +294,9 @@ def test_a_schema_file_that_is_no_json_says_in_which_line(tmp_path):
         CovariateSchema.from_file(path)
     with pytest.raises(ValueError, match="expected"):
         CovariateSchema.from_dict({"covariates": []})
+    path.write_text("[]")
+    with pytest.raises(ValueError, match=r'covariates.json: expected {"covariates": \[one entry or more\]}, got list'):
+        CovariateSchema.from_file(path)
 
 
 def test_a_user_changes_covariates_in_the_file_alone(tmp_path):

@@ -260,9 +260,9 @@ def test_a_missing_file_and_one_that_is_not_json_are_refused(tmp_path):
     (tmp_path / "own.json").write_text('{"own": [}')
     with pytest.raises(ValueError, match="own.json: this is not JSON"):
         LabelTable.from_file(tmp_path / "own.json", "own")
-    for text, message in (("[1, 2]", "expected a JSON object, got list"), ("{}", "expected named tables")):
+    for text in ("[1, 2]", "{}"):
         (tmp_path / "own.json").write_text(text)
-        with pytest.raises(ValueError, match=f"own.json: {message}"):
+        with pytest.raises(ValueError, match='own.json: expected named tables, {"freesurfer": '):
             LabelTable.from_file(tmp_path / "own.json", "own")
 
 
