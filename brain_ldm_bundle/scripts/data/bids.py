@@ -10,8 +10,8 @@ from pathlib import Path
 
 from ..shared import mni_box
 from ..shared.files import read_json
-from ..shared.identities import refuse_copies
 from ..shared.problems import refuse
+from ..shared.scan_identity import refuse_copies
 from .covariates import CovariateSchema, participant_label
 from .image_checks import check_images
 

@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..shared.derivative import BaseDerivative
+from ..shared.base_derivative import BaseDerivative
 from .covariates import CovariateSchema, Request
 
 __all__ = ["NOTICE", "PROVENANCE", "Derivative"]

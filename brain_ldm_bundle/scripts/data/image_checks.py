@@ -10,9 +10,9 @@ from typing import NamedTuple
 import nibabel as nib
 import numpy as np
 
-from ..shared.identities import voxels_sha256
 from ..shared.mni_box import BRAIN_MM
 from ..shared.nifti import check_files, open_image, read_grey_values, refuse_not_3d
+from ..shared.scan_identity import voxels_sha256
 
 __all__ = ["Content", "check_images", "refuse_elsewhere"]
 

@@ -181,5 +181,5 @@ class VectorSampler(Inferer):
 
 
 def preview(network: VolumeGenerator, sampler: VectorSampler, device: torch.device, count: int) -> dict[str, torch.Tensor]:
-    """Draw volumes from the same vectors every time, for `scripts.shared.panels.Panels`."""
+    """Draw volumes from the same vectors every time, for `scripts.shared.tensorboard_panels.Panels`."""
     return {"samples": sampler(torch.empty(0, device=device), network, seeds=range(count))}

@@ -10,8 +10,8 @@ import pandas as pd
 
 from ..data.derivative import NOTICE
 from ..shared.files import save_figure
-from ..shared.panels import three_planes
 from ..shared.sections import write_section
+from ..shared.tensorboard_panels import three_planes
 from .nearest_scan import ANATOMY_MM, SHIFT_MM
 from .provenance import describe
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..model.training_record import recipe_of
 from ..shared.files import read_json, sha256
-from ..shared.identities import knows_all, refuse_seen
+from ..shared.scan_identity import knows_all, refuse_seen
 
 __all__ = ["describe", "describe_training", "held_out_scans", "read_provenance", "refuse_without_model", "trained_on"]
 

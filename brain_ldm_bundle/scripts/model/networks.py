@@ -19,7 +19,7 @@ class Autoencoder(PublishedNames, WithRecipe, AutoencoderKL):
 
     Each level after the first halves the grid, so D, H and W must be multiples of `factor`.
 
-    `recipe`: {"seen_voxels", "seen_unknown"} of `shared.identities`; the published weights have none.
+    `recipe`: {"seen_voxels", "seen_unknown"} of `shared.scan_identity`; the published weights have none.
     """
 
     def __init__(

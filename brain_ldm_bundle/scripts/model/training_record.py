@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..shared.files import sha256
-from ..shared.identities import knows_all, refuse_seen
+from ..shared.scan_identity import knows_all, refuse_seen
 from ..shared.weights import read_recipe
 
 __all__ = ["check_baselines", "check_split", "recipe_of", "what_training_knew"]

@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..shared.derivative import BaseDerivative, made_by, read_on_grid
+from ..shared.base_derivative import BaseDerivative, made_by, read_on_grid
 from ..shared.files import write_text
 from .labels import LabelTable
 

@@ -13,7 +13,7 @@ import nibabel as nib
 import numpy as np
 
 from ..shared import nifti
-from ..shared.identities import voxels_sha256
+from ..shared.scan_identity import voxels_sha256
 from .labels import LabelTable
 
 __all__ = ["check_pairs", "map_header_problems", "map_problems"]

@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from ..shared.files import read_json
-from ..shared.identities import refuse_copies
 from ..shared.problems import refuse
+from ..shared.scan_identity import refuse_copies
 from .derivative import made_here
 from .image_checks import check_pairs
 from .labels import LabelTable

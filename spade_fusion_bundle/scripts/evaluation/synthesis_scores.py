@@ -12,7 +12,7 @@ from monai.inferers import Inferer
 from ..data.planes import AXES, PLANES
 from ..generation.patch_merging import box_around
 from ..generation.synthesis import Synthesiser
-from ..shared.identities import refuse_seen
+from ..shared.scan_identity import refuse_seen
 from ..shared.ssim import WINDOW, ssim_map
 from ..shared.tables import write_table
 from .trivial_answers import paint

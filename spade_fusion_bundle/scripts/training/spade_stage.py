@@ -30,9 +30,9 @@ from ..data.preprocessing import map_and_scan
 from ..model.networks import SpadeDiscriminator, SpadeGenerator
 from ..model.plane_weights import generator_file
 from ..shared.handlers import BestWeights, EpochSeed, Progress, StopAtNonFinite, validation_interval
-from ..shared.panels import Panels
 from ..shared.resume import Resume
 from ..shared.ssim import SSIM
+from ..shared.tensorboard_panels import Panels
 from .batch_norm import ReestimateBatchNorm
 from .learning_rate import linear_decay
 

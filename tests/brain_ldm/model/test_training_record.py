@@ -14,7 +14,7 @@ from brain_ldm_bundle.scripts.data import bids
 from brain_ldm_bundle.scripts.data.covariates import CovariateSchema
 from brain_ldm_bundle.scripts.model import training_record as seen
 from brain_ldm_bundle.scripts.shared.files import sha256
-from brain_ldm_bundle.scripts.shared.identities import seen_unknown, seen_voxels
+from brain_ldm_bundle.scripts.shared.scan_identity import seen_unknown, seen_voxels
 
 SCHEMA = CovariateSchema.from_file(ROOT / "brain_ldm_bundle" / "configs" / "covariates.json")
 

@@ -2,7 +2,7 @@ import torch
 from ignite.engine import Engine
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from brain_ldm_bundle.scripts.shared.panels import Panels, three_planes
+from brain_ldm_bundle.scripts.shared.tensorboard_panels import Panels, three_planes
 
 
 def test_the_three_planes_stand_upright_with_the_nose_to_the_left():

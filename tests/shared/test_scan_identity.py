@@ -10,10 +10,10 @@ from tiny_images import SPACING_MM, VOLUME, save
 
 from brain_ldm_bundle.scripts.data import bids
 from brain_ldm_bundle.scripts.data.covariates import CovariateSchema
-from brain_ldm_bundle.scripts.shared import identities as ldm_identities
+from brain_ldm_bundle.scripts.shared import scan_identity as ldm_identities
 from spade_fusion_bundle.scripts.data import scans_and_maps
 from spade_fusion_bundle.scripts.data.labels import LabelTable
-from spade_fusion_bundle.scripts.shared import identities as spade_identities
+from spade_fusion_bundle.scripts.shared import scan_identity as spade_identities
 
 SCHEMA = CovariateSchema.from_file(ROOT / "brain_ldm_bundle" / "configs" / "covariates.json")
 TABLE = LabelTable.from_file(ROOT / "spade_fusion_bundle" / "configs" / "labels.json", "freesurfer")
