@@ -6,11 +6,13 @@ import csv
 import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from scipy import stats
+from sklearn import config_context
 from sklearn.metrics import cohen_kappa_score
 
 from reader_studies.make import KEY_COLUMNS
@@ -110,10 +112,20 @@ def kappa(first: np.ndarray, second: np.ndarray) -> float:
     NaN where it is undefined: no place is known in both, or all ratings are equal.
     """
     both = np.isfinite(first) & np.isfinite(second)
-    first, second = first[both].astype(int), second[both].astype(int)
+    cells = (first[both] - 1) * len(RATINGS) + second[both] - 1
+    return _kappa_of_counts(tuple(np.bincount(cells.astype(int), minlength=len(RATINGS) ** 2)))
+
+
+@cache  # many resamples give the same counts, and scikit-learn takes a millisecond for each
+def _kappa_of_counts(counts: tuple[int, ...]) -> float:
+    """Kappa of a table of ratings that is flattened row by row: how often each pair of ratings was given."""
+    table = np.reshape(counts, (len(RATINGS), len(RATINGS)))
+    first, second = np.nonzero(table)
     if len({*first, *second}) < 2:
         return math.nan
-    return float(cohen_kappa_score(first, second, labels=list(RATINGS), weights="quadratic"))
+    labels, numbers = np.arange(len(RATINGS)), table[first, second]
+    with config_context(assume_finite=True, skip_parameter_validation=True):
+        return float(cohen_kappa_score(first, second, labels=labels, weights="quadratic", sample_weight=numbers))
 
 
 def estimate(statistic: Callable, items: pd.DataFrame, rng: np.random.Generator) -> dict[str, float]:
