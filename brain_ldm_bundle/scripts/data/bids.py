@@ -15,8 +15,6 @@ from ..shared.scan_identity import refuse_copies
 from .covariates import CovariateSchema, participant_label
 from .image_checks import check_images
 
-__all__ = ["find_volumes", "fingerprint", "read_dataset", "refuse_empty"]
-
 SPLITS = ("training", "validation", "test")
 SPLIT_COLUMN = {"train": "training", "validation": "validation", "test": "test"}
 DATALIST = '{"training": [{"image": path, covariates}], "validation": [...]}'

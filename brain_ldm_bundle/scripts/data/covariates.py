@@ -15,8 +15,6 @@ from ..shared.files import read_json
 from ..shared.problems import refuse
 from ..shared.tables import read_numbered
 
-__all__ = ["NULL", "Covariate", "CovariateSchema", "Request", "participant_label", "single_request"]
-
 # The scaled value of a missing covariate. Guidance gives it to all covariates, which means "no condition".
 # A schema whose limits reach this far is refused, so that no real value is taken for it.
 NULL = -1.0

@@ -12,8 +12,6 @@ from numpy.typing import ArrayLike
 from ..shared.base_derivative import BaseDerivative
 from .covariates import CovariateSchema, Request
 
-__all__ = ["NOTICE", "PROVENANCE", "Derivative"]
-
 NOTICE = "Synthetic image, made by a generative model. Not a scan. For research, not for clinical use."
 SPACE = "MNI152, rigid: axes and origin are the template's, the head keeps its own size"
 PROVENANCE = ("Seed", "Sampler", "Steps", "GuidanceScale", "PredictionType", "WeightsSHA256")

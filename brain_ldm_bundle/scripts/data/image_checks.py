@@ -14,8 +14,6 @@ from ..shared.mni_box import BRAIN_MM
 from ..shared.nifti import check_files, open_image, read_grey_values, refuse_not_3d
 from ..shared.scan_identity import voxels_sha256
 
-__all__ = ["Content", "check_images", "refuse_elsewhere"]
-
 # A head may be smaller than the template's, so this much of the template's brain may lie outside of the image.
 BRAIN_MARGIN_MM = 10.0
 PREPARE = "Bring it there with: python scripts/prepare_data.py"

@@ -26,8 +26,6 @@ from monai.transforms import (
 
 from ..shared.mni_box import affine, size
 
-__all__ = ["ToGridd", "preprocessing"]
-
 # Images this close to the grid, in voxels, are taken as lying on it: affines are stored in float32.
 TOLERANCE_VOXELS = 1e-3
 

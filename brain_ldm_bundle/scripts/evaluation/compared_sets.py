@@ -20,8 +20,6 @@ from ..data.preprocessing import TOLERANCE_VOXELS
 from ..shared import mni_box
 from .grey_values import LEVELS, as_stored
 
-__all__ = ["Blurred", "Remembered", "Repeated", "Volumes", "count_participants", "find_samples", "halves", "refuse_few"]
-
 logger = logging.getLogger(__name__)
 
 BLUR_MM = 8.0  # full width at half maximum

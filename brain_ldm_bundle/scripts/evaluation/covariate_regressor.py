@@ -13,8 +13,6 @@ from ..model.regressor_network import Regressor
 from ..shared.tables import write_table
 from ..shared.weights import load_weights, read_recipe
 
-__all__ = ["Predictions", "covariate_loss", "covariates_as_target", "load_regressor", "refuse_no_folder", "regression_step"]
-
 MADE_BY = "python -m monai.bundle run training --config_file configs/train_regressor.json --dataset_dir DIR"
 
 

@@ -15,8 +15,6 @@ from tqdm import tqdm
 from ..shared.ssim import MultiScaleSSIM
 from .gradient_ssim import GradientSSIMMetric
 
-__all__ = ["draw_pairs", "mean_over_pairs", "multi_scale_ssim", "score_pairs"]
-
 SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang et al. 2003, from the finest scale to the coarsest
 KERNEL_SIZE, KERNEL_SIGMA = 7, 1.5
 

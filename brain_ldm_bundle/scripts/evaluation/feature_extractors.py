@@ -16,8 +16,6 @@ from ..shared.weights import read_state
 from .covariate_regressor import load_regressor
 from .radimagenet import RadImageNet
 
-__all__ = ["Extractor", "RegressorLevels", "load_extractor"]
-
 EXPECTED = (
     "MedicalNet's resnet_50_23dataset.pth or resnet_10_23dataset.pth, or RadImageNet's RadImageNet-ResNet50_notop.pth or "
     "ResNet50.pt"

@@ -8,8 +8,6 @@ from .fid import frechet_distance
 from .jackknife import Participants, jackknife
 from .mmd_coverage import density_coverage, median_distance, squared_mmd
 
-__all__ = ["FeatureSpace"]
-
 
 class FeatureSpace:
     """Distances of features from those of real scans.

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["frechet_distance"]
-
 
 def frechet_distance(a: np.ndarray, b: np.ndarray, components: np.ndarray | None = None) -> float:
     """Compute the Frechet distance of two normal distributions, with mean and covariance of each set (Heusel et al. 2017).

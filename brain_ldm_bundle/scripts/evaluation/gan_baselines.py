@@ -20,21 +20,6 @@ from ..shared.files import save_weights
 from ..shared.weights import load_weights, read_recipe
 from ..training.autoencoder import kl_divergence
 
-__all__ = [
-    "NO_COVARIATES",
-    "LastWeights",
-    "VectorSampler",
-    "adversarial_step",
-    "load_generator",
-    "lsgan_losses",
-    "make_losses",
-    "make_network",
-    "parameter_groups",
-    "preview",
-    "rows",
-    "vaegan_losses",
-]
-
 NO_COVARIATES = CovariateSchema(())
 NETWORKS = {"lsgan": LSGAN, "vaegan": VAEGAN}
 

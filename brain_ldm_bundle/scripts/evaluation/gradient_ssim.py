@@ -11,8 +11,6 @@ from torch.nn.functional import pad
 
 from ..shared.ssim import filtered
 
-__all__ = ["GradientSSIMMetric", "gradient_magnitude", "inner", "pooled", "regions", "structure"]
-
 # Shares of the reference's largest gradient: an edge is above the first, a smooth voxel below the second (Li and Bovik 2010).
 EDGE, SMOOTH = 0.12, 0.06
 

@@ -7,8 +7,6 @@ from scipy import ndimage
 
 from ..shared.head_mask import head_mask
 
-__all__ = ["LEVELS", "as_stored", "histogram_distance", "intensity_checks"]
-
 LEVELS = 256  # Generated volumes are stored in 8 bits: 0, 1/255, ..., 1.
 AROUND_HEAD_MM = 8.0
 CORNER = 0.1  # share of each axis

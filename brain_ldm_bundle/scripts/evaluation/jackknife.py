@@ -6,8 +6,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-__all__ = ["GROUPS", "Participants", "jackknife", "split_into_parts"]
-
 GROUPS = 20
 
 # Whom the rows of each of two sets show. None: every row shows another person, who is in no other set.

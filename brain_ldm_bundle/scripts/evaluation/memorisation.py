@@ -25,8 +25,6 @@ from .memorisation_report import KINDS, draw_distances, draw_pairs, write_audit_
 from .nearest_scan import Neighbours, anatomy, threshold, views
 from .provenance import read_provenance
 
-__all__ = ["Audit"]
-
 FEWEST_HELD_OUT = 6  # chosen: enough for a median
 FEWEST_TRAINING = 4
 MIN_DETECTED = 0.8  # chosen: share of the controls that must be flagged; with fewer, the audit has no power

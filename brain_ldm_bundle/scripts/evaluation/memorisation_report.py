@@ -15,8 +15,6 @@ from ..shared.tensorboard_panels import three_planes
 from .nearest_scan import ANATOMY_MM, SHIFT_MM
 from .provenance import describe
 
-__all__ = ["KINDS", "draw_distances", "draw_pairs", "write_audit_section"]
-
 DIFFERENCE = 0.5  # end of the colour scale, in intensity 0 to 1
 COLOURS = {"held-out": "#4a90d9", "sample": "#e07b39", "control": "#8a8a8a"}
 KINDS = {"held-out": "held-out scans", "sample": "generated volumes", "control": "training scans through the autoencoder"}

@@ -10,8 +10,6 @@ from scipy.spatial.distance import pdist
 
 from .jackknife import Participants, jackknife, split_into_parts
 
-__all__ = ["NEIGHBOURS", "density_coverage", "median_distance", "squared_mmd"]
-
 NEIGHBOURS = 5
 ROWS_AT_A_TIME = 256  # rows of a matrix of distances: 65 MB for the 31 740 volumes of Pinaya et al. 2022
 ROWS_FOR_MEDIAN = 2000

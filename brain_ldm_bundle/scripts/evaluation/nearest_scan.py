@@ -20,8 +20,6 @@ import torch.nn.functional as F
 
 from ..shared import mni_box
 
-__all__ = ["ANATOMY_MM", "SHIFT_MM", "Match", "Neighbours", "anatomy", "threshold", "views"]
-
 ANATOMY_MM = 8  # chosen: so coarse that the decoder's smoothing does not matter, so fine that heads differ
 SHIFT_MM = 4  # chosen: finds copies that were moved by one voxel of a coarse model, or by 4 mm
 HALF = 0.5  # chosen: share of the ordinary relative distance, as alpha in Carlini et al. 2023

@@ -10,8 +10,6 @@ from ..model.training_record import recipe_of
 from ..shared.files import read_json, sha256
 from ..shared.scan_identity import knows_all, refuse_seen
 
-__all__ = ["describe", "describe_training", "held_out_scans", "read_provenance", "refuse_without_model", "trained_on"]
-
 MODELS = Path(__file__).parents[2] / "models"
 
 # Keys of a sidecar that are the same for all volumes of one model, and their words in a text.

@@ -13,8 +13,6 @@ from ..shared.head_mask import head_mask
 from ..shared.weights import load_weights, read_state
 from .grey_values import as_stored
 
-__all__ = ["RadImageNet"]
-
 KERAS_EPSILON = 1.001e-5  # of batch norm
 SLICES_AT_ONCE = 16  # chosen: about 200 MB at 1 mm
 

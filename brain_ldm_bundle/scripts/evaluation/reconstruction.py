@@ -25,8 +25,6 @@ from ..shared.sections import write_section
 from ..shared.ssim import SSIM
 from ..shared.tables import print_table, write_table
 
-__all__ = ["KeepReconstructions", "MeanImage", "ReconstructionScores", "mean_image", "summarise"]
-
 NOTICE = "Synthetic: a scan through an autoencoder. It can show whose scan it was. For research, not for clinical use."
 RECONSTRUCTIONS = "T1-weighted brain MRI through an autoencoder"
 TITLES = {"reconstruction": "autoencoder", "mean_image": "trivial answer: the mean training scan"}

@@ -18,8 +18,6 @@ from ..shared.tables import print_table, read_table
 from ..shared.weights import read_recipe
 from .provenance import describe_training
 
-__all__ = ["hits", "quantity_accuracy", "report"]
-
 
 def quantity_accuracy(truth: Sequence[float], predicted: Sequence[float], trivial: float) -> dict[str, float | list[float]]:
     """Compare predictions of a quantity with the truth: `agreement`, and the error if the answer is always `trivial`."""

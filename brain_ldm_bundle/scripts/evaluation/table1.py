@@ -26,8 +26,6 @@ from .mmd_coverage import NEIGHBOURS
 from .provenance import read_provenance, trained_on
 from .table1_report import FLOOR, SPLITS, further_distances, origins, table_1, text
 
-__all__ = ["SampleEvaluation"]
-
 logger = logging.getLogger(__name__)
 
 FEWEST_REAL, FEWEST_GENERATED = 2 * (NEIGHBOURS + 1), 4

@@ -9,8 +9,6 @@ from pathlib import Path
 from .mmd_coverage import NEIGHBOURS
 from .provenance import describe
 
-__all__ = ["FLOOR", "SPLITS", "further_distances", "origins", "table_1", "text"]
-
 FLOOR = "real, half against half"
 SPLITS = 10  # splits of the reference into two halves; the floor is their mean
 Z95 = 1.96

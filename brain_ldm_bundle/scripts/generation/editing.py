@@ -22,8 +22,6 @@ from ..model.sampler import LatentSampler
 from ..shared.files import sha256
 from ..shared.nifti import read_whole
 
-__all__ = ["Editor", "edit_file", "read_request"]
-
 NOTICE = "Synthetic: a scan, edited by a generative model. It can show whose scan it was. For research, not for clinical use."
 
 

@@ -16,8 +16,6 @@ from ..data.derivative import Derivative
 from ..model.sampler import row_seed
 from ..shared.overrides import command_line
 
-__all__ = ["WriteVolumes", "given_covariates", "pending", "read_requests", "request_batch", "schema_of"]
-
 logger = logging.getLogger(__name__)
 
 

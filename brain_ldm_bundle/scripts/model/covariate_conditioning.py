@@ -9,8 +9,6 @@ import torch
 
 from ..data.covariates import NULL
 
-__all__ = ["condition"]
-
 
 def condition(x: torch.Tensor, context: torch.Tensor | None, num_covariates: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the input of the network with its covariate maps (B, 3 + 4, d, h, w), and the token (B, 1, 4).

@@ -12,8 +12,6 @@ from torch.nn.utils.parametrizations import spectral_norm
 from ..shared.weights import WithRecipe
 from .networks import refuse_indivisible
 
-__all__ = ["LSGAN", "VAEGAN", "VolumeDiscriminator", "VolumeEncoder", "VolumeGenerator"]
-
 
 class VolumeGenerator(WithRecipe, nets.Generator):
     """A whole volume from one vector: a linear layer to the coarsest grid, then upsampling and a residual unit per level.

@@ -9,8 +9,6 @@ from monai.networks.nets.resnet import ResNetFeatures
 
 from ..shared.weights import load_weights, read_state
 
-__all__ = ["MedicalNet", "medicalnet"]
-
 # Layers that keep the resolution of 1/8, and their dilation (code of the MedicalNet project).
 DILATIONS = {"layer3": 2, "layer4": 4}
 

@@ -11,8 +11,6 @@ from ..shared.weights import WithRecipe
 from .covariate_conditioning import condition
 from .published_names import PublishedNames
 
-__all__ = ["Autoencoder", "DiffusionUNet", "Discriminator", "OneInputUNet", "check_sizes", "refuse_indivisible"]
-
 
 class Autoencoder(PublishedNames, WithRecipe, AutoencoderKL):
     """Compress a T1w volume (B, 1, D, H, W) in [0, 1] to a latent (B, 3, D/8, H/8, W/8), without attention layers.

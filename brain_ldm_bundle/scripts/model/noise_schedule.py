@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from monai.networks.schedulers import DDIMScheduler, DDPMScheduler
 
-__all__ = ["DDIM", "DDPM", "make_sampler"]
-
 # Pinaya et al. 2022 state 1000 steps and a fixed variance schedule (Sec. 2.2). The published configuration has the numbers.
 NOISE_SCHEDULE = {"num_train_timesteps": 1000, "schedule": "scaled_linear_beta", "beta_start": 0.0015, "beta_end": 0.0205}
 

@@ -11,8 +11,6 @@ from ..shared.files import sha256
 from ..shared.weights import load_weights
 from .medicalnet import medicalnet
 
-__all__ = ["PerceptualLoss", "perceptual_loss"]
-
 logger = logging.getLogger(__name__)
 
 

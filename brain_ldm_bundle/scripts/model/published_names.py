@@ -6,8 +6,6 @@ from collections.abc import Mapping
 
 import torch
 
-__all__ = ["BEYOND_PUBLISHED", "PublishedNames"]
-
 BEYOND_PUBLISHED = {"scale_factor", "_extra_state"}  # a file may lack both, not one of them
 
 

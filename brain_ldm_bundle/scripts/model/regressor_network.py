@@ -11,8 +11,6 @@ from monai.networks.layers.factories import Act
 
 from ..shared.weights import WithRecipe
 
-__all__ = ["Regressor"]
-
 
 class Regressor(WithRecipe, nets.Regressor):
     """Residual, strided convolutions on five levels, one layer of features, and one number for each covariate.

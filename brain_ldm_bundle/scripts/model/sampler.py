@@ -12,8 +12,6 @@ from ..data.covariates import NULL
 from .networks import Autoencoder, DiffusionUNet
 from .noise_schedule import DDIM, DDPM
 
-__all__ = ["LatentSampler", "Reconstructor", "row_seed"]
-
 
 def row_seed(base_seed: int, row_id: str) -> int:
     """Seed of one requested volume. It depends on these two alone, so a row gives the same volume wherever it is made."""

@@ -10,8 +10,6 @@ from ..shared.files import sha256
 from ..shared.scan_identity import knows_all, refuse_seen
 from ..shared.weights import read_recipe
 
-__all__ = ["check_baselines", "check_split", "recipe_of", "what_training_knew"]
-
 
 def recipe_of(model_file: str | Path, autoencoder_file: str | Path) -> dict:
     """Recipe of a diffusion model, to which the training scans of its autoencoder are added. A file may be missing."""

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import stats
 
-__all__ = ["agreement"]
-
 
 def agreement(expected: Sequence[float], measured: Sequence[float]) -> dict[str, float]:
     """Compare pairs of expected (requested or true) and measured values of one unit.

@@ -18,8 +18,6 @@ from .files import read_json, write_json, write_text
 from .nifti import read_whole, write_nifti
 from .tables import write_table
 
-__all__ = ["BaseDerivative", "made_by", "read_on_grid"]
-
 BIDS_VERSION = "1.9.0"
 BUNDLE = Path(__file__).parents[2]
 

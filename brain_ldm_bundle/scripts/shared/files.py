@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["atomic", "read_json", "read_tensors", "save_figure", "save_weights", "sha256", "write_json", "write_text"]
-
 
 @contextmanager
 def atomic(path: str | Path) -> Iterator[BinaryIO]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["holm"]
-
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
     """Correct p values for their number, in their order (Holm 1979, Scand. J. Stat. 6). None is no comparison and stays."""

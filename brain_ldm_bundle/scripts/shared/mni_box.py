@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["BRAIN_MM", "FIELD_OF_VIEW_MM", "LOWER_CORNER_MM", "affine", "size"]
-
 # Right, anterior, superior. The field of view of Pinaya et al. 2022. The corner follows from the published bundle: the
 # affine of its saver, moved by the crop that was made before. So the first voxel of 1 mm, in the order LAS, has its centre
 # at (80.481, -125.477, -60.554).

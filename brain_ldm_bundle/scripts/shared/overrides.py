@@ -10,8 +10,6 @@ from collections.abc import Iterable, Sequence
 
 from monai.bundle import ConfigParser
 
-__all__ = ["command_line", "refuse_unknown"]
-
 # Arguments of `python -m monai.bundle run` itself (MONAI 1.6).
 RUN_ARGUMENTS = {
     "run_id", "init_id", "final_id", "meta_file", "config_file", "logging_file", "tracking", "args_file",

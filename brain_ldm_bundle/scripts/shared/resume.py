@@ -16,8 +16,6 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from .files import read_tensors, save_weights
 
-__all__ = ["Resume"]
-
 logger = logging.getLogger(__name__)
 
 

@@ -7,8 +7,6 @@ from pathlib import Path
 
 from .files import write_json
 
-__all__ = ["drop_sections", "write_section"]
-
 
 def write_section(
     path: str | Path, title: str, text: str, tables: Sequence[Mapping] = (), figures: Sequence[Mapping] = ()

@@ -12,8 +12,6 @@ import torch.nn.functional as F
 from monai.metrics import MultiScaleSSIMMetric, SSIMMetric
 from torch.signal.windows import gaussian
 
-__all__ = ["SSIM", "WINDOW", "MultiScaleSSIM", "filtered", "ssim_map"]
-
 WINDOW = 11  # voxels; MONAI's default, as of Wang et al. 2004
 
 

@@ -10,8 +10,6 @@ from pathlib import Path
 from .files import write_text
 from .problems import refuse
 
-__all__ = ["print_table", "read_numbered", "read_table", "spread_text", "write_table"]
-
 SEPARATORS = {"\t": "tabs", ",": "commas", ";": "semicolons"}
 
 

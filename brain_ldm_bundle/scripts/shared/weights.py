@@ -11,8 +11,6 @@ import torch
 
 from .files import read_tensors, sha256
 
-__all__ = ["WithRecipe", "load_weights", "read_recipe", "read_state"]
-
 
 class WithRecipe(torch.nn.Module):
     """A network whose `recipe` travels in its state dict: what it needs beyond its weights, as JSON can hold it.

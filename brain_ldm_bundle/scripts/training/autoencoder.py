@@ -11,8 +11,6 @@ from monai.losses import PatchAdversarialLoss
 
 from ..model.sampler import Reconstructor
 
-__all__ = ["autoencoder_step", "image_as_target", "kl_divergence", "reconstructions"]
-
 _adversarial = PatchAdversarialLoss(criterion="least_squares", no_activation_leastsq=True)
 
 

@@ -12,8 +12,6 @@ from ..data.covariates import NULL
 from ..model.networks import DiffusionUNet
 from ..model.sampler import LatentSampler
 
-__all__ = ["denoise", "diffusion_step", "diffusion_validation_step", "samples"]
-
 
 def denoise(network, scheduler, latent, context, noise, timesteps, amp: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """Add noise to latents (B, 3, d, h, w); return the network's prediction and its target, the noise or v."""

@@ -16,8 +16,6 @@ from ..model.networks import Autoencoder, DiffusionUNet
 from ..shared.files import atomic, sha256
 from ..shared.weights import load_weights
 
-__all__ = ["LatentDataset", "prepare"]
-
 
 @dataclass(eq=False)
 class LatentDataset(Dataset):

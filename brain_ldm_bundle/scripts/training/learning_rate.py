@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-__all__ = ["warmup"]
-
 
 def warmup(steps: int, total: int) -> Callable[[int], float]:
     """Factor of the learning rate, for LambdaLR: it rises from 0.01 to 1.

@@ -15,8 +15,6 @@ from monai.networks.blocks import DVF2DDF, Warp
 from monai.transforms import MapTransform
 from monai.utils import convert_to_dst_type
 
-__all__ = ["DeformLabelsd", "deform", "random_displacement_mm", "refuse_folding"]
-
 POINTS_PER_CONTROL = 8  # points of the integration along the distance of two control points; linear between them
 
 

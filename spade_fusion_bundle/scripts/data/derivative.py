@@ -13,8 +13,6 @@ from ..shared.base_derivative import BaseDerivative, made_by, read_on_grid
 from ..shared.files import write_text
 from .labels import LabelTable
 
-__all__ = ["Derivative", "made_here", "name_of"]
-
 GENERATOR = "spade_fusion_bundle"
 
 # Header entries of a volume's place. They are copied bit for bit, because quaternions made of an affine differ a little.

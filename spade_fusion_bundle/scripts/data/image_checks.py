@@ -16,8 +16,6 @@ from ..shared import nifti
 from ..shared.scan_identity import voxels_sha256
 from .labels import LabelTable
 
-__all__ = ["check_pairs", "map_header_problems", "map_problems"]
-
 MOST_READERS = 4  # each holds a pair, some 0.5 GB at 256 x 256 x 256 while its values are looked up
 AFFINE_TOLERANCE = 1e-3  # mm; rounding of a quaternion, not another position
 

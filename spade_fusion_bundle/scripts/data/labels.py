@@ -17,8 +17,6 @@ from monai.utils import convert_to_dst_type
 from ..shared.files import read_json
 from .planes import AXES
 
-__all__ = ["LabelTable", "RandMirrord", "ToClassesd", "table_of"]
-
 SIDES = ("left", "right", "midline")
 KEYS = ("class", "name", *SIDES, "brain")
 TABLES = 'named tables, {"freesurfer": [{"class": 0, "name": "background", ...}]}'

@@ -12,8 +12,6 @@ from monai.data import list_data_collate, pad_list_data_collate
 from monai.transforms import MapTransform, Randomizable
 from monai.utils import convert_to_tensor
 
-__all__ = ["AXES", "PLANES", "RandSlicesd", "axis_of", "collate_slices", "from_slices", "from_the_right", "to_slices"]
-
 PLANES = ("axial", "coronal", "sagittal")
 
 

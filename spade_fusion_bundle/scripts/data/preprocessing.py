@@ -29,8 +29,6 @@ from monai.transforms.utils import convert_applied_interp_mode
 from .deformation import DeformLabelsd
 from .labels import LabelTable, ToClassesd
 
-__all__ = ["ToModelSpacingd", "label_map_to_synthesise", "map_and_scan", "scan_and_map", "scan_to_segment"]
-
 PAIR = ("image", "label")
 FILES = ("scan_file", "map_file")
 SIDE_MULTIPLE = 32  # the generators halve a slice five times

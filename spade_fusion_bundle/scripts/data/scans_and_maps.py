@@ -18,8 +18,6 @@ from .image_checks import check_pairs
 from .labels import LabelTable
 from .splits import SPLIT_COLUMN, SPLITS, read_splits, split_items
 
-__all__ = ["find_files", "found_or_listed", "listed", "pair_key", "read_dataset"]
-
 DATALIST = '{"training": [{"image": path, "label": path}], "validation": [...]}'
 
 

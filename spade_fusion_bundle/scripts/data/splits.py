@@ -10,8 +10,6 @@ from pathlib import Path
 from ..shared.problems import refuse
 from ..shared.tables import read_numbered
 
-__all__ = ["SPLITS", "SPLIT_COLUMN", "fingerprint", "read_splits", "refuse_too_few", "split_items"]
-
 SPLITS = ("training", "fusion", "validation", "test")
 SPLIT_COLUMN = {"train": "training", "fusion": "fusion", "validation": "validation", "test": "test"}
 

@@ -21,8 +21,6 @@ if TYPE_CHECKING:  # training and inference run without matplotlib, so the funct
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["FiguresOfFirst", "brain_centre", "draw_planes", "draw_profiles", "draw_segmentations", "radiological"]
-
 NOTICE = "Synthetic, not for clinical use"
 # Okabe and Ito's colours, distinct for any colour vision; the dashes keep the lines distinct in grey.
 LINES = {

@@ -12,20 +12,6 @@ from ..shared.holm import holm
 from ..shared.sections import write_section
 from ..shared.tables import print_table
 
-__all__ = [
-    "COMPARISON",
-    "DEFINITION",
-    "compare",
-    "comparison_cells",
-    "interval_text",
-    "mean_and_std",
-    "note_on_few_scans",
-    "p_text",
-    "paired_difference",
-    "report",
-    "smallest_p",
-]
-
 DEFINITION = """\
 Differences are taken on each scan: their mean with a 95 % interval (Student's t, as if they were normal), and the two-sided p
 of Wilcoxon's signed-rank test (exact up to 50 scans without ties; scans without a difference do not count). p (Holm) is

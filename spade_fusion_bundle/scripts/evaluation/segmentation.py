@@ -26,8 +26,6 @@ from ..shared.files import sha256
 from ..shared.handlers import Progress, StopAtNonFinite
 from ..shared.problems import refuse
 
-__all__ = ["ArmTrainer", "DiceScores", "choose_scans", "compare", "refuse_sizes", "sided", "synthetic_pairs"]
-
 
 def sided(table: LabelTable) -> LabelTable:
     """Give each side of a structure a class of its own; midline values of such a structure become a third class."""

@@ -13,8 +13,6 @@ from . import score_statistics as statistics
 from .figures import draw_segmentations
 from .segmentation import DiceScores
 
-__all__ = ["write"]
-
 COLUMNS = ("arm", "participant_id", "file", "structure", "brain", "voxels", "dice")
 DEFINITION = """\
 Dice: 2 x overlap / (voxels of segmentation + voxels of the scan's own map), of each structure, left and right apart, on the

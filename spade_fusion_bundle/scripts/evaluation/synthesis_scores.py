@@ -17,8 +17,6 @@ from ..shared.ssim import WINDOW, ssim_map
 from ..shared.tables import write_table
 from .trivial_answers import paint
 
-__all__ = ["DEFINITION", "METHODS", "SCORES", "EveryMethod", "Scores", "brain_scores", "flicker", "held_out"]
-
 METHODS = (*PLANES, "mean", "median", "fusion", "label_mean")
 SCORES = ("ssim", "mse", "psnr_db", *(f"flicker_{plane}" for plane in PLANES))
 DEFINITION = """\

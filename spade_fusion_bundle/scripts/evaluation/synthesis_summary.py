@@ -13,8 +13,6 @@ from ..shared.tables import read_table, spread_text, write_table
 from . import score_statistics as statistics
 from .synthesis_scores import DEFINITION, METHODS, SCORES
 
-__all__ = ["summarise"]
-
 # Scores by which the fusion is compared: heading, digits in the tables, whether larger is better.
 COMPARED = {"ssim": ("SSIM", 4, True), "mse": ("MSE", 5, False), "psnr_db": ("PSNR, dB", 2, True)}
 OTHERS = tuple(method for method in METHODS if method != "fusion")

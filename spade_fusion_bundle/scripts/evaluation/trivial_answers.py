@@ -11,8 +11,6 @@ import torch
 from monai.utils import convert_to_tensor
 from tqdm import tqdm
 
-__all__ = ["ByIntensity", "ByPosition", "mean_intensity", "most_frequent", "paint"]
-
 logger = logging.getLogger(__name__)
 
 INTENSITY_BINS = 64

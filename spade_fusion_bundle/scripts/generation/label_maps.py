@@ -19,8 +19,6 @@ from ..data.splits import read_splits
 from ..shared.files import sha256
 from ..shared.problems import refuse
 
-__all__ = ["find_maps", "inputs", "pending", "rows"]
-
 logger = logging.getLogger(__name__)
 
 

@@ -10,8 +10,6 @@ from monai.inferers import sliding_window_inference
 
 from ..model.networks import FusionCNN
 
-__all__ = ["box_around", "in_blocks", "merge_patches", "merge_whole"]
-
 PATCH = 32  # voxels; Ayaz et al. 2022
 
 

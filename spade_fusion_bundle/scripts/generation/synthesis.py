@@ -12,8 +12,6 @@ from monai.utils import convert_to_dst_type
 from ..data.derivative import Derivative, name_of
 from .patch_merging import merge_patches, merge_whole
 
-__all__ = ["Synthesiser", "WriteImages"]
-
 
 class Synthesiser(Inferer):
     """Make T1w of classes by `SpadeFusion`; the one way for inference, evaluation and MONAI Label.

@@ -11,8 +11,6 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-__all__ = ["discriminator_loss", "feature_matching", "generator_loss"]
-
 Outputs = Sequence[Sequence[torch.Tensor]]
 
 

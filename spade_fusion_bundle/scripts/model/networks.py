@@ -14,8 +14,6 @@ from ..data.planes import PLANES, from_slices, to_slices
 from ..shared.weights import WithRecipe
 from .spade_norm import SpadeNorm, conv2d
 
-__all__ = ["FusionCNN", "SpadeDiscriminator", "SpadeFusion", "SpadeGenerator", "network_of", "one_hot"]
-
 
 def one_hot(labels: torch.Tensor, num_labels: int) -> torch.Tensor:
     """Classes (N, 1, H, W) as float channels (N, num_labels, H, W)."""

@@ -12,8 +12,6 @@ from torch import nn
 
 from ..shared.files import read_tensors, sha256
 
-__all__ = ["VGGLoss", "vgg_loss"]
-
 logger = logging.getLogger(__name__)
 
 # VGG-19 (Simonyan and Zisserman 2015, Table 1, E) up to relu5_1: widths of the convolutions between poolings.

@@ -9,8 +9,6 @@ from ..data.planes import PLANES
 from ..shared.weights import load_weights
 from .networks import SpadeFusion, SpadeGenerator
 
-__all__ = ["generator_file", "load_generators", "refuse_missing_weights"]
-
 COMMAND = "python -m monai.bundle run {} --config_file configs/train.json --dataset_dir DIR"
 
 

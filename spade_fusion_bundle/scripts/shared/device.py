@@ -7,8 +7,6 @@ import os
 import ignite.distributed as idist
 import torch
 
-__all__ = ["choose", "refuse_ranks", "start_ranks", "supports_bfloat16"]
-
 
 def choose(name: str = "auto") -> torch.device:
     """Choose a device by its name.

@@ -17,8 +17,6 @@ from tqdm import tqdm
 
 from .files import save_weights
 
-__all__ = ["BestWeights", "EpochSeed", "MovingAverage", "Progress", "StopAtNonFinite", "validation_interval"]
-
 logger = logging.getLogger(__name__)
 
 

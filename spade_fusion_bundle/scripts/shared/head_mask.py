@@ -5,8 +5,6 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
-__all__ = ["head_mask"]
-
 
 def head_mask(volume: np.ndarray) -> np.ndarray:
     """Find the head: the largest connected part above the threshold of Otsu 1979, with holes filled in axial planes.

@@ -18,8 +18,6 @@ from tqdm import tqdm
 
 from .files import atomic, read_json, write_text
 
-__all__ = ["check_files", "open_image", "read_grey_values", "read_whole", "refuse_not_3d", "write_nifti"]
-
 GZIP = b"\x1f\x8b"  # first bytes of .nii.gz and .mgz
 UNREADABLE = (OSError, EOFError, ValueError, KeyError, AttributeError, zlib.error, ImageFileError, HeaderDataError)
 

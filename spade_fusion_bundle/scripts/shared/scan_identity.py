@@ -16,8 +16,6 @@ import numpy as np
 from .problems import refuse
 from .weights import read_recipe
 
-__all__ = ["knows_all", "refuse_copies", "refuse_seen", "seen_unknown", "seen_voxels", "voxels_sha256"]
-
 
 def voxels_sha256(values: np.ndarray) -> str:
     """Identity of a scan: 16 hexadecimal digits of a SHA-256 of its voxels as float32.

@@ -9,8 +9,6 @@ import torch.nn.functional as F
 from ignite.engine import Engine, Events
 from torch.utils.tensorboard import SummaryWriter
 
-__all__ = ["Panels", "three_planes"]
-
 
 def three_planes(volume: torch.Tensor) -> torch.Tensor:
     """Axial, coronal and sagittal plane through the middle of a volume, as one image (1, h, w).

@@ -10,8 +10,6 @@ from ignite.engine import Engine, Events
 from monai.data import DataLoader
 from torch.optim.swa_utils import update_bn
 
-__all__ = ["ReestimateBatchNorm"]
-
 
 class ReestimateBatchNorm:
     """Measure the statistics of batch norm before each validation, from training slices and the present weights.

@@ -20,16 +20,6 @@ from ..model.networks import SpadeFusion, SpadeGenerator
 from ..model.plane_weights import generator_file, load_generators
 from ..shared.files import atomic, sha256
 
-__all__ = [
-    "FusionDataset",
-    "FusionStart",
-    "pictures",
-    "prepare",
-    "validation_step",
-    "volumes_per_batch",
-    "with_contrast_of",
-]
-
 
 @dataclass(eq=False)
 class FusionDataset(Dataset):

@@ -6,8 +6,6 @@ import torch
 import torch.nn.functional as F
 from ignite.engine import Engine
 
-__all__ = ["fusion_step"]
-
 
 def fusion_step(engine: Engine, batch: dict, amp: bool) -> list[dict[str, float]]:
     """Minimise the mean squared error of fused patches.

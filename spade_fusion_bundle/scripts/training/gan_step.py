@@ -10,8 +10,6 @@ from ignite.engine import Engine
 
 from ..model.losses import discriminator_loss, feature_matching, generator_loss
 
-__all__ = ["spade_step"]
-
 
 def spade_step(
     engine: Engine,

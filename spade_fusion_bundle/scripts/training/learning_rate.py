@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-__all__ = ["linear_decay"]
-
 
 def linear_decay(epochs: int, decay_epochs: int) -> Callable[[int], float]:
     """Give the factor of the learning rate at an epoch: 1, then a linear fall to 0 over the last `decay_epochs`."""

@@ -36,8 +36,6 @@ from ..shared.tensorboard_panels import Panels
 from .batch_norm import ReestimateBatchNorm
 from .learning_rate import linear_decay
 
-__all__ = ["SpadeStage"]
-
 
 @dataclass(kw_only=True)
 class SpadeStage:
