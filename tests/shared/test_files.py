@@ -6,7 +6,7 @@ import resource
 import pytest
 import torch
 
-from brain_ldm_bundle.scripts.shared.files import read_json, save_weights, sha256, write_json
+from brain_ldm_bundle.scripts.shared.files import atomic, read_json, save_weights, sha256, write_json
 
 
 @pytest.fixture
@@ -41,6 +41,12 @@ def test_a_full_disk_leaves_the_older_file_and_nothing_else(path):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert path.read_bytes() == before
     assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_a_missing_input_of_the_writer_is_named_and_not_the_output(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"^scan\.nii\.gz: no such file$"), atomic(tmp_path / "page.html"):
+        raise FileNotFoundError("scan.nii.gz: no such file")
+    assert not list(tmp_path.iterdir())
 
 
 def test_folders_are_made_and_the_file_alone_is_left(tmp_path):

@@ -27,6 +27,8 @@ def atomic(path: str | Path) -> Iterator[BinaryIO]:
             yield file
         os.replace(partial, path)
     except OSError as error:
+        if error.strerror is None:  # the writer's own message, such as about a file that it reads
+            raise
         raise type(error)(
             error.errno, f"{error.strerror} while writing {path}. Make room or choose another folder, then run again"
         ) from error
