@@ -42,7 +42,7 @@ def test_bias_is_measured_minus_requested():
     ("requested", "measured", "message"),
     [
         ([1, 2, 3], [1, 2, 3], "at least 4 pairs.*got 3"),
-        ([1, 2, 3, 4], [1, 2, 3], "one length"),
+        ([1, 2, 3, 4], [1, 2, 3], "equal length"),
         ([5, 5, 5, 5], [1, 2, 3, 4], "expected values are all 5"),
         ([1, 2, 3, 4], [7, 7, 7, 7], "measured values are all 7"),
         ([1, 2, 3, 4], [1, 2, math.nan, 4], "measured values must be finite, row 3"),

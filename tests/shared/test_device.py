@@ -16,7 +16,7 @@ def test_cuda_without_cuda_is_refused_with_the_remedy():
 
 def test_several_processes_without_the_overlay_would_train_apart_and_are_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match="2 processes, but one config: add configs/multi_gpu.json"):
+    with pytest.raises(ValueError, match="2 processes would each train alone: add configs/multi_gpu.json"):
         device.start_ranks(torch.device("cpu"), distributed=False)
 
 

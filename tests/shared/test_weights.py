@@ -160,7 +160,7 @@ def test_a_file_of_something_else_than_tensors_is_refused(path, content):
 def test_another_autoencoder_than_the_models_own_is_refused(path):
     save_weights(tiny.autoencoder().state_dict(), path)
     load_weights(tiny.autoencoder(), path, expected_sha256=sha256(path))
-    with pytest.raises(ValueError, match="Keep together what was trained together"):
+    with pytest.raises(ValueError, match="Use the two files that were trained together"):
         load_weights(tiny.autoencoder(), path, expected_sha256="0" * 64)
 
 

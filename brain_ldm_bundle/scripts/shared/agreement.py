@@ -9,19 +9,19 @@ from scipy import stats
 
 
 def agreement(expected: Sequence[float], measured: Sequence[float]) -> dict[str, float]:
-    """Compare pairs of expected (requested or true) and measured values of one unit.
+    """Compare pairs of expected (requested or true) and measured values in the same unit.
 
     Returns:
-        n; Pearson's r with its 95 % interval by Fisher's z (r_low, r_high); the least-squares slope of measured on expected
-        values with its 95 % t interval (slope_low, slope_high); and in the values' unit the bias (mean of measured -
-        expected) and the mean absolute error (mae).
+        `n` is the number of pairs, and `r` Pearson's correlation with the 95 % interval `r_low` to `r_high` (Fisher's z).
+        `slope` is the least-squares slope of measured on expected values with the 95 % interval `slope_low` to `slope_high`
+        (Student's t). `bias` is the mean of measured - expected and `mae` the mean absolute error, in the values' unit.
 
     Raises:
-        ValueError: fewer than 4 pairs, unequal lengths, values that are not finite or all the same.
+        ValueError: there are fewer than 4 pairs, the lengths differ, or values are not finite or all the same.
     """
     expected, measured = np.asarray(expected, float), np.asarray(measured, float)
     if expected.shape != measured.shape or expected.ndim != 1:
-        raise ValueError(f"two lists of one length are needed, got shapes {expected.shape} and {measured.shape}")
+        raise ValueError(f"two lists of equal length are needed, got shapes {expected.shape} and {measured.shape}")
     n = len(expected)
     if n < 4:
         raise ValueError(f"agreement needs at least 4 pairs for an interval of r, got {n}")

@@ -1,4 +1,4 @@
-"""Files are written as a whole or not at all. Reading says which file is damaged."""
+"""Write files completely or not at all, and name a damaged file when it is read."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def atomic(path: str | Path) -> Iterator[BinaryIO]:
-    """Open a file that appears under its name when it is complete, or not at all. Its folder is made."""
+    """Open a file for writing that gets its name only when it is complete. A missing folder is created."""
     path = Path(path)
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
@@ -37,13 +37,13 @@ def atomic(path: str | Path) -> Iterator[BinaryIO]:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write text in UTF-8 by `atomic`."""
+    """Write text in UTF-8 with `atomic`."""
     with atomic(path) as file:
         file.write(text.encode())
 
 
 def write_json(path: str | Path, content: Mapping) -> None:
-    """Write indented JSON by `atomic`. A number that is NaN or infinite is refused: JSON cannot hold it."""
+    """Write indented JSON with `atomic`. NaN and infinity are refused, because JSON cannot hold them."""
     try:
         text = json.dumps(content, indent=4, ensure_ascii=False, allow_nan=False)
     except ValueError as error:
@@ -52,7 +52,7 @@ def write_json(path: str | Path, content: Mapping) -> None:
 
 
 def read_json(path: str | Path, expected: str = "a JSON object") -> dict:
-    """Read the object in a JSON file, or raise FileNotFoundError or ValueError with its path and what was `expected` in it."""
+    """Read a JSON object; errors name the file and the `expected` content."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
@@ -66,13 +66,13 @@ def read_json(path: str | Path, expected: str = "a JSON object") -> dict:
 
 
 def save_figure(path: str | Path, figure: Figure, dpi: int = 100, **options) -> None:
-    """Write a figure as PNG by `atomic`; `options` are matplotlib's."""
+    """Write a figure as PNG with `atomic`; `options` go to matplotlib's `savefig`."""
     with atomic(path) as file:
         figure.savefig(file, format="png", dpi=dpi, **options)
 
 
 def sha256(path: str | Path) -> str:
-    """SHA-256 of a file's content, 64 hexadecimal digits. An unchanged file is read once."""
+    """Compute the SHA-256 of a file as 64 hexadecimal digits. An unchanged file is read only once."""
     path = Path(path).resolve()
     stat = path.stat()
     return _sha256(path, stat.st_mtime_ns, stat.st_size)
@@ -88,11 +88,11 @@ def _sha256(path: Path, mtime_ns: int, size: int) -> str:
 
 
 def read_tensors(path: str | Path, **options) -> Any:
-    """Read a file of `torch.save`: tensors and plain values, never code. A damaged file is refused.
+    """Read tensors and plain values from a file of `torch.save`; never run code from it. Refuse a damaged file.
 
     Args:
-        path: file of weights or of a resumable state.
-        **options: for `torch.load`, such as `mmap=True`.
+        path: file of weights or of a resume state.
+        **options: further arguments of `torch.load`, such as `mmap=True`.
     """
     import torch  # here, because it takes seconds, and most tools write files without it
 
@@ -100,13 +100,13 @@ def read_tensors(path: str | Path, **options) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True, **options)
     except PermissionError:
         raise
-    except Exception as error:  # damage shows as OSError, IndexError, struct.error, ...: whatever the bytes happen to mean
+    except Exception as error:  # a damaged file raises OSError, IndexError, struct.error and others
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"{path}: not a file of PyTorch weights, or damaged ({reason}). Fetch or train it again.") from error
 
 
 def save_weights(state: Mapping, path: str | Path) -> None:
-    """Write a state dict, or a dictionary of several, by `atomic`. A tensor with NaN or infinity is refused."""
+    """Write a state dict, or a dictionary of several, with `atomic`. A tensor with NaN or infinity is refused."""
     import torch
 
     broken = next(_non_finite(state), None)
@@ -115,10 +115,10 @@ def save_weights(state: Mapping, path: str | Path) -> None:
     with atomic(path) as file:
         try:
             torch.save(state, file)
-        except RuntimeError as error:  # torch turns the OSError of a full disk into this
+        except RuntimeError as error:  # torch raises this if the disk is full
             raise OSError(None, str(error)) from error
         file.flush()
-        os.fsync(file.fileno())  # hours of training: on the disk before it replaces the older file
+        os.fsync(file.fileno())  # the new file must be on the disk before it replaces the old one
 
 
 def _non_finite(state: Mapping, prefix: str = "") -> Iterator[str]:

@@ -21,10 +21,10 @@ def command_line(argv: Sequence[str] | None = None) -> dict[str, object]:
     """Read the `--name value` and `--name=value` pairs of a `monai.bundle` command line.
 
     Args:
-        argv: words of the command line; None: those of this process, if it is `python -m monai.bundle`.
+        argv: arguments of the command line; None takes those of this process if it is `python -m monai.bundle`.
 
     Returns:
-        name to value. A value that is a Python literal, such as 3 or [1, 2], is read as such; others are text.
+        values by name. Python literals such as 3 or [1, 2] are evaluated, and all other values stay text.
     """
     if argv is None:
         argv = sys.argv if re.search(r"monai\Wbundle", "".join(sys.argv[:1])) else []
@@ -44,21 +44,22 @@ def command_line(argv: Sequence[str] | None = None) -> dict[str, object]:
 
 
 def _is_flag(argument: str) -> bool:
-    """`monai.bundle` takes one dash or two before a name; a negative number begins with a dash as well."""
+    """Tell a name after one or two dashes from a negative number."""
     return re.match(r"--?[A-Za-z_]", argument) is not None
 
 
 def refuse_unknown(also_known: Iterable[str] = (), argv: Sequence[str] | None = None) -> None:
-    """Check the command line, and the overlays that it names, against the first config file.
+    """Check the names on the command line and in further config files against the first config file.
+
+    Nothing is checked without `--config_file`, as in a workflow that is created in Python.
 
     Args:
-        also_known: names that are right although the config does not hold them, such as covariates.
-        argv: words of the command line; None: those of this process. Without `--config_file`, as in a workflow that was
-            made in Python, nothing is checked.
+        also_known: valid names that the config does not contain, such as covariates.
+        argv: arguments of the command line; None takes those of this process.
 
     Raises:
-        ValueError: the config does not have a setting, and the message gives the nearest name; or a setting is true or
-            false in lower case. The command line reads that as text, and any text counts as True.
+        ValueError: a setting is unknown (the message suggests the nearest name), or true or false is written in lower case,
+            which is read as text and so counts as True.
     """
     given = command_line(argv)
     files = given.get("config_file")

@@ -1,4 +1,4 @@
-"""A section of the report page: heading, text, tables and figures of one evaluation."""
+"""Write the result of one evaluation as a section of the report page, with heading, text, tables and figures."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def write_section(
     Args:
         path: file whose name ends in ".section.json".
         title: heading of the section.
-        text: plain text: data, definitions, and the meaning of the trivial answer. A blank line starts a paragraph.
-        tables: tables as {"header": cells, "rows": lists of cells}; cells are text, and the header has the units.
+        text: plain text that describes the data, the scores and the trivial answer. A blank line starts a paragraph.
+        tables: tables as {"header": cells, "rows": lists of cells}; cells are text, and the header states the units.
         figures: figures as {"file": name of a PNG in the same folder, "caption": text}.
 
     Raises:
@@ -40,7 +40,7 @@ def write_section(
 def drop_sections(folder: str | Path, *names: str) -> None:
     """Remove `NAME.section.json` of an earlier evaluation, so that a page does not mix sections of two models.
 
-    Call it when all input is checked and before work starts. Then a run that ends early leaves no section.
+    Call it after the input is checked and before work starts, so that an interrupted run leaves no section.
     """
     for name in names:
         (Path(folder) / f"{name}.section.json").unlink(missing_ok=True)

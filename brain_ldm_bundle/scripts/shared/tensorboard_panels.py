@@ -1,4 +1,4 @@
-"""Pictures for TensorBoard: the three planes through the middle of a volume, next to each other."""
+"""Show volumes in TensorBoard as their three mid-planes, next to each other."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch.utils.tensorboard import SummaryWriter
 
 
 def three_planes(volume: torch.Tensor) -> torch.Tensor:
-    """Axial, coronal and sagittal plane through the middle of a volume, as one image (1, h, w).
+    """Join the axial, coronal and sagittal mid-planes of a volume into one image (1, h, w).
 
-    The picture shows the subject's left at its right, as radiologists do. In the sagittal plane the nose points left.
+    The subject's left is on the right of the picture (radiological convention). In the sagittal plane the nose points left.
 
     Args:
-        volume: (D, H, W), stored from right, back and bottom.
+        volume: intensities (D, H, W) in LAS order: from right to left, back to front and bottom to top.
     """
     x, y, z = (side // 2 for side in volume.shape)
     planes = [plane.T.flip(0) for plane in (volume[:, :, z], volume[:, y, :], volume[x].flip(0))]
@@ -30,7 +30,7 @@ class Panels:
 
     Args:
         log_dir: folder that TensorBoard reads.
-        volumes: function without arguments. It returns volumes (B, 1, D, H, W) by name; each name becomes a row of pictures.
+        volumes: function that returns volumes (B, 1, D, H, W) by name; each name becomes a row of pictures.
         every: number of epochs between two drawings.
     """
 

@@ -1,4 +1,4 @@
-"""Weights of a network, and the recipe that travels with them: saved by `files.save_weights`, loaded strictly here."""
+"""Load weights of a network strictly, and the recipe that is stored with them. `files.save_weights` writes such files."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from .files import read_tensors, sha256
 
 
 class WithRecipe(torch.nn.Module):
-    """A network whose `recipe` travels in its state dict: what it needs beyond its weights, as JSON can hold it.
+    """A network that stores a `recipe` in its state dict: settings and records of its training that JSON can hold.
 
-    The network's class sets `self.recipe`. It is not declared here, because TorchScript would then fail on it.
+    Subclasses set `self.recipe`. TorchScript would fail if it were declared here.
     """
 
     def get_extra_state(self) -> torch.Tensor:
-        # A tensor, because every tool that reads a state dict expects tensors in it.
+        # A tensor, because tools that read a state dict expect nothing else in it.
         return torch.tensor(list(json.dumps(self.recipe).encode()), dtype=torch.uint8)
 
     def set_extra_state(self, state: torch.Tensor) -> None:
@@ -29,21 +29,18 @@ class WithRecipe(torch.nn.Module):
 def load_weights(
     network: torch.nn.Module, path: str | Path, made_by: str = "", expected_sha256: str | None = None
 ) -> torch.nn.Module:
-    """Load a file of weights exactly: every key of the file is used, every key of the network is set.
+    """Load weights into `network` strictly, with the same keys and shapes in file and network, and return it.
 
     Args:
-        network: receives the weights. Its method `current_names(found)`, where it has one, translates the state dict of
-            an earlier version.
+        network: network to fill. If it has a method `current_names(found)`, this translates the state dict of an earlier
+            version.
         path: file of weights, as `read_state` reads it.
-        made_by: command that makes the file, for the message that it is missing.
-        expected_sha256: hash of the file, where other weights were trained with this very file.
-
-    Returns:
-        the same network.
+        made_by: command that makes the file. The message for a missing file names it.
+        expected_sha256: hash that the file must have, because other weights were trained with it; None accepts any.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: no file of weights, another hash, or another architecture; the first differing keys are named.
+        ValueError: the file holds no weights, has another hash, or fits another architecture; names the first such keys.
     """
     path = Path(path)
     if not path.is_file():
@@ -51,7 +48,7 @@ def load_weights(
     if expected_sha256 and sha256(path) != expected_sha256:
         raise ValueError(
             f"{path}: sha256 {sha256(path)}, but the other weights were trained with the file {expected_sha256}. "
-            f"Keep together what was trained together."
+            f"Use the two files that were trained together."
         )
     wanted, found = network.state_dict(), read_state(path)
     if hasattr(network, "current_names"):
@@ -77,7 +74,7 @@ def load_weights(
 
 
 def read_recipe(path: str | Path) -> dict:
-    """Read the recipe in a file of weights: empty for weights without one, and where there is no such file yet."""
+    """Read the recipe in a file of weights. It is empty if the weights have none, or if there is no such file."""
     if not Path(path).is_file():
         return {}
     state = read_state(path, mmap=zipfile.is_zipfile(path)).get("_extra_state")
@@ -88,8 +85,8 @@ def read_state(path: str | Path, **options) -> dict[str, torch.Tensor]:
     """Read the state dict in a file, without the prefix `module.` of DDP.
 
     Args:
-        path: file of a state dict, alone or inside {"model": ...}, {"state_dict": ...} or {"network": ...}.
-        **options: for `torch.load`, such as `mmap=True`.
+        path: file that holds a state dict, alone or inside {"model": ...}, {"state_dict": ...} or {"network": ...}.
+        **options: further arguments of `torch.load`, such as `mmap=True`.
 
     Raises:
         ValueError: there is no such file, or it holds no state dict.
@@ -99,5 +96,5 @@ def read_state(path: str | Path, **options) -> dict[str, torch.Tensor]:
         if isinstance(found, Mapping) and isinstance(found.get(name), Mapping):
             found = found[name]
     if not isinstance(found, Mapping) or not all(isinstance(value, torch.Tensor) for value in found.values()):
-        raise ValueError(f"{path}: expected a state dict, names to tensors.")
+        raise ValueError(f"{path}: expected a state dict, which maps names to tensors.")
     return {key.removeprefix("module."): value for key, value in found.items()}

@@ -1,4 +1,4 @@
-"""Synthetic volumes as a BIDS derivative data set, marked as synthetic. A volume that is there already is not made again."""
+"""Write synthetic volumes, marked as synthetic, to a BIDS derivative data set. Existing volumes are not made again."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from .tables import write_table
 BIDS_VERSION = "1.9.0"
 BUNDLE = Path(__file__).parents[2]
 
-# 1/255 in the header's float32 would read 255 back as 1.00000006. One step below, 255 reads as 0.99999995.
+# With a slope of 1/255 in float32, 255 reads back as 1.00000006. With the next smaller slope it reads as 0.99999995.
 UINT8_SLOPE = np.nextafter(np.float32(1 / 255), np.float32(0))
 INTENSITIES = {
-    "uint8": "The model's 0 to 1, clipped, rounded to 0 to 255; scl_slope 1/255 reads them back as 0 to 1. "
-    "The same for all volumes",
-    "float32": "The model's 0 to 1, clipped. The same for all volumes",
+    "uint8": "The model's output, clipped to 0 to 1 and rounded to 0 to 255; scl_slope 1/255 reads it back as 0 to 1. "
+    "All volumes have this scale",
+    "float32": "The model's output, clipped to 0 to 1. All volumes have this scale",
 }
-WORDS = {"Description", "IntensityScaling", "SoftwareVersions", "SpatialReference"}  # they may change between versions
+WORDS = {"Description", "IntensityScaling", "SoftwareVersions", "SpatialReference"}  # text that may change between versions
 
 
 def made_by(folder: Path, generator: str) -> bool:
-    """Whether `generator`, and nothing else, wrote the data set in a folder."""
+    """Check whether `generator` alone wrote the data set in a folder."""
     try:
         description = read_json(folder / "dataset_description.json")
         return [entry["Name"] for entry in description.get("GeneratedBy", [])] == [generator]
@@ -41,18 +41,19 @@ def made_by(folder: Path, generator: str) -> bool:
 
 
 class BaseDerivative:
-    """The folder that synthetic volumes are written to. `data/derivative.py` of each bundle has a subclass for its volumes.
+    """Write synthetic volumes and their sidecars to a folder. `data/derivative.py` of each bundle has a subclass of it.
 
         output_dir/dataset_description.json, README, participants.tsv, participants.json
         output_dir/sub-X/[ses-Y/]anat/sub-X[_ses-Y]_T1w.nii.gz, .._T1w.json
 
-    Several processes may write different volumes at once. Each calls `finish` at its end. The sidecar is written last: an
-    image without it counts as not made.
+    Several processes may write different volumes at once. Each calls `finish` at its end. The sidecar is written last, so an
+    image without a sidecar is incomplete.
 
-    A subclass sets `generator`, its name in dataset_description.json; `notice`, the sentence that marks a volume as
-    synthetic; `required`, keys of the provenance; `mark`, a key that only its own sidecars have. It defines `image_file(row)`,
-    the path of a row's volume; `_readme()`, text of the README; `_participants(made)`, lines of participants.tsv and content of
-    participants.json from the sidecars by path.
+    A subclass sets `generator` (its name in dataset_description.json), `notice` (the sentence that marks a volume as
+    synthetic), `required` (the keys that the provenance must have) and `mark` (a key that only its own sidecars have). It
+    defines `image_file(row)`, which returns the path of a row's volume, `_readme()`, which returns the text of the README, and
+    `_participants(made)`, which turns the sidecars by path into the lines of participants.tsv and the content of
+    participants.json.
     """
 
     generator = notice = mark = ""
@@ -71,14 +72,14 @@ class BaseDerivative:
         """Write participants.tsv and participants.json for all volumes in the folder, of this run and earlier ones.
 
         Args:
-            rows: what this run was asked for.
+            rows: rows of the volumes that this run was asked for.
 
         Returns:
-            names of the rows that have no volume, such as "sub-X".
+            names of those volumes that the folder lacks, such as "sub-X".
         """
         folder = os.open(self.output_dir, os.O_RDONLY)
         try:
-            fcntl.flock(folder, fcntl.LOCK_EX)  # of several ranks the last one to come here sees the volumes of all
+            fcntl.flock(folder, fcntl.LOCK_EX)  # so that the last of several ranks lists the volumes of all
             found = sorted(self.output_dir.glob("sub-*/**/anat/sub-*_T1w.nii.gz"))
             made = {file: sidecar for file in found if (sidecar := self._read_sidecar(file)) is not None}
             lines, columns = self._participants(made)
@@ -91,7 +92,7 @@ class BaseDerivative:
         return [file.name.removesuffix("_T1w.nii.gz") for file in files if file not in made]
 
     def _is_made(self, image_file: Path, sidecar: Mapping, shape: Sequence[int], affine: np.ndarray) -> bool:
-        """Whether this very volume is there: a sidecar that says the same, a whole image of the dtype on the grid."""
+        """Check for a complete image of this dtype on this grid whose sidecar has the same content."""
         made, wanted = self._read_sidecar(image_file), json.loads(json.dumps(sidecar))  # tuples become lists
         if made is None or any(made.get(key) != wanted[key] for key in wanted.keys() - WORDS):
             return False
@@ -100,19 +101,19 @@ class BaseDerivative:
 
     def _write(self, image_file: Path, sidecar: Mapping, images: Mapping[Path, nib.Nifti1Image]) -> None:
         sidecar_file = _sidecar_file(image_file)
-        sidecar_file.unlink(missing_ok=True)  # it would vouch for the new image if this stopped half-way
+        sidecar_file.unlink(missing_ok=True)  # an interrupted write must not leave the old sidecar with a new image
         for path, image in images.items():
             write_nifti(path, image)
         write_json(sidecar_file, sidecar)
 
     def _stored(self, image_file: Path, volume: ArrayLike) -> np.ndarray:
-        """Values as they are stored: clipped, in 8 bits or as float32."""
+        """Clip the values and convert them to 8 bits or float32, as they are stored."""
         volume = np.asarray(volume, dtype=np.float32)
         bad = volume.size - np.count_nonzero(np.isfinite(volume))
         if bad:
             raise ValueError(
-                f"{image_file.name}: {bad} of {volume.size} voxels are NaN or infinite, nothing was written. Make it in "
-                f"float32 (--amp False), and see that the weights are finite"
+                f"{image_file.name}: {bad} of {volume.size} voxels are NaN or infinite, nothing was written. Generate it in "
+                f"float32 (--amp False), and check that the weights are finite"
             )
         volume = np.clip(volume, 0, 1)
         return np.round(volume * 255).astype(np.uint8) if self.dtype == "uint8" else volume
@@ -140,7 +141,7 @@ class BaseDerivative:
         }
 
     def _read_sidecar(self, image_file: Path) -> dict | None:
-        """None where the image counts as not made."""
+        """Read the sidecar of an image, or return None if either is missing or the sidecar is not of this bundle."""
         try:
             sidecar = read_json(_sidecar_file(image_file))
         except (FileNotFoundError, ValueError):
@@ -148,13 +149,13 @@ class BaseDerivative:
         return sidecar if self.mark in sidecar and image_file.is_file() else None
 
     def _refuse_other_dataset(self) -> None:
-        # Images are looked for first: a process that starts at the same time writes the description before any image.
+        # Look for images first: a process that starts at the same time writes the description before any image.
         occupied = any(self.output_dir.glob("sub-*")) or (self.output_dir / "participants.tsv").exists()
         described = (self.output_dir / "dataset_description.json").exists()
         if (occupied or described) and not made_by(self.output_dir, self.generator):
             raise ValueError(
-                f"output_dir {self.output_dir} holds a data set that {self.generator} did not make; it would be mixed with "
-                f"synthetic images. Choose a new folder"
+                f"output_dir {self.output_dir} holds a data set that {self.generator} did not make. Choose a new folder, so "
+                f"that synthetic images are not mixed with it"
             )
 
     def _write_description(self) -> None:
@@ -166,7 +167,7 @@ class BaseDerivative:
 
 
 def read_on_grid(path: Path, shape: Sequence[int], affine: np.ndarray) -> nib.Nifti1Image | None:
-    """A whole image on this grid, or None."""
+    """Read a complete image, or return None if it is damaged or on another grid."""
     try:
         image = read_whole(path)
     except ValueError:

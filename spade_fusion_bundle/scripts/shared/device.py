@@ -9,14 +9,11 @@ import torch
 
 
 def choose(name: str = "auto") -> torch.device:
-    """Choose a device by its name.
+    """Choose a device and switch off TF32; raise ValueError if there is no such GPU.
 
     Args:
-        name: name for PyTorch, such as "cpu" or "cuda:1". "auto" is this process's GPU (LOCAL_RANK under torchrun), or the CPU
-            of a machine without GPUs.
-
-    Raises:
-        ValueError: there is no such GPU.
+        name: PyTorch's name of a device, such as "cpu" or "cuda:1". "auto" chooses the GPU of this process (LOCAL_RANK under
+            torchrun), or the CPU if the machine has no GPU.
     """
     if name == "auto" and not torch.cuda.is_available():
         name = "cpu"
@@ -28,31 +25,32 @@ def choose(name: str = "auto") -> torch.device:
             raise ValueError(f"device {name!r}: PyTorch {torch.__version__} sees no CUDA GPU. Use --use_device cpu")
         if (device.index or 0) >= torch.cuda.device_count():
             raise ValueError(f"device {name!r}: there are {torch.cuda.device_count()} GPUs, counted from 0")
-    # By default, convolutions of float32 round to TF32. Then a volume would depend on the batch that it is computed in.
+    # By default, float32 convolutions round to TF32, and a volume would depend on the other volumes in its batch.
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     return device
 
 
 def supports_bfloat16(device: torch.device | str) -> bool:
-    """Whether mixed precision saves time: on GPUs from Ampere on. Older GPUs only emulate it."""
+    """Check whether bfloat16 saves time. GPUs older than Ampere only emulate it."""
     return torch.device(device).type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def start_ranks(device: torch.device | str, distributed: bool) -> None:
-    """Join the processes that torchrun started, before they send each other anything else.
+    """Join the processes that torchrun started.
 
-    Otherwise ignite joins them at its own first message, which one process may send while another waits elsewhere.
+    Call it before any other communication. Otherwise ignite joins them at its first message, and a process that waits for
+    something else blocks all.
 
     Args:
         device: device of this process.
         distributed: whether configs/multi_gpu.json is in use.
 
     Raises:
-        ValueError: there are several processes without configs/multi_gpu.json, so that each would train alone; or the reverse.
+        ValueError: several processes run without configs/multi_gpu.json, or the config is in use without torchrun.
     """
     world_size = int(os.environ.get("WORLD_SIZE", 1))
     if world_size > 1 and not distributed:
-        raise ValueError(f"{world_size} processes, but one config: add configs/multi_gpu.json to --config_file")
+        raise ValueError(f"{world_size} processes would each train alone: add configs/multi_gpu.json to --config_file")
     if distributed and "WORLD_SIZE" not in os.environ:
         raise ValueError("configs/multi_gpu.json is for several processes: start it with torchrun --nproc_per_node N")
     if distributed and not torch.distributed.is_initialized():
@@ -60,7 +58,7 @@ def start_ranks(device: torch.device | str, distributed: bool) -> None:
 
 
 def refuse_ranks() -> None:
-    """Refuse several processes for a training that runs in one: each would train alone and write the same files."""
+    """Refuse several processes if training supports only one: each would train alone and write the same files."""
     world_size = int(os.environ.get("WORLD_SIZE", 1))
     if world_size > 1:
-        raise ValueError(f"{world_size} processes, but this trains in one: start it without torchrun")
+        raise ValueError(f"{world_size} processes, but this training runs in one: start it without torchrun")

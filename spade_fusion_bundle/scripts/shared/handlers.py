@@ -21,9 +21,9 @@ logger = logging.getLogger(__name__)
 
 
 class EpochSeed:
-    """Seed every generator at the start of each epoch from (seed, epoch, rank).
+    """Seed all random generators at the start of each epoch from (seed, epoch, rank).
 
-    So a run that was killed continues as if it had never stopped, and two ranks draw different noise.
+    A resumed run then draws the same numbers as an uninterrupted one, and two ranks draw different noise.
     """
 
     def __init__(self, seed: int, rank: int = 0) -> None:
@@ -36,20 +36,20 @@ class EpochSeed:
     def __call__(self, engine: Engine) -> None:
         seed = (self.seed * 1_000_003 + engine.state.epoch * 1009 + self.rank) % 2**31
         manual_seed(seed)
-        set_rnd(engine.data_loader.dataset, seed)  # MONAI's random transforms hold generators of their own
+        set_rnd(engine.data_loader.dataset, seed)  # MONAI's random transforms have their own generators
 
 
 class BestWeights:
-    """Write the weights of a network whenever a metric of the evaluator is better than ever before.
+    """Save the weights of a network whenever the evaluator's metric improves on its best value.
 
     Args:
-        path: file of the state dict. A network that is not finite is never written.
+        path: file to write the state dict to. Weights that are not finite are never written.
         network: network without its DDP wrapper.
         metric: name of the evaluator's metric.
         larger_is_better: False for losses.
-        restart_at_epoch: epoch from which the loss is another one. Earlier metrics do not count any more then, because the
-            adversarial phase gives sharper images of a lower SSIM.
-        writes: True on the first rank only.
+        restart_at_epoch: epoch at which the loss changes and the best value is reset. The adversarial phase gives sharper
+            images with a lower SSIM, so metrics before and after its start cannot be compared.
+        writes: whether this process writes the file; True on the first rank only.
     """
 
     def __init__(
@@ -91,9 +91,9 @@ class BestWeights:
 
 
 class MovingAverage(EMAHandler):
-    """Average a network's weights over the steps, in `ema_model`. The first steps count less: momentum 9 / (9 + step).
+    """Keep a moving average of a network's weights in `ema_model`. The momentum is at least 9 / (9 + step).
 
-    With a constant momentum of 1e-4, most of the average after a thousand steps would still be the untrained network.
+    With a constant momentum of 1e-4, the average after a thousand steps would still be mostly the untrained network.
     """
 
     def _update_ema_model(self, engine: Engine, name: str) -> None:
@@ -110,7 +110,7 @@ class Progress:
         self.bar: tqdm | None = None
 
     def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(Events.EPOCH_STARTED, self._open)  # a state is loaded by then
+        engine.add_event_handler(Events.EPOCH_STARTED, self._open)  # after a resume state is loaded
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._advance)
         engine.add_event_handler(Events.COMPLETED, self._close)
 
@@ -131,7 +131,7 @@ class Progress:
 
 
 class StopAtNonFinite:
-    """End the run at the first loss that is NaN or infinite, before it reaches a checkpoint."""
+    """End the run at the first loss that is NaN or infinite, before a checkpoint is written."""
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
@@ -145,5 +145,5 @@ class StopAtNonFinite:
 
 
 def validation_interval(at_most: int, epochs: int) -> int:
-    """Number of epochs between validations: the largest divisor of `epochs` up to `at_most`, so that the last is validated."""
+    """Return the largest divisor of `epochs` up to `at_most`, so that the last epoch is validated."""
     return max(n for n in range(1, min(at_most, epochs) + 1) if epochs % n == 0)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Correct p values for their number, in their order (Holm 1979, Scand. J. Stat. 6). None is no comparison and stays."""
+    """Correct p values for multiple comparisons (Holm 1979, Scand. J. Stat. 6). None means no comparison and stays None."""
     order = sorted((number for number, p in enumerate(p_values) if p is not None), key=lambda number: p_values[number])
     corrected, largest = [None] * len(p_values), 0.0
     for rank, number in enumerate(order):

@@ -1,4 +1,4 @@
-"""NIfTI images: whole reading, the checks that every scan must pass, writing."""
+"""Read, check and write NIfTI images."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ UNREADABLE = (OSError, EOFError, ValueError, KeyError, AttributeError, zlib.erro
 
 
 def open_image(path: str | Path, remedy: str = "Convert it again from DICOM") -> nib.Nifti1Image:
-    """Open an image whose place in space is known, without reading its voxels.
+    """Open an image without reading its voxels, and check that its orientation is known.
 
     Args:
-        path: file in NIfTI.
-        remedy: what to do about an image without orientation, for the message.
+        path: NIfTI file.
+        remedy: advice that the error message gives for an image without orientation.
 
     Raises:
-        ValueError: the file is no NIfTI, says nothing of left and right, or has an affine that cannot be inverted.
+        ValueError: the file is not NIfTI, does not define left and right, or has an affine that cannot be inverted.
     """
     try:
         image = nib.load(path)
@@ -52,7 +52,7 @@ def refuse_not_3d(shape: Sequence[int]) -> None:
 
 
 def read_whole(path: str | Path) -> nib.Nifti1Image:
-    """Read an image to its end into memory, or raise ValueError. nibabel alone stops before the checksum of gzip."""
+    """Read a complete image into memory, or raise ValueError. nibabel alone does not verify the checksum of gzip."""
     try:
         image_class = type(nib.load(path))
         content = Path(path).read_bytes()
@@ -64,10 +64,10 @@ def read_whole(path: str | Path) -> nib.Nifti1Image:
 
 
 def read_grey_values(path: str | Path) -> np.ndarray:
-    """Read the voxels of a scan (X, Y, Z), stored from left to right, back to front and bottom to top.
+    """Read the voxels (X, Y, Z) of a scan in RAS order.
 
     Raises:
-        ValueError: as `read_whole`; voxels are no numbers, not finite, or all the same.
+        ValueError: the file is damaged, or its voxels are not numbers, not finite, or all the same.
     """
     values = np.asanyarray(nib.as_closest_canonical(read_whole(path)).dataobj)
     if values.dtype.kind not in "iuf":
@@ -81,7 +81,7 @@ def read_grey_values(path: str | Path) -> np.ndarray:
 
 
 def write_nifti(path: str | Path, image: nib.Nifti1Image) -> None:
-    """Write an image with gzip compression, as a whole or not at all. Equal images give equal files."""
+    """Write an image with gzip compression, completely or not at all. Equal images give identical files."""
     with atomic(path) as file, gzip.GzipFile(filename="", mode="wb", compresslevel=1, fileobj=file, mtime=0) as zipped:
         zipped.write(image.to_bytes())
 
@@ -93,22 +93,22 @@ def check_files(
     workers: int | None = None,
     cache_file: str | Path | None = None,
 ) -> tuple[list[str], list[list | None]]:
-    """Check files in threads. Sound ones are remembered and not read again.
+    """Check files in parallel threads. The results of files that pass are cached.
 
     Args:
         items: paths of the files that are checked together, such as [scan] or [scan, label map].
-        check: takes the paths of an item; returns what shall be known of it, as JSON can hold it.
-            It raises ValueError with one line for each problem.
-        settings: all else that the answer of `check` depends on, as JSON can hold it.
-        workers: number of threads; None: one per core.
-        cache_file: JSON that remembers sound files by path, size, date and `settings`; None: nothing is remembered.
+        check: function of the paths of an item. It returns values that JSON can hold, or raises ValueError with one line for
+            each problem.
+        settings: further values that the result of `check` depends on, as JSON can hold them.
+        workers: number of threads; None starts one per core.
+        cache_file: JSON file that holds the results by path, size, date and `settings`; None caches nothing.
 
     Returns:
-        problems, in the order of `items`; what `check` returned for each item, None for a problem.
+        the problems in the order of `items`, and for each item the result of `check`, or None if it has a problem.
     """
     try:
         known = read_json(cache_file) if cache_file is not None else {}
-    except (FileNotFoundError, ValueError):  # none yet, or damaged: everything is read once more
+    except (FileNotFoundError, ValueError):  # missing or damaged: check every file again
         known = {}
 
     def answer(paths: Sequence[str]) -> tuple[list[str], list | None]:

@@ -1,4 +1,4 @@
-"""Everything that is wrong with a user's input, in one error message."""
+"""Report all problems of a user's input in one error message."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ MOST_LISTED = 20
 
 
 def refuse(problems: Sequence[str], heading: str = "") -> None:
-    """Raise one ValueError that lists the first 20 problems and counts the others. Without problems nothing happens.
+    """Raise one ValueError that lists the first 20 problems and counts the others. Do nothing if there are none.
 
     Args:
-        problems: one line each.
+        problems: descriptions of the problems, one line each.
         heading: first line of the message.
     """
     if problems:

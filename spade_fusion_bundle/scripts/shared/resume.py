@@ -1,4 +1,4 @@
-"""The resume state of a training stage: writing it, and loading it when the same command runs again."""
+"""Save the state of a training stage, and resume from it when the same command runs again."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ class Resume:
     """Save the whole state of a stage in one file, and load it when the same command runs again.
 
     The state is saved after every epoch, every `every_minutes` within an epoch, and on SIGTERM, which then ends the run with
-    exit status 143. From the end of an epoch, a run continues bit for bit. From within an epoch, the rest of it sees other
-    random draws. The state is saved after all other handlers of an event, whatever their order in a list.
+    exit status 143. A run that resumes at the end of an epoch gives bit-identical results. If it resumes within an epoch, the
+    rest of that epoch has other random draws. The state is saved after all other handlers of an event have run.
 
     Args:
         path: file of the state.
-        objects: everything to save, by name. It has `state_dict` and `load_state_dict`: networks without their DDP wrapper,
+        objects: objects to save, by name. Each has `state_dict` and `load_state_dict`: networks without their DDP wrapper,
             optimisers, schedulers, `BestWeights`.
-        settings: plain values. A file that was made with other values is refused.
-        writes: True on the first rank only.
-        every_minutes: longest work in minutes that a SIGKILL within an epoch costs.
+        settings: settings that must not change. A file that was saved with other values is refused.
+        writes: whether this process writes the file; True on the first rank only.
+        every_minutes: interval between saves within an epoch, in minutes. A SIGKILL loses at most this much work.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Resume:
         engine.add_event_handler(Events.COMPLETED | Events.EXCEPTION_RAISED, self._release)
 
     def load(self, engine: Engine) -> None:
-        if not engine.has_event_handler(self.save):  # added now, they come after all handlers that were attached before the run
+        if not engine.has_event_handler(self.save):  # handlers that are added now run after all others
             engine.add_event_handler(Events.ITERATION_COMPLETED, self._after_iteration)
             engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
         self._last_save = time.monotonic()
@@ -67,10 +67,10 @@ class Resume:
         state = read_tensors(self.path)
         try:
             for name, value in state.get("settings", {}).items():
-                if self.settings.get(name, value) != value:  # a setting of an earlier version may be gone
+                if self.settings.get(name, value) != value:  # settings of earlier versions that are gone are ignored
                     raise ValueError(f"{name}: {value}, now {self.settings[name]}")
             for name, item in sorted(self.objects.items(), key=lambda pair: isinstance(pair[1], LRScheduler)):
-                _restore(item, state[name])  # a schedule after its optimiser
+                _restore(item, state[name])  # schedules after their optimisers
         except (KeyError, RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())[:300]
             raise ValueError(
@@ -78,7 +78,7 @@ class Resume:
                 f"Use those settings again, or delete the file to start over."
             ) from error
         engine.state.epoch, within = state["epoch"], state["iteration_of_epoch"]
-        if state["epoch_length"] != engine.state.epoch_length:  # other data or batch size: the epoch begins again
+        if state["epoch_length"] != engine.state.epoch_length:  # the data or batch size changed: repeat the epoch
             within = 0
         engine.state.iteration = engine.state.epoch * engine.state.epoch_length + within
         logger.info(f"{self.path}: resuming after epoch {engine.state.epoch} of {engine.state.max_epochs}")
@@ -93,7 +93,7 @@ class Resume:
             save_weights(states | position | {"settings": self.settings}, self.path)
         self._last_save = time.monotonic()
         if self.terminated:
-            raise SystemExit(143)  # after engine.terminate() the next stage would start
+            raise SystemExit(143)  # engine.terminate() would let the next stage start
 
     def _after_iteration(self, engine: Engine) -> None:
         due = self.terminated or time.monotonic() - self._last_save > 60 * self.every_minutes
@@ -111,14 +111,14 @@ class Resume:
 
 
 def _restore(item: Any, state: Mapping[str, Any]) -> None:
-    """Load a state. Learning rates and the shape of their schedule come from the config, which may have changed since."""
+    """Load a state, but keep the learning rates and schedules of the config, which may have changed."""
     if isinstance(item, LRScheduler):
         vars(item).update({key: state[key] for key in ("last_epoch", "_step_count", "_last_lr")})
-        if isinstance(item, LambdaLR):  # the schedule itself would set it only after the next step or epoch
+        if isinstance(item, LambdaLR):  # the scheduler sets it only at its next step
             for group, base_lr, factor in zip(item.optimizer.param_groups, item.base_lrs, item.lr_lambdas):
                 group["lr"] = base_lr * factor(item.last_epoch)
     elif isinstance(item, torch.optim.Optimizer):
-        scheduled = ("initial_lr", "max_lr", "min_lr")  # what schedules compute the next rate from
+        scheduled = ("initial_lr", "max_lr", "min_lr")  # schedulers compute the next rate from these
         own = [{key: group[key] for key in scheduled if key in group} or {"lr": group["lr"]} for group in item.param_groups]
         item.load_state_dict(state)
         for group, values in zip(item.param_groups, own):

@@ -1,6 +1,6 @@
-"""SSIM (Wang et al. 2004) and MS-SSIM (Wang et al. 2003): MONAI's numbers, with the Gaussian window one axis after the other.
+"""SSIM (Wang et al. 2004) and MS-SSIM (Wang et al. 2003) as in MONAI, but with the Gaussian window applied axis by axis.
 
-MONAI (1.6.1) convolves with the whole window: 1331 multiplications per voxel for one of 11 voxels, where 33 are enough.
+MONAI 1.6.1 convolves with the whole window. A window of 11 voxels takes 1331 multiplications per voxel there, and 33 here.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ import torch.nn.functional as F
 from monai.metrics import MultiScaleSSIMMetric, SSIMMetric
 from torch.signal.windows import gaussian
 
-WINDOW = 11  # voxels; MONAI's default, as of Wang et al. 2004
+WINDOW = 11  # voxels; as in MONAI and Wang et al. 2004
 
 
 def filtered(images: torch.Tensor, kernels: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Filter images along each axis, only where the whole kernel fits: each side becomes len(kernel) - 1 shorter.
+    """Filter images along each axis without padding; each side becomes len(kernel) - 1 voxels shorter.
 
-    Shifted images are added up. On a CPU, PyTorch's convolutions of one channel take about ten times as long.
+    The function adds shifted images. On a CPU, PyTorch's convolutions of one channel take about ten times as long.
 
     Args:
-        images: (B, C, ...) of any number of axes.
-        kernels: one of shape (K,) for each axis of the images.
+        images: images (B, C, ...) with any number of spatial axes.
+        kernels: one kernel (K,) for each spatial axis.
     """
     for axis, kernel in enumerate(kernels, start=2):
         size = images.shape[axis] - len(kernel) + 1
@@ -35,14 +35,14 @@ def filtered(images: torch.Tensor, kernels: Sequence[torch.Tensor]) -> torch.Ten
 
 
 class SSIM(SSIMMetric):
-    """MONAI's SSIM of volumes (B, 1, D, H, W) with a Gaussian window, with the same arguments."""
+    """Compute SSIM of volumes (B, 1, D, H, W) with a Gaussian window; the arguments are those of MONAI's metric."""
 
     def _compute_metric(self, y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         return _mean(_maps(self, y_pred, y)[0])
 
 
 class MultiScaleSSIM(MultiScaleSSIMMetric):
-    """MONAI's MS-SSIM of volumes (B, 1, D, H, W) with a Gaussian window, with the same arguments."""
+    """Compute MS-SSIM of volumes (B, 1, D, H, W) with a Gaussian window; the arguments are those of MONAI's metric."""
 
     def _compute_metric(self, y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         factors = []
@@ -55,7 +55,7 @@ class MultiScaleSSIM(MultiScaleSSIMMetric):
 
 
 def ssim_map(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """SSIM around every voxel of volumes (B, 1, D, H, W) from 0 to 1, in their shape. Beyond their borders they are 0."""
+    """Compute SSIM around every voxel of volumes (B, 1, D, H, W), 0 to 1. Outside of their borders they count as 0."""
     border = [WINDOW // 2] * 6
     return _maps(SSIM(spatial_dims=3), F.pad(prediction, border), F.pad(target, border))[0]
 
@@ -65,7 +65,7 @@ def _mean(values: torch.Tensor) -> torch.Tensor:
 
 
 def _maps(metric: SSIMMetric | MultiScaleSSIMMetric, a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """SSIM of volumes (B, 1, D, H, W) around each voxel where the whole window fits, and its part without luminance."""
+    """Compute SSIM around each voxel of volumes (B, 1, D, H, W) where the window fits, with and without luminance."""
     if metric.kernel_type != "gaussian" or a.ndim != 5 or a.shape[1] != 1:
         raise ValueError(f"volumes (B, 1, D, H, W) and a Gaussian window are needed, got {a.shape}, {metric.kernel_type}")
     if any(side < kernel for side, kernel in zip(a.shape[2:], metric.kernel_size, strict=True)):

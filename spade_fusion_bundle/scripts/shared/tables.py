@@ -1,4 +1,4 @@
-"""Tables of tab-separated or comma-separated text."""
+"""Read, write and print tables."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ SEPARATORS = {"\t": "tabs", ",": "commas", ";": "semicolons"}
 
 
 def read_table(path: str | Path, separator: str = "\t") -> list[dict[str, str]]:
-    """Read the rows of a table as dictionaries, column name to cell.
+    """Read the rows of a table as dictionaries from column name to cell.
 
     Args:
-        path: text in UTF-8 with a header.
+        path: text file in UTF-8 with a header.
         separator: character between two cells.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is no such table, has no rows, names a column twice, or has rows of another length.
+        ValueError: the file is not such a table, has no rows, names a column twice, or has rows of another length.
     """
     _, rows, problems = read_numbered(path, separator)
     refuse(problems)
@@ -30,11 +30,11 @@ def read_table(path: str | Path, separator: str = "\t") -> list[dict[str, str]]:
 
 
 def read_numbered(path: str | Path, separator: str = "\t") -> tuple[list[str], dict[int, dict[str, str]], list[str]]:
-    """Read a table for a caller that names rows in its messages; as `read_table`, but no row is refused.
+    """Read a table as `read_table` does, but return row numbers, and return problems of rows instead of raising them.
 
     Returns:
-        the header; number of each row (the header is row 1) to its cells by column; one line for each row whose length
-        differs from the header's.
+        the header, the cells of each row by row number (the header is row 1) and column, and one line for each row whose
+        length differs from the header's.
     """
     path = Path(path)
     if not path.is_file():
@@ -68,12 +68,12 @@ def read_numbered(path: str | Path, separator: str = "\t") -> tuple[list[str], d
 
 
 def write_table(path: str | Path, lines: Iterable[Sequence[str]]) -> None:
-    """Write a tab-separated table by `atomic`; `lines` are the cells of the header, then of each row."""
+    """Write a tab-separated table with `atomic`; `lines` are the cells of the header, then of each row."""
     write_text(path, "".join("\t".join(line) + "\n" for line in lines))
 
 
 def spread_text(value: Mapping[str, float | None], digits: int) -> str:
-    """Text of {"mean", "std"}, such as "0.921 ± 0.007"; the mean alone where "std" is None; "n/a" where both are None."""
+    """Format {"mean", "std"} as "0.921 ± 0.007". If "std" is None, give the mean alone; if both are None, "n/a"."""
     if value["mean"] is None:
         return "n/a"
     return f"{value['mean']:.{digits}f}" + ("" if value["std"] is None else f" ± {value['std']:.{digits}f}")

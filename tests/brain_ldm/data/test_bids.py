@@ -116,7 +116,7 @@ def test_a_copy_of_a_training_scan_is_not_held_out(dataset):
     splits = ["train"] * 3 + ["test"] * 3 + ["validation"] * 6
     table.write_text("\n".join([f"{header}\tsplit", *(f"{row}\t{split}" for row, split in zip(rows, splits))]) + "\n")
     message = refusal(dataset)
-    assert f"(1 scans in two splits):\n{copied} (test) is a copy of {original} (training). Keep one of them" in message
+    assert f"(1 scans in two splits):\n{copied} (test) is a copy of {original} (training). Remove one of them" in message
     table.write_text(table.read_text().replace("\ttest", "\ttrain"))
     assert len(read(dataset)["training"]) == 8
 

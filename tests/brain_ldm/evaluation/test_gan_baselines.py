@@ -177,7 +177,7 @@ def test_several_processes_are_refused(monkeypatch):
 
     refuse_ranks()
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match="2 processes, but this trains in one"):
+    with pytest.raises(ValueError, match="2 processes, but this training runs in one"):
         refuse_ranks()
 
 

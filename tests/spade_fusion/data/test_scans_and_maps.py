@@ -461,7 +461,7 @@ def test_a_copy_of_a_training_scan_in_another_split_is_refused(cohort):
     shutil.copy(original, copied)
     write_table(cohort, {1: "validation", 4: "fusion", 7: "test"})
     message = refusal(cohort)
-    assert f"(1 scans in two splits):\n{copied} (test) is a copy of {original} (training). Keep one of them" in message
+    assert f"(1 scans in two splits):\n{copied} (test) is a copy of {original} (training). Remove one of them" in message
 
 
 # The cache

@@ -93,4 +93,4 @@ def test_several_processes_without_their_config_are_refused(tmp_path):
     settings = tiny.places(tmp_path / "dataset", tmp_path) | tiny_spade.SETTINGS
     status, output = torchrun(tiny.command("training", "configs/train.json", **settings))
     assert status != 0
-    assert "2 processes, but one config: add configs/multi_gpu.json to --config_file" in output
+    assert "2 processes would each train alone: add configs/multi_gpu.json to --config_file" in output
