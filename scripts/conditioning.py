@@ -34,7 +34,7 @@ from pathlib import Path
 
 from cohorts.cohort import Cohort, read_cohort, refuse_other_tools
 from cohorts.row_matching import read_by_participant, split_by_tool
-from conditioning_parts.part import Part
+from conditioning_parts.report_section import ReportSection
 from conditioning_parts.requested_against_measured import GENERATED, SCANS, THROUGH, requested_against_measured
 from conditioning_parts.size_distributions import size_distributions
 from conditioning_parts.sweep_figures import sweep_figures
@@ -57,7 +57,7 @@ def read_cohorts(options: argparse.Namespace) -> dict[str, Cohort]:
     return cohorts
 
 
-def sizes(options: argparse.Namespace, cohorts: dict[str, Cohort]) -> Part:
+def sizes(options: argparse.Namespace, cohorts: dict[str, Cohort]) -> ReportSection:
     """Return the distributions of sizes, from the cohorts or, if no folder was given, from the tables alone."""
     measured = {kind: cohort.rows_by_tool() for kind, cohort in cohorts.items()}
     for kind, paths in options.tables.items() if not cohorts else ():
@@ -69,12 +69,12 @@ def sizes(options: argparse.Namespace, cohorts: dict[str, Cohort]) -> Part:
     return size_distributions(measured, options.tables, options.seed)
 
 
-def make_parts(options: argparse.Namespace) -> tuple[list[Part], dict[str, str]]:
+def make_sections(options: argparse.Namespace) -> tuple[list[ReportSection], dict[str, str]]:
     """Return the answers whose input was given, and for each other answer the reason why it is left out."""
     cohorts = read_cohorts(options)
-    parts, left_out = [], {}
+    sections, left_out = [], {}
     if GENERATED in cohorts:
-        parts.append(requested_against_measured(cohorts))
+        sections.append(requested_against_measured(cohorts))
     else:
         left_out["requested against measured"] = "give GENERATED_DIR and --measured"
     if options.sweeps:
@@ -83,21 +83,21 @@ def make_parts(options: argparse.Namespace) -> tuple[list[Part], dict[str, str]]
         scans = cohorts.get(SCANS) if swept.tables else None
         if scans:
             refuse_other_tools(swept, scans)
-        parts += sweep_figures(swept, sweeps, scans)
+        sections += sweep_figures(swept, sweeps, scans)
     else:
         left_out["sweeps"] = "give --sweeps and --sweep"
     if options.tables[GENERATED] and options.tables[SCANS]:
         try:
-            parts.append(sizes(options, cohorts))
+            sections.append(sizes(options, cohorts))
         except ValueError as error:
-            if not parts:
+            if not sections:
                 raise
             left_out["distributions of sizes"] = str(error)
     else:
         left_out["distributions of sizes"] = "give --measured and --real_measured"
-    if not parts:
+    if not sections:
         raise ValueError("; ".join(f"{name}: {reason}" for name, reason in left_out.items()))
-    return parts, left_out
+    return sections, left_out
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -129,15 +129,15 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
     try:
-        parts, left_out = make_parts(options)
+        sections, left_out = make_sections(options)
     except (ValueError, FileNotFoundError) as error:
         raise SystemExit(f"error: {error}") from None
     if options.sweeps:
         drop_sections(options.output, "figure2", "figure4")
     if options.tables[GENERATED] and options.tables[SCANS]:
         drop_sections(options.output, "volumes")
-    for part in parts:
-        print(f"{options.output}: {', '.join(part.write(options.output))}")
+    for section in sections:
+        print(f"{options.output}: {', '.join(section.write(options.output))}")
     for name, reason in left_out.items():
         print(f"Left out: {name}. {reason[:1].upper()}{reason[1:]}.")
 

@@ -12,7 +12,7 @@ from cohorts.cohort import BOOKKEEPING, Cohort
 from matplotlib.figure import Figure
 from shared.agreement import agreement
 
-from conditioning_parts.part import NOTICE, Part
+from conditioning_parts.report_section import NOTICE, ReportSection
 
 GENERATED, SCANS, THROUGH = "generated", "scans", "scans through the autoencoder"
 MARKS = {SCANS: ("#4a90d9", "x"), THROUGH: ("#3b8686", "+"), GENERATED: ("#e07b39", "o")}  # drawn in this order
@@ -166,13 +166,13 @@ def explain(cohorts: Mapping[str, Cohort], readings: Sequence[Reading], without:
     return text + "Every number includes the error of the tool. To see it, measure scans as well (--real, --reconstructed)."
 
 
-def requested_against_measured(cohorts: Mapping[str, Cohort]) -> Part:
+def requested_against_measured(cohorts: Mapping[str, Cohort]) -> ReportSection:
     """Return Figure 3 with its table; `cohorts` holds `GENERATED` and, for comparison, `SCANS` and `THROUGH`."""
     readings, without = compare(cohorts)
     generated = cohorts[GENERATED]
     content = [{"quantity": r.name, "unit": generated.unit(r.name), "tool": r.tool, **r.numbers} for r in readings]
     caption = "Orange: generated volumes. x: the same tool on scans. +: the same tool on scans through the autoencoder."
-    return Part(
+    return ReportSection(
         "conditioning",
         "Requested against measured (Figure 3)",
         explain(cohorts, readings, without),

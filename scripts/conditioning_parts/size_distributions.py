@@ -13,7 +13,7 @@ from measurement.output_table import NORMALISED, VOLUMES, check_unit
 from scipy import stats
 from shared.holm import holm
 
-from conditioning_parts.part import NOTICE, Part
+from conditioning_parts.report_section import NOTICE, ReportSection
 from conditioning_parts.requested_against_measured import GENERATED, SCANS, THROUGH
 
 SIZES = {name: QUANTITIES[name][0] for name in (*VOLUMES, NORMALISED)}
@@ -195,7 +195,7 @@ is {seed}. For research, not for clinical use."""
 
 def size_distributions(
     measured: Mapping[str, Mapping[str, pd.DataFrame]], files: Mapping[str, Sequence[Path]], seed: int = 0
-) -> Part:
+) -> ReportSection:
     """Compare the sizes by the first tool that measured sizes of every kind.
 
     Args:
@@ -221,7 +221,7 @@ def size_distributions(
     rows = [{name: value for name, value in row.items() if not pd.isna(value)} for row in distances.to_dict("records")]
     settings = {"unit": "mL", "tool": tool, "seed": seed, "resamples": RESAMPLES, "splits": SPLITS, "files": names}
     text = explain(tables, tool, int(distances["p"].notna().sum()), seed)
-    return Part(
+    return ReportSection(
         "volumes",
         "Sizes of ventricles, brain and head",
         text + "".join(f"\n\nThere is no distance for {reason}." for reason in without),

@@ -15,7 +15,7 @@ from cohorts.three_planes import POINT_MM, cut, read_canonical, white_level
 from matplotlib.figure import Figure
 from scipy import stats
 
-from conditioning_parts.part import NOTICE, Part
+from conditioning_parts.report_section import NOTICE, ReportSection
 from conditioning_parts.sweeps import Sweep, by_tool, model_range, scan_pairs
 
 COLUMNS = 8  # of pictures
@@ -199,12 +199,12 @@ def tool_rows(cohort: Cohort, sweeps: Sequence[Sweep], scans: Cohort | None) -> 
     return rows
 
 
-def sweep_figures(cohort: Cohort, sweeps: Sequence[Sweep], scans: Cohort | None = None) -> list[Part]:
+def sweep_figures(cohort: Cohort, sweeps: Sequence[Sweep], scans: Cohort | None = None) -> list[ReportSection]:
     """Return Figure 2 and Figure 4, as far as there are volumes for them; `scans` have known values and the same tools."""
     tools = f"by {' and '.join(cohort.tables)}" if cohort.tables else "by no tool"
     within = [sweep for sweep in sweeps if len(sweep.inside) >= 2]
     beyond = [sweep for sweep in sweeps if len(sweep.outside) and len(sweep.inside)]
-    parts = []
+    sections = []
     if within:
         text = (
             f"These are volumes of {cohort.name}. Within a row, the noise and all other covariates stay the same, so every "
@@ -217,7 +217,7 @@ def sweep_figures(cohort: Cohort, sweeps: Sequence[Sweep], scans: Cohort | None 
         )
         tables = [{"header": SWEEP_HEADER, "rows": sweep_rows(cohort, within)}]
         figures = {"figure2.png": (figure2(cohort, within), f"{ORIENTATION} {NOTICE}")}
-        parts.append(Part("figure2", "One covariate changes, the noise stays (Figure 2)", text, tables, figures))
+        sections.append(ReportSection("figure2", "One covariate changes, the noise stays (Figure 2)", text, tables, figures))
     if beyond:
         known = tool_rows(cohort, beyond, scans)
         text = (
@@ -239,7 +239,7 @@ def sweep_figures(cohort: Cohort, sweeps: Sequence[Sweep], scans: Cohort | None 
         ]
         caption = f"Blue: within the range. Orange: beyond it. {ORIENTATION} {NOTICE}"
         figures = {"figure4.png": (figure4(cohort, beyond, scans), caption)}
-        parts.append(Part("figure4", "Beyond the range (Figure 4)", text, tables, figures))
-    if not parts:
+        sections.append(ReportSection("figure4", "Beyond the range (Figure 4)", text, tables, figures))
+    if not sections:
         raise ValueError(f"{cohort.folder}: no sweep has two values within the range of the model")
-    return parts
+    return sections

@@ -14,7 +14,7 @@ NOTICE = "All generated volumes are synthetic. For research, not for clinical us
 
 
 @dataclass
-class Part:
+class ReportSection:
     """What one answer writes."""
 
     name: str  # of the file NAME.section.json
