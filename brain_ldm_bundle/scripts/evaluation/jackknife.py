@@ -56,9 +56,8 @@ def split_into_parts(a: np.ndarray, b: np.ndarray, participants: Participants, g
     part, number = {}, 0
     for people in [np.union1d(*names)] if shared else map(np.unique, names):
         order, count = np.random.default_rng(0).permutation(len(people)), min(groups, len(people))
-        if (
-            shared
-        ):  # Spread the people of each kind (in a, in b, in both) over all parts: no part holds the whole of a small set.
+        if shared:
+            # Spread the people of each kind (in a, in b, in both) over all parts, so that none holds the whole of a small set.
             kind = np.isin(people, names[0]) + 2 * np.isin(people, names[1])
             order = order[kind[order].argsort(kind="stable")]
             order = np.concatenate([order[start::count] for start in range(count)])
