@@ -36,10 +36,11 @@ from cohorts.cohort import Cohort, read_cohort, refuse_other_tools
 from cohorts.row_matching import read_by_participant, split_by_tool
 from conditioning_parts.report_section import ReportSection
 from conditioning_parts.requested_against_measured import GENERATED, SCANS, THROUGH, requested_against_measured
-from conditioning_parts.size_distributions import size_distributions
+from conditioning_parts.size_distributions import ImpossibleSize, size_distributions
 from conditioning_parts.sweep_figures import sweep_figures
 from conditioning_parts.sweeps import find_sweeps
 from shared.sections import drop_sections
+from shared.tables import print_table
 
 
 def read_cohorts(options: argparse.Namespace) -> dict[str, Cohort]:
@@ -90,7 +91,7 @@ def make_sections(options: argparse.Namespace) -> tuple[list[ReportSection], dic
         try:
             sections.append(sizes(options, cohorts))
         except ValueError as error:
-            if not sections:
+            if not sections or isinstance(error, ImpossibleSize):
                 raise
             left_out["distributions of sizes"] = str(error)
     else:
@@ -137,7 +138,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.tables[GENERATED] and options.tables[SCANS]:
         drop_sections(options.output, "volumes")
     for section in sections:
-        print(f"{options.output}: {', '.join(section.write(options.output))}")
+        names = section.write(options.output)
+        for table in section.tables:
+            print_table(table)
+        print(f"{options.output}: {', '.join(names)}
+")
     for name, reason in left_out.items():
         print(f"Left out: {name}. {reason[:1].upper()}{reason[1:]}.")
 

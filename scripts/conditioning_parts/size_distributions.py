@@ -24,6 +24,10 @@ RESAMPLES = 2000
 SPLITS = 500
 
 
+class ImpossibleSize(ValueError):
+    """A size that no head has. Such a table is refused, while sizes that only cannot be compared are left out."""
+
+
 def sizes_of(table: pd.DataFrame, where: str) -> pd.DataFrame:
     """Return a table of measured volumes, by participant_id, with all sizes as numbers; `where` names it in messages."""
     found = [name for name in SIZES if name in table]
@@ -41,11 +45,14 @@ def sizes_of(table: pd.DataFrame, where: str) -> pd.DataFrame:
         numbers = pd.to_numeric(table[name], errors="coerce")
         if (bad := (numbers.isna() & table[name].notna()) | np.isinf(numbers) | (numbers < 0)).any():
             who = bad.idxmax()
-            raise ValueError(f"{where}, {who}: {name} must be a volume in mL, got {table.loc[who, name]}")
+            raise ImpossibleSize(f"{where}, {who}: {name} must be a volume in mL, got {table.loc[who, name]}")
         table[name] = numbers
     # Brain and head show the unit: the ventricles of a failed model may be as small as if they were in litres.
     for name in [name for name in ("brain_ml", "icv_ml") if name in found] or found:
-        check_unit({name: table[name].median()}, f"{where}, its median")
+        try:
+            check_unit({name: table[name].median()}, f"{where}, its median")
+        except ValueError as error:
+            raise ImpossibleSize(error) from None
     return table
 
 

@@ -189,7 +189,8 @@ def test_one_run_gives_all_answers_of_the_same_tables(generated, tmp_path, capsy
     run(tmp_path, measured, further=["--real", scans, "--real_measured", scanned, "--sweeps", swept, "--sweep", "age"])
     sections = {path.name.split(".")[0] for path in (tmp_path / "out").glob("*.section.json")}
     assert sections == {"conditioning", "figure2", "volumes"}
-    assert "Left out" not in capsys.readouterr().out
+    assert "Left out" not in (printed := capsys.readouterr().out)
+    assert "mean absolute error" in printed and "distance, mL [95 %]" in printed
 
 
 def test_sizes_that_cannot_be_compared_are_left_out_with_the_reason_and_an_old_section_goes(generated, tmp_path, capsys):
@@ -209,6 +210,15 @@ def test_sizes_that_cannot_be_compared_are_left_out_with_the_reason_and_an_old_s
     assert "Left out: distributions of sizes. " in (printed := capsys.readouterr().out)
     assert "r.tsv: sub-00 has several rows" in printed and not old.exists()
     assert (tmp_path / "out" / "figure3.png").is_file()
+
+
+def test_sizes_in_another_unit_are_refused_and_nothing_is_written(generated, tmp_path):
+    scans = shutil.copytree(tmp_path / "generated", tmp_path / "real")
+    rows = generated.assign(tool="a", ventricles_ml=generated["ventricles_ml"] + np.arange(12) % 4, brain_ml=1.1e6)
+    scanned = save(rows.assign(brain_ml=1100), tmp_path / "r.tsv")
+    with pytest.raises(SystemExit, match="v.tsv, its median: brain_ml would be 1.1e.06 mL, .* looks like mm3"):
+        run(tmp_path, save(rows, tmp_path / "v.tsv"), further=["--real", scans, "--real_measured", scanned])
+    assert not (tmp_path / "out").exists()
 
 
 def test_without_any_input_the_command_says_what_to_give(tmp_path):
