@@ -141,8 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         names = section.write(options.output)
         for table in section.tables:
             print_table(table)
-        print(f"{options.output}: {', '.join(names)}
-")
+        print(f"{options.output}: {', '.join(names)}\n")
     for name, reason in left_out.items():
         print(f"Left out: {name}. {reason[:1].upper()}{reason[1:]}.")
 
