@@ -3,6 +3,6 @@
 import importlib
 import pkgutil
 
-# Configs write `scripts.data.bids.read_dataset(...)`, which needs every module to be imported.
+# Configs write `scripts.data.scans_and_maps.read_dataset`, which needs every module to be imported.
 for _module in pkgutil.walk_packages(__path__, f"{__name__}."):
     importlib.import_module(_module.name)

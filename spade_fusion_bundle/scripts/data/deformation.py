@@ -43,11 +43,7 @@ def random_displacement_mm(
             maximum is two to three times as large.
         seed: seed of the velocities.
         scale_mm: distance of the control points.
-
-    Raises:
-        ValueError: the amplitude is negative or above half of the scale.
     """
-    refuse_folding(deformation_mm, scale_mm)
     points = [
         min(n, math.ceil((n - 1) * size / scale_mm * POINTS_PER_CONTROL) + 1) for n, size in zip(shape, spacing_mm, strict=True)
     ]
@@ -68,12 +64,7 @@ def random_displacement_mm(
 def deform(
     labels: torch.Tensor, spacing_mm: Sequence[float], deformation_mm: float, seed: int, scale_mm: float = 40.0
 ) -> torch.Tensor:
-    """Deform a label map (D, H, W) by `random_displacement_mm`, nearest neighbour; the border continues outside.
-
-    Raises:
-        ValueError: the amplitude is negative or above half of the scale.
-    """
-    refuse_folding(deformation_mm, scale_mm)
+    """Deform a label map (D, H, W) by `random_displacement_mm`, nearest neighbour; the border continues outside."""
     if deformation_mm == 0:
         return labels.clone()
     displacement = random_displacement_mm(labels.shape, spacing_mm, deformation_mm, seed, scale_mm)

@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..shared.base_derivative import BaseDerivative, made_by, read_on_grid
+from ..shared.base_derivative import BaseDerivative, read_on_grid
 from ..shared.files import write_text
 from .labels import LabelTable
 
@@ -23,11 +23,6 @@ GEOMETRY = ("pixdim", "xyzt_units", "qform_code", "sform_code", "quatern_b", "qu
 def name_of(row: Mapping) -> str:
     """Beginning of the file names of a row: "sub-X", or "sub-X_ses-Y" with a session."""
     return "_".join([row["participant_id"], *([row["session_id"]] if row.get("session_id") else [])])
-
-
-def made_here(folder: Path) -> bool:
-    """Whether a folder is a data set that this bundle wrote, and nobody else."""
-    return made_by(folder, GENERATOR)
 
 
 class Derivative(BaseDerivative):
@@ -44,7 +39,6 @@ class Derivative(BaseDerivative):
         output_dir: folder that is new, empty, or of an earlier run.
         table: names of the values of the label maps.
         dtype: "uint8", or "float32" for the values as the model gave them.
-        name: name of the data set.
 
     Raises:
         ValueError: the folder holds another data set or maps of another table, or is a file; unknown dtype.
@@ -54,15 +48,9 @@ class Derivative(BaseDerivative):
     notice = "Synthetic image, made from a label map by a generative model. Not a scan. For research, not for clinical use."
     required = ("LabelMap", "LabelMapSHA256", "Variant", "DeformationMm", "Seed", "WeightsSHA256")
 
-    def __init__(
-        self,
-        output_dir: str | Path,
-        table: LabelTable,
-        dtype: str = "uint8",
-        name: str = "Synthetic T1-weighted brain MRI from label maps",
-    ) -> None:
+    def __init__(self, output_dir: str | Path, table: LabelTable, dtype: str = "uint8") -> None:
         self.table = table
-        super().__init__(output_dir, dtype, name)
+        super().__init__(output_dir, dtype, "Synthetic T1-weighted brain MRI from label maps")
 
     def image_file(self, row: Mapping) -> Path:
         """`output_dir/sub-X/[ses-Y/]anat/sub-X[_ses-Y]_T1w.nii.gz`."""

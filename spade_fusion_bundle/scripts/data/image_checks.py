@@ -16,7 +16,7 @@ from ..shared import nifti
 from ..shared.scan_identity import voxels_sha256
 from .labels import LabelTable
 
-MOST_READERS = 4  # each holds a pair, some 0.5 GB at 256 x 256 x 256 while its values are looked up
+READERS = min(4, os.cpu_count())  # each holds a pair, some 0.5 GB at 256 x 256 x 256 while its values are looked up
 AFFINE_TOLERANCE = 1e-3  # mm; rounding of a quaternion, not another position
 
 
@@ -28,26 +28,16 @@ def check_pairs(items: Sequence[dict], table: LabelTable, cache_file: str | Path
     """
     of_table = hashlib.sha256(json.dumps(table.to_dict()).encode()).hexdigest()
     pairs = [[item["image"], item["label"]] for item in items]
-    problems, identities = _check(partial(_check_pair, table=table), pairs, [of_table], cache_file)
+    problems, identities = nifti.check_files(pairs, partial(_check_pair, table=table), [of_table], READERS, cache_file)
     for item, identity in zip(items, identities):
         item["voxels_sha256"] = identity
     return problems
 
 
-def map_header_problems(paths: Sequence[Path]) -> list[str]:
-    """Check the headers of label maps; one line for each problem."""
-    return _check(partial(_named, _open_map), [[str(path)] for path in paths])[0]
-
-
-def map_problems(paths: Sequence[str], table: LabelTable) -> list[str]:
-    """Check the values of label maps; one line for each problem."""
-    return _check(partial(_named, partial(_check_values, table=table)), [[path] for path in paths])[0]
-
-
-def _check(
-    check: Callable, files: Sequence[Sequence[str]], settings: Sequence = (), cache_file: str | Path | None = None
-) -> tuple[list[str], list]:
-    return nifti.check_files(files, check, settings, min(MOST_READERS, os.cpu_count()), cache_file)
+def map_problems(paths: Sequence[str], table: LabelTable | None = None) -> list[str]:
+    """Check the headers of label maps, and their values if a table is given. Returns one line for each problem."""
+    check = partial(_named, partial(_open_map, table=table))
+    return nifti.check_files([[path] for path in paths], check, workers=READERS)[0]
 
 
 def _check_pair(image: str, label: str, table: LabelTable) -> str:
@@ -92,9 +82,5 @@ def _open_map(path: str, table: LabelTable | None = None) -> nib.Nifti1Image:
     if image.header.get_data_dtype().kind not in "iuf":
         raise ValueError(f"has voxels of type {image.header.get_data_dtype()}; label values are needed")
     if table is not None:
-        _check_values(path, table)
+        table.classes(np.asanyarray(nifti.read_whole(path).dataobj), path)
     return image
-
-
-def _check_values(path: str, table: LabelTable) -> None:
-    table.classes(np.asanyarray(nifti.read_whole(path).dataobj), path)

@@ -10,10 +10,11 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from ..shared.base_derivative import made_by
 from ..shared.files import read_json
 from ..shared.problems import refuse
 from ..shared.scan_identity import refuse_copies
-from .derivative import made_here
+from .derivative import GENERATOR
 from .image_checks import check_pairs
 from .labels import LabelTable
 from .splits import SPLIT_COLUMN, SPLITS, read_splits, split_items
@@ -116,7 +117,7 @@ def _bids_items(dataset_dir: Path) -> tuple[list[dict], list[str]]:
         raise ValueError(f"{dataset_dir}: no T1w scans sub-X/[ses-Y/]anat/*_T1w.nii.gz. Is it the root of a BIDS data set?")
     maps_of = {}
     for root in (dataset_dir, *sorted(dataset_dir.glob("derivatives/*/"))):
-        if made_here(root):  # synthetic images and the maps they were made from
+        if made_by(root, GENERATOR):  # synthetic images and the maps they were made from
             continue
         for path in find_files(root, "dseg"):
             maps_of.setdefault(path.relative_to(root).parent, []).append(path)

@@ -11,11 +11,12 @@ from itertools import product
 from pathlib import Path
 
 from ..data.deformation import refuse_folding
-from ..data.derivative import Derivative, made_here, name_of
-from ..data.image_checks import map_header_problems, map_problems
+from ..data.derivative import GENERATOR, Derivative, name_of
+from ..data.image_checks import map_problems
 from ..data.labels import LabelTable
 from ..data.scans_and_maps import find_files
 from ..data.splits import read_splits
+from ..shared.base_derivative import made_by
 from ..shared.files import sha256
 from ..shared.problems import refuse
 
@@ -46,7 +47,7 @@ def find_maps(label_maps: str | Path | None, output_dir: str | Path | None = Non
     if output_dir is not None and root.resolve() == Path(output_dir).resolve():
         raise ValueError(f"label_maps and output_dir are one folder, {root}. Choose a new one for --output_dir")
     if root.is_dir():
-        derivatives = [folder for folder in root.glob("derivatives/*/") if not made_here(folder)]
+        derivatives = [folder for folder in root.glob("derivatives/*/") if not made_by(folder, GENERATOR)]
         found = [path for folder in (root, *derivatives) for path in find_files(folder, "dseg")] or list(root.glob("*.nii*"))
     else:
         found = [root] if root.is_file() else [Path(path) for path in glob(str(label_maps), recursive=True)]
@@ -58,8 +59,7 @@ def find_maps(label_maps: str | Path | None, output_dir: str | Path | None = Non
         )
     if split is not None:
         paths = _of_split(paths, split, root / "participants.tsv")
-    problems = map_header_problems(paths)
-    maps = []
+    problems, maps = map_problems([str(path) for path in paths]), []
     for path in paths:
         participant, session = _entities(path)
         if participant == "sub-":

@@ -87,9 +87,9 @@ def test_a_map_takes_its_values_from_where_the_displacement_says(head):
 
 
 @pytest.mark.parametrize("deformation_mm, scale_mm", [(-1, 40), (21, 40), (5, 0)])
-def test_an_amplitude_that_could_fold_is_refused(head, deformation_mm, scale_mm):
+def test_an_amplitude_that_could_fold_is_refused(deformation_mm, scale_mm):
     with pytest.raises(ValueError, match="amplitude must be from 0 to half of the scale"):
-        deform(head, SPACING_MM, deformation_mm, 0, scale_mm)
+        DeformLabelsd("image", deformation_mm, scale_mm)
 
 
 def test_items_are_deformed_by_their_own_seed_in_their_own_spacing(head):

@@ -163,11 +163,6 @@ def test_an_empty_map_is_refused():
         SIDED.classes(np.zeros((3, 4, 5)), "map.nii")
 
 
-def test_colours_are_no_labels():
-    with pytest.raises(ValueError, match="map.nii: label values of type complex64"):
-        SIDED.classes(np.ones(3, np.complex64), "map.nii")
-
-
 # Sides
 
 
@@ -362,8 +357,3 @@ def test_the_probability_and_the_seed_of_mirroring_are_respected():
     assert draws(1, 0.3) == draws(1, 0.3) and draws(1, 0.3) != draws(2, 0.3)
     assert 5 < sum(draws(1, 0.3)) < 35
     assert not any(draws(1, 0)) and all(draws(1, 1))
-
-
-def test_the_label_must_be_mirrored_with_the_image():
-    with pytest.raises(ValueError, match="label_key 'label' must be one of the keys"):
-        RandMirrord(["image"], "label", SIDED)
