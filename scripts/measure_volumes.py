@@ -20,14 +20,14 @@ from cohorts.row_matching import read_by_participant
 from measurement.accuracy import accuracy_row, describe_accuracy, format_table
 from measurement.output_table import VOLUMES, complete_row, participant_of, write_table
 from measurement.volume_net import WEIGHTS, load_network, read_on_grid, volumes_ml
-from monai.networks.nets import UNet
 from tqdm import tqdm
 
 TOOL = "measure_volumes.py"
 
 
-def measure(images: Iterable[Path], weights: Path = WEIGHTS, batch_size: int = 2) -> Iterator[dict]:
-    """Measure T1w volumes in MNI space, in order and in batches.
+@torch.inference_mode()
+def measure(images: Iterable[Path], weights: Path = WEIGHTS) -> Iterator[dict]:
+    """Measure T1w volumes in MNI space, one after the other.
 
     Yields:
         For each image a row of `complete_row` with ventricles_ml (lateral, with choroid plexus), brain_ml (grey and white
@@ -35,34 +35,21 @@ def measure(images: Iterable[Path], weights: Path = WEIGHTS, batch_size: int = 2
         image was refused, with volumes NaN, or "".
     """
     network = load_network(weights)
-    batch = []
-    for path in map(Path, images):
+    for path in images:
+        error = ""
         try:
-            batch.append((path, read_on_grid(path), ""))
-        except ValueError as error:
-            batch.append((path, None, str(error)))
-        if sum(tensor is not None for _, tensor, _ in batch) == batch_size:
-            yield from _measure_batch(network, batch)
-            batch = []
-    yield from _measure_batch(network, batch)
-
-
-@torch.inference_mode()
-def _measure_batch(network: UNet, batch: list[tuple[Path, torch.Tensor | None, str]]) -> Iterator[dict]:
-    """Rows of (path, volume, error); a volume is None where there is an error."""
-    tensors = [tensor for _, tensor, _ in batch if tensor is not None]
-    probabilities = iter(torch.softmax(network(torch.stack(tensors)[:, None]), 1) if tensors else ())
-    for path, tensor, error in batch:
-        volumes = volumes_ml(next(probabilities)) if tensor is not None else {}
-        if volumes and volumes["brain_ml"] < 300:
-            error = f"{path}: only {volumes['brain_ml']:.0f} mL of brain found; is it a T1w in MNI space?"
-        yield complete_row(participant_of(path.name), path, {} if error else volumes, TOOL) | {"error": error}
+            volumes = volumes_ml(torch.softmax(network(read_on_grid(path)[None, None]), 1)[0])
+            if volumes["brain_ml"] < 300:
+                raise ValueError(f"{path}: only {volumes['brain_ml']:.0f} mL of brain found; is it a T1w in MNI space?")
+        except ValueError as refusal:
+            volumes, error = {}, str(refusal)
+        yield complete_row(participant_of(path.name), path, volumes, TOOL) | {"error": error}
 
 
 def find_images(paths: Iterable[Path]) -> list[Path]:
     """List the volumes to measure: files as given, and of a folder all *_T1w.nii[.gz] below it, or else its own *.nii[.gz]."""
     images = []
-    for path in map(Path, paths):
+    for path in paths:
         if path.is_dir():
             inside = sorted(path.rglob("*_T1w.nii*")) or sorted(path.glob("*.nii*"))
             if not inside:
@@ -92,10 +79,11 @@ def accuracy(cohort: Path, weights: Path = WEIGHTS) -> list[dict]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("images", nargs="*", type=Path, help="T1w volumes in MNI space, or folders (BIDS or flat)")
-    parser.add_argument("--output", type=Path, help="TSV to write, one row per volume")
-    parser.add_argument("--accuracy", type=Path, metavar="COHORT_DIR", help="compare with a cohort's participants.tsv")
-    parser.add_argument("--weights", type=Path, default=WEIGHTS, help="state dict of the network (default: the shipped one)")
+    add = parser.add_argument
+    add("images", nargs="*", type=Path, help="T1w volumes in MNI space, or folders (BIDS or flat)")
+    add("--output", type=Path, help="TSV to write, one row per volume")
+    add("--accuracy", type=Path, metavar="COHORT_DIR", help="compare with a cohort's participants.tsv")
+    add("--weights", type=Path, default=WEIGHTS, help="state dict of the network (default: the shipped one)")
     arguments = parser.parse_args()
     if arguments.accuracy:
         print(format_table(accuracy(arguments.accuracy, arguments.weights)))

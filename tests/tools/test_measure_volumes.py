@@ -176,10 +176,10 @@ def test_storage_order_does_not_change_the_volumes(save):
     assert others == pytest.approx([first] * 2, rel=1e-3)
 
 
-def test_batches_keep_order_and_refusals(save):
+def test_refused_volumes_keep_their_place(save):
     good = save("sub-a_T1w.nii.gz", image_of(head(11), 4.0))
     bad = save("sub-b_T1w.nii.gz", image_of(np.zeros((42, 58, 44)), 4.0))
-    rows = list(measure_volumes.measure([bad, good, bad, good, good], batch_size=2))
+    rows = list(measure_volumes.measure([bad, good, bad, good, good]))
     assert [bool(row["error"]) for row in rows] == [True, False, True, False, False]
     assert len({round(row["ventricles_ml"], 3) for row in rows if not row["error"]}) == 1
     assert all(np.isnan(row["brain_ml"]) for row in rows if row["error"])
