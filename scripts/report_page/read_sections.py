@@ -37,8 +37,9 @@ def _read(path: Path) -> dict:
         raise ValueError(f"{path}: a section needs a title and a text")
     try:
         for table in section["tables"]:
-            if bad := [row for row in table["rows"] if len(row) != len(table["header"])]:
-                raise ValueError(f"{path}: the row {bad[0]} has {len(bad[0])} cells, its header {len(table['header'])}")
+            cells = len(table["header"])
+            if bad := [row for row in table["rows"] if len(row) != cells]:
+                raise ValueError(f"{path}: the row {bad[0]} has {len(bad[0])} cells, its header {cells}")
         section["figures"] = [figure | {"path": _figure(path, figure["file"])} for figure in section["figures"]]
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path}: a table needs header and rows, a figure its file ({error!r})") from None

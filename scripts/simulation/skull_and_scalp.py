@@ -72,8 +72,9 @@ def _distance_mm(points_mm, centre, semi_axes):
     return (torch.sqrt(sum(value**2 for value in scaled)) - 1) * min(semi_axes)
 
 
-def _blend(first, second, round_mm=10.0):
+def _blend(first, second):
     """Distance to the union of two solids, with a rounded crease."""
+    round_mm = 10.0
     share = (0.5 + 0.5 * (second - first) / round_mm).clamp(0, 1)
     return second + (first - second) * share - round_mm * share * (1 - share)
 

@@ -501,7 +501,8 @@ def test_sections_stand_in_the_order_of_their_paths_with_their_tables_and_figure
         ({"figures": [{"file": "../secret.png"}]}, "a figure must lie beside the section"),
         ({"figures": [{"file": "a.section.json"}]}, "its figure a.section.json is not a PNG file"),
         ({"title": None}, "a section needs a title and a text"),
-        ({"tables": [{"head": ["a"], "rows": []}], "figures": [{}]}, "a table needs header and rows, a figure its file"),
+        ({"tables": [{"head": ["a"], "rows": []}]}, "a table needs header and rows, a figure its file"),
+        ({"figures": [{}]}, "a table needs header and rows, a figure its file"),
     ],
 )
 def test_a_section_that_cannot_be_shown_is_named_and_no_page_is_written(generated, tmp_path, changes, message):

@@ -1,3 +1,5 @@
+import runpy
+
 import nibabel
 import numpy as np
 import pytest
@@ -125,6 +127,12 @@ def test_every_fourth_map_is_held_out(tmp_path):
 def test_too_few_label_maps_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="found 0 label maps"):
         training.find_label_maps(tmp_path)
+
+
+def test_the_command_ends_with_one_sentence_about_wrong_input(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["train_volume_net.py", "--labels", str(tmp_path), "--steps", "1"])
+    with pytest.raises(SystemExit, match="^error: .*: found 0 label maps"):
+        runpy.run_path(training.__file__, run_name="__main__")
 
 
 def test_training_changes_and_saves_the_weights(anatomy, tmp_path):
