@@ -6,6 +6,7 @@ import logging
 import math
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -20,15 +21,15 @@ from .files import save_weights
 logger = logging.getLogger(__name__)
 
 
+@dataclass(eq=False)
 class EpochSeed:
     """Seed all random generators at the start of each epoch from (seed, epoch, rank).
 
     A resumed run then draws the same numbers as an uninterrupted one, and two ranks draw different noise.
     """
 
-    def __init__(self, seed: int, rank: int = 0) -> None:
-        self.seed = seed
-        self.rank = rank
+    seed: int
+    rank: int = 0
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.EPOCH_STARTED, self)
@@ -39,48 +40,35 @@ class EpochSeed:
         set_rnd(engine.data_loader.dataset, seed)  # MONAI's random transforms have their own generators
 
 
+@dataclass(eq=False)
 class BestWeights:
     """Save the weights of a network whenever the evaluator's metric improves on its best value.
 
-    Args:
-        path: file to write the state dict to. Weights that are not finite are never written.
-        network: network without its DDP wrapper.
-        metric: name of the evaluator's metric.
-        larger_is_better: False for losses.
-        restart_at_epoch: epoch at which the loss changes and the best value is reset. The adversarial phase gives sharper
-            images with a lower SSIM, so metrics before and after its start cannot be compared.
-        writes: whether this process writes the file; True on the first rank only.
+    The best value is reset at the epoch `restart_at_epoch`, in which the loss changes. The adversarial phase gives sharper
+    images with a lower SSIM, so metrics before and after its start cannot be compared.
     """
 
-    def __init__(
-        self,
-        path: str | Path,
-        network: torch.nn.Module,
-        metric: str,
-        larger_is_better: bool = True,
-        restart_at_epoch: int | None = None,
-        writes: bool = True,
-    ) -> None:
-        self.path = Path(path)
-        self.network = network
-        self.metric = metric
-        self.sign = 1 if larger_is_better else -1
-        self.writes = writes
-        self.best = -math.inf
-        self.best_epoch = 0
-        self.restart_at_epoch = restart_at_epoch or 0
+    path: str | Path  # file of the state dict; weights that are not finite are never written
+    network: torch.nn.Module  # without its DDP wrapper
+    metric: str  # name of the evaluator's metric
+    larger_is_better: bool = True
+    restart_at_epoch: int | None = None
+    writes: bool = True  # True on the first rank only
+    best: float = field(default=-math.inf, init=False)  # larger is better
+    best_epoch: int = field(default=0, init=False)
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
         value = float(engine.state.metrics[self.metric])
-        if self.best_epoch < self.restart_at_epoch <= engine.state.epoch:
+        score = value if self.larger_is_better else -value
+        if self.best_epoch < (self.restart_at_epoch or 0) <= engine.state.epoch:
             self.best = -math.inf
-        if math.isfinite(value) and self.sign * value > self.best:
+        if math.isfinite(value) and score > self.best:
             if self.writes:
                 save_weights(self.network.state_dict(), self.path)
-            self.best, self.best_epoch = self.sign * value, engine.state.epoch
+            self.best, self.best_epoch = score, engine.state.epoch
             logger.info(f"{self.path}: best {self.metric} so far, {value:.5f}")
 
     def state_dict(self) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -25,19 +26,13 @@ def three_planes(volume: torch.Tensor) -> torch.Tensor:
     return torch.cat(padded, dim=1).clamp(0, 1)[None]
 
 
+@dataclass(eq=False)
 class Panels:
-    """Draw volumes in TensorBoard every few epochs of a trainer.
+    """Draw volumes in TensorBoard every few epochs of a trainer."""
 
-    Args:
-        log_dir: folder that TensorBoard reads.
-        volumes: function that returns volumes (B, 1, D, H, W) by name; each name becomes a row of pictures.
-        every: number of epochs between two drawings.
-    """
-
-    def __init__(self, log_dir: str, volumes: Callable[[], dict[str, torch.Tensor]], every: int) -> None:
-        self.log_dir = log_dir
-        self.volumes = volumes
-        self.every = every
+    log_dir: str  # folder that TensorBoard reads
+    volumes: Callable[[], dict[str, torch.Tensor]]  # returns volumes (B, 1, D, H, W) by the name of their row of pictures
+    every: int  # number of epochs between two drawings
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.every), self)

@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from .files import read_tensors, save_weights
 logger = logging.getLogger(__name__)
 
 
+@dataclass(eq=False)
 class Resume:
     """Save the whole state of a stage in one file, and load it when the same command runs again.
 
@@ -26,30 +28,17 @@ class Resume:
     exit status 143. A run that resumes at the end of an epoch gives bit-identical results. If it resumes within an epoch, the
     rest of that epoch has other random draws. The state is saved after all other handlers of an event have run.
 
-    Args:
-        path: file of the state.
-        objects: objects to save, by name. Each has `state_dict` and `load_state_dict`: networks without their DDP wrapper,
-            optimisers, schedulers, `BestWeights`.
-        settings: settings that must not change. A file that was saved with other values is refused.
-        writes: whether this process writes the file; True on the first rank only.
-        every_minutes: interval between saves within an epoch, in minutes. A SIGKILL loses at most this much work.
+    Objects have `state_dict` and `load_state_dict`: networks without their DDP wrapper, optimisers, schedulers, `BestWeights`.
+    A file that was saved with other `settings` is refused.
     """
 
-    def __init__(
-        self,
-        path: str | Path,
-        objects: Mapping[str, Any],
-        settings: Mapping[str, Any] | None = None,
-        writes: bool = True,
-        every_minutes: float = 10,
-    ) -> None:
-        self.path = Path(path)
-        self.objects = dict(objects)
-        self.settings = dict(settings or {})
-        self.writes = writes
-        self.every_minutes = every_minutes
-        self.terminated = False
-        self._before = None
+    path: str | Path
+    objects: Mapping[str, Any]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    writes: bool = True  # True on the first rank only
+    every_minutes: float = 10  # a SIGKILL loses at most this much work
+    terminated: bool = field(default=False, init=False)
+    _before: Any = field(default=None, init=False)  # handler of SIGTERM before the run
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.STARTED, self.load)
@@ -62,7 +51,7 @@ class Resume:
         self._last_save = time.monotonic()
         if threading.current_thread() is threading.main_thread():  # Python allows signal handlers only there
             self._before = signal.signal(signal.SIGTERM, self._on_sigterm)
-        if not self.path.exists():
+        if not Path(self.path).exists():
             return
         state = read_tensors(self.path)
         try:
@@ -90,7 +79,7 @@ class Resume:
         position = {"epoch": epoch, "iteration_of_epoch": within, "epoch_length": engine.state.epoch_length}
         if self.writes:
             states = {name: item.state_dict() for name, item in self.objects.items()}
-            save_weights(states | position | {"settings": self.settings}, self.path)
+            save_weights(states | position | {"settings": dict(self.settings)}, self.path)
         self._last_save = time.monotonic()
         if self.terminated:
             raise SystemExit(143)  # engine.terminate() would let the next stage start
