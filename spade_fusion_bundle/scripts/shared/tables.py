@@ -1,4 +1,4 @@
-"""Read, write and print tables."""
+"""Read, write and print tables of tab-separated text."""
 
 from __future__ import annotations
 
@@ -10,26 +10,22 @@ from pathlib import Path
 from .files import write_text
 from .problems import refuse
 
-SEPARATORS = {"\t": "tabs", ",": "commas", ";": "semicolons"}
+OTHER_SEPARATORS = {",": "commas", ";": "semicolons"}
 
 
-def read_table(path: str | Path, separator: str = "\t") -> list[dict[str, str]]:
-    """Read the rows of a table as dictionaries from column name to cell.
-
-    Args:
-        path: text file in UTF-8 with a header.
-        separator: character between two cells.
+def read_table(path: str | Path) -> list[dict[str, str]]:
+    """Read the rows of a table, a UTF-8 text file with a header, as dictionaries from column name to cell.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is not such a table, has no rows, names a column twice, or has rows of another length.
     """
-    _, rows, problems = read_numbered(path, separator)
+    _, rows, problems = read_numbered(path)
     refuse(problems)
     return list(rows.values())
 
 
-def read_numbered(path: str | Path, separator: str = "\t") -> tuple[list[str], dict[int, dict[str, str]], list[str]]:
+def read_numbered(path: str | Path) -> tuple[list[str], dict[int, dict[str, str]], list[str]]:
     """Read a table as `read_table` does, but return row numbers, and return problems of rows instead of raising them.
 
     Returns:
@@ -38,7 +34,7 @@ def read_numbered(path: str | Path, separator: str = "\t") -> tuple[list[str], d
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such table. Give a file of text, cells separated by {SEPARATORS[separator]}")
+        raise FileNotFoundError(f"{path}: no such table. Give a file of text, cells separated by tabs")
     content = path.read_bytes()
     try:
         if b"\0" in content:  # UTF-16 and UTF-32, which spreadsheets call "Unicode text"
@@ -46,14 +42,14 @@ def read_numbered(path: str | Path, separator: str = "\t") -> tuple[list[str], d
         text = content.decode("utf-8-sig")
     except ValueError as error:
         raise ValueError(f"{path}: not encoded in UTF-8 ({error}). Save it as text in UTF-8") from None
-    lines = enumerate(csv.reader(io.StringIO(text, newline=""), delimiter=separator), start=1)
+    lines = enumerate(csv.reader(io.StringIO(text, newline=""), delimiter="\t"), start=1)
     lines = [(number, cells) for number, cells in lines if cells]
     if len(lines) < 2:
         raise ValueError(f"{path}: {'only a header' if lines else 'empty'}. It needs a header and one row or more")
     header = lines[0][1]
-    for other, name in SEPARATORS.items():
+    for other, name in OTHER_SEPARATORS.items():
         if len(header) == 1 and other in header[0]:
-            raise ValueError(f"{path}: columns are separated by {name}. Save it again with {SEPARATORS[separator]}")
+            raise ValueError(f"{path}: columns are separated by {name}. Save it again with tabs")
     if len(set(header)) < len(header):
         raise ValueError(f"{path}: a column name appears twice: {', '.join(header)}. Rename or remove one")
     rows, problems = {}, []
