@@ -25,12 +25,9 @@ UNREADABLE = (OSError, EOFError, ValueError, KeyError, AttributeError, zlib.erro
 def open_image(path: str | Path, remedy: str = "Convert it again from DICOM") -> nib.Nifti1Image:
     """Open an image without reading its voxels, and check that its orientation is known.
 
-    Args:
-        path: NIfTI file.
-        remedy: advice that the error message gives for an image without orientation.
-
     Raises:
-        ValueError: the file is not NIfTI, does not define left and right, or has an affine that cannot be inverted.
+        ValueError: the file is not NIfTI, does not define left and right, or has an affine that cannot be inverted. The message
+            gives `remedy` as advice.
     """
     try:
         image = nib.load(path)

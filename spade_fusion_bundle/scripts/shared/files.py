@@ -88,12 +88,7 @@ def _sha256(path: Path, mtime_ns: int, size: int) -> str:
 
 
 def read_tensors(path: str | Path, **options) -> Any:
-    """Read tensors and plain values from a file of `torch.save`; never run code from it. Refuse a damaged file.
-
-    Args:
-        path: file of weights or of a resume state.
-        **options: further arguments of `torch.load`, such as `mmap=True`.
-    """
+    """Read tensors and plain values from a file of `torch.save`; never run code from it. `options` are those of `torch.load`."""
     import torch  # here, because it takes seconds, and most tools write files without it
 
     try:

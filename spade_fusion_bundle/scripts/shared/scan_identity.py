@@ -29,12 +29,7 @@ def voxels_sha256(values: np.ndarray) -> str:
 
 
 def refuse_copies(data: Mapping[str, Sequence[Mapping]], dataset_dir: str | Path) -> None:
-    """Refuse a data set that has the same scan in two splits.
-
-    Args:
-        data: scans by split, from `read_dataset`.
-        dataset_dir: folder of the data set, which the message names.
-    """
+    """Refuse a data set, from `read_dataset`, that has the same scan in two splits."""
     problems, first = [], {}
     for split, items in data.items():
         for item in items:
@@ -45,12 +40,7 @@ def refuse_copies(data: Mapping[str, Sequence[Mapping]], dataset_dir: str | Path
 
 
 def seen_voxels(items: Sequence[Mapping], init: str | Path | None = None) -> list[str]:
-    """Return the sorted identities of training scans.
-
-    Args:
-        items: training scans, from `read_dataset`.
-        init: file of the initial weights, whose training scans are included; None for random weights.
-    """
+    """Return the sorted identities of training scans, including those of the initial weights in the file `init`, if any."""
     earlier = read_recipe(init).get("seen_voxels", ()) if init is not None else ()
     return sorted({*earlier, *(item["voxels_sha256"] for item in items)})
 

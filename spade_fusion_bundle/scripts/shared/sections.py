@@ -33,7 +33,6 @@ def write_section(
     for figure in figures:
         if not (path.parent / figure["file"]).is_file():
             raise ValueError(f"{path}: the figure {figure['file']} is not in its folder")
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, {"title": title, "text": text, "tables": list(tables), "figures": list(figures)})
 
 
