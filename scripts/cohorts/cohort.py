@@ -115,8 +115,10 @@ class Cohort:
         """Return " by the tool" if several tools measured the quantity, else ""."""
         return f" by {tool}" if sum(name in table for table in self.tables.values()) > 1 else ""
 
-    def title(self, name: str) -> str:
-        return QUANTITIES[name][0] if name in QUANTITIES else name
+    def title(self, name: str, tool: str | None = None) -> str:
+        """Return the title of a quantity, such as "lateral ventricles", or with its tool "lateral ventricles by SynthSeg"."""
+        title = QUANTITIES[name][0] if name in QUANTITIES else name
+        return f"{title} by {tool}" if tool else title
 
     def unit(self, name: str) -> str:
         """Return the unit of a quantity, such as "mL"; "" if it is unknown."""

@@ -48,7 +48,7 @@ def compare(cohorts: Mapping[str, Cohort]) -> tuple[list[Reading], dict[str, str
             try:
                 numbers[kind] = numbers_of(cohort, name, [other for other in requested if other != name])
             except ValueError as error:
-                without[f"{generated.title(name)} by {tool}" + ("" if kind == GENERATED else f", {kind}")] = str(error)
+                without[generated.title(name, tool) + ("" if kind == GENERATED else f", {kind}")] = str(error)
         if GENERATED in numbers:
             readings.append(Reading(name, tool, {kind: by_tool[kind] for kind in numbers}, numbers))
     if not readings:
@@ -77,7 +77,7 @@ def table_rows(readings: Sequence[Reading]) -> list[list[str]]:
         cohort, numbers = reading.cohorts[GENERATED], reading.numbers[GENERATED]
         decimals, unit = decimals_of(cohort.pairs(reading.name)["expected"]), cohort.unit(reading.name)
         trivial = f"{numbers['mae_of_the_mean']:.{decimals}f} {unit}".strip()
-        titles = {GENERATED: f"{cohort.title(reading.name)} by {reading.tool}"}
+        titles = {GENERATED: cohort.title(reading.name, reading.tool)}
         titles |= {kind: f"— the tool on {kind}" for kind in (SCANS, THROUGH) if kind in reading.numbers}
         own, *on_scans = [_row(title, reading.numbers[kind], decimals, unit) for kind, title in titles.items()]
         mean = ["— always answering the mean", str(numbers["n"]), "undefined", "undefined", "0", "0", trivial]
@@ -100,12 +100,9 @@ def figure3(readings: Sequence[Reading]) -> Figure:
     """Draw one panel per quantity and tool: measured against requested, the fitted line, and the same tool on scans."""
     columns = min(len(readings), COLUMNS)
     rows = -(-len(readings) // columns)
-    figure = Figure(figsize=(4.6 * columns, 6.4 * rows), layout="constrained", facecolor="white")
-    panels = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axes in panels[len(readings) :]:
-        axes.set_axis_off()
-    for axes, reading in zip(panels, readings):
-        draw_panel(axes, reading)
+    figure = Figure(figsize=(4.6 * columns, 6.4 * rows), layout="constrained")
+    for number, reading in enumerate(readings, start=1):
+        draw_panel(figure.add_subplot(rows, columns, number), reading)
     figure.supxlabel(NOTICE, fontsize=8)
     return figure
 
@@ -142,7 +139,7 @@ def draw_panel(axes, reading: Reading) -> None:
 def explain(cohorts: Mapping[str, Cohort], readings: Sequence[Reading], without: Mapping[str, str]) -> str:
     generated = cohorts[GENERATED]
     text = f"{len(generated.expected)} volumes of {generated.name}. "
-    unmeasured = {f"{generated.title(r.name)} by {r.tool}": r.numbers[GENERATED]["unmeasured"] for r in readings}
+    unmeasured = {generated.title(r.name, r.tool): r.numbers[GENERATED]["unmeasured"] for r in readings}
     if counts := ", ".join(f"{count} of {name}" for name, count in unmeasured.items() if count):
         text += f"Some volumes could not be measured and are in no number below: {counts}. "
     if several := [kind for kind, cohort in cohorts.items() if cohort.has_several_per_participant()]:

@@ -131,7 +131,7 @@ def compare(tables: Mapping[str, pd.DataFrame], seed: int = 0) -> tuple[pd.DataF
 def draw_histograms(tables: Mapping[str, pd.DataFrame], distances: pd.DataFrame) -> Figure:
     """Draw a panel per size with the histograms of all kinds, as percentages of the kind, with common bins."""
     names = list(dict.fromkeys(distances["volume"]))
-    figure = Figure(figsize=(3.6 * len(names), 3.6), layout="constrained", facecolor="white")
+    figure = Figure(figsize=(3.6 * len(names), 3.6), layout="constrained")
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names):
         values = {kind: tables[kind][name].dropna() for kind in COLOURS if kind in tables}
         edges = np.histogram_bin_edges(np.concatenate(list(values.values())), bins=12)

@@ -21,6 +21,7 @@ from conditioning_parts.sweeps import Sweep, by_tool, model_range, scan_pairs
 COLUMNS = 8  # of pictures
 PANELS = 4  # in a row of plots
 FEWEST_NOISES = 3  # for an interval
+SLOPE = "mean of the noises [95 %] (range)"
 INSIDE, OUTSIDE = "#2b6cb0", "#c05621"
 ORIENTATION = "Axial and coronal plane; the subject's left is at the picture's right."
 
@@ -52,17 +53,11 @@ def picture_rows(figure, cohort: Cohort, sweeps: Sequence[Sweep], shown: Sequenc
         axes[0].text(-0.05, 0.5, title, rotation=90, fontsize=9, **place)
 
 
-def new_figure(width: float, height: float) -> Figure:
-    """Return an empty figure of this size in inches."""
-    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
-    figure.get_layout_engine().set(h_pad=0.03, w_pad=0.02)
-    return figure
-
-
 def figure2(cohort: Cohort, sweeps: Sequence[Sweep]) -> Figure:
     """Draw one row per covariate and noise, with values within the range rising from left to right."""
     shown = [evenly(list(sweep.inside.index), COLUMNS) for sweep in sweeps]
-    figure = new_figure(2.0 * max(map(len, shown)) + 0.6, 1.65 * len(sweeps) + 0.4)
+    size = 2.0 * max(map(len, shown)) + 0.6, 1.65 * len(sweeps) + 0.4
+    figure = Figure(figsize=size, layout="constrained")
     picture_rows(figure, cohort, sweeps, shown)
     measured = f" by {', '.join(cohort.tables)}" if cohort.tables else ""
     figure.supxlabel(f"{ORIENTATION} One noise a row; below: requested, measured{measured}. {NOTICE}", fontsize=8)
@@ -78,14 +73,12 @@ def figure4(cohort: Cohort, sweeps: Sequence[Sweep], scans: Cohort | None) -> Fi
     readings = list(by_tool(sweeps))
     rows = -(-len(readings) // PANELS)
     heights = (1.65 * len(sweeps), 3.9 * rows)
-    figure = new_figure(max(1.8 * max(map(len, shown)) + 0.6, 14), sum(heights) + 0.4)
+    size = max(1.8 * max(map(len, shown)) + 0.6, 14), sum(heights) + 0.4
+    figure = Figure(figsize=size, layout="constrained")
     pictures, plots = figure.subfigures(2, 1, height_ratios=heights)
     picture_rows(pictures, cohort, sweeps, shown)
-    panels = plots.subplots(rows, PANELS, squeeze=False).ravel()
-    for axes in panels[len(readings) :]:
-        axes.set_axis_off()
-    for axes, (_, tool, own) in zip(panels, readings):
-        draw_response(axes, cohort, own, tool, scans)
+    for number, (_, tool, own) in enumerate(readings, start=1):
+        draw_response(plots.add_subplot(rows, PANELS, number), cohort, own, tool, scans)
     figure.supxlabel(f"{ORIENTATION} {NOTICE}", fontsize=8)
     return figure
 
@@ -130,34 +123,34 @@ def slope_cell(parts: Sequence[pd.DataFrame], tool: str | None) -> str:
     return f"{text} ({min(slopes):.2f} to {max(slopes):.2f})" if len(slopes) > 1 else text
 
 
-def _title(cohort: Cohort, name: str, tool: str | None) -> str:
-    return f"{cohort.title(name)} by {tool}" if tool else cohort.title(name)
-
-
-SLOPE = "mean of the noises [95 %] (range)"
-SWEEP_HEADER = ["covariate", "noises", "values", f"slope, {SLOPE}", "mean absolute error", "… of the mean"]
-
-
-def sweep_rows(cohort: Cohort, sweeps: Sequence[Sweep]) -> list[list[str]]:
-    """Rows for covariates and tools: what was measured within the range, and the error of always answering the mean."""
+def inside_table(cohort: Cohort, sweeps: Sequence[Sweep]) -> dict:
+    """Return what was measured within the range, and the error of always answering the mean, by covariate and tool."""
     rows = []
     for name, tool, own in by_tool(sweeps):
         inside = [sweep.inside for sweep in own]
         pairs = pd.concat(inside)[["requested", tool]].dropna() if tool else pd.DataFrame()
-        row = [_title(cohort, name, tool), str(len(own)), str(len(pairs))]
-        if pairs.empty:
-            rows.append([*row, "not measured", "", ""])
-            continue
-        errors = (pairs[tool] - pairs["requested"]).abs().mean(), mean_answer_error(pairs["requested"])
-        rows.append([*row, slope_cell(inside, tool), *(f"{error:.1f} {cohort.unit(name)}".strip() for error in errors)])
-    return rows
+        cells = ["not measured", "", ""]
+        if len(pairs):
+            errors = (pairs[tool] - pairs["requested"]).abs().mean(), mean_answer_error(pairs["requested"])
+            cells = [slope_cell(inside, tool), *(f"{error:.1f} {cohort.unit(name)}".strip() for error in errors)]
+        rows.append([cohort.title(name, tool), str(len(own)), str(len(pairs)), *cells])
+    header = ["covariate", "noises", "values", f"slope, {SLOPE}", "mean absolute error", "… of the mean"]
+    return {"header": header, "rows": rows}
 
 
-VALUE_HEADER = ["covariate", "requested", "scaled (range: 0 to 1)", "n", "measured, mean (range)", "nearest end of the range"]
+def slope_table(cohort: Cohort, sweeps: Sequence[Sweep]) -> dict:
+    """Return slopes. The lines below and above the range begin at the value within it that is nearest to its end."""
+    rows = []
+    for name, tool, own in by_tool(sweeps):
+        inside = [sweep.inside for sweep in own]
+        below = [sweep.rows[sweep.rows["scaled"] <= sweep.inside["scaled"].min()] for sweep in own]
+        above = [sweep.rows[sweep.rows["scaled"] >= sweep.inside["scaled"].max()] for sweep in own]
+        rows.append([cohort.title(name, tool), *(slope_cell(noises, tool) for noises in (below, inside, above))])
+    return {"header": ["covariate", f"slope below the range, {SLOPE}", "within", "above"], "rows": rows}
 
 
-def value_rows(cohort: Cohort, sweeps: Sequence[Sweep]) -> list[list[str]]:
-    """Rows for values beyond the range: what was measured over all noises, and the end of the range on this side."""
+def value_table(cohort: Cohort, sweeps: Sequence[Sweep]) -> dict:
+    """Return for each value beyond the range what was measured over all noises, and the nearest end of the range."""
     rows = []
     for name, tool, own in by_tool(sweeps):
         low, high = model_range(own)
@@ -167,36 +160,20 @@ def value_rows(cohort: Cohort, sweeps: Sequence[Sweep]) -> list[list[str]]:
             if len(measured) > 1:
                 spread += f" ({measured.min():.1f} to {measured.max():.1f})"
             value, end = (cohort.value(name, number, 1) for number in (requested, low if scaled < 0 else high))
-            rows.append([_title(cohort, name, tool), value, f"{scaled:.2f}", str(len(measured)), spread, end])
-    return rows
+            rows.append([cohort.title(name, tool), value, f"{scaled:.2f}", str(len(measured)), spread, end])
+    header = ["covariate", "requested", "scaled (range: 0 to 1)", "n", "measured, mean (range)", "nearest end of the range"]
+    return {"header": header, "rows": rows}
 
 
-SLOPE_HEADER = ["covariate", f"slope below the range, {SLOPE}", "within", "above"]
-
-
-def slope_rows(cohort: Cohort, sweeps: Sequence[Sweep]) -> list[list[str]]:
-    """Rows of slopes. The lines below and above the range begin at the value inside that is nearest to its end."""
-    rows = []
-    for name, tool, own in by_tool(sweeps):
-        inside = [sweep.inside for sweep in own]
-        below = [sweep.rows[sweep.rows["scaled"] <= part["scaled"].min()] for sweep, part in zip(own, inside)]
-        above = [sweep.rows[sweep.rows["scaled"] >= part["scaled"].max()] for sweep, part in zip(own, inside)]
-        rows.append([_title(cohort, name, tool), *(slope_cell(parts, tool) for parts in (below, inside, above))])
-    return rows
-
-
-TOOL_HEADER = ["the tool on scans", "n", "smallest: true, measured", "largest: true, measured"]
-
-
-def tool_rows(cohort: Cohort, sweeps: Sequence[Sweep], scans: Cohort | None) -> list[list[str]]:
-    """Rows for tools: the smallest and the largest scan of known value, which limit the range where the tool was tested."""
+def tool_table(cohort: Cohort, sweeps: Sequence[Sweep], scans: Cohort | None) -> dict:
+    """Return for each tool the smallest and the largest scan of known value, between which the tool was tested."""
     rows = []
     for name, tool, _ in by_tool(sweeps):
         if (pairs := scan_pairs(scans, name, tool)) is not None:
             ends = pairs.loc[[pairs["expected"].idxmin(), pairs["expected"].idxmax()]]
             cells = [", ".join(cohort.value(name, number, 1) for number in end) for end in ends.to_numpy()]
-            rows.append([_title(cohort, name, tool), str(len(pairs)), *cells])
-    return rows
+            rows.append([cohort.title(name, tool), str(len(pairs)), *cells])
+    return {"header": ["the tool on scans", "n", "smallest: true, measured", "largest: true, measured"], "rows": rows}
 
 
 def sweep_figures(cohort: Cohort, sweeps: Sequence[Sweep], scans: Cohort | None = None) -> list[ReportSection]:
@@ -215,11 +192,11 @@ def sweep_figures(cohort: Cohort, sweeps: Sequence[Sweep], scans: Cohort | None 
             f"{FEWEST_NOISES} noises, and there is no correlation. A model that ignored the covariate would have slope 0 "
             "and the error of the last column."
         )
-        tables = [{"header": SWEEP_HEADER, "rows": sweep_rows(cohort, within)}]
+        tables = [inside_table(cohort, within)]
         figures = {"figure2.png": (figure2(cohort, within), f"{ORIENTATION} {NOTICE}")}
         sections.append(ReportSection("figure2", "One covariate changes, the noise stays (Figure 2)", text, tables, figures))
     if beyond:
-        known = tool_rows(cohort, beyond, scans)
+        known = tool_table(cohort, beyond, scans)
         text = (
             f"These are volumes of {cohort.name}, with one noise per row. The model's covariates.json scales the range to "
             "0 to 1. The range was declared for the training data, which need not fill it; Pinaya et al. 2022 requested "
@@ -230,13 +207,9 @@ def sweep_figures(cohort: Cohort, sweeps: Sequence[Sweep], scans: Cohort | None 
             f"noise has a slope; the interval needs {FEWEST_NOISES} noises.\n\n"
             f"The volumes were measured {tools}. A tool that measures its largest scan too small does the same in "
             "generated volumes, whatever the model does"
-            + (". The last table shows how far each tool was tested." if known else ": measure scans as well (--real).")
+            + (". The last table shows how far each tool was tested." if known["rows"] else ": measure scans as well (--real).")
         )
-        tables = [
-            {"header": SLOPE_HEADER, "rows": slope_rows(cohort, beyond)},
-            {"header": VALUE_HEADER, "rows": value_rows(cohort, beyond)},
-            *([{"header": TOOL_HEADER, "rows": known}] if known else []),
-        ]
+        tables = [slope_table(cohort, beyond), value_table(cohort, beyond), *([known] if known["rows"] else [])]
         caption = f"Blue: within the range. Orange: beyond it. {ORIENTATION} {NOTICE}"
         figures = {"figure4.png": (figure4(cohort, beyond, scans), caption)}
         sections.append(ReportSection("figure4", "Beyond the range (Figure 4)", text, tables, figures))

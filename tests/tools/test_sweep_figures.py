@@ -81,7 +81,8 @@ def test_a_sweep_is_one_noise_and_one_changing_covariate(swept):
 
 
 def test_slopes_are_measured_within_and_beyond_the_range(swept):
-    ((name, below, within, above),) = sweep_figures.slope_rows(swept, sweeps.find_sweeps(swept, "ventricles_ml"))
+    table = sweep_figures.slope_table(swept, sweeps.find_sweeps(swept, "ventricles_ml"))
+    ((name, below, within, above),) = table["rows"]
     assert name == "lateral ventricles by volumes.tsv"
     assert (below, within, above) == ("0.50 (0.50 to 0.50)", "1.00 (1.00 to 1.00)", "0.50 (0.50 to 0.50)")
 
@@ -100,7 +101,7 @@ def test_the_values_of_one_noise_are_no_samples():
 
 
 def test_each_value_beyond_is_listed_with_what_was_measured_and_where_the_range_ends(swept):
-    rows = sweep_figures.value_rows(swept, sweeps.find_sweeps(swept, "ventricles_ml"))
+    rows = sweep_figures.value_table(swept, sweeps.find_sweeps(swept, "ventricles_ml"))["rows"]
     space = "\N{NO-BREAK SPACE}"
     assert rows[0] == [
         "lateral ventricles by volumes.tsv",
