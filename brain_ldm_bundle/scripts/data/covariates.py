@@ -33,29 +33,17 @@ SLIPS = {  # unit: (value in our unit if the slip was made, what it looks like, 
 
 @dataclass(frozen=True)
 class Covariate:
-    """One entry of the schema: a quantity with a range, or a category with levels.
+    """One entry of the schema: a quantity with a range, or a category with levels."""
 
-    Args:
-        name: column of the table.
-        unit: physical unit of the values, such as "mL".
-        description: meaning, for the table that goes with generated volumes.
-        source: where the range comes from.
-        range: lowest and highest value of the training data, which are scaled to 0 and 1.
-        levels: scaled value of each category; instead of `range`.
-        limits: lowest and highest plausible value; None: as far as `EXTRAPOLATION` of the range.
-        scale: "linear", or "log" to scale the logarithm.
-        missing: "refused"; or "allowed", then a missing value is scaled to `NULL`.
-    """
-
-    name: str
-    unit: str = ""
-    description: str = ""
-    source: str = ""
-    range: Sequence[float] | None = None
-    levels: Mapping[str, float] | None = None
-    limits: Sequence[float] | None = None
-    scale: str = "linear"
-    missing: str = "refused"
+    name: str  # column of the table
+    unit: str = ""  # physical unit of the values, such as "mL"
+    description: str = ""  # meaning, for the table that goes with generated volumes
+    source: str = ""  # where the range comes from
+    range: Sequence[float] | None = None  # lowest and highest value of the training data, which are scaled to 0 and 1
+    levels: Mapping[str, float] | None = None  # scaled value of each category; instead of `range`
+    limits: Sequence[float] | None = None  # lowest and highest plausible value; None: as far as `EXTRAPOLATION` of the range
+    scale: str = "linear"  # or "log", to scale the logarithm
+    missing: str = "refused"  # or "allowed": then a missing value is scaled to `NULL`
 
     def __post_init__(self) -> None:
         if not (isinstance(self.name, str) and self.name.isidentifier()) or self.name in ("participant_id", "split"):
@@ -166,19 +154,12 @@ class Covariate:
 
 @dataclass(frozen=True)
 class Request:
-    """One volume to make. `CovariateSchema.request` makes it from a row that was checked.
+    """One volume to make. `CovariateSchema.request` makes it from a row that was checked."""
 
-    Args:
-        participant_id: "sub-" and a BIDS label.
-        values: physical value of each covariate by its name; None where it is missing.
-        scaled: inputs of the model, in the schema's order.
-        noise: name of the noise that the volume begins from; requests of one name share it. None: a noise of its own.
-    """
-
-    participant_id: str
-    values: Mapping[str, float | str | None]
-    scaled: tuple[float, ...]
-    noise: str | None = None
+    participant_id: str  # "sub-" and a BIDS label
+    values: Mapping[str, float | str | None]  # physical value of each covariate; None where it is missing
+    scaled: tuple[float, ...]  # inputs of the model, in the schema's order
+    noise: str | None = None  # name of the noise that the volume begins from; None: a noise of its own
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -116,14 +117,15 @@ def parameter_groups(network: LSGAN, lr: float, discriminator_lr: float) -> list
     ]
 
 
+@dataclass(eq=False)
 class LastWeights:
     """Write a network's weights after every epoch. No loss of a GAN says which epoch was best.
 
     Choosing an epoch by a distance of features would tune the very number that the baselines are compared by.
     """
 
-    def __init__(self, path: str | Path, network: torch.nn.Module) -> None:
-        self.path, self.network = path, network
+    path: str | Path
+    network: torch.nn.Module
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.EPOCH_COMPLETED, lambda: save_weights(self.network.state_dict(), self.path))
@@ -149,12 +151,11 @@ def rows(volumes: int) -> list[Request]:
     return [Request(f"sub-syn{number:04d}", {}, ()) for number in range(1, volumes + 1)]
 
 
+@dataclass(eq=False)
 class VectorSampler(Inferer):
     """Draw volumes from a generator, one seed per volume; in bfloat16 with `amp`."""
 
-    def __init__(self, amp: bool = False) -> None:
-        super().__init__()
-        self.amp = amp
+    amp: bool = False
 
     @torch.inference_mode()
     def __call__(self, inputs: torch.Tensor, network: VolumeGenerator, seeds: Sequence[int]) -> torch.Tensor:

@@ -50,18 +50,14 @@ class Editor(Inferer):
 
     It begins with the mean of the image's latent, so a request gives the same volume every time.
 
-    Args:
-        sampler: sampler that goes from the noised latent to the volume.
-        schema: covariates of the model.
-        request: covariates, "strength" and "seed", as `read_request` takes them. Strength 0 reconstructs the image. Strength
-            1 makes a new head on its grid, the one that a cohort has for these covariates and this `Seed`.
-        recipe: recipe of the weights that the network must hold, because MONAI Label runs even if no tensor of the
-            file fits the network; None: not checked.
+    Strength 0 reconstructs the image. Strength 1 makes a new head on its grid, the one that a cohort has for these covariates
+    and this `Seed`.
     """
 
     sampler: LatentSampler
     schema: CovariateSchema
-    request: Mapping
+    request: Mapping  # covariates, "strength" and "seed", as `read_request` takes them
+    # Recipe of the weights that the network must hold: MONAI Label runs even if no tensor of the file fits the network.
     recipe: Mapping | None = None
 
     def __call__(self, inputs: torch.Tensor, network: DiffusionUNet, request: Mapping | None = None) -> torch.Tensor:

@@ -117,13 +117,7 @@ class LSGAN(torch.nn.Module):
 class VAEGAN(LSGAN):
     """The networks of a VAE-GAN (Larsen et al. 2016): a GAN, and an encoder with the discriminator's channels."""
 
-    def __init__(
-        self,
-        image_size: Sequence[int],
-        latent_size: int,
-        generator_channels: Sequence[int],
-        discriminator_channels: Sequence[int],
-        norm_num_groups: int,
-    ) -> None:
-        super().__init__(image_size, latent_size, generator_channels, discriminator_channels, norm_num_groups)
-        self.encoder = VolumeEncoder(image_size, latent_size, discriminator_channels, norm_num_groups)
+    def __init__(self, **sizes) -> None:
+        super().__init__(**sizes)
+        size, vector, channels = (sizes[key] for key in ("image_size", "latent_size", "discriminator_channels"))
+        self.encoder = VolumeEncoder(size, vector, channels, sizes["norm_num_groups"])

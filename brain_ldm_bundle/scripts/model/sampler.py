@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from monai.inferers import Inferer
@@ -18,6 +19,7 @@ def row_seed(base_seed: int, row_id: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{base_seed}:{row_id}".encode()).digest()[:7], "big")
 
 
+@dataclass(eq=False)
 class LatentSampler(Inferer):
     """Make volumes for covariates: walk the noise back through the diffusion U-Net, then decode.
 
@@ -30,20 +32,14 @@ class LatentSampler(Inferer):
         amp: run the networks in bfloat16; noise and steps stay in float32.
     """
 
-    def __init__(
-        self,
-        autoencoder: Autoencoder,
-        scheduler: DDIM | DDPM,
-        image_size: Sequence[int],
-        guidance_scale: float = 1.0,
-        amp: bool = False,
-    ) -> None:
-        super().__init__()
-        self.autoencoder = autoencoder
-        self.scheduler = scheduler
-        self.latent_shape = autoencoder.latent_shape(image_size)
-        self.guidance_scale = guidance_scale
-        self.amp = amp
+    autoencoder: Autoencoder
+    scheduler: DDIM | DDPM
+    image_size: Sequence[int]
+    guidance_scale: float = 1.0
+    amp: bool = False
+
+    def __post_init__(self) -> None:
+        self.latent_shape = self.autoencoder.latent_shape(self.image_size)
 
     @torch.inference_mode()
     def __call__(
@@ -102,12 +98,11 @@ class LatentSampler(Inferer):
             return torch.cat([self.autoencoder.decode(row).float() for row in latent.split(1)])
 
 
+@dataclass(eq=False)
 class Reconstructor(Inferer):
     """Encode a volume to the mean of its latent and decode it again."""
 
-    def __init__(self, amp: bool = False) -> None:
-        super().__init__()
-        self.amp = amp
+    amp: bool = False
 
     def __call__(self, inputs: torch.Tensor, network: Autoencoder) -> torch.Tensor:
         network = getattr(network, "module", network)  # DDP wraps forward only

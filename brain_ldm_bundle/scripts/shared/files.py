@@ -88,7 +88,7 @@ def _sha256(path: Path, mtime_ns: int, size: int) -> str:
 
 
 def read_tensors(path: str | Path, **options) -> Any:
-    """Read tensors and plain values from a file of `torch.save`; never run code from it. `options` are those of `torch.load`."""
+    """Read tensors and plain values from a file of `torch.save`; never run code from it. `options` are for `torch.load`."""
     import torch  # here, because it takes seconds, and most tools write files without it
 
     try:

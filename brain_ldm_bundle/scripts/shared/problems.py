@@ -8,7 +8,7 @@ MOST_LISTED = 20
 
 
 def refuse(problems: Sequence[str], heading: str = "") -> None:
-    """Raise one ValueError that lists the first 20 problems below the heading and counts the others. Without any, do nothing."""
+    """Raise one ValueError that lists the first 20 problems under the heading and counts the others. Do nothing without any."""
     if problems:
         hidden = len(problems) - MOST_LISTED
         more = [f"... and {hidden} more of these problems"] if hidden > 0 else []

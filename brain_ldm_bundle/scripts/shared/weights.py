@@ -84,7 +84,7 @@ def read_recipe(path: str | Path) -> dict:
 def read_state(path: str | Path, **options) -> dict[str, torch.Tensor]:
     """Read the state dict in a file, without the prefix `module.` of DDP.
 
-    The file holds it alone or inside {"model": ...}, {"state_dict": ...} or {"network": ...}. `options` are those of `torch.load`.
+    The file holds it alone or inside {"model": ...}, {"state_dict": ...} or {"network": ...}. `options` are for `torch.load`.
     """
     found = read_tensors(path, **options)
     for name in ("model", "state_dict", "network"):

@@ -26,26 +26,18 @@ class LatentDataset(Dataset):
 
     Nothing is read before `encode` is called, so the data set may be built before its autoencoder is trained.
 
-    Args:
-        data: items of `scripts.data.bids.read_dataset`.
-        transform: function from such an item to one with "image" (1, D, H, W) on the model's grid, without random parts.
-        autoencoder: network whose weights `encode` loads.
-        weights: file of these weights.
-        cache_dir: folder of the latents, one `.npy` of float32 (2, 3, d, h, w) for each scan. A latent's name depends on
-            the weights, the scan's path, size and date, the spacing and `amp`, so that any change encodes the scan again.
-        spacing_mm: side of a voxel of the model's grid.
-        device: where to encode.
-        amp: encode in bfloat16.
+    A latent's name depends on the weights, the scan's path, size and date, the spacing and `amp`, so that any change encodes
+    the scan again.
     """
 
-    data: Sequence[dict]
-    transform: Callable
+    data: Sequence[dict]  # items of `scripts.data.bids.read_dataset`
+    transform: Callable  # from such an item to one with "image" (1, D, H, W) on the model's grid, without random parts
     autoencoder: Autoencoder
-    weights: str | Path
-    cache_dir: str | Path
+    weights: str | Path  # weights of the autoencoder, which `encode` loads
+    cache_dir: str | Path  # folder of the latents, one `.npy` of float32 (2, 3, d, h, w) for each scan
     spacing_mm: float
     device: torch.device | str = "cpu"
-    amp: bool = False
+    amp: bool = False  # encode in bfloat16
 
     def __post_init__(self) -> None:
         self.device = torch.device(self.device)
