@@ -54,7 +54,7 @@ def radiological(volume: np.ndarray, plane: str, index: int) -> np.ndarray:
 
 
 def draw_profiles(
-    path: str | Path, volumes: Mapping[str, np.ndarray], mask: np.ndarray, spacing_mm: Sequence[float], title: str = ""
+    path: str | Path, volumes: Mapping[str, np.ndarray], mask: np.ndarray, spacing_mm: Sequence[float], title: str
 ) -> None:
     """Draw the intensity of the volumes named in LINES along left-right, back-front and bottom-top; the brain is shaded."""
     from matplotlib.figure import Figure
@@ -72,11 +72,9 @@ def draw_profiles(
         axes.set(xlim=(brain_mm[0] - MARGIN_MM, brain_mm[-1] + MARGIN_MM), ylim=(0, 1), ylabel="intensity (0 to 1)")
         axes.set_xlabel(f"{ends[0]} to {ends[1]}, mm from the brain's centre of mass")
         axes.grid(color="0.85", linewidth=0.5)
-        for place, end, side in ((0.0, ends[0], "left"), (1.0, ends[1], "right")):
-            axes.annotate(end, (place, 1), xycoords="axes fraction", xytext=(0, 3), textcoords="offset points", ha=side)
     handles, names = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside upper center", ncols=len(names), frameon=False)
-    figure.supxlabel(f"{title and f'{title}. '}All but the scan: {NOTICE.lower()}", fontsize=9)
+    figure.supxlabel(f"{title}. All but the scan: {NOTICE.lower()}", fontsize=9)
     _save(path, figure)
 
 
@@ -86,11 +84,10 @@ def draw_planes(
     volumes: Mapping[str, np.ndarray],
     mask: np.ndarray,
     spacing_mm: Sequence[float],
-    title: str = "",
+    title: str,
 ) -> None:
     """Draw three planes (rows) of the classes and of the volumes named in COLUMNS; the picture ends where the classes end."""
     from matplotlib.colors import ListedColormap
-    from matplotlib.patheffects import withStroke
 
     box = tuple(slice(positions.min(), positions.max() + 1) for positions in np.nonzero(classes))
     centre = [voxel - side.start for voxel, side in zip(brain_centre(mask), box)]
@@ -100,8 +97,8 @@ def draw_planes(
     figure, grid = _picture_grid(columns, styles, PLANES, centre, spacing_mm, 0.75)
     for plane, (first, *_) in zip(PLANES, grid):
         for place, side, letter in zip((0.03, 0.97), ("left", "right"), "AP" if plane == "sagittal" else "RL"):
-            text = first.text(place, 0.5, letter, color="white", fontsize=9, ha=side, va="center", transform=first.transAxes)
-            text.set_path_effects([withStroke(linewidth=2, foreground="black")])
+            look = {"color": "white", "backgroundcolor": "black", "fontsize": 9, "ha": side, "va": "center"}
+            first.text(place, 0.5, letter, transform=first.transAxes, **look)
     figure.suptitle(title, fontsize=12)
     figure.supxlabel(
         f"{NOTICE} (all but labels and scan). Radiological convention: the subject's right (R) is at the left; "
@@ -118,7 +115,7 @@ def draw_segmentations(
     mask: np.ndarray,
     names: Sequence[str],
     spacing_mm: Sequence[float],
-    title: str = "",
+    title: str,
 ) -> None:
     """Draw an axial and a coronal plane (rows) of a scan and its segmentations (heading to classes), with a legend."""
     from matplotlib import colormaps

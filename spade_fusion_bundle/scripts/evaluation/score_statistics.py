@@ -28,20 +28,13 @@ def mean_and_std(values: np.ndarray) -> dict[str, float | None]:
 
 
 def paired_difference(first: Sequence[float], second: Sequence[float]) -> dict:
-    """Compare two methods by their scores of the same scans, in the same order.
+    """Compare two methods by their scores of the same scans (one or more), in the same order.
 
     Returns:
         {"n": number of scans, "mean", "low", "high": `first` minus `second` with its 95 % interval, "p": Wilcoxon's p,
         "note": why a number is None, else empty}.
-
-    Raises:
-        ValueError: the numbers of scores differ, or are zero.
     """
     first, second = (np.asarray(scores, dtype=np.float64) for scores in (first, second))
-    if first.ndim != 1 or first.shape != second.shape or not len(first):
-        raise ValueError(
-            f"scores of shapes {first.shape} and {second.shape}: pairs need one number per scan, of the same scans"
-        )
     result = dict.fromkeys(("mean", "low", "high", "p")) | {"n": len(first), "note": ""}
     finite = np.isfinite(first) & np.isfinite(second)
     if not finite.all():

@@ -25,6 +25,7 @@ from ..data.scans_and_maps import find_files
 from ..shared.files import sha256
 from ..shared.handlers import Progress, StopAtNonFinite
 from ..shared.problems import refuse
+from ..training.supervised_step import supervised_step
 
 
 def sided(table: LabelTable) -> LabelTable:
@@ -112,20 +113,6 @@ def refuse_sizes(patch_size: Sequence[int], strides: Sequence[int]) -> None:
         raise ValueError(f"patch_size {list(patch_size)}: three multiples of {factor} are needed for strides {list(strides)}")
 
 
-def segmentation_step(engine: Engine, batch: dict, amp: bool) -> list[dict[str, float]]:
-    """One training step of the segmentation network, for MONAI's SupervisedTrainer; `amp` runs it in bfloat16."""
-    image, label = (
-        convert_to_tensor(batch[key], track_meta=False).to(engine.state.device, non_blocking=True) for key in ("image", "label")
-    )
-    engine.optimizer.zero_grad(set_to_none=True)
-    with torch.autocast(engine.state.device.type, dtype=torch.bfloat16, enabled=amp):
-        logits = engine.network.train()(image.float())  # (N, classes, D, H, W)
-    loss = engine.loss_function(logits.float(), label)
-    loss.backward()
-    engine.optimizer.step()
-    return [{"loss": loss.item()}]
-
-
 @dataclass
 class ArmTrainer:
     """Train a network on one data set (an arm); first weights, steps, learning rates and augmentation are always the same.
@@ -163,7 +150,7 @@ class ArmTrainer:
             network=network,
             optimizer=optimizer,
             loss_function=self.loss,
-            iteration_update=partial(segmentation_step, amp=self.amp),
+            iteration_update=partial(supervised_step, amp=self.amp),
             decollate=False,
             train_handlers=[
                 StopAtNonFinite(),
@@ -189,7 +176,7 @@ class DiceScores:
         first: {"image", "label", "pred"} of the first scan, arrays (D, H, W).
 
     Raises:
-        ValueError: a prediction is on another grid than the map or not finite, or a map is empty.
+        ValueError: a prediction is not finite, or a map is empty.
     """
 
     def __init__(self, arm: str, table: LabelTable) -> None:
@@ -208,10 +195,6 @@ class DiceScores:
         )
         participant, scan, map_file = (engine.state.batch[key][0] for key in ("participant_id", "scan_file", "map_file"))
         where = f"{participant} ({scan}), {self.arm}"
-        if prediction.shape[2:] != label.shape[2:] or label.shape[:2] != (1, 1):
-            raise ValueError(
-                f"{where}: prediction {tuple(prediction.shape)} and label map {tuple(label.shape)} are not on one grid"
-            )
         if not torch.isfinite(prediction).all():
             raise ValueError(f"{where}: the prediction is not finite. Has training diverged? Lower --lr")
         if not label.any():

@@ -91,10 +91,17 @@ def brain_scores(prediction: torch.Tensor, target: torch.Tensor, mask: torch.Ten
     Prediction, target and mask of the brain have the shape (1, 1, D, H, W), RAS; intensities are 0 to 1.
 
     Raises:
-        ValueError: shapes differ, the mask is empty, or intensities are not finite, beyond 0 to 1, or constant in the brain.
+        ValueError: the mask is empty, or intensities are not finite, or constant in the brain.
     """
+    if not mask.any():
+        raise ValueError("the brain mask is empty: no label of the map is a brain class of the label table")
     for name, volume in (("synthetic volume", prediction), ("real scan", target)):
-        _refuse_unusable(name, volume, mask)
+        if not torch.isfinite(volume).all():
+            raise ValueError(f"{name}: {int((~torch.isfinite(volume)).sum())} voxels are not finite")
+        if volume[mask].min() == volume[mask].max():
+            raise ValueError(
+                f"{name}: the intensity is {float(volume[mask][0]):.4g} in the whole brain, there is nothing to compare"
+            )
     box = box_around(mask, margin=WINDOW // 2)  # voxels further away do not matter
     prediction, target, mask = prediction[box].float(), target[box].float(), mask[box]
     mse = float((prediction - target).double()[mask].square().mean())
@@ -102,25 +109,6 @@ def brain_scores(prediction: torch.Tensor, target: torch.Tensor, mask: torch.Ten
     ssim = float(ssim_map(prediction, target).double()[mask].mean())
     ratios = flicker(prediction, target, mask)
     return {"ssim": ssim, "mse": mse, "psnr_db": psnr_db} | {f"flicker_{plane}": ratio for plane, ratio in ratios.items()}
-
-
-def _refuse_unusable(name: str, volume: torch.Tensor, mask: torch.Tensor) -> None:
-    if volume.shape != mask.shape or volume.ndim != 5 or volume.shape[:2] != (1, 1):
-        raise ValueError(
-            f"{name} of shape {tuple(volume.shape)} with a brain mask of shape {tuple(mask.shape)}: both must be one volume "
-            f"(1, 1, D, H, W) on the same grid"
-        )
-    if not mask.any():
-        raise ValueError("the brain mask is empty: no label of the map is a brain class of the label table")
-    if not torch.isfinite(volume).all():
-        raise ValueError(f"{name}: {int((~torch.isfinite(volume)).sum())} voxels are not finite")
-    low, high = float(volume.min()), float(volume.max())
-    if low < -1e-3 or high > 1 + 1e-3:
-        raise ValueError(f"{name}: intensities from {low:.4g} to {high:.4g}, expected 0 to 1")
-    if volume[mask].min() == volume[mask].max():
-        raise ValueError(
-            f"{name}: the intensity is {float(volume[mask][0]):.4g} in the whole brain, there is nothing to compare"
-        )
 
 
 class Scores:

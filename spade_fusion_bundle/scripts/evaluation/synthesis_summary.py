@@ -29,15 +29,10 @@ def summarise(output_dir: str | Path, split: str, dataset_dir: str | Path) -> di
     need more than one scan are "n/a" in tables and null in JSON.
 
     Raises:
-        FileNotFoundError: there are no scores yet.
         ValueError: a method lacks scans that another has.
     """
     output_dir = Path(output_dir)
     path = output_dir / "scores.tsv"
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path}: no scores yet. Make them: python -m monai.bundle run --config_file configs/evaluate.json"
-        )
     rows = read_table(path)
     values = {
         method: {name: np.array([float(row[name]) for row in rows if row["method"] == method]) for name in SCORES}

@@ -23,20 +23,17 @@ def mean_intensity(items: Sequence[dict], preprocessing: Callable, num_classes: 
     A class that no scan has gets the mean of the whole foreground, with a warning. One scan is in memory at a time.
 
     Raises:
-        ValueError: there are no scans, or all voxels are background.
+        ValueError: there are no scans.
     """
     if not items:
         raise ValueError("no training scans to learn the mean intensity of each class from. Is the training split empty?")
     sums = torch.zeros(num_classes, dtype=torch.float64)
     counts = torch.zeros(num_classes, dtype=torch.float64)
-    for item in tqdm(items, desc="mean intensity per class", leave=False):
-        volumes = preprocessing(item)
-        image, classes = (convert_to_tensor(volumes[key], track_meta=False).flatten() for key in ("image", "label"))
-        sums += torch.bincount(classes.long(), weights=image.double(), minlength=num_classes)
-        counts += torch.bincount(classes.long(), minlength=num_classes)
+    for image, classes in _pairs(items, preprocessing, "mean intensity per class"):
+        classes = classes.flatten().long()
+        sums += torch.bincount(classes, weights=image.flatten().double(), minlength=num_classes)
+        counts += torch.bincount(classes, minlength=num_classes)
     sums[0] = counts[0] = 0
-    if not counts.any():
-        raise ValueError(f"the {len(items)} training label maps hold nothing but background")
     unseen = [number for number in range(1, num_classes) if not counts[number]]
     if unseen:
         logger.warning(
@@ -63,8 +60,6 @@ def most_frequent(
     Returns:
         its name, and a "network" that gives classes (1, 1, D, H, W) for an image (1, 1, D, H, W).
     """
-    if not training:
-        raise ValueError("no training maps to count the labels of. Is the training split empty?")
     grids = [_grid(item["label"]) for item in (*training, *test)]
     same = all(shape == grids[0][0] and np.allclose(affine, grids[0][1], atol=AFFINE_TOLERANCE) for shape, affine in grids)
     name, kind = ("trivial: by position", ByPosition) if same else ("trivial: by intensity", ByIntensity)

@@ -52,16 +52,12 @@ class VGGLoss(nn.Module):
                 layers += [nn.Conv2d(before, width, 3, padding=1), nn.ReLU()]
                 before = width
         self.features = nn.Sequential(*layers)
-        self._load(weights)
-        self.eval().requires_grad_(False)
-
-    def _load(self, weights: str | Path) -> None:
-        state = read_tensors(weights)
-        wanted = self.state_dict()
+        state, wanted = read_tensors(weights), self.state_dict()
         known = isinstance(state, Mapping)
         if not known or any(key not in state or state[key].shape != value.shape for key, value in wanted.items()):
             raise ValueError(f"{weights}: not the weights of torchvision's vgg19. Download vgg19-dcbb9e9d.pth")
         self.load_state_dict({key: state[key] for key in wanted})
+        self.eval().requires_grad_(False)
 
     def forward(self, fake: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
         """Loss of fake and real slices (N, 1, H, W), intensities -1 to 1; only the fake ones get gradients."""

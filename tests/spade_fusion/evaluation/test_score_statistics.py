@@ -57,12 +57,6 @@ def test_what_cannot_be_tested_has_a_reason_and_no_p(first, second, note):
     assert interval_text(found, 2).endswith(f"({note})") or note == "equal on all scans"
 
 
-@pytest.mark.parametrize(("first", "second"), [([1, 2, 3], [1, 2]), ([], []), ([[1, 2]], [[1, 2]])])
-def test_scores_that_are_no_pairs_are_refused(first, second):
-    with pytest.raises(ValueError, match="pairs need one number per scan, of the same scans"):
-        paired_difference(first, second)
-
-
 def test_comparisons_of_one_score_are_corrected_together_and_count_the_scans_that_are_better():
     scores = np.arange(1, 7) / 7
     worse, same = scores - np.arange(1, 7) / 100, scores + [0.1, -0.2, 0.3, -0.4, 0.5, -0.6]

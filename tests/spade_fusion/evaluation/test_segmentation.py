@@ -213,8 +213,7 @@ def test_logits_are_scored_by_their_largest_class():
 @pytest.mark.parametrize(
     ("label", "prediction", "message"),
     [
-        (torch.ones(3, 4, 5), torch.ones(3, 4, 6), r"sub-1 \(/data/one.nii.gz\), real: prediction .* not on one grid"),
-        (torch.ones(3, 4, 5), torch.full((1, 6, 3, 4, 5), torch.nan), "the prediction is not finite. Has training diverged"),
+        (torch.ones(3, 4, 5), torch.full((1, 6, 3, 4, 5), torch.nan), r"sub-1 \(/data/one.nii.gz\), real: .* not finite"),
         (torch.zeros(3, 4, 5), torch.ones(3, 4, 5), "the label map one is empty at this spacing"),
     ],
 )
@@ -323,11 +322,6 @@ def test_the_grid_is_compared_in_the_orientation_of_the_experiment(tmp_path):
     (shape, affine), (other_shape, other_affine) = (baseline._grid(str(tmp_path / f"{name}.nii.gz")) for name in ("ras", "lia"))
     assert shape == other_shape == (2, 3, 4)
     np.testing.assert_allclose(affine, other_affine)
-
-
-def test_a_trivial_answer_needs_training_maps():
-    with pytest.raises(ValueError, match="no training maps to count the labels of"):
-        baseline.most_frequent([], [], prepared, 6)
 
 
 # The tables
