@@ -60,15 +60,12 @@ class Derivative(BaseDerivative):
         return self._is_made(self.image_file(request), self._content(request, provenance), self.shape, self.affine)
 
     def write(self, request: Request, volume: ArrayLike, provenance: Mapping) -> Path:
-        """Write one volume and its sidecar, over those of the same participant.
+        """Write one volume and its sidecar, over those of the same participant, and return the path of the image.
 
         Args:
             request: name and covariates of the volume.
             volume: (D, H, W) in the order of `affine`, 0 to 1, as an array or a CPU tensor; it is clipped.
-            provenance: Seed, Sampler, Steps, GuidanceScale, PredictionType, WeightsSHA256, and more if wanted.
-
-        Returns:
-            path of the image.
+            provenance: the entries of `PROVENANCE`, and more if wanted.
 
         Raises:
             ValueError: voxels are not finite, the shape is another one, or a part of the provenance is missing.

@@ -73,12 +73,7 @@ class Blurred(Volumes):
 
 
 class Remembered(Volumes):
-    """The same volumes; those read last stay in memory at 1 byte per voxel, because a volume is in several pairs.
-
-    Args:
-        volumes: set whose volumes are read.
-        number: how many volumes stay in memory.
-    """
+    """The same volumes; the last `number` read stay in memory at 1 byte per voxel, because a volume is in several pairs."""
 
     def __init__(self, volumes: Volumes, number: int) -> None:
         self.items, self.levels = volumes.items, functools.lru_cache(maxsize=number)(volumes.levels)
@@ -102,18 +97,15 @@ def find_samples(
     cache_file: str | Path | None = None,
     scans: Iterable[Mapping] = (),
 ) -> dict[str, list[dict]]:
-    """Find the volumes of each generated set, and check them.
+    """Find the volumes of each generated set with `find_volumes`, and check that they can be compared.
 
     Args:
         samples: name of each set to its folder.
         spacing_mm: spacing of the grid that the volumes must lie on.
         fewest: smallest number of participants in a set.
         taken: names that no set may have.
-        cache_file: file that remembers checked images, as in `find_volumes`.
+        cache_file: file that remembers checked images.
         scans: the study's own scans, items of `read_dataset`. None of them can be a sample.
-
-    Returns:
-        The items of `find_volumes` of each set, by its name.
     """
     if not isinstance(samples, Mapping) or not samples:
         raise ValueError(f"samples: expected names and folders of generated volumes, {{'LDM': DIR}}, got {samples!r}")

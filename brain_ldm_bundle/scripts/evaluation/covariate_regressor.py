@@ -43,13 +43,10 @@ def covariates_as_target(batch: Mapping, device: torch.device, non_blocking: boo
 
 
 def regression_step(engine: Engine, batch: Mapping, grad_clip: float, amp: bool) -> list[dict[str, float]]:
-    """Take one step down the absolute error of the scaled covariates, the loss of Cole et al. 2017.
+    """Take a step of MONAI's SupervisedTrainer down the absolute error of scaled covariates, the loss of Cole et al. 2017.
 
-    Args:
-        engine: MONAI's SupervisedTrainer.
-        batch: {"image": (B, 1, D, H, W) in [0, 1], "covariates": (B, C)}.
-        grad_clip: largest norm of the gradient.
-        amp: whether the network runs in bfloat16; the loss stays in float32.
+    A batch is {"image": (B, 1, D, H, W) in [0, 1], "covariates": (B, C)}. With `amp`, the network runs in bfloat16, the loss in
+    float32. `grad_clip` is the largest norm of the gradient.
     """
     network = engine.network.train()
     image, covariates = covariates_as_target(batch, engine.state.device, non_blocking=True)

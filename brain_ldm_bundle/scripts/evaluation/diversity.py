@@ -22,15 +22,8 @@ KERNEL_SIZE, KERNEL_SIGMA = 7, 1.5
 def draw_pairs(participants: Sequence[str], number: int, seed: int = 0) -> list[tuple[int, int]]:
     """Draw different pairs of volumes (i, j), i < j, of two participants; all pairs if there are no more.
 
-    Two sessions of one participant make no pair: they are alike for another reason than a lack of diversity.
-
-    Args:
-        participants: participant of each volume.
-        number: number of pairs.
-        seed: seed of the draw.
-
-    Returns:
-        The pairs, sorted.
+    Two sessions of one participant make no pair: they are alike for another reason than a lack of diversity. `participants`
+    has the participant of each volume. The pairs are sorted.
     """
     sessions = Counter(participants).values()
     if len(sessions) < 2 or number < 1:
@@ -52,9 +45,6 @@ def multi_scale_ssim(size: Sequence[int]) -> MultiScaleSSIM:
     Wang et al. 2003 use five scales and a window of 11, which does not fit 160 x 224 x 160 voxels at the fifth scale; the
     authors' later code uses 7, too. Coarser grids have as many scales as the window fits: 4 at 2 mm, 3 at 4 mm, 2 at 8 mm. The
     finest scales are left out. The others keep their weights, divided by their sum, so a scale of 16 mm always counts as one.
-
-    Args:
-        size: voxels of a volume along each axis, at least 7.
     """
     scales = [n for n in range(1, 6) if min(size) // 2 ** (n - 1) >= KERNEL_SIZE]
     if not scales:
@@ -67,16 +57,9 @@ def multi_scale_ssim(size: Sequence[int]) -> MultiScaleSSIM:
 
 @torch.inference_mode()
 def score_pairs(volumes: Dataset, pairs: Sequence[tuple[int, int]], device: torch.device, name: str) -> np.ndarray:
-    """Compute MS-SSIM and 4-G-R-SSIM of each pair. Two volumes are in memory at a time.
+    """Compute MS-SSIM and 4-G-R-SSIM, (pairs, 2), of pairs of volumes (1, D, H, W), 0 to 1.
 
-    Args:
-        volumes: volumes (1, D, H, W), 0 to 1.
-        pairs: numbers of volumes (i, j), sorted, so that the first volume of a pair is seldom read again.
-        device: device that computes.
-        name: name of the set, for the progress bar.
-
-    Returns:
-        The scores (pairs, 2).
+    Two volumes are in memory at a time. Pairs are sorted, so that the first volume of a pair is seldom read again.
     """
     metrics, first, number, scores = None, None, -1, []
     for i, j in tqdm(pairs, f"pairs: {name}", leave=False, disable=None):
@@ -96,9 +79,8 @@ def mean_over_pairs(pairs: Sequence[tuple[int, int]], scores: np.ndarray) -> tup
     volumes. This counts the pairs' own variance too often if few of all pairs were drawn, so that share is subtracted (ours; it
     is zero if all pairs were drawn). The error is never smaller than for independent pairs.
 
-    Args:
-        pairs: numbers of volumes; numbers of participants if some have several volumes, which are left out together then.
-        scores: one score per pair.
+    If some participants have several volumes, pairs hold the numbers of participants. Then a participant's volumes are left
+    out together.
     """
     pairs, without = np.asarray(pairs), []
     for volume in np.unique(pairs):

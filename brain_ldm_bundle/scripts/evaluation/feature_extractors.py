@@ -64,14 +64,9 @@ def load_extractor(
     spacing_mm: float,
     device: torch.device,
 ) -> Extractor:
-    """Load MedicalNet or RadImageNet from a file, or all levels of the covariate regressor if there is none.
+    """Load MedicalNet or RadImageNet, recognised from the tensors of a file, or without one the covariate regressor's levels.
 
-    Args:
-        extractor_file: weights of a published network, which is recognised from its tensors; or None.
-        extractor_sha256: hash that this file must have; None accepts any.
-        regressor_file: weights of the regressor.
-        spacing_mm: spacing of the volumes.
-        device: device that computes.
+    `extractor_sha256` is the hash that the file must have; None accepts any.
     """
     if extractor_file is None:
         network = RegressorLevels(load_regressor(regressor_file, spacing_mm)).to(device).eval()

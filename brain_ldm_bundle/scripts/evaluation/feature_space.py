@@ -45,13 +45,7 @@ class FeatureSpace:
     def compare(
         self, features: np.ndarray, reference: np.ndarray, participants: Participants = (None, None)
     ) -> dict[str, float]:
-        """Compute FID, MMD, density and coverage of a set.
-
-        Args:
-            features: Features (m, F) of the set.
-            reference: Features (n, F) of the real scans to compare with.
-            participants: Participant of each row of both sets, as `jackknife` takes them.
-        """
+        """Compute FID, MMD, density and coverage of features (m, F) of a set among those of real scans (n, F)."""
         a, b = self._scaled(features), self._scaled(reference)
         corrected, error = jackknife(lambda x, y: frechet_distance(x, y, self.components), a, b, participants=participants)
         mmd, mmd_error = squared_mmd(a, b, self.width, participants)

@@ -33,10 +33,6 @@ class GradientSSIMMetric(RegressionMetric):
 
     Two choices are ours. In a pair of samples neither is the reference whose largest gradient sets the thresholds, so each
     takes this role once, and the two results are averaged. The window is the one of MS-SSIM, 7 voxels with sigma 1.5.
-
-    Args:
-        kernel_size: width of the Gaussian window, in voxels. Each side of an image must be as long.
-        kernel_sigma: standard deviation of the window, in voxels.
     """
 
     def __init__(self, kernel_size: int = 7, kernel_sigma: float = 1.5) -> None:

@@ -32,9 +32,6 @@ def jackknife(
         groups: number of groups of participants that are left out in turn. A smaller set leaves out single participants.
         participants: participant of each row of both sets. All rows of a participant are left out together; from both sets
             at once if anybody is in both.
-
-    Returns:
-        The corrected distance and its standard error.
     """
     whole, bias, variance = statistic(a, b), 0.0, 0.0
     part_a, part_b = split_into_parts(a, b, participants, groups)

@@ -29,11 +29,9 @@ TEST_HEADER = [
 
 
 def draw_pairs(path: str | Path, pairs: Sequence[Mapping]) -> None:
-    """Draw a row for each pair: sample, scan, and sample minus scan, in the three mid-planes of `panels.three_planes`.
+    """Draw a row for each pair: sample, scan, and sample minus scan, in three mid-planes.
 
-    Args:
-        path: PNG to write.
-        pairs: dictionaries of "sample" and "scan" (D, H, W) in 0 to 1, "titles" of the three pictures, and "flagged".
+    A pair has "sample" and "scan" (D, H, W) in 0 to 1, "titles" of the three pictures, and "flagged".
     """
     from matplotlib.figure import Figure  # training and generation run without matplotlib
 
@@ -54,10 +52,7 @@ def draw_pairs(path: str | Path, pairs: Sequence[Mapping]) -> None:
 def draw_distances(path: str | Path, rows: pd.DataFrame, spaces: Mapping[str, Mapping]) -> None:
     """Draw histograms of relative distances of held-out scans, generated volumes and controls, one panel for each space.
 
-    Args:
-        path: PNG to write.
-        rows: "kind" and "SPACE_relative_distance" of each volume.
-        spaces: "threshold" of each space, below which a volume is flagged.
+    `rows` has "kind" and "SPACE_relative_distance" of each volume, `spaces` the "threshold" below which a volume is flagged.
     """
     from matplotlib.figure import Figure
 

@@ -39,11 +39,7 @@ def squared_mmd(a: np.ndarray, b: np.ndarray, width: float, participants: Partic
 
     The error is that of `jackknife`. It needs only the kernel's sums over pairs of parts, so each sum is computed once.
 
-    Args:
-        a: features (n, F) of the first set, one row per volume.
-        b: features (m, F) of the second set.
-        width: width of the kernel, in the features' unit.
-        participants: participant of each row of both sets.
+    Features `a` (n, F) and `b` (m, F) have a row per volume, and `width` has their unit.
     """
     parts = split_into_parts(a, b, participants)
     sizes = [np.bincount(part) for part in parts]
@@ -73,10 +69,7 @@ def _distances(x: np.ndarray, y: np.ndarray) -> Iterator[tuple[slice, np.ndarray
 
 
 def density_coverage(
-    real: np.ndarray,
-    generated: np.ndarray,
-    neighbours: int = NEIGHBOURS,
-    participants: Participants = (None, None),
+    real: np.ndarray, generated: np.ndarray, neighbours: int = NEIGHBOURS, participants: Participants = (None, None)
 ) -> tuple[float, float]:
     """Compute density and coverage (Naeem et al. 2020, ICML, Eq. 4 and 5) of generated features among real ones.
 
@@ -85,13 +78,7 @@ def density_coverage(
     generated row; about 1 - 2^-neighbours for equal distributions and sets of one size, less with fewer generated rows.
 
     Rows of one participant share the weight of one row, and are no neighbours of each other (ours; the paper has single
-    samples).
-
-    Args:
-        real: features (n, F) of real scans.
-        generated: features (m, F) of generated volumes.
-        neighbours: neighbours that a ball reaches to.
-        participants: participant of each row of both sets.
+    samples). Features have the shapes (n, F) and (m, F).
 
     Raises:
         ValueError: there are not more real participants than neighbours.

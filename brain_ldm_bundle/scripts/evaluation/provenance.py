@@ -33,12 +33,9 @@ def refuse_without_model(model_file: str | Path) -> None:
 
 
 def held_out_scans(data: Mapping[str, list[dict]], split: str, recipe: Mapping) -> list[dict]:
-    """Return the items of a split. It must not be empty, and scans of another split than training must be new to the weights.
+    """Return the items of a split of `read_dataset`.
 
-    Args:
-        data: splits from `read_dataset`.
-        split: name of a split.
-        recipe: recipe of the weights.
+    It must not be empty, and scans of another split than training must be new to the weights that have this recipe.
     """
     if not data.get(split):
         counts = ", ".join(f"{name}: {len(items)}" for name, items in data.items())
@@ -51,12 +48,7 @@ def held_out_scans(data: Mapping[str, list[dict]], split: str, recipe: Mapping) 
 def read_provenance(items: Sequence[Mapping], name: str) -> dict:
     """Read from the sidecars of a set how it was made: the entries of `FIELDS`, which all volumes must share.
 
-    Args:
-        items: dictionaries with the path "image"; the sidecar has the same name with `.json`.
-        name: name of the set or its folder, for error messages.
-
-    Returns:
-        The entries; none if no volume has a sidecar, as in folders of other software.
+    There are no entries if no volume has a sidecar, as in folders of other software. Error messages give the set's `name`.
 
     Raises:
         ValueError: volumes were made by several models, samplers or weights, some have no sidecar, or a sidecar is not JSON.
@@ -95,10 +87,8 @@ def describe(provenance: Mapping | None) -> str:
 def trained_on(provenance: Mapping, weights: Iterable[str | Path], training: Sequence[Mapping]) -> str:
     """Describe what the model that made a set was trained on.
 
-    Args:
-        provenance: provenance of the set, from `read_provenance`.
-        weights: files that may be the model's weights; the hashes in `provenance` decide. Missing files are left out.
-        training: scans of the training split, from `read_dataset`.
+    The hashes in its provenance decide which of the files `weights` are the model's; files may be missing. `training` has the
+    scans of the training split.
     """
     files = {sha256(path): path for path in weights if Path(path).is_file()}
     made_by = provenance.get("WeightsSHA256", "")
@@ -109,13 +99,7 @@ def trained_on(provenance: Mapping, weights: Iterable[str | Path], training: Seq
 
 
 def describe_training(recipe: Mapping, training: Sequence[Mapping], weights_sha256: str) -> str:
-    """Describe what weights were trained on, such as `84 of the 84 training scans and 12 others`.
-
-    Args:
-        recipe: recipe of the weights.
-        training: scans of the training split, from `read_dataset`.
-        weights_sha256: hash of the file of weights.
-    """
+    """Describe what weights were trained on, such as `84 of the 84 training scans and 12 others`."""
     if "seen_voxels" not in recipe:
         return _shipped(weights_sha256) or "scans that its weights do not name"
     seen, own = set(recipe["seen_voxels"]), {item["voxels_sha256"] for item in training}

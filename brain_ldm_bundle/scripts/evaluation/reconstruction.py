@@ -51,9 +51,6 @@ class ReconstructionScores:
     """Write a table of SSIM, PSNR (dB) and mean absolute error of each volume, intensities 0 to 1, whole volume.
 
     SSIM (Wang et al. 2004) is three-dimensional, with a Gaussian window of 11 voxels and sigma 1.5, data range 1.
-
-    Args:
-        path: TSV to write when the last volume is done.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -160,12 +157,7 @@ def _names(items: Sequence[Mapping]) -> list[str]:
 
 
 def summarise(output_dir: str | Path, split: str, recipe: Mapping) -> dict:
-    """Average the tables of the autoencoder and of the mean image; print, and write reconstruction.json and its section.
-
-    Args:
-        output_dir: folder of reconstruction.tsv and mean_image.tsv.
-        split: split of the scans.
-        recipe: recipe of the model, which says whether it was trained on them.
+    """Average reconstruction.tsv and mean_image.tsv, the tables of a split; print and write the summary and its section.
 
     Returns:
         The content of reconstruction.json: number of scans, and mean and standard deviation (n - 1; None for one scan) of each

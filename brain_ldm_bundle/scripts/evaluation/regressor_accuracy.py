@@ -44,19 +44,9 @@ def hits(truth: Sequence[str], predicted: Sequence[str], trivial: str) -> dict[s
 def report(
     output_dir: str | Path, data: Mapping[str, Sequence[dict]], split: str, schema: CovariateSchema, model_file: str | Path
 ) -> dict:
-    """Compare the predictions in `output_dir`/regressor.tsv with the covariates of the scans.
+    """Compare the predictions in `output_dir`/regressor.tsv, of the scans of a split, with the covariates of these scans.
 
-    Prints the comparison, and writes regressor.json, regressor.png and regressor.section.json.
-
-    Args:
-        output_dir: folder of the predictions.
-        data: splits from `scripts.data.bids.read_dataset`.
-        split: split of the scans in the table.
-        schema: schema that the data was read with.
-        model_file: weights of the regressor.
-
-    Returns:
-        The content of regressor.json.
+    Print the comparison, write regressor.json, regressor.png and regressor.section.json, and return the content of the first.
     """
     output_dir = Path(output_dir)
     rows = {row["file"]: row for row in read_table(output_dir / "regressor.tsv")}

@@ -27,13 +27,10 @@ def schema_of(recipe: Mapping, covariates_file: str | Path) -> CovariateSchema:
 
 
 def given_covariates(schema: CovariateSchema, request: Mapping, settings: Mapping) -> dict:
-    """The covariates that a user asked of one volume, by name.
+    """The covariates that a user asked of one volume, by name: those of `request`, replaced by those that were set one by one.
 
-    Args:
-        schema: covariates of the model.
-        request: covariates by name, in one dictionary.
-        settings: values of the config's settings by the names of the covariates; None where a setting was left alone.
-            A schema of other covariates has no settings: its covariates are read from the command line.
+    `settings` are the config's settings by the names of the covariates; None where a setting was left alone. A schema of other
+    covariates has no settings: its covariates are read from the command line.
     """
     given = command_line()
     other = {name: given[name] for name in schema.names if name in given and name not in settings}

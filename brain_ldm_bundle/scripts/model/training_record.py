@@ -24,13 +24,7 @@ def recipe_of(model_file: str | Path, autoencoder_file: str | Path) -> dict:
 def check_split(data: Mapping[str, Sequence[Mapping]], recipe: Mapping, weights: str = "the weights") -> None:
     """Refuse a data set whose validation or test scans were trained on. Warn where its training scans were not.
 
-    Args:
-        data: scans by split, as `read_dataset` gives them.
-        recipe: recipe of the weights.
-        weights: what the message calls the weights.
-
-    Raises:
-        ValueError: held-out scans were trained on.
+    `recipe` belongs to the weights, which messages call `weights`.
     """
     for split in ("validation", "test"):
         refuse_seen(data[split], recipe, split, weights)
@@ -45,15 +39,9 @@ def check_split(data: Mapping[str, Sequence[Mapping]], recipe: Mapping, weights:
 
 
 def check_baselines(data: Mapping[str, Sequence[Mapping]], models_dir: str | Path, *provenances: Mapping) -> None:
-    """Check the split as `check_split`, against each baseline that made a generated set.
+    """Check the split as `check_split`, against each baseline that made a generated set; sets of other models are left out.
 
-    Args:
-        data: scans by split, as `read_dataset` gives them.
-        models_dir: folder in which training writes a baseline's weights, under its name.
-        *provenances: one per set, as `read_provenance` gives it; sets of other models are left out.
-
-    Raises:
-        ValueError: held-out scans were trained on.
+    Training wrote a baseline's weights into `models_dir`, under its name. `read_provenance` gives the provenance of each set.
     """
     for provenance in provenances:
         if "Model" in provenance:

@@ -92,13 +92,9 @@ class LatentDataset(Dataset):
 
 
 def prepare(network: DiffusionUNet, dataset: LatentDataset, init: str | Path | None, recipe: Mapping) -> None:
-    """Set the scale factor and the recipe that travel with the weights, before stage two.
+    """Set the scale factor and the recipe that travel with the weights, before stage two, on an encoded data set.
 
-    Args:
-        network: network of stage two.
-        dataset: training set, encoded.
-        init: file of weights to fine-tune, whose scale factor is kept; None: training begins with random weights.
-        recipe: prediction type, condition dropout, spacing, covariates and sizes of this training.
+    The scale factor of weights to fine-tune, `init`, is kept.
 
     Raises:
         ValueError: the weights of `init` predict something else, or know other covariates.
