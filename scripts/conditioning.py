@@ -104,22 +104,22 @@ def make_sections(options: argparse.Namespace) -> tuple[list[ReportSection], dic
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line; `tables` holds the tables of each kind."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    tables = {"type": Path, "nargs": "+", "default": [], "metavar": "TABLE_TSV"}
-    generated = "folder that inference wrote, with participants.tsv"
-    parser.add_argument("generated", type=Path, nargs="?", metavar="GENERATED_DIR", help=generated)
-    parser.add_argument("--measured", **tables, help="what was measured in GENERATED_DIR; sizes are compared by the first tool")
-    parser.add_argument("--real", type=Path, metavar="COHORT_DIR", help="BIDS cohort of scans with true values")
+    add, tables = parser.add_argument, {"type": Path, "nargs": "+", "default": [], "metavar": "TABLE_TSV"}
+    folder = "folder that inference wrote, with participants.tsv"
+    add("generated", type=Path, nargs="?", metavar="GENERATED_DIR", help=folder)
+    add("--measured", **tables, help="what was measured in GENERATED_DIR; sizes are compared by the first tool")
+    add("--real", type=Path, metavar="COHORT_DIR", help="BIDS cohort of scans with true values")
     training = "tables of the same tools for the scans; if the cohort has a column split, its training split is left out"
-    parser.add_argument("--real_measured", **tables, help=training)
-    reconstructed = "the cohort's scans through the autoencoder, which --reconstructions_dir of configs/evaluate.json keeps"
-    parser.add_argument("--reconstructed", type=Path, metavar="DIR", help=reconstructed)
-    parser.add_argument("--reconstructed_measured", **tables, help="tables of the same tools for them")
-    parser.add_argument("--sweeps", type=Path, metavar="SWEEPS_DIR", help="folder that inference wrote for a table of sweeps")
-    parser.add_argument("--sweeps_measured", **tables, help="what was measured in SWEEPS_DIR")
+    add("--real_measured", **tables, help=training)
+    kept = "the cohort's scans through the autoencoder, which --reconstructions_dir of configs/evaluate.json keeps"
+    add("--reconstructed", type=Path, metavar="DIR", help=kept)
+    add("--reconstructed_measured", **tables, help="tables of the same tools for them")
+    add("--sweeps", type=Path, metavar="SWEEPS_DIR", help="folder that inference wrote for a table of sweeps")
+    add("--sweeps_measured", **tables, help="what was measured in SWEEPS_DIR")
     swept = "covariate that was swept; may be given several times"
-    parser.add_argument("--sweep", action="append", default=[], metavar="NAME", help=swept)
-    parser.add_argument("--seed", type=int, default=0, help="seed of the resampling for the sizes (default 0)")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for figures, numbers and sections")
+    add("--sweep", action="append", default=[], metavar="NAME", help=swept)
+    add("--seed", type=int, default=0, help="seed of the resampling for the sizes (default 0)")
+    add("--output", type=Path, required=True, metavar="DIR", help="folder for figures, numbers and sections")
     options = parser.parse_args(arguments)
     if (options.sweeps is None) != (not options.sweep) or (options.sweeps_measured and options.sweeps is None):
         parser.error("--sweeps, the folder, and --sweep, the covariates, go together")

@@ -89,14 +89,6 @@ def sweep(cohort: pd.DataFrame, name: str, values: Sequence[float], base: Mappin
     return pd.DataFrame({**base_row(cohort, base), name: np.asarray(values, float)}, columns=cohort.columns)
 
 
-def extrapolation(cohort: pd.DataFrame, covariates_file: Path, base: Mapping[str, str]) -> list[pd.DataFrame]:
-    """Return a sweep of each covariate of `EXTRAPOLATED` that the cohort has."""
-    names = [name for name in EXTRAPOLATED if name in cohort]
-    if not names:
-        raise ValueError(f"--extrapolate knows values of {', '.join(EXTRAPOLATED)} alone, and the columns have none of them")
-    return [sweep(cohort, name, unscaled(covariates_file, name, EXTRAPOLATED[name]), base) for name in names]
-
-
 def unscaled(covariates_file: Path, name: str, scaled: Sequence[float]) -> np.ndarray:
     """Convert scaled values to the covariate's unit; 0 and 1 are the ends of its range in the model's covariates.json."""
     if not covariates_file.is_file():
@@ -108,15 +100,6 @@ def unscaled(covariates_file: Path, name: str, scaled: Sequence[float]) -> np.nd
     low, high = np.log(entry["range"]) if log else entry["range"]
     values = low + np.asarray(scaled) * (high - low)
     return np.exp(values) if log else values
-
-
-def write_requests(table: pd.DataFrame, path: Path) -> None:
-    """Write the rows with participant_id sub-syn0001 and so on."""
-    digits = max(4, len(str(len(table))))
-    ids = [f"sub-syn{number:0{digits}d}" for number in range(1, len(table) + 1)]
-    table.insert(0, "participant_id", ids)
-    with atomic(path) as file:
-        table.to_csv(file, sep="\t", index=False, float_format="%.6g")
 
 
 def _refuse_unknown(cohort: pd.DataFrame, names: Iterable[str]) -> None:
@@ -173,16 +156,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
         cohort = read_training_rows(options.participants, options.columns)
         parts = [sweep(cohort, name, np.linspace(low, high, options.rows), options.base) for name, low, high in ends]
         if options.extrapolate:
-            parts += extrapolation(cohort, options.covariates_file, options.base)
+            names = [name for name in EXTRAPOLATED if name in cohort]
+            if not names:
+                raise ValueError(f"--extrapolate has values only for {', '.join(EXTRAPOLATED)}, and no column is one of them")
+            for name in names:
+                parts.append(sweep(cohort, name, unscaled(options.covariates_file, name, EXTRAPOLATED[name]), options.base))
         if parts:
             rows = pd.concat(parts).drop_duplicates()
             noises = [rows.assign(noise=str(number)) for number in range(1, options.noises + 1)]
             table = pd.concat(noises, ignore_index=True)
         else:
             table = draw(cohort, options.rows, options.seed, options.spread)
-        write_requests(table, options.output)
     except (ValueError, FileNotFoundError) as error:
         raise SystemExit(f"error: {error}") from None
+    digits = max(4, len(str(len(table))))
+    table.insert(0, "participant_id", [f"sub-syn{number:0{digits}d}" for number in range(1, len(table) + 1)])
+    with atomic(options.output) as file:
+        table.to_csv(file, sep="\t", index=False, float_format="%.6g")
     print(f"{options.output}: {len(table)} volumes requested, from {len(cohort)} subjects of {options.participants}")
 
 

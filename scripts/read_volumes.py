@@ -248,12 +248,12 @@ def _read_text_table(path: Path) -> pd.DataFrame:
 
 
 def read_all(sources: Iterable[Path]) -> list[dict]:
-    """Read all sources."""
+    """Read the rows of all sources, and refuse a participant that appears twice."""
     rows, file_of = [], {}
-    for row in (row for source in sources for row in read_source(Path(source))):
+    for row in (row for source in sources for row in read_source(source)):
         who = row["participant_id"]
         if who in file_of:
-            raise ValueError(f"{who} is there twice, in {file_of[who]} and {row['file']}. Give each participant once")
+            raise ValueError(f"{who} appears twice, in {file_of[who]} and {row['file']}. Give each participant once")
         file_of[who] = row["file"]
         rows.append(row)
     return rows

@@ -157,9 +157,8 @@ def read_cohort(folder: Path, measured_files: Sequence[Path] = (), everyone: boo
         for tool, table in read_measured(path, folder, found).items():
             _refuse_text(table, path)
             tables[tool] = tables[tool].combine_first(table) if tool in tables else table
-    measured = pd.DataFrame()
-    for table in tables.values():
-        measured = table if measured.empty else measured.join(table[table.columns.difference(measured.columns)], how="outer")
+    measured = pd.concat([pd.DataFrame(), *tables.values()], axis=1)
+    measured = measured.loc[:, ~measured.columns.duplicated()]
     images = {volume: path for of_participant in found.values() for volume, path in of_participant.items()}
     if measured_files and not everyone:
         images = {volume: path for volume, path in images.items() if volume in measured.index}

@@ -86,7 +86,7 @@ def _volume(path: Path, name: str, file: object, folder: Path, images: Mapping[s
 
 def _refuse_twice(table: pd.DataFrame, path: Path) -> None:
     if table.index.has_duplicates:
-        raise ValueError(f"{path}: {table.index[table.index.duplicated()][0]} is there twice")
+        raise ValueError(f"{path}: {table.index[table.index.duplicated()][0]} appears twice")
 
 
 def _is_measured(file: Path, image: Path, folder: Path) -> bool:

@@ -22,12 +22,12 @@ HEADER = ["", "n", "Pearson r [95 %]", "partial r [95 %]", "slope [95 %]", "bias
 
 @dataclass
 class Reading:
-    """One quantity as one tool measured it: kinds of volumes (`GENERATED`, `SCANS`, `THROUGH`) to cohorts and `numbers_of`."""
+    """One quantity, measured by one tool. The keys are kinds of volumes: `GENERATED`, then perhaps `SCANS` and `THROUGH`."""
 
     name: str  # such as `ventricles_ml`
     tool: str
-    cohorts: dict[str, Cohort]
-    numbers: dict[str, dict]
+    cohorts: dict[str, Cohort]  # with the measurements of this tool
+    numbers: dict[str, dict]  # see `numbers_of`
 
 
 def compare(cohorts: Mapping[str, Cohort]) -> tuple[list[Reading], dict[str, str]]:
@@ -71,23 +71,19 @@ def numbers_of(cohort: Cohort, name: str, others: Sequence[str]) -> dict:
 
 
 def table_rows(readings: Sequence[Reading]) -> list[list[str]]:
-    """Return for each reading the row of the generated volumes, of always answering the mean, and of the tool on scans."""
+    """Return for each reading a row for the generated volumes, one for always answering the mean, and those of the scans."""
     rows = []
     for reading in readings:
-        cohort, numbers = reading.cohorts[GENERATED], reading.numbers[GENERATED]
+        cohort = reading.cohorts[GENERATED]
         decimals, unit = decimals_of(cohort.pairs(reading.name)["expected"]), cohort.unit(reading.name)
-        trivial = f"{numbers['mae_of_the_mean']:.{decimals}f} {unit}".strip()
-        titles = {GENERATED: cohort.title(reading.name, reading.tool)}
-        titles |= {kind: f"— the tool on {kind}" for kind in (SCANS, THROUGH) if kind in reading.numbers}
-        own, *on_scans = [_row(title, reading.numbers[kind], decimals, unit) for kind, title in titles.items()]
-        mean = ["— always answering the mean", str(numbers["n"]), "undefined", "undefined", "0", "0", trivial]
-        rows += [own, mean, *on_scans]
+        for kind, numbers in reading.numbers.items():
+            title = cohort.title(reading.name, reading.tool) if kind == GENERATED else f"— the tool on {kind}"
+            n, (r, *rest) = str(numbers["n"]), agreement_cells(numbers, decimals, unit)
+            rows.append([title, n, r, _partial_text(numbers) or "—", *rest])
+            if kind == GENERATED:
+                error = f"{numbers['mae_of_the_mean']:.{decimals}f} {unit}".strip()
+                rows.append(["— always answering the mean", n, "undefined", "undefined", "0", "0", error])
     return rows
-
-
-def _row(title: str, numbers: Mapping, decimals: int, unit: str) -> list[str]:
-    r, *rest = agreement_cells(numbers, decimals, unit)
-    return [title, str(numbers["n"]), r, _partial_text(numbers) or "—", *rest]
 
 
 def _partial_text(numbers: Mapping) -> str:

@@ -139,8 +139,7 @@ def draw_histograms(tables: Mapping[str, pd.DataFrame], distances: pd.DataFrame)
             look = {"weights": np.full(len(sample), 100 / len(sample)), "color": COLOURS[kind]}
             axes.hist(sample, edges, histtype="stepfilled", alpha=0.25, **look)
             axes.hist(sample, edges, histtype="step", linewidth=1.6, label=f"{kind}, n = {len(sample)}", **look)
-        axes.set_title(SIZES[name], fontsize=10)
-        axes.set_xlabel("mL")
+        axes.set(title=SIZES[name], xlabel="mL")
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2))
     figure.axes[0].set_ylabel("% of the volumes")
@@ -173,19 +172,17 @@ def explain(tables: Mapping[str, pd.DataFrame], tool: str, tests: int, seed: int
     counts = ", ".join(f"{len(table)} {kind}{' volumes' * (kind == GENERATED)}" for kind, table in tables.items())
     flags = {kind: int(table["flags"].notna().sum()) if "flags" in table else 0 for kind, table in tables.items()}
     flagged = ", ".join(f"{count} {kind}" for kind, count in flags.items())
-    through = (
-        "Generated volumes are smoother than scans, and the tool may measure the same head differently when it is smooth. The "
-        "same scans through the autoencoder are as smooth. The distance of the generated volumes from these is due to the "
-        "diffusion model. The distance of these from the scans, which show the very same heads, is due to the tool and the "
-        "autoencoder."
-        if RECONSTRUCTED in tables
-        else "Generated volumes are smoother than scans, and the tool may measure the same head differently when it is smooth. "
-        "Before you attribute a distance to the model, add the scans through the autoencoder (--reconstructed)."
-    )
+    through = "Before you attribute a distance to the model, add the scans through the autoencoder (--reconstructed)."
+    if RECONSTRUCTED in tables:
+        through = (
+            "The same scans through the autoencoder are as smooth. The distance of the generated volumes from these is due to "
+            "the diffusion model. The distance of these from the scans, which show the very same heads, is due to the tool and "
+            "the autoencoder."
+        )
     return f"""\
 {tool} measured {counts}. Rows that the tool flagged as unusual count as well: {flagged}.
 
-{through}
+Generated volumes are smoother than scans, and the tool may measure the same head differently when it is smooth. {through}
 
 The Wasserstein-1 distance is the mean distance in mL by which volumes would have to move to turn one histogram into \
 the other. Its interval is a percentile bootstrap of both samples ({RESAMPLES} resamples). The interval never reaches \
@@ -233,11 +230,6 @@ def size_distributions(
         "Sizes of ventricles, brain and head",
         text + "".join(f"\n\nThere is no distance for {reason}." for reason in without),
         section_tables(tables, distances),
-        {
-            "volumes.png": (
-                draw_histograms(tables, distances),
-                f"Volumes of real and generated heads. {NOTICE}",
-            )
-        },
+        {"volumes.png": (draw_histograms(tables, distances), f"Volumes of real and generated heads. {NOTICE}")},
         {"volumes.tsv": distances, "volumes.json": settings | {"volumes": rows, "without": without}},
     )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
+
+from shared.files import read_json
 
 LABELS_FILE = Path(__file__).resolve().parents[2] / "spade_fusion_bundle" / "configs" / "labels.json"
 
@@ -24,7 +25,7 @@ def read_label_names(table: str) -> dict[int, str]:
 
 def _entries(table: str) -> Iterator[tuple[int, str, str]]:
     """Value, side and class name."""
-    for entry in json.loads(LABELS_FILE.read_text(encoding="utf-8"))[table]:
+    for entry in read_json(LABELS_FILE)[table]:
         for side in ("left", "right", "midline"):
             for item in entry.get(side, []):
                 first, _, last = str(item).partition("-")
@@ -37,7 +38,7 @@ def read_volume_labels() -> dict[str, set[int]]:
     `ventricles_ml` holds the lateral ventricles, `brain_ml` brain tissue without CSF, choroid plexus and vessels, and `icv_ml`
     every value inside the skull. SynthSeg's training maps use 500 to 999 outside it.
     """
-    content = json.loads(LABELS_FILE.read_text(encoding="utf-8"))
+    content = read_json(LABELS_FILE)
     values, sums = read_label_values(), content["_volumes"]
     brain = [entry["name"] for entry in content["freesurfer"] if entry["brain"] and entry["name"] not in sums["csf"]]
     return {

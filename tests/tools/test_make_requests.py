@@ -159,7 +159,7 @@ def test_incomplete_rows_are_not_drawn(participants, tmp_path):
         (["--sweep", "age", "young", "80"], "--sweep age: each end must be a number, got 'young'"),
         (
             ["--columns", "age", "sex", "--extrapolate"],
-            "--extrapolate knows values of ventricles_ml, brain_normalised_ml alone",
+            "--extrapolate has values only for ventricles_ml, brain_normalised_ml",
         ),
         (["--extrapolate", "--covariates_file", "none.json"], "none.json: no such file. Name the model's covariates.json"),
         (["--sweep", "age", "50", "60", "--base", "sex=X"], "sex must be one of F, M, got 'X'"),

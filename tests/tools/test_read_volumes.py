@@ -249,7 +249,7 @@ def test_nothing_is_written_when_nothing_can_be_used(tmp_path, monkeypatch):
 def test_a_participant_twice_is_refused_with_both_places(tmp_path):
     for name in ("a.csv", "b.csv"):
         (tmp_path / name).write_text(csv_of(synthseg_row()))
-    with pytest.raises(ValueError, match="sub-03 is there twice, in .*a.csv and .*b.csv"):
+    with pytest.raises(ValueError, match="sub-03 appears twice, in .*a.csv and .*b.csv"):
         read_volumes.read_all([tmp_path / "a.csv", tmp_path / "b.csv"])
 
 

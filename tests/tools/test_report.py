@@ -206,7 +206,7 @@ def test_mistakes_are_named_and_no_page_is_written(generated, change):
     folder, measured = generated
     message = {
         "unknown": "sub-x is not in .*participants.tsv",
-        "twice": "sub-syn1 is there twice",
+        "twice": "sub-syn1 appears twice",
         "no quantity": "nothing to compare",
         "no image": "no sub-syn1_T1w.nii.gz below it",
         "no table": "generated.tsv: no such table",
@@ -259,7 +259,7 @@ def saved(table, path):
 
 
 def test_a_row_is_the_scan_that_its_file_names(sessions, tmp_path):
-    """The tools write a row per scan, which the page refused as a participant who is there twice."""
+    """The tools write a row per scan, which the page refused as a participant who appears twice."""
     folder, table = sessions
     cohort = report_cohort.read_cohort(folder, [saved(table[::-1], tmp_path / "v.tsv")])
     assert cohort.measured["ventricles_ml"].to_dict() == {
@@ -271,7 +271,7 @@ def test_a_row_is_the_scan_that_its_file_names(sessions, tmp_path):
     assert cohort.expected["ventricles_ml"].tolist() == [10.0, 10.0, 20.0, 30.0]
     with pytest.raises(ValueError, match="v.tsv: sub-1 has several volumes in .*study. Name the volume in a column file"):
         report_cohort.read_cohort(folder, [saved(table.drop(columns="file"), tmp_path / "v.tsv")])
-    with pytest.raises(ValueError, match="v.tsv: sub-1_ses-2 is there twice"):
+    with pytest.raises(ValueError, match="v.tsv: sub-1_ses-2 appears twice"):
         report_cohort.read_cohort(folder, [saved(table.iloc[[0, 1, 1]], tmp_path / "v.tsv")])
 
 
