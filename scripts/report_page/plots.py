@@ -7,14 +7,16 @@ import io
 import pandas as pd
 from cohorts.cohort import Cohort, evenly, nearest
 from cohorts.three_planes import three_planes
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 ROWS_IN_PICTURE = 6
 INK = "#808080"  # readable on white and on black
+ON_THE_PAGE = dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK)
 COLOURS = {"generated": "#e07b39", "cohort": "#4a90d9"}
 
 
-def draw_scatter(axes, cohorts: dict[str, Cohort], quantity: str, ink: str) -> None:
+def draw_scatter(axes, cohorts: dict[str, Cohort], quantity: str) -> None:
     """Draw measured over expected values, and the line where both are equal."""
     values = []
     for kind, cohort in cohorts.items():
@@ -26,15 +28,12 @@ def draw_scatter(axes, cohorts: dict[str, Cohort], quantity: str, ink: str) -> N
         axes.scatter(x, y, s=16, color=COLOURS[kind], alpha=0.8, linewidths=0, label=label)
         values += [*x.dropna(), *y.dropna()]
     if values:
-        axes.plot(*[[min(values), max(values)]] * 2, color=ink, linewidth=0.8, label="equal")
+        axes.plot(*[[min(values), max(values)]] * 2, color=INK, linewidth=0.8, label="equal")
     generated = cohorts["generated"]
     unit = f" ({generated.unit(quantity)})" if generated.unit(quantity) else ""
-    axes.set_xlabel(_literal(f"requested or true {generated.title(quantity)}{unit}"), color=ink)
-    axes.set_ylabel(_literal(f"measured{unit}"), color=ink)
-    axes.tick_params(colors=ink)
-    for spine in axes.spines.values():
-        spine.set_color(ink)
-    axes.legend(frameon=False, fontsize=8, labelcolor=ink)
+    axes.set_xlabel(_literal(f"requested or true {generated.title(quantity)}{unit}"))
+    axes.set_ylabel(_literal(f"measured{unit}"))
+    axes.legend(frameon=False, fontsize=8)
 
 
 def overview(cohorts: dict[str, Cohort]) -> bytes:
@@ -77,8 +76,8 @@ def overview(cohorts: dict[str, Cohort]) -> bytes:
     if measured:
         axes = plot.subplots()
         axes.set_box_aspect(1)
-        draw_scatter(axes, cohorts, quantity, "#333333")
-    return _png(figure)
+        draw_scatter(axes, cohorts, quantity)
+    return png(figure, bbox_inches="tight")  # the texts beside the axes belong to the picture
 
 
 def _rounded(cohort: Cohort, table: pd.DataFrame, volume: str, quantity: str) -> str:
@@ -93,12 +92,13 @@ def _literal(text: str) -> str:
 
 def scatter_image(cohorts: dict[str, Cohort], quantity: str) -> bytes:
     """One scatter plot without background, for light and dark pages."""
-    figure = Figure(figsize=(5, 4.6), layout="constrained")
-    draw_scatter(figure.subplots(), cohorts, quantity, INK)
-    return _png(figure, transparent=True)
+    with rc_context(ON_THE_PAGE):
+        figure = Figure(figsize=(5, 4.6), layout="constrained")
+        draw_scatter(figure.subplots(), cohorts, quantity)
+        return png(figure, transparent=True)
 
 
-def _png(figure: Figure, **options) -> bytes:
+def png(figure: Figure, **options) -> bytes:
     buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=110, bbox_inches="tight", **options)  # tight: texts beside the axes belong to the picture
+    figure.savefig(buffer, dpi=110, **options)
     return buffer.getvalue()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-INK = "#808080"  # readable on white and on black
+from report_page.plots import COLOURS, INK, ON_THE_PAGE, png
 
 
 def _stages(training_dir: Path) -> dict[str, list[Path]]:
@@ -61,21 +61,20 @@ def draw_curves(training_dir: Path) -> bytes | None:
     stages = {name: scalars for name, scalars in stages.items() if "loss" in scalars}
     if not stages:
         return None
+    with rc_context(ON_THE_PAGE):
+        return png(_draw(stages), transparent=True)
+
+
+def _draw(stages: dict[str, dict[str, np.ndarray]]) -> Figure:
     figure = Figure(figsize=(9, 2.8 * len(stages)), layout="constrained")
     for row, (name, scalars) in zip(figure.subplots(len(stages), 2, squeeze=False), stages.items(), strict=True):
         steps, loss = scalars["loss"].T
         width = min(50, len(loss))
         row[0].plot(steps, loss, color=INK, alpha=0.3, linewidth=0.5)
-        row[0].plot(steps[width - 1 :], np.convolve(loss, np.ones(width) / width, "valid"), color="#e07b39")
+        row[0].plot(steps[width - 1 :], np.convolve(loss, np.ones(width) / width, "valid"), color=COLOURS["generated"])
         row[0].set(title=f"{name}: training loss", xlabel="step", yscale="log")
         validation = "val_ssim" if "val_ssim" in scalars else "val_mse"
         if validation in scalars:
-            row[1].plot(*scalars[validation].T, "o-", color="#4a90d9")
+            row[1].plot(*scalars[validation].T, "o-", color=COLOURS["cohort"])
         row[1].set(title=f"{name}: {validation.replace('val_', '').upper()} on validation scans", xlabel="epoch")
-    for axes in figure.axes:
-        axes.tick_params(colors=INK, which="both")
-        for part in (axes.title, axes.xaxis.label, *axes.spines.values()):
-            part.set_color(INK)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=100, transparent=True)
-    return buffer.getvalue()
+    return figure
