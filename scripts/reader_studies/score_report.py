@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -176,7 +177,8 @@ def write_scores(
     """Write ratings.tsv, reader_study.json, reader_study.png and reader_study.section.json, which has this title."""
     columns = ["reader", "position", "item", "kind", "direction", "file", "slice", "repeat_of", "rating", "guess", "seconds"]
     write_text(output / "ratings.tsv", answers[columns].to_csv(sep="\t", index=False, na_rep="n/a"))
-    write_json(output / "reader_study.json", _plain(numbers | {"partial": partial}))
+    without_nan = json.loads(json.dumps(numbers | {"partial": partial}), parse_constant=lambda name: None)  # NaN becomes null
+    write_json(output / "reader_study.json", without_nan)
     save_figure(output / "reader_study.png", draw(numbers), dpi=110)
     whose = ["by people"] * bool(numbers["n_readers"]) + ["by computed readers"] * bool(numbers["computed"])
     caption = (
@@ -185,12 +187,3 @@ def write_scores(
     )
     figures = [{"file": "reader_study.png", "caption": caption}]
     write_section(output / "reader_study.section.json", title, explain(numbers, partial), tables(numbers), figures)
-
-
-def _plain(value):
-    """JSON has no NaN: null."""
-    if isinstance(value, dict):
-        return {key: _plain(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [_plain(entry) for entry in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
