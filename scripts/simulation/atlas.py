@@ -83,21 +83,13 @@ def load_atlas(spacing_mm: int) -> Atlas:
 def _resample(template: dict, spacing_mm: int) -> dict:
     """Average the 1 mm maps over cubes of `spacing_mm`."""
 
-    def pool(channels):  # (C, X, Y, Z)
-        values = torch.from_numpy(channels)[None]
-        pad = [side for size in values.shape[:1:-1] for side in (0, -size % spacing_mm)]
-        return F.avg_pool3d(F.pad(values, pad, mode="replicate"), spacing_mm)[0]
+    def pool(values):  # (X, Y, Z) or (C, X, Y, Z)
+        pad = [side for size in values.shape[:-4:-1] for side in (0, -size % spacing_mm)]
+        return F.avg_pool3d(F.pad(torch.from_numpy(values)[None], pad, mode="replicate"), spacing_mm)[0]
 
-    distance = pool(template["ventricle_distance"][None])[0]
-    normal = torch.stack(torch.gradient(distance, spacing=float(spacing_mm)))
-    smooth_normal = F.avg_pool3d(F.pad(normal[None], (1,) * 6, mode="replicate"), 3, 1)[0]
-    maps = {
-        "classes": pool(template["classes"]),
-        "ventricle_distance": distance,
-        "skull_distance": pool(template["skull_distance"][None])[0],
-        "ventricle_normal": smooth_normal,
-        "t1w": pool(template["t1w"][None])[0],
-    }
+    maps = {name: pool(template[name]) for name in ("classes", "ventricle_distance", "skull_distance", "t1w")}
+    normal = torch.stack(torch.gradient(maps["ventricle_distance"], spacing=float(spacing_mm)))
+    maps["ventricle_normal"] = F.avg_pool3d(F.pad(normal[None], (1,) * 6, mode="replicate"), 3, 1)[0]
     return {"icv_ml": template["icv_ml"]} | {name: value.numpy().astype(np.float16) for name, value in maps.items()}
 
 
