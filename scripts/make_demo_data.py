@@ -10,7 +10,7 @@ map, and deformed copies if there are more subjects than maps. For demonstration
 import argparse
 import os
 import shutil
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from functools import lru_cache, partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -198,20 +198,15 @@ def make_cohort(
     if missing and not maps:
         load_atlas(settings["spacing_mm"])  # builds it once, before the workers ask for it
     write = partial(write_subject, folder, settings=settings, maps=maps)
-    with tqdm(total=subjects, initial=subjects - len(missing), unit="subject") as progress:
-        if workers == 1:
-            for number in missing:
-                write(number)
+    pool = ThreadPoolExecutor(1) if workers == 1 else ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+    with pool, tqdm(total=subjects, initial=subjects - len(missing), unit="subject") as progress:
+        try:
+            for job in as_completed([pool.submit(write, number) for number in missing]):
+                job.result()
                 progress.update()
-        else:
-            with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-                try:
-                    for job in as_completed([pool.submit(write, number) for number in missing]):
-                        job.result()
-                        progress.update()
-                except BaseException:
-                    pool.shutdown(cancel_futures=True)  # do not make the other subjects first
-                    raise
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # do not make the other subjects first
+            raise
     return write_participants(folder, anatomy.VOLUMES)
 
 
