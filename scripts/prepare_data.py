@@ -41,9 +41,6 @@ COARSEST_SPACING_MM = 3.0
 PATTERN = "sub-*/**/anat/*_T1w.nii*"
 
 
-# --- Reading and refusing ------------------------------------------------------------------------------------------
-
-
 def read_scan(path: Path) -> sitk.Image:
     """Read a scan in RAS voxel order as float32, with its place in space."""
     image = open_image(path)
@@ -67,7 +64,7 @@ def read_mask(path: Path, scan: sitk.Image) -> sitk.Image:
     """Read a brain mask on the grid of its scan, as float32 0 and 1."""
     try:
         mask = read_scan(path)
-        if mask.GetSize() != scan.GetSize() or not np.allclose(_geometry(mask), _geometry(scan), atol=0.01):
+        if not mask.IsSameImageGeometryAs(scan, 0.01, 0.01):
             raise ValueError("has another grid than the scan")
     except ValueError as error:
         raise ValueError(f"brain mask {path}: {error}") from error
@@ -76,17 +73,10 @@ def read_mask(path: Path, scan: sitk.Image) -> sitk.Image:
     return mask
 
 
-def _geometry(image: sitk.Image) -> tuple[float, ...]:
-    return (*image.GetSpacing(), *image.GetOrigin(), *image.GetDirection())
-
-
 def box(spacing_mm: float) -> sitk.Image:
     """The empty grid of the models, in RAS voxel order."""
     origin_mm = mni_box.affine(spacing_mm, "RAS")[:3, 3]
     return to_sitk(np.zeros(mni_box.size(spacing_mm)), [spacing_mm] * 3, np.eye(3), origin_mm)
-
-
-# --- Intensities and the box ---------------------------------------------------------------------------------------
 
 
 def correct_bias(scan: sitk.Image) -> sitk.Image:
@@ -112,9 +102,6 @@ def scale_intensities(volume: np.ndarray) -> tuple[np.ndarray, float]:
         raise ValueError("no part of the scan lies inside the box after registration")
     one = float(np.percentile(foreground, INTENSITY_PERCENTILE))
     return np.clip(volume / one, 0, 1), one
-
-
-# --- One subject, all subjects -------------------------------------------------------------------------------------
 
 
 def prepare(scan_path: Path, subject: str, out_dir: Path, settings: dict) -> None:
