@@ -20,13 +20,13 @@ def test_a_section_keeps_its_tables_and_figures(tmp_path):
 @pytest.mark.parametrize(
     ("name", "tables", "figures", "message"),
     [
-        ("a.json", [], [], "must end in .section.json"),
-        ("a.section.json", [{"header": ["", "FID"], "rows": [["real"]]}], [], "has 1 cells, its header 2"),
-        ("a.section.json", [], [{"file": "absent.png", "caption": ""}], "absent.png is not in its folder"),
+        ("a.json", [], [], "a.json"),
+        ("a.section.json", [{"header": ["", "FID"], "rows": [["real"]]}], [], "FID.*real"),
+        ("a.section.json", [], [{"file": "absent.png", "caption": ""}], "absent.png"),
     ],
 )
 def test_what_a_page_could_not_show_is_refused(tmp_path, name, tables, figures, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(AssertionError, match=message):
         write_section(tmp_path / name, "Title", "Text", tables, figures)
     assert not list(tmp_path.iterdir())
 

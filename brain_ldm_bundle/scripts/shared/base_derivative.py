@@ -71,11 +71,7 @@ class BaseDerivative:
     def finish(self, rows: Iterable[Mapping]) -> list[str]:
         """Write participants.tsv and participants.json for all volumes in the folder, of this run and earlier ones.
 
-        Args:
-            rows: rows of the volumes that this run was asked for.
-
-        Returns:
-            names of those volumes that the folder lacks, such as "sub-X".
+        Return the names, such as "sub-X", of those `rows` whose volumes the folder lacks.
         """
         folder = os.open(self.output_dir, os.O_RDONLY)
         try:

@@ -18,13 +18,9 @@ RUN_ARGUMENTS = {
 
 
 def command_line(argv: Sequence[str] | None = None) -> dict[str, object]:
-    """Read the `--name value` and `--name=value` pairs of a `monai.bundle` command line.
+    """Read the `--name value` and `--name=value` pairs of a command line, by default of this `python -m monai.bundle`.
 
-    Args:
-        argv: arguments of the command line; None takes those of this process if it is `python -m monai.bundle`.
-
-    Returns:
-        values by name. Python literals such as 3 or [1, 2] are evaluated, and all other values stay text.
+    Python literals such as 3 or [1, 2] are evaluated, and all other values stay text.
     """
     if argv is None:
         argv = sys.argv if re.search(r"monai\Wbundle", "".join(sys.argv[:1])) else []
@@ -51,11 +47,8 @@ def _is_flag(argument: str) -> bool:
 def refuse_unknown(also_known: Iterable[str] = (), argv: Sequence[str] | None = None) -> None:
     """Check the names on the command line and in further config files against the first config file.
 
-    Nothing is checked without `--config_file`, as in a workflow that is created in Python.
-
-    Args:
-        also_known: valid names that the config does not contain, such as covariates.
-        argv: arguments of the command line; None takes those of this process.
+    Nothing is checked without `--config_file`, as in a workflow that is created in Python. Names in `also_known`, such as
+    covariates, are valid although the config does not contain them.
 
     Raises:
         ValueError: a setting is unknown (the message suggests the nearest name), or true or false is written in lower case,

@@ -19,20 +19,13 @@ def write_section(
         text: plain text that describes the data, the scores and the trivial answer. A blank line starts a paragraph.
         tables: tables as {"header": cells, "rows": lists of cells}; cells are text, and the header states the units.
         figures: figures as {"file": name of a PNG in the same folder, "caption": text}.
-
-    Raises:
-        ValueError: the name has another ending, a row has more or fewer cells than its header, or a figure is missing.
     """
     path = Path(path)
-    if not path.name.endswith(".section.json"):
-        raise ValueError(f"{path}: the name of a section must end in .section.json")
+    assert path.name.endswith(".section.json"), path
     for table in tables:
-        for row in table["rows"]:
-            if len(row) != len(table["header"]):
-                raise ValueError(f"{path}: the row {list(row)} has {len(row)} cells, its header {len(table['header'])}")
+        assert {len(row) for row in table["rows"]} <= {len(table["header"])}, table
     for figure in figures:
-        if not (path.parent / figure["file"]).is_file():
-            raise ValueError(f"{path}: the figure {figure['file']} is not in its folder")
+        assert (path.parent / figure["file"]).is_file(), figure
     write_json(path, {"title": title, "text": text, "tables": list(tables), "figures": list(figures)})
 
 

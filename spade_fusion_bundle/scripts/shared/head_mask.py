@@ -14,9 +14,6 @@ def head_mask(volume: np.ndarray) -> np.ndarray:
 
     Args:
         volume: intensities (X, Y, Z), not constant; the last axis runs from inferior to superior.
-
-    Returns:
-        boolean mask (X, Y, Z) of the head.
     """
     in_plane = ndimage.generate_binary_structure(2, 1)[..., None]
     filled = ndimage.binary_fill_holes(volume > _otsu_threshold(volume), in_plane)

@@ -20,10 +20,7 @@ from .weights import read_recipe
 def voxels_sha256(values: np.ndarray) -> str:
     """Return the identity of a scan: the first 16 hexadecimal digits of the SHA-256 of its voxels in float32.
 
-    It does not depend on the file's name, compression, orientation and data type.
-
-    Args:
-        values: voxels (X, Y, Z) in RAS order, from `nifti.read_grey_values`.
+    `values` come from `nifti.read_grey_values`. So the file's name, compression, orientation and data type do not matter.
     """
     return hashlib.sha256(np.ascontiguousarray(values.T, dtype="<f4")).hexdigest()[:16]
 
@@ -58,11 +55,7 @@ def knows_all(recipe: Mapping) -> bool:
 def refuse_seen(items: Sequence[Mapping], recipe: Mapping, split: str, weights: str = "the weights") -> None:
     """Refuse held-out scans that weights were trained on. Warn if the weights do not record all of their training scans.
 
-    Args:
-        items: scans of a split, from `read_dataset`.
-        recipe: recipe of the weights.
-        split: name of the split, which the message names.
-        weights: name of the weights in the message.
+    `items` are the scans of the split, from `read_dataset`. The recipe is that of the weights, which messages call `weights`.
     """
     if not knows_all(recipe):
         some = "all scans that" if "seen_voxels" in recipe else "which scans"
