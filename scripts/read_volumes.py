@@ -79,9 +79,9 @@ def read_source(path: Path) -> Iterator[dict]:
     elif not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder")
     elif path.name.endswith(SEGMENTATIONS):
-        yield _row(path, _subject_name(path), partial(segmentation_volumes, path))
+        yield _row(path, _subject_name(path), str(path), lambda: segmentation_volumes(path))
     elif path.suffix == ".stats":
-        yield _row(path, _subject_name(path), lambda: (aseg_volumes(read_stats(path), str(path)), "FreeSurfer"))
+        yield _row(path, _subject_name(path), str(path), lambda: (aseg_volumes(read_stats(path), str(path)), "FreeSurfer"))
     elif path.name.endswith(TABLES):
         yield from _table_rows(path)
     else:
@@ -104,9 +104,10 @@ def _subject_name(path: Path) -> str:
     return path.parents[1].name if path.parent.name in ("stats", "mri") else path.name
 
 
-def _row(file: Path, name: str, read: Callable[[], tuple[dict[str, float], str]]) -> dict:
+def _row(file: Path, name: str, where: str, read: Callable[[], tuple[dict[str, float], str]]) -> dict:
     try:
         volumes, tool = read()
+        check_unit(volumes, where)
     except ValueError as error:
         return complete_row(participant_of(name), file, {}, "") | {"error": str(error)}
     return complete_row(participant_of(name), file, volumes, tool) | {"error": ""}
@@ -142,7 +143,6 @@ def segmentation_volumes(path: Path) -> tuple[dict[str, float], str]:
     volumes = {name: sum(volume for label, volume in volume_ml.items() if label in summed[name]) for name in VOLUMES}
     if not by_synthseg:
         volumes["icv_ml"] = math.nan
-    check_unit(volumes, str(path))
     return volumes, "SynthSeg segmentation" if by_synthseg else "FreeSurfer segmentation"
 
 
@@ -179,20 +179,14 @@ def aseg_volumes(cells: Mapping[str, str], where: str) -> dict[str, float]:
 
 def own_volumes(cells: Mapping[str, str], where: str) -> dict[str, float]:
     """Read volumes that are in mL already; missing ones are NaN."""
-    volumes = {name: _number(cells[name], f"{where}: {name}") for name in VOLUMES if not _is_empty(cells.get(name, ""))}
-    check_unit(volumes, where)
-    return volumes
+    return {name: _number(cells[name], f"{where}: {name}") for name in VOLUMES if not _is_empty(cells.get(name, ""))}
 
 
 def _summed_ml(cells: Mapping[str, str], where: str, names: Mapping[str, list[str]], remedy: str = "") -> dict[str, float]:
     """Sum the named cells, in mm3, to each volume in mL; `remedy` ends the message about missing ones."""
     if missing := [name for group in names.values() for name in group if _is_empty(cells.get(name, ""))]:
         raise ValueError(f"{where}: no {', '.join(missing[:MOST_LISTED])}{remedy}")
-    volumes = {
-        volume: sum(_number(cells[name], f"{where}: {name}") for name in group) / 1000 for volume, group in names.items()
-    }
-    check_unit(volumes, where)
-    return volumes
+    return {volume: sum(_number(cells[name], f"{where}: {name}") for name in group) / 1000 for volume, group in names.items()}
 
 
 def _is_empty(text: str) -> bool:
@@ -234,7 +228,7 @@ def _table_rows(path: Path) -> Iterator[dict]:
         if not name:
             raise ValueError(f"{path} row {number}: no name of a participant in the column {who!r}")
         where = f"{path} row {number} ({name})"
-        yield _row(path, name, lambda: (convert(cells, where), cells.get("tool") or tool))  # noqa: B023 (called at once)
+        yield _row(path, name, where, lambda: (convert(cells, where), cells.get("tool") or tool))  # noqa: B023 (called at once)
 
 
 def _read_text_table(path: Path) -> pd.DataFrame:

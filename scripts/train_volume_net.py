@@ -91,7 +91,7 @@ def held_out_accuracy(network: torch.nn.Module, name: str, maps: Sequence[Anatom
     true, measured = [], []
     for i in tqdm(range(30), unit="scan"):
         tissue = draw_tissue(maps[i % len(maps)], rng)
-        image = draw_image(tissue, rng, t1w=True, native_mm=native_mm)
+        image = draw_image(tissue, rng, ordinary=True, native_mm=native_mm)
         measured.append(volumes_ml(torch.softmax(network(image[None, None]), 1)[0]))
         true.append({name: float(value) for name, value in summed_ml(class_fractions(tissue).double()).items()})
     return [

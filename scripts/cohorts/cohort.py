@@ -94,7 +94,7 @@ class Cohort:
         return [name for name in self.expected if _is_number(self.expected[name]) and name not in BOOKKEEPING]
 
     def unseen(self) -> Cohort:
-        """Leave out the training split, on which a tool may have been trained, unless nothing else was measured."""
+        """Return the cohort without its training split, which a tool may know, unless nothing else was measured."""
         if "split" not in self.expected:
             return self
         rest = ~self.expected["split"].isin(TRAINING) & self.measured[self.quantities()].notna().any(axis=1)
@@ -132,22 +132,17 @@ class Cohort:
 
     def sorted_by(self, quantity: str | None) -> list[str]:
         """Return all volumes by rising expected value, unknown ones last; for None in the order of the table."""
-        if quantity is None:
-            return list(self.expected.index)
-        return list(self.expected[quantity].sort_values(kind="stable").index)
+        volumes = self.expected if quantity is None else self.expected[quantity].sort_values(kind="stable")
+        return list(volumes.index)
 
 
 def read_cohort(folder: Path, measured_files: Sequence[Path] = (), everyone: bool = True) -> Cohort:
-    """Read a folder's participants.tsv, and join tables of measurement, by volume.
+    """Read a folder's participants.tsv, and join its measurements by volume.
 
     Args:
         folder: BIDS folder with participants.tsv and sub-*/**/sub-*_T1w.nii.gz.
-        measured_files: tables for all or some volumes of the folder, see `read_measured`.
+        measured_files: tables of measurements of all or some volumes of the folder, see `read_measured`.
         everyone: whether to keep volumes that were not measured.
-
-    Raises:
-        FileNotFoundError: a table or an image is missing.
-        ValueError: volumes that are not in the folder, no quantity that is both expected and measured, or text for a number.
     """
     participants = folder / "participants.tsv"
     listed = read_by_participant(participants)
@@ -179,11 +174,7 @@ def read_cohort(folder: Path, measured_files: Sequence[Path] = (), everyone: boo
 
 
 def refuse_other_tools(first: Cohort, second: Cohort) -> None:
-    """Refuse cohorts that different tools measured, because their measurements cannot be compared.
-
-    Raises:
-        ValueError: no tool measured both.
-    """
+    """Refuse cohorts that different tools measured, because their measurements cannot be compared."""
     if not set(first.tables) & set(second.tables):
         raise ValueError(
             f"{first.folder} was measured by {' and '.join(first.tables) or 'nothing'}, {second.folder} by "
@@ -216,7 +207,7 @@ def _read_optional(path: Path) -> dict:
 
 
 def describe(cohort: Cohort) -> str:
-    """Describe a cohort by its name and counts, and the part that was measured."""
+    """Return a cohort's name, and how many subjects it has and how many of them were measured."""
 
     def counts(table: pd.DataFrame) -> str:
         splits = table["split"].value_counts().items() if "split" in table else ()
@@ -227,17 +218,16 @@ def describe(cohort: Cohort) -> str:
 
 
 def evenly(items: Sequence[str], count: int) -> list[str]:
-    """Return `count` of the items, evenly from the first to the last, or all if there are fewer."""
+    """Return `count` items, evenly spaced from the first to the last, or all items if there are fewer."""
     if len(items) <= count:
         return list(items)
-    return [items[i] for i in np.linspace(0, len(items) - 1, count).round().astype(int)] if count else []
+    return [items[i] for i in np.linspace(0, len(items) - 1, count).round().astype(int)]
 
 
 def nearest(cohort: Cohort, quantity: str, wanted: Sequence[float]) -> list[str | None]:
     """Return for each wanted value a volume near it, with the least total distance; None if there are too few volumes."""
     known = cohort.expected[quantity].dropna()
     distance = np.nan_to_num(np.abs(np.subtract.outer(np.asarray(wanted, float), known.to_numpy(float))))
-    chosen: list[str | None] = [None] * len(wanted)
-    for row, column in zip(*linear_sum_assignment(distance)):
-        chosen[row] = known.index[column]
-    return chosen
+    rows, columns = linear_sum_assignment(distance)
+    chosen = dict(zip(rows, known.index[columns]))
+    return [chosen.get(row) for row in range(len(wanted))]

@@ -11,12 +11,7 @@ import pandas as pd
 
 
 def read_by_participant(path: Path, several_rows: bool = False) -> pd.DataFrame:
-    """Read a tab-separated table, indexed by participant_id; "n/a" becomes NaN. A participant may have `several_rows`.
-
-    Raises:
-        FileNotFoundError: the table does not exist.
-        ValueError: no column participant_id, an entry of it that cannot name a folder, or a participant twice.
-    """
+    """Read a tab-separated table, indexed by participant_id; "n/a" becomes NaN. A participant may have `several_rows`."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such table")
     table = pd.read_csv(path, sep="\t", dtype={"participant_id": str}, encoding="utf-8-sig")
@@ -33,7 +28,7 @@ def read_by_participant(path: Path, several_rows: bool = False) -> pd.DataFrame:
 
 
 def read_measured(path: Path, folder: Path, images: Mapping[str, Mapping[str, Path]]) -> dict[str, pd.DataFrame]:
-    """Read a table of measurement of a folder, and find the volume that each row describes.
+    """Read the measurements of a folder, and find the volume that each row describes.
 
     The column `file` names the volume. Without this column, participant_id names it.
 
@@ -44,11 +39,6 @@ def read_measured(path: Path, folder: Path, images: Mapping[str, Mapping[str, Pa
 
     Returns:
         The rows of each tool (column `tool`, else the table's file name), indexed by volume.
-
-    Raises:
-        FileNotFoundError: the table does not exist.
-        ValueError: a row describes a volume of another folder, does not say which of a participant's volumes it describes, or
-            describes the volume of another row.
     """
     table = read_by_participant(path, several_rows=True)
     files = table["file"] if "file" in table else pd.Series(np.nan, table.index)
@@ -90,10 +80,10 @@ def _refuse_twice(table: pd.DataFrame, path: Path) -> None:
 
 
 def _is_measured(file: Path, image: Path, folder: Path) -> bool:
-    """Whether a table's path means an image of the folder, which may have been moved or copied since.
+    """Return whether a table's path names this image of the folder, which may have been moved or copied since.
 
-    If the file exists, it must be the image or an equal file of the same name. If it does not, the path must end as the image's
-    does, from the folder's name on.
+    If the file exists, it must be the image or an equal file of the same name. If not, the path must end with the folder's name
+    and the image's path inside the folder.
     """
     inside = image.relative_to(folder).parts
     if file.is_file():

@@ -13,25 +13,13 @@ WHITE_PERCENTILE = 99.8  # of a volume's voxels, drawn white
 
 
 def three_planes(path: Path, point_mm: tuple[float, float, float] = POINT_MM) -> np.ndarray:
-    """Axial, coronal and sagittal plane side by side, (rows, columns) in 0 to 1, first row on top.
-
-    Radiological convention: the subject's right is at the left of the axial and coronal plane. The front is on top in the axial
-    plane and at the left in the sagittal plane. Pixels are square: voxels are repeated where their sides differ. One black
-    column frames each plane.
-
-    Args:
-        path: NIfTI file.
-        point_mm: point on all three planes, RAS; one outside the volume is moved to the nearest voxel.
-
-    Raises:
-        ValueError: the file is damaged, or not one 3-D volume.
-    """
+    """Return the axial, coronal and sagittal plane through `point_mm` side by side, see `cut`, scaled to 0 to 1."""
     volume, affine = read_canonical(path)
     return (cut(volume, affine, point_mm) / white_level(volume)).clip(0, 1)
 
 
 def three_planes_of_labels(path: Path, point_mm: tuple[float, float, float] = POINT_MM) -> np.ndarray:
-    """The same planes of a label map, as int32 label values; the frame is 0."""
+    """Return the same planes of a label map, as int32 label values; the frame is 0."""
     volume, affine = read_canonical(path)
     return cut(np.rint(volume).astype(np.int32), affine, point_mm)
 
@@ -53,17 +41,21 @@ def read_canonical(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def white_level(volume: np.ndarray) -> float:
-    """The intensity that is drawn white."""
+    """Return the intensity that is drawn white."""
     return max(float(np.percentile(volume, WHITE_PERCENTILE)), 1e-6)
 
 
 def cut(volume: np.ndarray, affine: np.ndarray, point_mm: tuple[float, float, float]) -> np.ndarray:
-    """The picture of `three_planes` in the volume's own values.
+    """Return the axial, coronal and sagittal plane side by side as (rows, columns), first row on top.
+
+    Radiological convention: the subject's right is at the left of the axial and coronal plane. The front is on top in the axial
+    plane and at the left in the sagittal plane. Pixels are square: voxels are repeated where their sides differ. One black
+    column frames each plane.
 
     Args:
         volume: (X, Y, Z), with axes to the subject's right, front and top.
         affine: matrix (4, 4) from voxel indices to RAS mm.
-        point_mm: point on all three planes, RAS.
+        point_mm: point on all three planes, RAS. A point outside the volume is moved to the nearest voxel.
     """
     spacing_mm = nib.affines.voxel_sizes(affine)
     voxel = np.rint(nib.affines.apply_affine(np.linalg.inv(affine), point_mm)).astype(int)

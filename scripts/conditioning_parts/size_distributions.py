@@ -136,11 +136,10 @@ def draw_histograms(tables: Mapping[str, pd.DataFrame], distances: pd.DataFrame)
         values = {kind: tables[kind][name].dropna() for kind in COLOURS if kind in tables}
         edges = np.histogram_bin_edges(np.concatenate(list(values.values())), bins=12)
         for kind, sample in values.items():
-            look = {"weights": np.full(len(sample), 100 / len(sample)), "color": COLOURS[kind]}
-            axes.hist(sample, edges, histtype="stepfilled", alpha=0.25, **look)
-            axes.hist(sample, edges, histtype="step", linewidth=1.6, label=f"{kind}, n = {len(sample)}", **look)
+            look = {"histtype": "stepfilled", "facecolor": (COLOURS[kind], 0.25), "edgecolor": COLOURS[kind]}
+            percent = np.full(len(sample), 100 / len(sample))
+            axes.hist(sample, edges, weights=percent, label=f"{kind}, n = {len(sample)}", **look)
         axes.set(title=SIZES[name], xlabel="mL")
-        axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2))
     figure.axes[0].set_ylabel("% of the volumes")
     return figure

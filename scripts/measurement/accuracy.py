@@ -24,8 +24,8 @@ def read_accuracy(weights: Path) -> dict:
         ValueError: the file with the facts is missing, or describes other weights.
     """
     sidecar = weights.with_suffix(".json")
-    if not weights.is_file() or not sidecar.is_file():
-        raise ValueError(f"{(sidecar if weights.is_file() else weights).name} is missing")
+    if missing := [path.name for path in (weights, sidecar) if not path.is_file()]:
+        raise ValueError(f"{missing[0]} is missing")
     facts = read_json(sidecar)
     if facts["sha256"] != sha256(weights):
         raise ValueError(f"{sidecar.name} describes other weights")

@@ -77,11 +77,7 @@ class Anatomy:
 
 
 def read_anatomy(path: Path) -> Anatomy:
-    """Read a label map with FreeSurfer or SynthSeg values (any space) or with demo values (in MNI space).
-
-    Raises:
-        ValueError: unknown label values, too few deep structures to place the map in MNI space, or no lateral ventricles.
-    """
+    """Read a label map with FreeSurfer or SynthSeg values (any space) or with demo values (in MNI space)."""
     image = nib.load(path)
     labels = np.rint(np.asarray(image.dataobj)).astype(np.int32)
     table = "freesurfer" if labels.max() > LARGEST_DEMO_LABEL else "demo"
@@ -161,19 +157,18 @@ def class_fractions(tissue: torch.Tensor) -> torch.Tensor:
 
 
 def draw_image(
-    tissue: torch.Tensor, rng: np.random.Generator, t1w: bool | None = None, native_mm: int | None = None
+    tissue: torch.Tensor, rng: np.random.Generator, ordinary: bool = False, native_mm: int | None = None
 ) -> torch.Tensor:
     """Paint tissue as an MR image (80, 112, 80) in 0 to 1.
 
     Args:
         tissue: (4, 80, 112, 80) tissue indices of `draw_tissue`.
         rng: source of the intensities.
-        t1w: True draws a whole head with T1w contrast of ordinary quality, as for tests. False draws arbitrary contrast. None
-            draws T1w contrast for 80 % of the images.
+        ordinary: True always draws a whole head with T1w contrast of usual quality, for tests. False also draws other contrasts
+            (20 %), stripped skulls and blurred images.
         native_mm: voxel size before resampling to 2 mm, 2 or 4; None draws it.
     """
-    ordinary = t1w is True
-    t1w = rng.random() < 0.8 if t1w is None else t1w
+    t1w = ordinary or rng.random() < 0.8
     native_mm = (4 if rng.random() < 0.45 else 2) if native_mm is None else native_mm
 
     _, mean, spread, texture, _ = zip(*TISSUES.values(), strict=True)

@@ -29,27 +29,18 @@ def complete_row(participant_id: str, file: Path, volumes: Mapping[str, float], 
 
 def quality_flags(volumes: Mapping[str, float]) -> str:
     """Name the volumes that are missing (NaN) or unusual, separated by commas; "" if there are none."""
-    flags = []
-    for name, (low, high) in USUAL_ML.items():
-        if not low <= volumes[name] <= high:
-            flags.append(f"{name}_{'missing' if math.isnan(volumes[name]) else 'unusual'}")
-    return ",".join(flags)
+    flagged = [name for name, (low, high) in USUAL_ML.items() if not low <= volumes[name] <= high]
+    return ",".join(f"{name}_{'missing' if math.isnan(volumes[name]) else 'unusual'}" for name in flagged)
 
 
 def check_unit(volumes_ml: Mapping[str, float], where: str) -> None:
-    """Refuse volumes that no head has, and name the unit that they seem to have; NaN passes.
-
-    Raises:
-        ValueError: a volume lies outside of `POSSIBLE_ML`.
-    """
+    """Refuse volumes outside `POSSIBLE_ML`, and name the unit that they seem to have; NaN passes."""
     for name, (low, high) in POSSIBLE_ML.items():
         value = volumes_ml.get(name, math.nan)
         if math.isnan(value) or low <= value <= high:
             continue
-        unit = ""
-        if low <= value / 1000 <= high:
-            unit = "; it looks like mm3 where mL were expected"
-        elif low <= value * 1000 <= high:
+        unit = "; it looks like mm3 where mL were expected" if low <= value / 1000 <= high else ""
+        if low <= value * 1000 <= high:
             unit = "; it looks 1000 times too small, like L for mL or mL for mm3"
         raise ValueError(f"{where}: {name} would be {value:g} mL, possible are {low:g} to {high:g}{unit}")
 

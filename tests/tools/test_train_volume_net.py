@@ -88,7 +88,7 @@ def test_images_are_finite_and_scaled(anatomy, native_mm):
 def test_ventricles_are_dark_and_white_matter_bright_in_t1w(anatomy):
     rng = np.random.default_rng(2)
     tissue = drawing.draw_tissue(anatomy, rng)
-    image = drawing.draw_image(tissue, rng, t1w=True, native_mm=2)
+    image = drawing.draw_image(tissue, rng, ordinary=True, native_mm=2)
     pure = drawing.class_fractions(tissue) == 1
     assert image[pure[4]].median() < 0.6 * image[pure[3]].median()
 
