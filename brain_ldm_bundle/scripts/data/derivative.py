@@ -28,9 +28,6 @@ class Derivative(BaseDerivative):
         dtype: "uint8", or "float32" for the values as the model gave them.
         name: name of the data set.
         covariates_are: what the table says of the covariates; a scan through an autoencoder has them as its own.
-
-    Raises:
-        ValueError: the folder holds another data set, or is a file; unknown dtype.
     """
 
     generator, notice, required, mark = "brain_ldm_bundle", NOTICE, PROVENANCE, "Covariates"

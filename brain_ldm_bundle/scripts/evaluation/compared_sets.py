@@ -29,14 +29,9 @@ class Volumes(Dataset):
     """Volumes (1, D, H, W), 0 to 1 in steps of 1/255, read one at a time.
 
     Generated volumes are stored in 8 bits. Real scans are rounded to the same steps: otherwise the faint noise of their
-    background would have a structure that no generated volume can have.
-
-    Args:
-        items: dictionaries with the path "image" and the "participant_id".
-        transform: function from an item to {"image": (1, D, H, W) in 0 to 1}.
-
-    Raises:
-        ValueError: a volume is constant in 8 bits. This is found when it is read.
+    background would have a structure that no generated volume can have. Items have the path "image" and the "participant_id",
+    and `transform` turns them into {"image": (1, D, H, W) in 0 to 1}. A volume that is constant in 8 bits is refused when it is
+    read.
     """
 
     def __init__(self, items: Sequence[dict], transform: Callable[[dict], dict]) -> None:

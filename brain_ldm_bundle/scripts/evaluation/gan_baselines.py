@@ -65,9 +65,6 @@ def vaegan_losses(
         kl_weight: weight of the KL, which is summed over the vector.
         gamma: weight of the reconstruction for the decoder.
         feature_level: number of convolutions of the discriminator before the layer.
-
-    Returns:
-        The loss of each part of the network.
     """
     mu, sigma = network.encoder(image)
     reconstructions = network.generator(mu + sigma * torch.randn_like(mu)).to(image)  # (B, 1, D, H, W)

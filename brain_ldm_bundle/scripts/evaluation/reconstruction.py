@@ -86,13 +86,8 @@ class KeepReconstructions:
 
     What a measuring tool reads differently there than in the scan is due to the autoencoder, not to the diffusion model.
 
-    Args:
-        output_dir: folder of the data set.
-        schema: schema of the covariates.
-        spacing_mm: spacing of the model's grid.
-        items: the evaluator's scans, items of `scripts.data.bids.read_dataset`. If a participant has several, each is named
-            after its file, such as sub-01ses2.
-        autoencoder_file: weights, whose hash goes into the sidecars.
+    `items` are the evaluator's scans, from `read_dataset`. If a participant has several, each is named after its file, such as
+    sub-01ses2. The sidecars have the hash of the weights in `autoencoder_file`.
 
     Raises:
         ValueError: the folder holds another data set, or reconstructions of other scans or weights; or two scans have one name.

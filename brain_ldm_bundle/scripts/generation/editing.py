@@ -61,12 +61,9 @@ class Editor(Inferer):
     recipe: Mapping | None = None
 
     def __call__(self, inputs: torch.Tensor, network: DiffusionUNet, request: Mapping | None = None) -> torch.Tensor:
-        """The edited volume (1, 1, D, H, W) in [0, 1].
+        """The edited volume from an image, both (1, 1, D, H, W) in [0, 1] on the model's grid, tensors or MetaTensors.
 
-        Args:
-            inputs: image (1, 1, D, H, W) in [0, 1] on the model's grid, a tensor or a MetaTensor; so is the answer.
-            network: diffusion model.
-            request: replaces the request of the editor.
+        `request` replaces the request of the editor.
         """
         return self.edit(inputs, network, *read_request(self.schema, self.request if request is None else request))
 
@@ -102,19 +99,9 @@ def edit_file(
 ) -> Path:
     """Edit an image and write the result on its grid, as a further volume of a `Derivative`.
 
-    The volume's name is a hash of the image, the request and the provenance, so other weights or steps do not replace it.
-
-    Args:
-        image: file of a T1w in MNI space.
-        request: covariates, "strength" and "seed", as `read_request` takes them.
-        editor: makes the volume.
-        network: diffusion model.
-        preprocessing: transforms from {"image": path} to the model's grid.
-        postprocessing: transforms that bring "pred" back to the grid of the file.
-        output_dir: folder of the `Derivative`.
-        provenance: what the sidecar says about the model and the sampler.
-        dtype: "uint8" or "float32", type of the voxels on disk.
-        device: where to compute.
+    The volume's name is a hash of the image, the request and the provenance, so other weights or steps do not replace it. The
+    image is a T1w in MNI space, and the request is as `read_request` takes it. `preprocessing` brings {"image": path} to the
+    model's grid, and `postprocessing` brings "pred" back to the grid of the file.
     """
     if image is None or not Path(image).is_file():
         raise FileNotFoundError(f"image {image}: no such file. Give --image FILE, a T1w in MNI space")

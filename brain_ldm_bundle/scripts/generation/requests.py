@@ -66,10 +66,8 @@ def pending(
 ) -> list[dict]:
     """The volumes that this process has yet to make. Each request belongs to one process; complete volumes are left out.
 
-    `base_seed` and the participant_id, or the name of the noise, give each volume its seed.
-
-    Returns:
-        items {"request", "provenance": with the seed, "context": scaled covariates (1, C)}.
+    `base_seed` and the participant_id, or the name of the noise, give each volume its seed. An item is {"request",
+    "provenance": with the seed, "context": scaled covariates (1, C)}.
     """
     mine, items = requests[rank::world_size], []
     for request in mine:

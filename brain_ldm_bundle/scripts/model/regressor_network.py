@@ -22,12 +22,7 @@ class Regressor(WithRecipe, nets.Regressor):
 
     `recipe`: {"covariates": schema, "spacing_mm", "regressor": the arguments below, "seen_voxels", "seen_unknown"}.
 
-    Args:
-        image_size: voxels of a volume, (D, H, W).
-        num_outputs: number of covariates.
-        channels: channels of each level; each level halves the grid, rounding up.
-        num_features: length of the layer before the answer.
-        norm_num_groups: groups of the normalisation; divides all channels.
+    Each of `channels` is a level, which halves the grid, rounding up. `norm_num_groups` must divide all channels.
     """
 
     def __init__(

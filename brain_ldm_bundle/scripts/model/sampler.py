@@ -23,20 +23,15 @@ def row_seed(base_seed: int, row_id: str) -> int:
 class LatentSampler(Inferer):
     """Make volumes for covariates: walk the noise back through the diffusion U-Net, then decode.
 
-    Args:
-        autoencoder: network that decodes the latents.
-        scheduler: sampler of `scripts.model.noise_schedule.make_sampler`. The recipe of the network sets its prediction type.
-        image_size: voxels of a volume, (D, H, W); each side a multiple of the autoencoder's factor.
-        guidance_scale: 1 samples the model as it is. A higher scale strengthens the covariates by classifier-free guidance
-            (Ho and Salimans 2022), for models trained with condition dropout; it costs a second U-Net call per step.
-        amp: run the networks in bfloat16; noise and steps stay in float32.
+    A guidance scale of 1 samples the model as it is. A higher scale strengthens the covariates by classifier-free guidance
+    (Ho and Salimans 2022), for models trained with condition dropout; it costs a second U-Net call per step.
     """
 
     autoencoder: Autoencoder
-    scheduler: DDIM | DDPM
-    image_size: Sequence[int]
+    scheduler: DDIM | DDPM  # the recipe of the network sets its prediction type
+    image_size: Sequence[int]  # voxels (D, H, W); each side a multiple of the autoencoder's factor
     guidance_scale: float = 1.0
-    amp: bool = False
+    amp: bool = False  # run the networks in bfloat16; noise and steps stay in float32
 
     def __post_init__(self) -> None:
         self.latent_shape = self.autoencoder.latent_shape(self.image_size)

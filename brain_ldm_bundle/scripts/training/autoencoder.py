@@ -41,22 +41,16 @@ def autoencoder_step(
 ) -> list[dict[str, float]]:
     """Update the autoencoder, then the discriminator (Pinaya et al. 2022, Sec. 2.1).
 
-    The autoencoder's loss is L1 + KL + perceptual + patch adversarial.
+    The autoencoder's loss is L1 + KL + perceptual + patch adversarial. A weight of 0 leaves the discriminator untrained, and it
+    takes part from the epoch `adversarial_from_epoch` on, counted from 1. The paper has no term with `gradient_weight`, the L1
+    between the finite differences of the images.
 
     Args:
         engine: MONAI's AdversarialTrainer.
         batch: {"image": (B, 1, D, H, W) in [0, 1]}.
-        kl_weight: factor of the KL divergence; the L1 has factor 1.
-        perceptual_weight: factor of the perceptual loss.
-        adversarial_weight: factor of the adversarial loss; 0 leaves the discriminator untrained.
-        gradient_weight: factor of the L1 between the finite differences of the images. The paper has no such term.
-        adversarial_from_epoch: first epoch, counted from 1, in which the discriminator takes part.
         grad_clip: upper limit of the gradients' norm.
         amp: run the networks in bfloat16.
         perceptual_loss: a function of (reconstruction, image), or None.
-
-    Returns:
-        The losses of this step, in the form that MONAI's handlers read.
     """
     state = engine.state
     image = torch.as_tensor(batch["image"]).to(state.device, non_blocking=True)

@@ -35,9 +35,6 @@ def diffusion_step(
         condition_dropout: probability that the covariates of a row are withheld, for classifier-free guidance. Paper: 0.
         grad_clip: upper limit of the gradients' norm.
         amp: run the network in bfloat16.
-
-    Returns:
-        The loss of this step, in the form that MONAI's handlers read.
     """
     device, network = engine.state.device, engine.network.train()
     mu, sigma, context = (batch[key].to(device, non_blocking=True) for key in ("mu", "sigma", "covariates"))

@@ -6,11 +6,6 @@ from collections.abc import Callable
 
 
 def warmup(steps: int, total: int) -> Callable[[int], float]:
-    """Factor of the learning rate, for LambdaLR: it rises from 0.01 to 1.
-
-    Args:
-        steps: length of the rise, in steps. It takes at most a tenth of `total`.
-        total: steps of the whole training.
-    """
+    """Factor of the learning rate, for LambdaLR: it rises from 0.01 to 1 within `steps`, at most a tenth of all steps."""
     steps = max(1, min(steps, total // 10))
     return lambda step: min(1.0, 0.01 + 0.99 * step / steps)

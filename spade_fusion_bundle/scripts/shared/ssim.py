@@ -20,9 +20,7 @@ def filtered(images: torch.Tensor, kernels: Sequence[torch.Tensor]) -> torch.Ten
 
     The function adds shifted images. On a CPU, PyTorch's convolutions of one channel take about ten times as long.
 
-    Args:
-        images: images (B, C, ...) with any number of spatial axes.
-        kernels: one kernel (K,) for each spatial axis.
+    Images (B, C, ...) have any number of spatial axes, and there is a kernel (K,) for each of them.
     """
     for axis, kernel in enumerate(kernels, start=2):
         size = images.shape[axis] - len(kernel) + 1
