@@ -22,9 +22,6 @@ def viewer_entry(
     """Prepare a volume for the viewer.
 
     Args:
-        cohort: cohort with the volume.
-        volume: name of the volume.
-        names: names and colours of label values.
         spacing_mm: voxel size to resample to where voxels are smaller; None keeps all voxels.
         synthetic: mark it as synthetic in the header; not for scans.
 

@@ -110,16 +110,10 @@ def gallery(
     found: Sequence[Column] = (),
     element_id: str = "",
 ) -> Iterator[str]:
-    """Figures of the volumes, one by one.
+    """Yield the figures of the volumes, one by one.
 
-    Args:
-        cohort: cohort with the volumes.
-        volumes: names of the volumes, in the order of the page.
-        asked: word for expected values, "requested" or "true".
-        names: names and colours of label values.
-        in_viewer: number of each volume that the viewer can open.
-        found: columns of the controls; their values are stored with the figures.
-        element_id: id of the gallery.
+    `asked` is the word for expected values, "requested" or "true". `in_viewer` numbers the volumes that the viewer can open.
+    `found` are the columns of the controls; the figures store their values.
     """
     yield f'<div class="gallery" id="{element_id}">' if element_id else '<div class="gallery">'
     for volume in volumes:

@@ -69,13 +69,9 @@ def read_label_map(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 @torch.no_grad()
 def make_subject(path: Path, spacing_mm: int, seed: int, warp: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Make a T1w (float32, 0 to 1) and its labels (int16) on the project's box, in RAS order and MNI space.
+    """Make a T1w (float32, 0 to 1) and its labels (int16) of a label map on the project's box, in RAS order and MNI space.
 
-    Args:
-        path: label map.
-        spacing_mm: voxel size of the result.
-        seed: seed of all random draws.
-        warp: deform the anatomy smoothly by some millimetres, for a second subject from the same map.
+    `warp` deforms the anatomy smoothly by some millimetres, for a second subject from the same map.
     """
     labels, affine = read_label_map(path)
     try:

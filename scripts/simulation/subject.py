@@ -67,10 +67,7 @@ def measure_ml(labels: np.ndarray, spacing_mm: float, groups: dict[str, tuple] =
 def make_subject(person: Person, atlas: Atlas, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Make a T1w (float32, 0 to 1) and its labels (uint8, see LABELS) on the project's box, in RAS order.
 
-    Args:
-        person: requested head.
-        atlas: template at the voxel size of the result.
-        seed: seed of all random draws.
+    The voxel size of the result is the atlas's.
     """
     spacing_mm = atlas.spacing_mm
     shape = tuple(size // spacing_mm for size in FIELD_OF_VIEW_MM)
