@@ -84,7 +84,9 @@ def _parts(content: Content) -> Iterator[str]:
     yield _head(with_viewer=bool(content.viewed))
     yield f"<header><h1>Synthetic brain MRI: a generated cohort</h1>{_note(NOTE.format(FROM_LABELS if labelled else ''))}"
     yield _summary(content)
-    yield _note(NOTE_SIMULATED) if scans and _is_simulated(scans) else ""
+    description = scans and scans.folder / "dataset_description.json"
+    if description and description.is_file() and SIMULATOR in str(read_json(description).get("GeneratedBy")):
+        yield _note(NOTE_SIMULATED)
     links = "".join(f'<li><a href="#{element_id}">{escape(title)}</a></li>' for element_id, title, _ in sections)
     yield f'</header><nav aria-label="On this page"><ul>{links}</ul></nav>\n<main>\n'
     alt = "Generated volumes in rows" + (", scans beside them" if scans else "")
@@ -124,11 +126,6 @@ def _hash(text: str) -> str:
 
 def _note(text: str) -> str:
     return f'<p class="note"><b>{text}</b></p>'
-
-
-def _is_simulated(cohort: Cohort) -> bool:
-    description = cohort.folder / "dataset_description.json"
-    return description.is_file() and SIMULATOR in str(read_json(description).get("GeneratedBy"))
 
 
 def _summary(content: Content) -> str:
