@@ -53,9 +53,6 @@ def read_page(path: Path) -> tuple[str, list[Picture]]:
         raise ValueError(f"{path}: not the page of a reader study {reason}. Give STUDY_DIR/page/reader_study.html") from error
 
 
-# --- Cues, from pixels inside the head ------------------------------------------------------------------------------
-
-
 def find_inside(grey: np.ndarray) -> np.ndarray:
     """Mask of the head without its outline: pixels whose 3 x 3 neighbourhood holds no air.
 
@@ -90,9 +87,6 @@ RULES = {
     "noise": "standard deviation of the noise (Immerkaer 1996), the slices with the least noise are very good",
     "chance": "random answers, the floor",
 }
-
-
-# --- Answers --------------------------------------------------------------------------------------------------------
 
 
 def find_first_times(pictures: list[Picture]) -> np.ndarray:

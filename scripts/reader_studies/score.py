@@ -25,9 +25,6 @@ MOST_LISTED = 5
 COMPUTED = " (computed)"  # the name of each computed reader ends with this, see rate.py
 
 
-# --- Reading -------------------------------------------------------------------------------------------------------
-
-
 def read_key(path: Path) -> pd.DataFrame:
     """Read the key that `make` wrote, with one row per item."""
     if not path.is_file():
@@ -101,9 +98,6 @@ def unblind(key: pd.DataFrame, results: Sequence[pd.DataFrame]) -> pd.DataFrame:
     answers["position"] = answers["position"].astype(int)
     answers["correct"] = (answers["guess"] == answers["kind"]).astype(float)
     return answers.sort_values(["reader", "position"]).reset_index(drop=True)
-
-
-# --- Statistics ----------------------------------------------------------------------------------------------------
 
 
 def kappa(first: np.ndarray, second: np.ndarray) -> float:
