@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("bundle", type=Path, help="folder of the bundle")
     parser.add_argument("--repo", required=True, help="USER/NAME or ORGANISATION/NAME on the hub")
     parser.add_argument("--weights", type=Path, help="upload the weights from this folder, the models_dir of a training")
-    parser.add_argument("--public", action="store_true", help="visible to everybody; consider whose scans the weights know")
+    parser.add_argument("--public", action="store_true", help="visible to everybody; weights can reveal training scans")
     parser.add_argument("--dry_run", action="store_true", help="check everything and list the files, but upload nothing")
     options = parser.parse_args(arguments)
     bundle = options.bundle.resolve()
