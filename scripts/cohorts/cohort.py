@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import linear_sum_assignment
 from shared.files import read_json
+from shared.nifti import UNREADABLE
 
 from cohorts.row_matching import read_by_participant, read_measured
 from cohorts.three_planes import POINT_MM
@@ -55,10 +56,15 @@ class Cohort:
     def point_mm(self, volume: str) -> tuple[float, float, float]:
         """Return where to cut planes: `POINT_MM`, or the middle of the labels if the label map is not in MNI space."""
         path = self.label_map(volume)
-        labels = nib.load(path) if path else None
-        if labels is None or int(labels.header["sform_code"]) in MNI_CODES:
+        if path is None:
             return POINT_MM
-        inside = np.argwhere(np.asarray(labels.dataobj) > 0)
+        try:
+            labels = nib.load(path)
+            if int(labels.header["sform_code"]) in MNI_CODES:
+                return POINT_MM
+            inside = np.argwhere(np.asarray(labels.dataobj) > 0)
+        except UNREADABLE as error:
+            raise ValueError(f"{path}: cannot be read ({error}). Make it again") from error
         middle = (inside.min(axis=0) + inside.max(axis=0)) / 2 if len(inside) else (np.array(labels.shape[:3]) - 1) / 2
         return tuple(float(mm) for mm in nib.affines.apply_affine(labels.affine, middle[:3]))
 

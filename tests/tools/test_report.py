@@ -528,6 +528,12 @@ def test_a_damaged_volume_is_named_and_an_older_page_stays(generated):
     assert (generated[0].parent / "report.html").read_text() == page and not list(generated[0].parent.glob(".*"))
 
 
+def test_a_label_map_that_is_not_an_image_is_named(generated):
+    (generated[0] / "sub-syn3" / "anat" / "sub-syn3_dseg.nii.gz").write_text("not an image")
+    with pytest.raises(SystemExit, match="sub-syn3_dseg.nii.gz: cannot be read .* Make it again"):
+        page_of(generated)
+
+
 def test_scans_go_into_the_viewer_only_when_told(generated, tmp_path):
     real = make_cohort(tmp_path / "real", [f"sub-{i}" for i in range(6)], REQUESTED_ML, MEASURED_ML)
     page = page_of(generated, "--real", real[0], "--viewer", 3)
