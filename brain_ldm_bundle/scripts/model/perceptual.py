@@ -19,8 +19,8 @@ class PerceptualLoss(torch.nn.Module):
 
     It compares the features of the last layer, normalised over channels, voxel by voxel, as LPIPS does.
 
-    `weights` is MedicalNet's file `resnet_10_23dataset.pth`, whose segmentation head is not used. Without `expected_sha256`, any
-    file is accepted that fits the network.
+    `weights` is MedicalNet's file `resnet_10_23dataset.pth`, whose segmentation head is not used. Without `expected_sha256`,
+    any file is accepted that fits the network.
     """
 
     def __init__(self, weights: str | Path, expected_sha256: str | None = None) -> None:
