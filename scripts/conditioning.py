@@ -44,7 +44,7 @@ from shared.tables import print_table
 
 
 def read_cohorts(options: argparse.Namespace) -> dict[str, Cohort]:
-    """Read the folders that were given with their tables; scans without those of the training split."""
+    """Read each folder that was given, with its tables. Scans of the training split are left out."""
     folders = {GENERATED: options.generated, SCANS: options.real, THROUGH: options.reconstructed}
     cohorts = {}
     for kind, folder in folders.items():

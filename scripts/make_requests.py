@@ -67,7 +67,7 @@ def draw(cohort: pd.DataFrame, rows: int, seed: int, spread: float = 0.1) -> pd.
 
 
 def base_row(cohort: pd.DataFrame, base: Mapping[str, str]) -> dict[str, float | str]:
-    """Return the covariates that sweeps keep: those of `base`, else the cohort's median or most frequent level."""
+    """Return the covariates that stay the same in a sweep: those of `base`, else the cohort's median or most frequent level."""
     _refuse_unknown(cohort, base)
     kept = {column: values.mode()[0] for column, values in cohort.items()} | dict(cohort.median(numeric_only=True))
     for column, text in base.items():

@@ -38,7 +38,7 @@ import numpy as np
 import pandas as pd
 from measurement.label_values import read_volume_labels
 from measurement.output_table import VOLUMES, check_unit, complete_row, participant_of, write_table
-from shared.nifti import read_whole
+from shared.nifti import read_whole, refuse_not_3d
 
 SEGMENTATIONS = (".nii", ".nii.gz", ".mgz", ".mgh")
 TABLES = (".csv", ".tsv", ".txt", ".dat")
@@ -114,14 +114,13 @@ def _row(file: Path, name: str, where: str, read: Callable[[], tuple[dict[str, f
 
 
 def segmentation_volumes(path: Path) -> tuple[dict[str, float], str]:
-    """Return volumes in mL of a label map with FreeSurfer's labels, and the tool that made it, which its labels show."""
+    """Return volumes in mL of a label map with FreeSurfer's labels, and the tool that made it, as its labels show."""
     try:
         image = nib.squeeze_image(read_whole(path))
+        refuse_not_3d(image.shape)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     values = np.asanyarray(image.dataobj)
-    if values.ndim != 3:
-        raise ValueError(f"{path}: expected one 3-D label map, got shape {values.shape}")
     spacing_mm = nib.affines.voxel_sizes(image.affine)
     if not ((0.1 <= spacing_mm) & (spacing_mm <= 10)).all():
         raise ValueError(f"{path}: voxels of {np.round(spacing_mm, 4).tolist()}; are they in mm? 0.1 to 10 mm are possible")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import zlib
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from shared.nifti import read_whole, refuse_not_3d
 
 POINT_MM = (4.0, -20.0, 12.0)  # MNI space, RAS: cuts both lateral ventricles in all three planes (chosen)
 WHITE_PERCENTILE = 99.8  # of a volume's voxels, drawn white
@@ -31,13 +31,12 @@ def read_canonical(path: Path) -> tuple[np.ndarray, np.ndarray]:
         ValueError: the file is damaged, or not one 3-D volume.
     """
     try:
-        image = nib.squeeze_image(nib.load(path))
-        if image.ndim != 3:
-            raise ValueError(f"{path}: expected one 3-D volume, got shape {image.shape}")
-        image = nib.as_closest_canonical(image)
-        return np.nan_to_num(np.asarray(image.dataobj, dtype=np.float32)), image.affine
-    except (nib.filebasedimages.ImageFileError, EOFError, OSError, zlib.error) as error:
-        raise ValueError(f"{path}: cannot be read ({error})") from error
+        image = nib.squeeze_image(read_whole(path))
+        refuse_not_3d(image.shape)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    image = nib.as_closest_canonical(image)
+    return np.nan_to_num(np.asarray(image.dataobj, dtype=np.float32)), image.affine
 
 
 def white_level(volume: np.ndarray) -> float:

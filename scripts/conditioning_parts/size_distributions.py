@@ -101,8 +101,8 @@ def compare(tables: Mapping[str, pd.DataFrame], seed: int = 0) -> tuple[pd.DataF
 
     Returns:
         One row per size and pair: volume, first and second (kinds), the numbers of `volume_distance`, and p_holm, corrected
-        for all tests of the table. Scans and scans through the autoencoder show the same heads, so this pair has no test. And
-        the reasons why some distances from scans through the autoencoder are missing: it may give all heads one volume.
+        for all tests of the table. Scans and scans through the autoencoder show the same heads, so this pair has no test.
+        Second, the reasons for missing distances. An autoencoder that gives all heads one volume is such a reason.
     """
     common = [name for name in SIZES if all(name in table and table[name].notna().any() for table in tables.values())]
     if not common:
@@ -210,7 +210,7 @@ def size_distributions(
     common = [tool for tool in measured[GENERATED] if all(tool in tables for tables in measured.values())]
     if not common:
         found = ", ".join(f"{kind} by {' and '.join(tables)}" for kind, tables in measured.items())
-        raise ValueError(f"{found}: the distance would be that of the tools. Measure all with one tool")
+        raise ValueError(f"{found}: a distance would compare the tools, not the heads. Measure all with one tool")
     with_sizes = (tool for tool in common if all(set(SIZES) & set(tables[tool]) for tables in measured.values()))
     tool = next(with_sizes, common[0])
     names = {kind: " and ".join(map(str, files[kind])) for kind in measured}

@@ -105,9 +105,9 @@ def draw_response(axes, cohort: Cohort, sweeps: Sequence[Sweep], tool: str | Non
 
 
 def slope_cell(parts: Sequence[pd.DataFrame], tool: str | None) -> str:
-    """Mean of the noises' slopes of measured on requested values, 95 % t interval of the mean from 3 noises on, and range.
+    """Return the mean slope of measured on requested values, its 95 % t interval (3 or more noises), and the range.
 
-    `parts` holds the rows of each noise. They are points of one curve and no independent samples: a noise has one slope.
+    `parts` holds the rows of each noise. They are points of one curve, not independent samples, so each noise has one slope.
     """
     slopes = []
     for part in parts if tool else ():
@@ -177,7 +177,7 @@ def tool_table(cohort: Cohort, sweeps: Sequence[Sweep], scans: Cohort | None) ->
 
 
 def sweep_figures(cohort: Cohort, sweeps: Sequence[Sweep], scans: Cohort | None = None) -> list[ReportSection]:
-    """Return Figure 2 and Figure 4, as far as there are volumes for them; `scans` have known values and the same tools."""
+    """Return Figure 2 and Figure 4, or the one that has volumes; `scans` have known values, measured by the same tools."""
     tools = f"by {' and '.join(cohort.tables)}" if cohort.tables else "by no tool"
     within = [sweep for sweep in sweeps if len(sweep.inside) >= 2]
     beyond = [sweep for sweep in sweeps if len(sweep.outside) and len(sweep.inside)]

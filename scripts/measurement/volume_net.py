@@ -13,7 +13,7 @@ from monai.transforms import SpatialResample
 from scipy import ndimage
 from shared import mni_box
 from shared.files import read_tensors
-from shared.nifti import read_whole
+from shared.nifti import read_whole, refuse_not_3d
 
 WEIGHTS = Path(__file__).with_name("volume_net.pt")
 SPACING_MM = 2
@@ -60,11 +60,10 @@ def read_on_grid(path: Path) -> torch.Tensor:
     """
     try:
         image = nib.squeeze_image(read_whole(path))
+        refuse_not_3d(image.shape)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     values = np.asarray(image.dataobj, dtype=np.float32)
-    if values.ndim != 3:
-        raise ValueError(f"{path}: expected one 3-D volume, got shape {values.shape}; split it first")
     if not np.isfinite(values).all():
         raise ValueError(f"{path}: {np.count_nonzero(~np.isfinite(values))} voxels are NaN or infinite")
     if values.min() == values.max():

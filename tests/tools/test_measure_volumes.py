@@ -132,7 +132,7 @@ def with_nan(values):
     [
         (image_of(with_nan(head(8)), 4.0), "1 voxels are NaN"),
         (image_of(np.zeros((42, 58, 44)), 4.0), "every voxel is 0"),
-        (nibabel.Nifti1Image(np.stack([head(8)] * 2, -1), image_of(head(8), 4.0).affine), "one 3-D volume"),
+        (nibabel.Nifti1Image(np.stack([head(8)] * 2, -1), image_of(head(8), 4.0).affine), "has 4 dimensions"),
         (nibabel.Nifti1Image(head(8), None), "no affine"),
         (nibabel.Nifti1Image(head(8), np.diag([4.0, 4, 4, 1])), "register it to MNI space"),
         (nibabel.Nifti1Image(head(8)[::2, ::2, ::2], np.diag([8.0, 8, 8, 1])), "voxels of .8.0, 8.0, 8.0. mm"),

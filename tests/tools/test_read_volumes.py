@@ -213,7 +213,7 @@ def with_value(value, dtype=np.int32):
         (with_value(np.nan, np.float32), 4, "not integers"),
         (synthseg_map(), 0.004, "are they in mm"),
         (synthseg_map(), 0.4, "ventricles_ml would be .* 1000 times too small"),
-        (np.stack([synthseg_map()] * 2, -1), 4, "expected one 3-D label map"),
+        (np.stack([synthseg_map()] * 2, -1), 4, r"has 4 dimensions \(40, 56, 48, 2\)"),
     ],
 )
 def test_what_is_no_segmentation_of_a_head_is_refused(tmp_path, labels, spacing_mm, message):
