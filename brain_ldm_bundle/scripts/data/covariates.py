@@ -261,19 +261,13 @@ class CovariateSchema:
                 raise ValueError(f"{path}: no column {column!r}{_nearest(column, header)}. It has: {', '.join(header)}")
         rows, first_row = [], {}
         for number, cells in numbered.items():
-            where = f"{path} row {number}"
             try:
                 participant = f"sub-{participant_label(cells['participant_id'])}"
-                if participant in first_row:
+                if first_row.setdefault(participant, number) != number:
                     raise ValueError(f"participant_id {participant} is also in row {first_row[participant]}")
-                first_row[participant] = number
+                row = {"participant_id": participant, **self.values(cells, request=not cohort)}
             except ValueError as error:
-                problems.append(f"{where}: {error}")
-                continue
-            try:
-                row = {"participant_id": participant, **self.values(cells, where, request=not cohort)}
-            except ValueError as error:
-                problems.extend(str(error).split("\n"))
+                problems += [f"{path} row {number}: {problem}" for problem in str(error).split("\n")]
                 continue
             for column in optional:
                 if column in header:

@@ -53,15 +53,14 @@ def load_weights(
     wanted, found = network.state_dict(), read_state(path)
     if hasattr(network, "current_names"):
         found = network.current_names(found)
-    reshaped = [
-        f"{key} {tuple(found[key].shape)} instead of {tuple(wanted[key].shape)}"
-        for key in wanted
-        if key in found and not key.endswith("_extra_state") and found[key].shape != wanted[key].shape
-    ]
     differences = {
         "keys missing": [key for key in wanted if key not in found],
         "keys not of this network": sorted(found.keys() - wanted.keys()),
-        "keys of another shape": reshaped,
+        "keys of another shape": [
+            f"{key} {tuple(found[key].shape)} instead of {tuple(wanted[key].shape)}"
+            for key in wanted
+            if key in found and not key.endswith("_extra_state") and found[key].shape != wanted[key].shape
+        ],
     }
     if any(differences.values()):
         parts = [f"{len(keys)} {what}, first: {', '.join(keys[:3])}" for what, keys in differences.items() if keys]

@@ -41,9 +41,9 @@ def autoencoder_step(
 ) -> list[dict[str, float]]:
     """Update the autoencoder, then the discriminator (Pinaya et al. 2022, Sec. 2.1).
 
-    The autoencoder's loss is L1 + KL + perceptual + patch adversarial. A weight of 0 leaves the discriminator untrained, and it
-    takes part from the epoch `adversarial_from_epoch` on, counted from 1. The paper has no term with `gradient_weight`, the L1
-    between the finite differences of the images.
+    The autoencoder's loss is L1 + KL + perceptual + patch adversarial. The discriminator takes part from the epoch
+    `adversarial_from_epoch` on, counted from 1; with an `adversarial_weight` of 0 it stays untrained. `gradient_weight` is the
+    factor of the L1 between the finite differences of the images, a term that the paper does not have.
 
     Args:
         engine: MONAI's AdversarialTrainer.

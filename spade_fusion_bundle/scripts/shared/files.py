@@ -10,10 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from typing import Any, BinaryIO
 
 
 @contextmanager
@@ -65,8 +62,8 @@ def read_json(path: str | Path, expected: str = "a JSON object") -> dict:
     return content
 
 
-def save_figure(path: str | Path, figure: Figure, dpi: int = 100, **options) -> None:
-    """Write a figure as PNG with `atomic`; `options` go to matplotlib's `savefig`."""
+def save_figure(path: str | Path, figure: Any, dpi: int = 100, **options) -> None:
+    """Write a figure of matplotlib as PNG with `atomic`; `options` go to its `savefig`."""
     with atomic(path) as file:
         figure.savefig(file, format="png", dpi=dpi, **options)
 
