@@ -31,20 +31,20 @@ def read_dataset(
 ) -> dict[str, list[dict]]:
     """Find the T1w scans with their covariates, check all of them, and split them.
 
-    A scan must be a readable NIfTI of three dimensions in MNI space: its axes lie along the axes of the space, its voxels
-    have `spacing_mm` within 1 %, and it holds the template's brain up to 10 mm on each side.
+    A scan must be a readable three-dimensional NIfTI in MNI space. Its axes must be parallel to the axes of the space, its
+    voxels must have `spacing_mm` within 1 %, and its field of view must cover the template's brain except 10 mm on each side.
 
     Args:
-        dataset_dir: BIDS folder: `participants.tsv` and `sub-X/[ses-Y/]anat/*_T1w.nii[.gz]`. Each run and session is an item
-            with the participant's covariates; where these change between sessions, use a datalist.
+        dataset_dir: BIDS folder with `participants.tsv` and `sub-X/[ses-Y/]anat/*_T1w.nii[.gz]`. Each run and session is an
+            item with the participant's covariates. Use a datalist if these change between sessions.
         schema: covariates of the scans.
-        spacing_mm: side of a voxel of the model's grid.
-        datalist: JSON that replaces BIDS: {"training": [{"image": path, "age": 70, ...}], "validation": [...], "test":
+        spacing_mm: edge length of a voxel of the model's grid.
+        datalist: JSON file that replaces BIDS: {"training": [{"image": path, "age": 70, ...}], "validation": [...], "test":
             [...]}. Paths are relative to `dataset_dir`; "participant_id" is optional.
-        validation_fraction: share of the participants for validation, where neither the column `split` (train, validation,
-            test) of participants.tsv nor the datalist names the split. The choice depends on ids and `seed` only.
+        validation_fraction: share of the participants for validation, if neither the column `split` (train, validation,
+            test) of participants.tsv nor the datalist names the split. The choice depends only on the ids and `seed`.
         seed: seed of the choice of participants.
-        cache_file: JSON that remembers sound images (path, size, date, spacing), so that each is read once.
+        cache_file: JSON file that records images that passed the checks, so that each is read only once.
 
     Returns:
         {"training": [...], "validation": [...], "test": [...]} with items {"image": path, "participant_id": "sub-X",
@@ -52,7 +52,7 @@ def read_dataset(
 
     Raises:
         FileNotFoundError: there is no such data set, table or datalist.
-        ValueError: the table, the images or the splits are wrong; lists up to 20 problems.
+        ValueError: the table, the images or the splits have problems. The message lists up to 20.
     """
     dataset_dir = Path(dataset_dir)
     if not dataset_dir.is_dir():
@@ -75,10 +75,10 @@ def read_dataset(
 
 
 def find_volumes(folder: str | Path, spacing_mm: float, cache_file: str | Path | None = None) -> list[dict]:
-    """Find all T1w volumes below a folder, such as a generated cohort, and check them as `read_dataset` does, without a table.
+    """Find all T1w volumes in a folder without a table, such as a generated cohort, and check them as `read_dataset` does.
 
     Returns:
-        {"image": path, "participant_id": "sub-X", and the fields of `image_checks.Content`}, in the order of the paths.
+        items {"image": path, "participant_id": "sub-X", and the fields of `image_checks.Content`}, sorted by path.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -92,7 +92,7 @@ def find_volumes(folder: str | Path, spacing_mm: float, cache_file: str | Path |
 
 
 def refuse_empty(data: Mapping[str, Sequence[dict]], world_size: int = 1) -> None:
-    """Refuse a training in which a process has no scan to learn from, or to validate with: no weights would ever be kept."""
+    """Refuse a split with fewer scans than processes: without training or validation scans, no weights would be saved."""
     for split in ("training", "validation"):
         if len(data[split]) < world_size:
             raise ValueError(
@@ -102,7 +102,7 @@ def refuse_empty(data: Mapping[str, Sequence[dict]], world_size: int = 1) -> Non
 
 
 def fingerprint(data: Mapping[str, Sequence[dict]]) -> str:
-    """Hash of the scans' names and covariates in each split; it does not depend on where the folder lies."""
+    """Hash the names and covariates of the scans in each split. The hash does not depend on the folder's path."""
     rows = sorted((split, Path(i["image"]).name, i["covariates"]) for split, items in data.items() for i in items)
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
@@ -178,7 +178,7 @@ def _item(path: Path, participant: str, covariates: list[float], split: str | No
 
 
 def _split(items: Sequence[dict], validation_fraction: float, seed: int) -> dict[str, list[dict]]:
-    """Split items by participant. In the order of a seeded hash, the first participants without a split validate."""
+    """Split items by participant. Participants without a split are ordered by a seeded hash; the first are for validation."""
     unassigned = {item["participant_id"] for item in items if item["split"] is None}
     by_hash = sorted(unassigned, key=lambda participant: hashlib.sha256(f"{seed}:{participant}".encode()).digest())
     number = round(validation_fraction * len(by_hash))

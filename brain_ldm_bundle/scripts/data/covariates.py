@@ -1,4 +1,4 @@
-"""Covariates: a schema reads them from tables and requests in physical values (years, mL, F/M) and scales them."""
+"""Read covariates from tables and requests in physical values (years, mL, F/M), and scale them for the model."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from ..shared.files import read_json
 from ..shared.problems import refuse
 from ..shared.tables import read_numbered
 
-# The scaled value of a missing covariate. Guidance gives it to all covariates, which means "no condition".
-# A schema whose limits reach this far is refused, so that no real value is taken for it.
+# Scaled value of a missing covariate. For guidance, all covariates have this value, which means "no condition".
+# A schema whose limits reach this value is refused, so that it cannot be confused with a real value.
 NULL = -1.0
 
-# Scaled values that Pinaya et al. 2022 asked of their model. A request may go as far, even to values that nobody can have:
-# ventricles of -0.5 are -75 mL.
+# Range of scaled values that Pinaya et al. 2022 requested from their model. Our requests may use the same range, although it
+# includes impossible values: scaled ventricles of -0.5 are -75 mL.
 EXTRAPOLATION = (-0.5, 1.9)
 
 SCHEMA = '{"covariates": [one entry or more]}'
@@ -37,13 +37,13 @@ class Covariate:
 
     name: str  # column of the table
     unit: str = ""  # physical unit of the values, such as "mL"
-    description: str = ""  # meaning, for the table that goes with generated volumes
-    source: str = ""  # where the range comes from
+    description: str = ""  # meaning of the covariate, written to participants.json of generated volumes
+    source: str = ""  # reference for the range
     range: Sequence[float] | None = None  # lowest and highest value of the training data, which are scaled to 0 and 1
-    levels: Mapping[str, float] | None = None  # scaled value of each category; instead of `range`
-    limits: Sequence[float] | None = None  # lowest and highest plausible value; None: as far as `EXTRAPOLATION` of the range
-    scale: str = "linear"  # or "log", to scale the logarithm
-    missing: str = "refused"  # or "allowed": then a missing value is scaled to `NULL`
+    levels: Mapping[str, float] | None = None  # scaled value of each category; replaces `range`
+    limits: Sequence[float] | None = None  # lowest and highest plausible value; None derives them from `EXTRAPOLATION`
+    scale: str = "linear"  # or "log" to scale the logarithm
+    missing: str = "refused"  # or "allowed" to scale a missing value to `NULL`
 
     def __post_init__(self) -> None:
         if not (isinstance(self.name, str) and self.name.isidentifier()) or self.name in ("participant_id", "split"):
@@ -76,7 +76,7 @@ class Covariate:
                 )
 
     def scaled(self, value: float | str | None) -> float:
-        """The model's input for a physical value; `NULL` where it is missing."""
+        """Scale a physical value to the model's input; a missing value gives `NULL`."""
         if value is None:
             return NULL
         if self.levels is not None:
@@ -85,26 +85,26 @@ class Covariate:
         return (value - low) / (high - low)
 
     def unscaled(self, scaled: float) -> float:
-        """The physical value of a quantity, from the model's input."""
+        """Convert the model's input to the physical value of a quantity."""
         low, high = (math.log(x) if self.scale == "log" else x for x in self.range)
         value = low + scaled * (high - low)
         return math.exp(value) if self.scale == "log" else value
 
     def physical(self, scaled: float) -> float | str | None:
-        """The physical value of a model's input: a number, the level whose code is nearest, or None for `NULL`."""
+        """Convert the model's input to a physical value: a number, the level with the nearest code, or None for `NULL`."""
         if scaled == NULL:
             return None
         if self.levels is not None:
             return min(self.levels, key=lambda level: abs(self.levels[level] - scaled))
-        return float(f"{self.unscaled(scaled):.12g}")  # 80 years come back as 80, not as a hair above the limit
+        return float(f"{self.unscaled(scaled):.12g}")  # so that 80 years give 80 again, not slightly more than the limit
 
     def value(self, raw: object, request: bool = False) -> float | str | None:
-        """Read the physical value in a table's cell or an argument; None where it is missing.
+        """Read a physical value from a table's cell or an argument; a missing value gives None.
 
         A `request` may be as extreme as the paper's requests; a measured value may not.
 
         Raises:
-            ValueError: the value is missing, no number, no level or not plausible.
+            ValueError: the value is missing, not a number, not one of the levels, or not plausible.
         """
         if raw is None or str(raw).strip().lower() in MISSING_CELLS:
             if self.missing == "allowed":
@@ -132,7 +132,7 @@ class Covariate:
         return value
 
     def extrapolates(self, value: float | str | None) -> bool:
-        """Whether a value lies outside of the range of the training data."""
+        """Check whether a value lies outside of the range of the training data."""
         return self.range is not None and value is not None and not self.range[0] <= value <= self.range[1]
 
     def _bounds(self, request: bool) -> tuple[float, float]:
@@ -154,12 +154,12 @@ class Covariate:
 
 @dataclass(frozen=True)
 class Request:
-    """One volume to make. `CovariateSchema.request` makes it from a row that was checked."""
+    """A request for one volume. `CovariateSchema.request` creates it from a checked row."""
 
     participant_id: str  # "sub-" and a BIDS label
-    values: Mapping[str, float | str | None]  # physical value of each covariate; None where it is missing
+    values: Mapping[str, float | str | None]  # physical value of each covariate; None for a missing one
     scaled: tuple[float, ...]  # inputs of the model, in the schema's order
-    noise: str | None = None  # name of the noise that the volume begins from; None: a noise of its own
+    noise: str | None = None  # name of the initial noise, shared by requests of this name; None gives it its own noise
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ class CovariateSchema:
 
     @classmethod
     def from_dict(cls, content: Mapping, where: str = "schema of covariates") -> CovariateSchema:
-        """Read {"covariates": one entry for each `Covariate`}, the content of a file or what weights carry (`to_dict`).
+        """Read {"covariates": one entry for each `Covariate`}, from a file or from the recipe of weights (`to_dict`).
 
         Raises:
             ValueError: an entry lacks its range or levels, contradicts itself, or has an unknown key.
@@ -199,20 +199,20 @@ class CovariateSchema:
         return cls(tuple(covariates))
 
     def to_dict(self) -> dict:
-        """The schema in plain lists, strings and numbers, as in the file, so that weights can carry it."""
+        """Convert the schema to plain lists, strings and numbers, as in the file, so that it can be stored with weights."""
         entries = [{key: value for key, value in asdict(c).items() if value not in (None, "")} for c in self.covariates]
         return json.loads(json.dumps({"covariates": entries}))
 
     @property
     def names(self) -> list[str]:
-        """The columns of a table, in the order of the model's input channels."""
+        """Names of the covariates, in the order of the model's input channels."""
         return [covariate.name for covariate in self.covariates]
 
     def values(self, row: Mapping, where: str = "", request: bool = False) -> dict[str, float | str | None]:
-        """Check a row and give the physical value of each covariate, as `Covariate.value` reads it.
+        """Check a row and return the physical value of each covariate, as `Covariate.value` reads it.
 
         Raises:
-            ValueError: all that is wrong with the row, one problem a line that begins with `where`.
+            ValueError: the row has problems. The message has one line for each, which begins with `where`.
         """
         values, problems = {}, []
         for covariate in self.covariates:
@@ -224,7 +224,7 @@ class CovariateSchema:
         return values
 
     def scale(self, values: Mapping) -> list[float]:
-        """The model's inputs for checked physical values: 0 to 1 within the ranges, `NULL` where missing."""
+        """Scale checked physical values to the model's inputs: 0 to 1 within the ranges, `NULL` for missing values."""
         return [covariate.scaled(values[covariate.name]) for covariate in self.covariates]
 
     def request(self, row: Mapping) -> Request:
@@ -236,17 +236,17 @@ class CovariateSchema:
     def read_table(self, path: str | Path, optional: Collection[str] = (), cohort: bool = False) -> list[dict]:
         """Read a tab-separated table: "participant_id" (sub-X) and the covariates in physical values.
 
-        Plausible values outside of the range are taken, with one warning for each column.
+        Plausible values outside of the range are accepted, with one warning for each column.
 
         Args:
             path: BIDS' participants.tsv, or a table of requests.
-            optional: names of other columns to keep, as text; None where a cell is empty.
-            cohort: True for a table of measured data, whose other columns are ignored. In a table of requests they are
+            optional: names of further columns to read as text; an empty cell gives None.
+            cohort: True for a table of measured data, in which other columns are ignored. In a table of requests they are
                 refused, because a misspelt covariate must not go unnoticed.
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: what is wrong with the table, by row (the header is row 1) and column.
+            ValueError: the table has problems. The message names their rows (the header is row 1) and columns.
         """
         path = Path(path)
         header, numbered, problems = read_numbered(path)
@@ -278,7 +278,7 @@ class CovariateSchema:
         return rows
 
     def warn_extrapolation(self, rows: Sequence[Mapping], where: str) -> None:
-        """Warn once for each covariate that lies outside of its range in some rows."""
+        """Warn once for each covariate with values outside of its range."""
         for covariate in self.covariates:
             outside = [row[covariate.name] for row in rows if covariate.extrapolates(row[covariate.name])]
             if outside:
@@ -292,10 +292,10 @@ class CovariateSchema:
 
 
 def single_request(schema: CovariateSchema, values: Mapping) -> dict:
-    """Check one request, such as {"age": 70, "sex": "F"}, and give it as a row of `read_table`, maybe without participant_id.
+    """Check one request, such as {"age": 70, "sex": "F"}, and return it as a row of `read_table`; the id is optional.
 
     Raises:
-        ValueError: a name is unknown, or a table would be refused for a value.
+        ValueError: a name is unknown, or a value is missing or not plausible.
     """
     known = ["participant_id", *schema.names]
     for name in values:
@@ -308,7 +308,7 @@ def single_request(schema: CovariateSchema, values: Mapping) -> dict:
 
 
 def participant_label(participant_id: object) -> str:
-    """The label of a BIDS participant without its prefix "sub-". It has letters, digits and + only, so it is no path."""
+    """Return a BIDS label without its prefix "sub-". It has only letters, digits and +, so it cannot be a path."""
     match = re.fullmatch(r"(?:sub-)?([0-9A-Za-z+]+)", str(participant_id))
     if participant_id is None or match is None:
         raise ValueError(f"participant_id must be 'sub-' and letters or digits, as BIDS asks, got {participant_id!r}")

@@ -1,4 +1,4 @@
-"""Generated volumes as a BIDS derivative data set: covariates in sidecars and in the table, voxels in MNI space."""
+"""Write generated volumes in MNI space to a BIDS derivative data set, with covariates in sidecars and participants.tsv."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ PROVENANCE = ("Seed", "Sampler", "Steps", "GuidanceScale", "PredictionType", "We
 
 
 class Derivative(BaseDerivative):
-    """The folder that generated volumes are written to, see `BaseDerivative`.
+    """Write generated volumes to a folder, see `BaseDerivative`.
 
     Args:
-        output_dir: folder that is new, empty, or of an earlier run.
+        output_dir: folder that is new, empty, or written by an earlier run.
         schema: covariates of the requests.
         affine: matrix (4, 4) from voxel indices to RAS millimetres in MNI space, such as `mni_box.affine(spacing_mm)`.
-        shape: voxels of a volume, such as `mni_box.size(spacing_mm)`.
-        dtype: "uint8", or "float32" for the values as the model gave them.
+        shape: number of voxels along each axis, such as `mni_box.size(spacing_mm)`.
+        dtype: type of the voxels on disk: "uint8", or "float32" for the model's output without rounding.
         name: name of the data set.
-        covariates_are: what the table says of the covariates; a scan through an autoencoder has them as its own.
+        covariates_are: origin of the covariates, for the table. Reconstructions have the covariates of their scans.
     """
 
     generator, notice, required, mark = "brain_ldm_bundle", NOTICE, PROVENANCE, "Covariates"
@@ -49,24 +49,24 @@ class Derivative(BaseDerivative):
         super().__init__(output_dir, dtype, name)
 
     def image_file(self, request: Request) -> Path:
-        """Path of the volume of a request, `output_dir/sub-X/anat/sub-X_T1w.nii.gz`."""
+        """Return the path of a request's volume, `output_dir/sub-X/anat/sub-X_T1w.nii.gz`."""
         return self.output_dir / request.participant_id / "anat" / f"{request.participant_id}_T1w.nii.gz"
 
     def is_complete(self, request: Request, provenance: Mapping) -> bool:
-        """Whether this very volume is there: same covariates, provenance, dtype and grid, and the image is whole."""
+        """Check for a complete image with the same covariates, provenance, dtype and grid."""
         return self._is_made(self.image_file(request), self._content(request, provenance), self.shape, self.affine)
 
     def write(self, request: Request, volume: ArrayLike, provenance: Mapping) -> Path:
-        """Write one volume and its sidecar, over those of the same participant, and return the path of the image.
+        """Write one volume and its sidecar, and return the path of the image. Existing files are replaced.
 
         Args:
             request: name and covariates of the volume.
-            volume: (D, H, W) in the order of `affine`, 0 to 1, as an array or a CPU tensor; it is clipped.
-            provenance: the entries of `PROVENANCE`, and more if wanted.
+            volume: intensities (D, H, W) on the grid of `affine`, as an array or a CPU tensor. They are clipped to 0 to 1.
+            provenance: entries of the sidecar, which must include those in `PROVENANCE`.
 
         Raises:
-            ValueError: voxels are not finite, the shape is another one, or a part of the provenance is missing.
-            OSError: no room or no permission; nothing incomplete is left.
+            ValueError: voxels are not finite, the shape is wrong, or the provenance lacks an entry.
+            OSError: the disk is full or read-only. No incomplete file is left.
         """
         image_file, sidecar = self.image_file(request), self._content(request, provenance)
         if np.shape(volume) != self.shape:
@@ -106,8 +106,8 @@ class Derivative(BaseDerivative):
     def _readme(self) -> str:
         return (
             f"participants.tsv holds the covariates of each image ({self.covariates_are}), participants.json their units.\n"
-            "The sidecar of each image says with which weights, sampler and seed it was made.\n"
-            "Where it names an EditedImage, the image was made from that scan, and can show whose scan it was.\n\n"
+            "The sidecar of each image states the weights, the sampler and the seed.\n"
+            "If it names an EditedImage, the image was made from that scan and may identify its subject.\n\n"
             f"Space: {SPACE}."
         )
 

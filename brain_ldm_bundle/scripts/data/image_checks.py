@@ -1,4 +1,4 @@
-"""Check images before training starts: readable to the end, three-dimensional, in MNI space, finite, not constant."""
+"""Check that images are complete, three-dimensional, in MNI space, finite and not constant, before work starts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..shared.mni_box import BRAIN_MM
 from ..shared.nifti import check_files, open_image, read_grey_values, refuse_not_3d
 from ..shared.scan_identity import voxels_sha256
 
-# A head may be smaller than the template's, so this much of the template's brain may lie outside of the image.
+# A head may be smaller than the template's, so the image may cut off this much of the template's brain on each side.
 BRAIN_MARGIN_MM = 10.0
 PREPARE = "Bring it there with: python scripts/prepare_data.py"
 
@@ -30,10 +30,10 @@ class Content(NamedTuple):
 def check_images(
     paths: Sequence[str], spacing_mm: float, cache_file: str | Path | None = None
 ) -> tuple[list[str], dict[str, Content]]:
-    """Check images as `bids.read_dataset` says. Warn about images that may not have been registered.
+    """Check images as `bids.read_dataset` describes. Warn about images that may not be registered to MNI space.
 
     Returns:
-        one line for each problem, in the order of `paths`; content of each sound image by its path.
+        one line for each problem, in the order of `paths`, and the content of each image that passes, by its path.
     """
     from_scanner = []
 
@@ -52,14 +52,14 @@ def check_images(
     if from_scanner:
         warnings.warn(
             f"{len(from_scanner)} images, such as {min(from_scanner)}, have the NIfTI code 1 (scanner), not 4 (MNI). "
-            f"Their axes and field of view would fit; if they were not registered to MNI space: {PREPARE}",
+            f"Their axes and field of view fit MNI space, but they may not be registered to it. If not: {PREPARE}",
             stacklevel=3,
         )
     return problems, {path: Content(*content) for path, content in zip(paths, found) if content is not None}
 
 
 def _check_place(image: nib.Nifti1Image, spacing_mm: float) -> None:
-    """Dimensions, spacing, axes and field of view."""
+    """Check dimensions, spacing, axes and field of view."""
     shape, affine = image.shape, image.affine
     refuse_not_3d(shape)
     spacings_mm = np.linalg.norm(affine[:3, :3], axis=0)
@@ -73,13 +73,13 @@ def _check_place(image: nib.Nifti1Image, spacing_mm: float) -> None:
 
 
 def refuse_elsewhere(shape: Sequence[int], affine: np.ndarray) -> None:
-    """Refuse an image whose field of view does not hold a brain in MNI space. Its axes must lie along the axes of the space."""
+    """Refuse an image whose field of view does not cover a brain in MNI space. Its axes must be parallel to the space's."""
     corners = nib.affines.apply_affine(affine, [[-0.5] * 3, np.subtract(shape, 0.5)])
     lower, upper = np.add(BRAIN_MM[0], BRAIN_MARGIN_MM), np.subtract(BRAIN_MM[1], BRAIN_MARGIN_MM)
     if (corners.min(axis=0) > lower).any() or (corners.max(axis=0) < upper).any():
         raise ValueError(
-            f"reaches from {_mm(corners.min(axis=0))} to {_mm(corners.max(axis=0))} (right, anterior, superior), too "
-            f"little for a brain in MNI space, {_mm(lower)} to {_mm(upper)}. {PREPARE}"
+            f"reaches from {_mm(corners.min(axis=0))} to {_mm(corners.max(axis=0))} (right, anterior, superior), but must "
+            f"cover a brain in MNI space, {_mm(lower)} to {_mm(upper)}. {PREPARE}"
         )
 
 

@@ -1,4 +1,4 @@
-"""From a scan on disk to the network's input: orientation, spacing, field of view and intensities, once for all workflows."""
+"""Turn a scan on disk into the network's input: the one place that sets orientation, spacing, field of view and intensities."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ from monai.transforms import (
 
 from ..shared.mni_box import affine, size
 
-# Images this close to the grid, in voxels, are taken as lying on it: affines are stored in float32.
+# Images at most this far from the grid count as on it, because affines are stored in float32.
 TOLERANCE_VOXELS = 1e-3
 
 
 def preprocessing(
     spacing_mm: float, scale_intensities: bool = True, track_meta: bool = False, mirror_probability: float = 0.0
 ) -> Compose:
-    """Transforms for an item {"image": path}, with or without "covariates".
+    """Make the transforms for an item {"image": path}, with or without "covariates".
 
-    The image becomes a tensor (1, D, H, W) on the model's grid, the covariates a tensor (C,), both in float32. The path stays
-    in the item as "file", so that an output can be matched to its input.
+    The image becomes a tensor (1, D, H, W) on the model's grid and the covariates a tensor (C,), both in float32. The path
+    stays in the item as "file", so that an output can be matched to its input.
 
     Args:
-        spacing_mm: side of a voxel of the model's grid.
-        scale_intensities: scale each scan so that its lowest intensity is 0 and its highest 1. Generated volumes have that
-            range already: they keep the values that were written, so that a faint one is not made bright.
-        track_meta: give a MetaTensor, which can be brought back to the grid of its file.
-        mirror_probability: probability that left and right are exchanged, for training.
+        spacing_mm: edge length of a voxel of the model's grid.
+        scale_intensities: whether to scale the lowest intensity of each scan to 0 and the highest to 1. Generated volumes
+            must keep their intensities, so that a faint one is not brightened.
+        track_meta: whether to return a MetaTensor, which can be resampled to the grid of its file.
+        mirror_probability: probability of swapping left and right, for training.
     """
     return Compose(
         [
@@ -59,10 +59,10 @@ def preprocessing(
 
 
 class ToGridd(MapTransform, InvertibleTransform):
-    """Bring images (C, X, Y, Z) of any orientation, spacing and place onto the model's grid, zeros where they end.
+    """Bring images (C, X, Y, Z) of any orientation, spacing and position onto the model's grid, padded with zeros.
 
-    The result (C, D, H, W) has the orientation LAS. Voxels that only move by whole voxels keep their values exactly; others
-    are interpolated.
+    The result (C, D, H, W) has the orientation LAS. An image that is shifted by whole voxels keeps its values exactly; any
+    other is interpolated.
     """
 
     def __init__(self, keys: KeysCollection, spacing_mm: float) -> None:
@@ -84,8 +84,8 @@ class ToGridd(MapTransform, InvertibleTransform):
 
     def _onto_grid(self, image: MetaTensor) -> MetaTensor:
         image = self.orient(image)
-        # Whole voxels are cropped and padded here: then MONAI's resampling finds the image on the grid and returns it
-        # as it is. Without this it interpolates, with rounding errors even where voxel meets voxel.
+        # Crop and pad by whole voxels first. MONAI's resampling then finds the image on the grid and returns it unchanged;
+        # otherwise it would interpolate, with rounding errors even if the voxels coincide.
         start, stop = self._whole_voxels(image)
         shape = image.shape[1:]
         image = self.crop(image, tuple(slice(max(a, 0), b) for a, b in zip(start, stop)))
@@ -93,7 +93,7 @@ class ToGridd(MapTransform, InvertibleTransform):
         return self.resample(image, dst_affine=torch.from_numpy(self.affine), spatial_size=self.size)
 
     def _whole_voxels(self, image: MetaTensor) -> tuple[list[int], list[int]]:
-        """First and end index of the grid in the image's voxels. Where it falls between voxels: the whole image."""
+        """Return the start and end of the grid in the image's voxels, or the whole image if the grid lies between voxels."""
         shape = list(image.shape[1:])
         to_image = np.linalg.inv(np.asarray(image.affine, dtype=float)) @ self.affine
         start = np.round(to_image[:3, 3])

@@ -1,1 +1,1 @@
-"""How good are reconstructions, volumes and models? Nothing else imports this room."""
+"""Evaluate reconstructions, generated volumes and models. No other folder imports this one."""

@@ -1,4 +1,4 @@
-"""The sets of volumes that Table 1 compares: real scans, generated sets, and trivial answers made of real scans."""
+"""The sets of volumes that Table 1 compares: real scans, generated volumes, and trivial answers made from real scans."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ BLUR_MM = 8.0  # full width at half maximum
 class Volumes(Dataset):
     """Volumes (1, D, H, W), 0 to 1 in steps of 1/255, read one at a time.
 
-    Generated volumes are stored in 8 bits. Real scans are rounded to the same steps: otherwise the faint noise of their
-    background would have a structure that no generated volume can have. Items have the path "image" and the "participant_id",
+    Generated volumes are stored in 8 bits. Real scans are rounded to the same steps. Otherwise the faint noise in their
+    background would have a structure that generated volumes cannot have. Items have the path "image" and the "participant_id",
     and `transform` turns them into {"image": (1, D, H, W) in 0 to 1}. A volume that is constant in 8 bits is refused when it is
     read.
     """
@@ -57,7 +57,7 @@ class Volumes(Dataset):
 
 
 class Blurred(Volumes):
-    """The same volumes through a Gaussian of 8 mm: what a set without details looks like."""
+    """The same volumes, smoothed by a Gaussian of 8 mm: an example of a set without details."""
 
     def __init__(self, volumes: Volumes, spacing_mm: float) -> None:
         self.volumes, self.items = volumes, volumes.items
@@ -68,14 +68,14 @@ class Blurred(Volumes):
 
 
 class Remembered(Volumes):
-    """The same volumes; the last `number` read stay in memory at 1 byte per voxel, because a volume is in several pairs."""
+    """The same volumes, with the last `number` cached at 1 byte per voxel, because a volume is in several pairs."""
 
     def __init__(self, volumes: Volumes, number: int) -> None:
         self.items, self.levels = volumes.items, functools.lru_cache(maxsize=number)(volumes.levels)
 
 
 class Repeated(Volumes):
-    """One volume three times: what a set without diversity looks like. More copies would not change a number."""
+    """One volume three times: an example of a set without diversity. More copies would not change the scores."""
 
     def __init__(self, volume: torch.Tensor) -> None:
         self.volume, self.items = volume, [{"image": "", "participant_id": f"mean-{n}"} for n in (1, 2, 3)]
@@ -95,12 +95,12 @@ def find_samples(
     """Find the volumes of each generated set with `find_volumes`, and check that they can be compared.
 
     Args:
-        samples: name of each set to its folder.
+        samples: folder of each set, by the name of the set.
         spacing_mm: spacing of the grid that the volumes must lie on.
         fewest: smallest number of participants in a set.
-        taken: names that no set may have.
-        cache_file: file that remembers checked images.
-        scans: the study's own scans, items of `read_dataset`. None of them can be a sample.
+        taken: reserved names that no set may have.
+        cache_file: file that records checked images.
+        scans: scans of the data set, items from `read_dataset`. A set must not contain any of them.
     """
     if not isinstance(samples, Mapping) or not samples:
         raise ValueError(f"samples: expected names and folders of generated volumes, {{'LDM': DIR}}, got {samples!r}")
@@ -108,7 +108,7 @@ def find_samples(
     found, same = {}, {}
     for name, folder in samples.items():
         if name in taken:
-            raise ValueError(f"samples: {name!r} is the name of a row that is always there. Choose another")
+            raise ValueError(f"samples: the name {name!r} is reserved for another row. Choose another")
         found[name] = find_volumes(folder, spacing_mm, cache_file)
         refuse_few(found[name], name, fewest)
         _refuse_copies(found[name], name, own)
@@ -117,7 +117,7 @@ def find_samples(
             if item["lowest"] < -1e-3 or item["highest"] > 1 + 1e-3:
                 raise ValueError(
                     f"{item['image']}: has intensities of {item['lowest']:g} to {item['highest']:g}; generated volumes are "
-                    f"taken as they are and must lie in 0 to 1"
+                    f"not rescaled and must lie in 0 to 1"
                 )
         other = same.setdefault(frozenset(item["voxels_sha256"] for item in found[name]), name)
         if other != name:
@@ -128,7 +128,7 @@ def find_samples(
 
 
 def _refuse_copies(items: Sequence[Mapping], name: str, own: Mapping[str, str]) -> None:
-    """Refuse copies of the study's scans, `own` (hash of the voxels to path). Warn of copies within the set."""
+    """Refuse copies of the data set's scans, `own` (hash of the voxels to path). Warn about copies within the set."""
     copies = [(item["image"], own[item["voxels_sha256"]]) for item in items if item["voxels_sha256"] in own]
     if copies:
         raise ValueError(
@@ -138,17 +138,17 @@ def _refuse_copies(items: Sequence[Mapping], name: str, own: Mapping[str, str]) 
     repeated = len(items) - len({item["voxels_sha256"] for item in items})
     if repeated:
         logger.warning(
-            f"{name}: {repeated} of {len(items)} volumes have the very voxels of another. Either files were copied (leave "
+            f"{name}: {repeated} of {len(items)} volumes have the same voxels as another. Either files were copied (leave "
             f"these out, because intervals count them as samples), or the generator repeats itself"
         )
 
 
 def _refuse_off_grid(path: str, spacing_mm: float) -> None:
-    """Refuse voxels off the grid, in any order and direction of axes: an interpolated set would be compared blurred."""
+    """Refuse voxels off the grid, in any order of axes, because interpolation would blur the set before the comparison."""
     image, size = nib.load(path), mni_box.size(spacing_mm)
     to_grid = np.linalg.inv(mni_box.affine(spacing_mm)) @ image.affine  # from voxels to voxels
     shape = tuple(image.shape[axis] for axis in np.abs(to_grid[:3, :3]).argmax(axis=1))
-    remedy = "Generate it on the grid; nothing is moved, cropped or padded here"
+    remedy = "Generate it on the grid, because volumes are not moved, cropped or padded here"
     if shape != size:
         raise ValueError(
             f"{path}: has {' x '.join(map(str, shape))} voxels (left, anterior, superior), the model's grid "
@@ -161,7 +161,7 @@ def _refuse_off_grid(path: str, spacing_mm: float) -> None:
 
 
 def halves(participants: Sequence[str], seed: int | Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Draw a random half of the participants; return the rows of these, and the rows of the others."""
+    """Draw a random half of the participants, and return the rows of this half and the rows of the other half."""
     people, person = np.unique(participants, return_inverse=True)
     first = np.random.default_rng(seed).permutation(len(people))[: len(people) // 2]
     chosen = np.isin(person, first)

@@ -1,4 +1,4 @@
-"""A network that reads the covariates from a volume: training, loading, and writing what it reads."""
+"""Train, load and apply a network that predicts the covariates from a volume."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MADE_BY = "python -m monai.bundle run training --config_file configs/train_regre
 
 
 def load_regressor(path: str | Path, spacing_mm: float) -> Regressor:
-    """Load a regressor for volumes of a spacing, in eval mode. Its sizes and covariates come with the weights."""
+    """Load a regressor for volumes of this spacing, in eval mode. Its sizes and covariates are stored with the weights."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such regressor. Train it first: {MADE_BY}")
     recipe = read_recipe(path)
@@ -32,7 +32,7 @@ def load_regressor(path: str | Path, spacing_mm: float) -> Regressor:
 
 
 def covariate_loss(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Average the absolute error of scaled covariates (B, C) over those that are known; 0 if none is."""
+    """Average the absolute error of scaled covariates (B, C) over the known ones. If none is known, return 0."""
     known = target != NULL
     return ((prediction - target).abs() * known).sum() / known.sum().clamp(min=1)
 
@@ -61,10 +61,10 @@ def regression_step(engine: Engine, batch: Mapping, grad_clip: float, amp: bool)
 
 
 class Predictions:
-    """Write what a regressor reads from each volume: participant_id, file, covariates in physical units, and tool.
+    """Write a table of a regressor's predictions: participant_id, file, covariates in physical units, and tool.
 
     Args:
-        path: TSV to write when the last volume is done.
+        path: TSV file to write after the last volume.
         recipe: recipe of the regressor, which holds its covariates.
     """
 
@@ -85,7 +85,7 @@ class Predictions:
             if not (-0.01 <= low < high <= 1.01):  # also true for NaN
                 raise ValueError(
                     f"{file}: values from {low:g} to {high:g}; a regressor reads images that vary within 0 to 1. "
-                    f"Bring scans there with --stretch_intensities True"
+                    f"Rescale scans with --stretch_intensities True"
                 )
             values = [c.physical(value) for c, value in zip(self.schema.covariates, scaled.tolist(), strict=True)]
             cells = (v if isinstance(v, str) else f"{v:.6g}" for v in values)

@@ -1,4 +1,4 @@
-"""How alike the volumes of one set are: MS-SSIM and 4-G-R-SSIM of random pairs."""
+"""Measure the similarity of volumes within one set by MS-SSIM and 4-G-R-SSIM of random pairs."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ KERNEL_SIZE, KERNEL_SIGMA = 7, 1.5
 
 
 def draw_pairs(participants: Sequence[str], number: int, seed: int = 0) -> list[tuple[int, int]]:
-    """Draw different pairs of volumes (i, j), i < j, of two participants; all pairs if there are no more.
+    """Draw up to `number` different pairs of volumes (i, j), i < j, and return them sorted.
 
-    Two sessions of one participant make no pair: they are alike for another reason than a lack of diversity. `participants`
-    has the participant of each volume. The pairs are sorted.
+    Two sessions of one participant do not form a pair, because their similarity does not mean a lack of diversity.
+    `participants` has the participant of each volume.
     """
     sessions = Counter(participants).values()
     if len(sessions) < 2 or number < 1:
@@ -40,11 +40,12 @@ def draw_pairs(participants: Sequence[str], number: int, seed: int = 0) -> list[
 
 
 def multi_scale_ssim(size: Sequence[int]) -> MultiScaleSSIM:
-    """Make MONAI's MS-SSIM for volumes of 0 to 1, with a Gaussian window of 7 voxels, sigma 1.5.
+    """Make MONAI's MS-SSIM for volumes of 0 to 1, with a Gaussian window of 7 voxels and sigma 1.5.
 
-    Wang et al. 2003 use five scales and a window of 11, which does not fit 160 x 224 x 160 voxels at the fifth scale; the
-    authors' later code uses 7, too. Coarser grids have as many scales as the window fits: 4 at 2 mm, 3 at 4 mm, 2 at 8 mm. The
-    finest scales are left out. The others keep their weights, divided by their sum, so a scale of 16 mm always counts as one.
+    Wang et al. 2003 use five scales and a window of 11 voxels, which is larger than the fifth scale of 160 x 224 x 160 voxels.
+    The authors' later code also uses 7. A coarser grid has fewer scales, because the window must fit: 4 at 2 mm, 3 at 4 mm and
+    2 at 8 mm. The finest scales are left out. The weights of the others are divided by their sum, so each weight belongs to
+    the same scale in mm on every grid.
     """
     scales = [n for n in range(1, 6) if min(size) // 2 ** (n - 1) >= KERNEL_SIZE]
     if not scales:
@@ -59,7 +60,7 @@ def multi_scale_ssim(size: Sequence[int]) -> MultiScaleSSIM:
 def score_pairs(volumes: Dataset, pairs: Sequence[tuple[int, int]], device: torch.device, name: str) -> np.ndarray:
     """Compute MS-SSIM and 4-G-R-SSIM, (pairs, 2), of pairs of volumes (1, D, H, W), 0 to 1.
 
-    Two volumes are in memory at a time. Pairs are sorted, so that the first volume of a pair is seldom read again.
+    Two volumes are in memory at a time. Pairs must be sorted, so that the first volume of a pair is rarely read again.
     """
     metrics, first, number, scores = None, None, -1, []
     for i, j in tqdm(pairs, f"pairs: {name}", leave=False, disable=None):
@@ -74,12 +75,12 @@ def score_pairs(volumes: Dataset, pairs: Sequence[tuple[int, int]], device: torc
 def mean_over_pairs(pairs: Sequence[tuple[int, int]], scores: np.ndarray) -> tuple[float, float, float]:
     """Compute mean and standard deviation of the scores, and the standard error of the mean.
 
-    A volume is in many pairs, so pairs are not independent. The error comes from a jackknife that leaves out one volume after
-    the other (Arvesen 1969); it is NaN if some volume is in every pair. Each pair is left out twice, once with each of its
-    volumes. This counts the pairs' own variance too often if few of all pairs were drawn, so that share is subtracted (ours; it
-    is zero if all pairs were drawn). The error is never smaller than for independent pairs.
+    A volume is in many pairs, so pairs are not independent. The error comes from a jackknife that leaves out one volume at a
+    time (Arvesen 1969). It is NaN if a volume is in every pair. Each pair is left out twice, once with each of its volumes. If
+    only some of all pairs were drawn, this counts the variance of the pairs too often. We subtract the excess, which is zero
+    if all pairs were drawn. The error is never smaller than for independent pairs.
 
-    If some participants have several volumes, pairs hold the numbers of participants. Then a participant's volumes are left
+    `pairs` are indices of volumes, or of participants if some have several volumes. The volumes of a participant are then left
     out together.
     """
     pairs, without = np.asarray(pairs), []

@@ -10,17 +10,16 @@ from .mmd_coverage import density_coverage, median_distance, squared_mmd
 
 
 class FeatureSpace:
-    """Distances of features from those of real scans.
+    """Compare features of a set with features of real scans.
 
-    A covariance of F features needs more than F volumes. With fewer volumes, the Frechet distance compares covariances along
-    the first principal components of the real scans only. Means and all other distances use all features: a shift in a
-    direction in which real scans hardly differ must count.
+    A covariance of F features needs more than F volumes. With fewer volumes, the Frechet distance compares covariances only
+    along the first principal components of the real scans. Means and all other distances use all features, so that a shift in
+    a direction of small variance counts as well.
 
     Args:
         reference: features (n, F) of real scans.
         dimensions: number of principal components, at most F.
-        standardise: whether features are divided by their standard deviation over the reference. Constant features are left
-            out then.
+        standardise: whether to divide features by their standard deviation over the reference, without constant features.
     """
 
     def __init__(self, reference: np.ndarray, dimensions: int, standardise: bool = False) -> None:
@@ -45,7 +44,7 @@ class FeatureSpace:
     def compare(
         self, features: np.ndarray, reference: np.ndarray, participants: Participants = (None, None)
     ) -> dict[str, float]:
-        """Compute FID, MMD, density and coverage of features (m, F) of a set among those of real scans (n, F)."""
+        """Compare features (m, F) of a set with features (n, F) of real scans by FID, MMD, density and coverage."""
         a, b = self._scaled(features), self._scaled(reference)
         corrected, error = jackknife(lambda x, y: frechet_distance(x, y, self.components), a, b, participants=participants)
         mmd, mmd_error = squared_mmd(a, b, self.width, participants)
@@ -61,11 +60,11 @@ class FeatureSpace:
         }
 
     def text(self, extractor: str) -> str:
-        """Describe the space to a reader; `extractor` is the name of what made the features."""
+        """Describe the features in a report; `extractor` is the name of the extractor."""
         if self.dimensions == self.length:
             return f"Features: {extractor}, all {self.length}."
         return (
-            f"Features: {extractor}, {self.length}. A covariance of so many features needs more volumes than there are. So FID "
-            f"compares covariances along the {self.dimensions} first principal components of the real scans only "
+            f"Features: {extractor}, {self.length}. There are too few volumes for a covariance of so many features. So FID "
+            f"compares covariances only along the first {self.dimensions} principal components of the real scans "
             f"({100 * self.share:.0f} % of their variance), and means in all features."
         )

@@ -1,6 +1,6 @@
-"""The baselines of Pinaya et al. 2022, VAE-GAN and LSGAN: losses, training step, weights and sampling.
+"""Train and sample the baselines of Pinaya et al. 2022, VAE-GAN and LSGAN.
 
-The paper gives no details of either, so the design is ours.
+The paper does not describe either of them, so the design is ours.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ def vaegan_losses(
 ) -> dict[str, torch.Tensor]:
     """Compute the losses of Algorithm 1 of Larsen et al. 2016: KL, reconstruction in a layer of the discriminator, and GAN.
 
-    The encoder minimises KL + reconstruction, the decoder gamma x reconstruction + GAN, the discriminator the GAN loss. Two
-    things differ from the paper. The decoder's GAN loss is -log D(x), which does not saturate (Goodfellow et al. 2014). The
-    reconstruction is a mean over the layer instead of a sum, so that its weights do not depend on the image size.
+    The encoder minimises KL + reconstruction, the decoder gamma x reconstruction + GAN, and the discriminator the GAN loss.
+    There are two differences from the paper. The decoder's GAN loss is -log D(x), which does not saturate (Goodfellow et al.
+    2014). The reconstruction loss is a mean over the layer instead of a sum, so it does not depend on the image size.
 
     Args:
         network: encoder, generator (the decoder) and discriminator.
@@ -84,12 +84,12 @@ def vaegan_losses(
 def adversarial_step(
     engine: Engine, batch: Mapping, losses: Callable[..., dict[str, torch.Tensor]], grad_clip: float, amp: bool
 ) -> list[dict[str, float]]:
-    """Take one step of all parts at once, each down the gradient of its own loss.
+    """Update all parts of the network in one step, each by the gradient of its own loss.
 
     Args:
         engine: MONAI's SupervisedTrainer, whose optimizer holds the parameters of all parts.
         batch: {"image": (B, 1, D, H, W) in [0, 1]}.
-        losses: function of network and image that gives the loss of each part by its name.
+        losses: function of network and image that returns the loss of each part by its name.
         grad_clip: largest norm of the gradient of each part.
         amp: whether the networks run in bfloat16.
     """
@@ -116,9 +116,9 @@ def parameter_groups(network: LSGAN, lr: float, discriminator_lr: float) -> list
 
 @dataclass(eq=False)
 class LastWeights:
-    """Write a network's weights after every epoch. No loss of a GAN says which epoch was best.
+    """Write a network's weights after every epoch, because the losses of a GAN do not show which epoch was best.
 
-    Choosing an epoch by a distance of features would tune the very number that the baselines are compared by.
+    Choosing an epoch by a distance of features would optimise the score by which the baselines are compared.
     """
 
     path: str | Path
@@ -129,7 +129,7 @@ class LastWeights:
 
 
 def load_generator(path: str | Path, model: str) -> VolumeGenerator:
-    """Load the generator of a baseline, "lsgan" or "vaegan", in eval mode. Its sizes come with the weights."""
+    """Load the generator of a baseline, "lsgan" or "vaegan", in eval mode. Its sizes are stored with the weights."""
     made_by = f"python -m monai.bundle run training --config_file configs/baselines.json --model {model} --dataset_dir DIR"
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such weights file. Make it with: {made_by}")
@@ -142,7 +142,7 @@ def load_generator(path: str | Path, model: str) -> VolumeGenerator:
 
 
 def rows(volumes: int) -> list[Request]:
-    """Return this many requests without covariates: "sub-syn0001", ..., because "sub-0001" may be a scan."""
+    """Return requests without covariates. They are named "sub-syn0001", ..., because "sub-0001" may be a scan."""
     if not isinstance(volumes, int) or volumes < 1:
         raise ValueError(f"volumes must be a whole number of at least 1, got {volumes!r}")
     return [Request(f"sub-syn{number:04d}", {}, ()) for number in range(1, volumes + 1)]

@@ -1,4 +1,4 @@
-"""4-G-R-SSIM: whether the edges of two volumes lie at the same places, whatever their contrast."""
+"""4-G-R-SSIM compares the positions of edges in two volumes, independent of contrast."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch.nn.functional import pad
 
 from ..shared.ssim import filtered
 
-# Shares of the reference's largest gradient: an edge is above the first, a smooth voxel below the second (Li and Bovik 2010).
+# Shares of the reference's largest gradient. Edges are above the first, smooth voxels below the second (Li and Bovik 2010).
 EDGE, SMOOTH = 0.12, 0.06
 
-# A window whose variance is below this share of its mean square is constant: the rest is rounding error of float32.
+# A window counts as constant if its variance is below this share of its mean square, which is rounding error of float32.
 FLAT = 1e-6
 
 
@@ -23,16 +23,16 @@ class GradientSSIMMetric(RegressionMetric):
 
     It is 4-G-r* of the family of Renieblas et al. 2017 (J. Med. Imaging 4:035501, PMC5527267). Its parts are:
 
-    G: Sobel's gradient magnitudes replace the images (Chen et al. 2006, ICIP).
-    r*: the structure term of SSIM without stabilising constants (Rouse and Hemami 2008, SPIE 6806).
-    4: the mean within preserved edges, changed edges, smooth and textured regions, then the mean of those regions that exist
-        (Li and Bovik 2010, Signal Processing: Image Communication 25:517).
+    G: Sobel gradient magnitudes replace the images (Chen et al. 2006, ICIP).
+    r*: the structure term of SSIM is used without stabilising constants (Rouse and Hemami 2008, SPIE 6806).
+    4: the score is averaged within preserved edges, changed edges, smooth and textured regions, then over the regions that
+        exist (Li and Bovik 2010, Signal Processing: Image Communication 25:517).
 
-    In three dimensions, Sobel's filters and the Gaussian window have three axes, and regions consist of voxels. No direction
-    of slices is special, and planes of one direction would miss the gradients across them.
+    For volumes, the Sobel filters and the Gaussian window are three-dimensional. The score treats all directions equally,
+    whereas slices would miss the gradients across them.
 
-    Two choices are ours. In a pair of samples neither is the reference whose largest gradient sets the thresholds, so each
-    takes this role once, and the two results are averaged. The window is the one of MS-SSIM, 7 voxels with sigma 1.5.
+    Two choices are ours. Neither sample of a pair is the reference whose largest gradient sets the thresholds, so the score is
+    the mean over both choices of the reference. The window is the one of MS-SSIM, 7 voxels with sigma 1.5.
     """
 
     def __init__(self, kernel_size: int = 7, kernel_sigma: float = 1.5) -> None:

@@ -1,4 +1,4 @@
-"""Are the grey values of a volume those of a scan: dark outside of the head, alike inside, not cut off?"""
+"""Check whether a volume has the grey values of a scan: dark outside of the head, similar inside, and not clipped."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def intensity_checks(volume: np.ndarray, spacing_mm: float) -> tuple[dict[str, f
         spacing_mm: edge length of a voxel.
 
     Returns:
-        Three numbers, and the share of each of the 256 levels within the head. `background` is the mean intensity farther than
-        8 mm from the head (0 if there is no such voxel), `corners` the share of voxels above 0 in the eight corners, a tenth of
-        each axis long, and `clipped` the share of the head's voxels at 1.
+        three numbers, and the share of each of the 256 levels within the head. `background` is the mean intensity of voxels
+        more than 8 mm from the head, or 0 without such voxels. `corners` is the share of voxels above 0 in the eight corners,
+        each a tenth of the axes long. `clipped` is the share of the head's voxels at 1.
     """
     levels = as_stored(volume)
     head = head_mask(levels)
@@ -45,5 +45,5 @@ def intensity_checks(volume: np.ndarray, spacing_mm: float) -> tuple[dict[str, f
 
 
 def histogram_distance(a: np.ndarray, b: np.ndarray) -> float:
-    """Compute the Wasserstein distance of two histograms of the 256 levels, in intensity 0 to 1."""
+    """Compute the Wasserstein distance between two histograms of the 256 levels, in units of intensity (0 to 1)."""
     return float(np.abs(np.cumsum(a) - np.cumsum(b)).sum() / (LEVELS - 1))

@@ -1,4 +1,4 @@
-"""Jackknife: correct a distance of two sets for its bias, and estimate its standard error."""
+"""Correct the distance between two sets for its bias by the jackknife, and estimate its standard error."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 GROUPS = 20
 
-# Whom the rows of each of two sets show. None: every row shows another person, who is in no other set.
+# Participant of each row of two sets. None means that every row is from another participant, who is not in the other set.
 Participants = tuple[Sequence | None, Sequence | None]
 
 
@@ -19,19 +19,19 @@ def jackknife(
     groups: int = GROUPS,
     participants: Participants = (None, None),
 ) -> tuple[float, float]:
-    """Correct a distance of two sets for its bias, and estimate the standard error.
+    """Return the distance between two sets corrected for its bias, and its standard error.
 
     The Frechet distance is too large by about c/n. Chong and Forsyth 2020 (CVPR) extrapolate it over 1/n to infinitely many
     samples. The jackknife (Quenouille 1956; Efron and Stein 1981 for the error) does the same from n and n - 1 samples of
     each set, without random subsets. The corrected distance of equal distributions scatters about 0 and may be negative.
 
     Args:
-        statistic: function of two arrays of rows.
+        statistic: function of two arrays of rows that returns their distance.
         a: rows of the first set.
         b: rows of the second set.
-        groups: number of groups of participants that are left out in turn. A smaller set leaves out single participants.
-        participants: participant of each row of both sets. All rows of a participant are left out together; from both sets
-            at once if anybody is in both.
+        groups: number of groups of participants that are left out in turn. In a smaller set, each group is one participant.
+        participants: participant of each row of both sets. All rows of a participant are left out together, in both sets if
+            the sets share participants.
     """
     whole, bias, variance = statistic(a, b), 0.0, 0.0
     part_a, part_b = split_into_parts(a, b, participants, groups)
@@ -44,7 +44,7 @@ def jackknife(
 
 
 def split_into_parts(a: np.ndarray, b: np.ndarray, participants: Participants, groups: int = GROUPS) -> list[np.ndarray]:
-    """Number the part with which each row is left out. Two sets have parts in common only if they share people."""
+    """Assign each row of both sets to the part with which it is left out. The sets share parts only if they share people."""
     names = [
         [f"row {row} of {name}" for row in range(len(rows))] if who is None else who
         for name, rows, who in zip("ab", (a, b), participants, strict=True)

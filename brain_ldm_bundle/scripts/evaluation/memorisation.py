@@ -1,7 +1,7 @@
-"""Memorisation audit: are there copies of training scans among generated volumes?
+"""Search for copies of training scans among generated volumes.
 
-Held-out scans show which resemblance is ordinary, as in Dar et al. 2024 (arXiv 2402.01054), who learn features for it instead
-of using images and latents. The test of the whole set is from Meehan et al. 2020 (arXiv 2004.05675).
+Held-out scans show how similar two different heads can be, as in Dar et al. 2024 (arXiv 2402.01054), who use learnt features
+instead of images and latents. The test of the whole set is from Meehan et al. 2020 (arXiv 2004.05675).
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ SPACES = ("image", "latent")
 
 @dataclass
 class Audit:
-    """Compare generated volumes with their nearest training scans, and held-out scans (validation and test) with theirs.
+    """Compare generated volumes and held-out scans (validation and test) with their nearest training scans.
 
-    Held-out scans set the threshold. The controls are training scans that went through the autoencoder, the best copies that a
-    latent diffusion model can make. They are audited like generated volumes, and must be flagged.
+    Held-out scans set the threshold. The controls are training scans that the autoencoder reconstructed, which are the best
+    copies that a latent diffusion model can make. They are audited like generated volumes, and must be flagged.
 
-    One volume and its views are in memory at a time, and of each training scan its latent and about 1500 numbers of anatomy.
+    The audit holds one volume and its views in memory, and the latent and about 1500 numbers of anatomy of each training scan.
     docs/settings.md explains the fields that are settings of evaluate.json.
     """
 
@@ -61,7 +61,7 @@ class Audit:
         self.held_out = [*self.data["validation"], *self.data["test"]]
 
     def check(self) -> tuple[list[dict], dict]:
-        """Refuse what cannot be audited, before work starts; return the items of the volumes and their provenance."""
+        """Check all input before work starts, and return the items of the volumes and their provenance."""
         if len(self.held_out) < FEWEST_HELD_OUT:
             counts = ", ".join(f"{split}: {len(self.data[split])}" for split in ("validation", "test"))
             raise ValueError(
@@ -86,10 +86,10 @@ class Audit:
 
     @torch.inference_mode()
     def run(self) -> dict:
-        """Audit, write everything, print the verdict, and return the content of memorisation.json.
+        """Run the audit, write its files, print the verdict, and return the content of memorisation.json.
 
         Raises:
-            SystemExit: the audit is not passed; the status is 1.
+            SystemExit: the audit is not passed. The exit status is 1.
         """
         items, provenance = self.check()
         self.latents.encode()
@@ -146,7 +146,7 @@ class Audit:
 
     def _row(self, kind: str, item: Mapping, volume: torch.Tensor) -> dict:
         seen = dict(views(volume, self.latents.spacing_mm))
-        sides = {name: seen[name] for name in ("as it is", "mirrored")}  # a latent's voxels are too large for the shifts
+        sides = {name: seen[name] for name in ("as it is", "mirrored")}  # the shifts are smaller than a latent's voxels
         matches = {
             "image": self.spaces["image"].match(torch.stack([self._anatomy(v, item) for v in seen.values()]), list(seen)),
             "latent": self.spaces["latent"].match(self._mu(torch.stack(list(sides.values())), item), list(sides)),
@@ -155,7 +155,7 @@ class Audit:
         return row | {f"{space}_{key}": value for space, match in matches.items() for key, value in vars(match).items()}
 
     def _summarise(self, rows: pd.DataFrame, provenance: Mapping) -> dict:
-        """Compute the numbers of the audit; add to each row whether it is flagged, and in which space."""
+        """Summarise the audit, and add to each row whether it is flagged and in which space."""
         by_kind = {kind: rows["kind"] == kind for kind in KINDS}
         limits = {space: threshold(rows.loc[by_kind["held-out"], f"{space}_relative_distance"]) for space in SPACES}
         margins = pd.DataFrame({space: rows[f"{space}_relative_distance"] - limits[space] for space in SPACES})
@@ -198,7 +198,7 @@ class Audit:
         write_audit_section(self.output_dir, summary, len(pairs))
 
     def _pair(self, row: Mapping, summary: Mapping) -> dict:
-        """A generated volume in the view that fits best, and its nearest training scan."""
+        """Return a generated volume in the view that fits best, and its nearest training scan."""
         space = row["space"]
         scan, r, distance, view = (row[f"{space}_{key}"] for key in ("scan", "r", "relative_distance", "view"))
         limit = summary["spaces"][space]["threshold"]
@@ -222,7 +222,7 @@ def _count(flags: pd.Series) -> dict:
 
 
 def _compare(rows: pd.DataFrame, space: str) -> dict:
-    """Spread of r and relative distance by kind, and whether generated volumes as a whole are nearer than held-out scans."""
+    """Summarise r and relative distance by kind, and test whether generated volumes are nearer than held-out scans."""
     kinds = {kind: rows[rows["kind"] == kind] for kind in KINDS}
     samples, held_out = (kinds[kind][f"{space}_relative_distance"] for kind in ("sample", "held-out"))
     test = stats.mannwhitneyu(samples, held_out, alternative="less")

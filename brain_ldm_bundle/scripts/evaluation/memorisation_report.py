@@ -1,4 +1,4 @@
-"""What a reader sees of the memorisation audit: the closest pairs, the distances of all volumes, tables and text."""
+"""Report the memorisation audit: the closest pairs, the distances of all volumes, tables and text."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TEST_HEADER = [
 
 
 def draw_pairs(path: str | Path, pairs: Sequence[Mapping]) -> None:
-    """Draw a row for each pair: sample, scan, and sample minus scan, in three mid-planes.
+    """Draw a row for each pair: sample, scan, and sample minus scan, each in three mid-planes.
 
     A pair has "sample" and "scan" (D, H, W) in 0 to 1, "titles" of the three pictures, and "flagged".
     """
@@ -73,7 +73,7 @@ def draw_distances(path: str | Path, rows: pd.DataFrame, spaces: Mapping[str, Ma
 
 
 def write_audit_section(output_dir: Path, summary: Mapping, pairs: int) -> None:
-    """Write memorisation.section.json into the folder of its figures, from memorisation.json; `pairs` are in the figure."""
+    """Write memorisation.section.json from the content of memorisation.json; the figure shows this many `pairs`."""
     counts, spaces = summary["counts"], summary["spaces"]
     low, high = (100 * end for end in counts["sample"]["share_95"])
     text = (
@@ -82,15 +82,15 @@ def write_audit_section(output_dir: Path, summary: Mapping, pairs: int) -> None:
         f"{describe(summary['audited']['provenance'])}.\n\n"
         f"Each volume is compared with all {summary['training_scans']} training scans in two spaces. The first is its anatomy "
         f"at {ANATOMY_MM} mm in the box around the brain, also mirrored and moved by {SHIFT_MM} mm. The second is its latent, "
-        f"also mirrored. The mean training scan is subtracted first; r is the correlation of what remains. The relative "
+        f"also mirrored. The mean training scan is subtracted first, and r is the correlation of the differences. The relative "
         f"distance is 1 - r to the nearest training participant, divided by the mean 1 - r to the next "
-        f"{summary['neighbours']} (Carlini et al. 2023): about 1 for a head of its own, 0 for a copy. A volume is flagged if "
+        f"{summary['neighbours']} (Carlini et al. 2023). It is about 1 for a new head and 0 for a copy. A volume is flagged if "
         f"its relative distance, in either space, is below half of the held-out scans' median and 3 interquartile ranges below "
-        f"their lower quartile. Held-out scans, of validation and test, show what is ordinary (Dar et al. 2024).\n\n"
-        f"The controls are training scans, encoded and decoded: the best copies this model can make. If generated volumes as a "
-        f"whole are nearer than held-out scans (Meehan et al. 2020: a probability above 0.5 with a small p; {len(spaces)} "
-        f"tests, p not corrected for that), the model may be overfitted, or the requests may come from the training table, "
-        f"even if no volume is a copy. An audit without a finding is no proof of privacy."
+        f"their lower quartile. Held-out scans (validation and test) show the distances of new heads (Dar et al. 2024).\n\n"
+        f"The controls are training scans that were encoded and decoded, the best copies that this model can make. Generated "
+        f"volumes as a whole may be nearer than held-out scans although none is a copy (Meehan et al. 2020: a probability "
+        f"above 0.5 with a small p; there are {len(spaces)} tests, and p is not corrected). Then the model may be overfitted, or "
+        f"the requests may come from the training table. An audit without a finding is no proof of privacy."
     )
     count_rows, spread_rows, test_rows = [], [], []
     for kind, title in KINDS.items():
@@ -110,8 +110,8 @@ def write_audit_section(output_dir: Path, summary: Mapping, pairs: int) -> None:
     ]
     closest = (
         f"The {pairs} generated volumes that resemble a training scan most, that scan, and generated minus scan, in "
-        "intensities of 0 to 1: red means that the generated volume is brighter. Mid-planes; the subject's left is at the "
-        "picture's right, and the front is at the left of the sagittal plane. A generated volume is drawn in the view that "
+        "intensities of 0 to 1. Red means that the generated volume is brighter. The pictures show mid-planes in radiological "
+        "convention; in sagittal planes the front is on the left. A generated volume is drawn in the view that "
         "fits the scan best: 'mirrored' in its title means that its own sides are swapped. The first column is synthetic."
     )
     figures = [

@@ -1,4 +1,4 @@
-"""MMD, density and coverage: further distances between the features of two sets of volumes."""
+"""Compare the features of two sets of volumes by MMD, density and coverage."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ ROWS_FOR_MEDIAN = 2000
 
 
 def median_distance(features: np.ndarray) -> float:
-    """Find the median distance of two rows, the width of `squared_mmd`'s kernel (Gretton et al. 2012, Sec. 8).
+    """Compute the median distance between two rows, the width of `squared_mmd`'s kernel (Gretton et al. 2012, Sec. 8).
 
-    Of more than 2000 rows, 2000 random ones are used, the same ones each time.
+    If there are more than 2000 rows, 2000 random ones are used, the same ones each time.
 
     Raises:
         ValueError: the median is 0, because half of the volumes or more have equal features.
@@ -37,7 +37,7 @@ def squared_mmd(a: np.ndarray, b: np.ndarray, width: float, participants: Partic
     The kernel is exp(-|x - y|^2 / (2 width^2)). The discrepancy of equal distributions is about 0 and may be negative. MONAI's
     `MMDMetric` has a linear kernel, which compares means only, and it needs two sets of equal size.
 
-    The error is that of `jackknife`. It needs only the kernel's sums over pairs of parts, so each sum is computed once.
+    The error comes from `jackknife`, which needs only sums of the kernel over pairs of parts. Each sum is computed once.
 
     Features `a` (n, F) and `b` (m, F) have a row per volume, and `width` has their unit.
     """
@@ -62,7 +62,7 @@ def squared_mmd(a: np.ndarray, b: np.ndarray, width: float, participants: Partic
 
 
 def _distances(x: np.ndarray, y: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
-    """Yield the Euclidean distances of some rows of x from all rows of y: the whole matrix (n, m) never exists at once."""
+    """Yield the Euclidean distances from some rows of x to all rows of y, because the matrix (n, m) may not fit in memory."""
     for start in range(0, len(x), ROWS_AT_A_TIME):
         rows = slice(start, start + ROWS_AT_A_TIME)
         yield rows, torch.cdist(torch.from_numpy(x[rows]), torch.from_numpy(y)).numpy()
@@ -73,12 +73,13 @@ def density_coverage(
 ) -> tuple[float, float]:
     """Compute density and coverage (Naeem et al. 2020, ICML, Eq. 4 and 5) of generated features among real ones.
 
-    Each real row is the centre of a ball that reaches to its `neighbours`-th nearest real row. Density is the number of balls
-    around a generated row over `neighbours`; about 1 for equal distributions. Coverage is the share of balls that hold a
-    generated row; about 1 - 2^-neighbours for equal distributions and sets of one size, less with fewer generated rows.
+    Each real row is the centre of a ball that reaches to its `neighbours`-th nearest real row. Density is the mean number of
+    balls around a generated row, divided by `neighbours`. It is about 1 for equal distributions. Coverage is the share of balls
+    that contain a generated row. For equal distributions and sets of equal size it is about 1 - 2^-neighbours, and lower
+    with fewer generated rows.
 
-    Rows of one participant share the weight of one row, and are no neighbours of each other (ours; the paper has single
-    samples). Features have the shapes (n, F) and (m, F).
+    The rows of one participant have the total weight of one row, and are not neighbours of each other. This is our extension;
+    in the paper all samples are independent. Features have the shapes (n, F) and (m, F).
 
     Raises:
         ValueError: there are not more real participants than neighbours.

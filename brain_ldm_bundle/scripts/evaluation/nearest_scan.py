@@ -1,10 +1,9 @@
-"""The training scan that a volume resembles most, beyond what all heads share.
+"""Find the training scan that a volume resembles most, after the mean scan is subtracted.
 
-A volume becomes a vector: its anatomy at 8 mm, or its latent. The mean training vector is subtracted. The correlation r with
-each training scan then shows whom the volume resembles. The relative distance shows how far that scan stands out: 1 - r to the
-nearest participant, divided by the mean 1 - r to the next five. It is about 1 for a head of its own and 0 for a copy, however
-smooth a model's volumes are. It is the relative distance of Carlini et al. 2023 (arXiv 2301.13188) with 1 - r, which is half of
-the squared distance between vectors of length 1.
+Each volume is represented by a vector: its anatomy at 8 mm, or its latent. The mean training vector is subtracted, and r is the
+correlation with each training scan. The relative distance is 1 - r to the nearest participant, divided by the mean 1 - r to the
+next five. It is about 1 for a new head and 0 for a copy, even if a model's volumes are smooth. It is the relative distance of
+Carlini et al. 2023 (arXiv 2301.13188) with 1 - r, which is half of the squared distance between vectors of length 1.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ FENCE = 3.0  # interquartile ranges below the lower quartile: "far out" (Tukey 1
 
 
 def views(volume: torch.Tensor, spacing_mm: float) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield 14 named views: a volume (1, D, H, W), its mirror image, and both moved by 4 mm (at least a voxel) along each axis.
+    """Yield 14 named views of a volume (1, D, H, W): itself, its mirror image, and both shifted by 4 mm along each axis.
 
     The autoencoder learns from mirrored heads too, so a memorised head may come out mirrored.
     """
@@ -41,9 +40,9 @@ def views(volume: torch.Tensor, spacing_mm: float) -> Iterator[tuple[str, torch.
 
 
 def anatomy(volume: torch.Tensor, spacing_mm: float) -> torch.Tensor:
-    """Turn a volume (1, D, H, W) into a vector of mean 0, length 1: means of 8 mm cells in the box around the MNI brain.
+    """Average a volume (1, D, H, W) in cells of 8 mm in the box around the MNI brain, and scale them to mean 0, length 1.
 
-    Intensities that are rescaled linearly give the same vector. A volume that is constant in the box is refused.
+    Rescaled intensities give the same vector. A volume that is constant in the box is refused.
     """
     cells = F.avg_pool3d(volume.float()[None], max(1, round(ANATOMY_MM / spacing_mm)))[0, 0]  # (d, h, w)
     values = cells[_in_brain(cells.shape, spacing_mm * volume.shape[1] / cells.shape[0])]
@@ -56,7 +55,7 @@ def anatomy(volume: torch.Tensor, spacing_mm: float) -> torch.Tensor:
 
 @functools.cache
 def _in_brain(shape: Sequence[int], cell_mm: float) -> torch.Tensor:
-    """Which cells of the grid have their centres in the box around the MNI brain."""
+    """Return a mask of the cells whose centres lie in the box around the MNI brain."""
     centres_mm = nib.affines.apply_affine(mni_box.affine(cell_mm), np.moveaxis(np.indices(shape), 0, -1))
     lower, upper = mni_box.BRAIN_MM
     return torch.from_numpy(((centres_mm > lower) & (centres_mm < upper)).all(-1))
@@ -76,9 +75,9 @@ class Neighbours:
     """Nearest training participants by correlation, after the mean training vector is subtracted.
 
     Args:
-        vectors: vectors (n, F) of the training scans. They are overwritten, so that they are in memory only once.
-        participants: participant of each scan. Further scans of the nearest participant are no second neighbours.
-        neighbours: number of further participants that a relative distance is measured by; fewer if there are fewer.
+        vectors: vectors (n, F) of the training scans. They are overwritten to save memory.
+        participants: participant of each scan. Only the most similar scan of a participant counts as a neighbour.
+        neighbours: number of further participants in the denominator of the relative distance, limited to those that exist.
     """
 
     def __init__(self, vectors: torch.Tensor, participants: Sequence[str], neighbours: int = 5) -> None:
@@ -90,7 +89,7 @@ class Neighbours:
         self.neighbours = min(neighbours, self.count - 1)
 
     def match(self, queries: torch.Tensor, names: Sequence[str]) -> Match:
-        """Find the match of one volume from vectors (V, F) of its views, which are called `names`."""
+        """Find the best match of one volume, given the vectors (V, F) and the `names` of its views."""
         correlations = F.normalize(queries - self.mean, dim=1) @ self.residuals.T  # (V, n)
         best, view = correlations.max(0)  # (n,): best view for each scan
         per_participant = best.new_full((self.count,), -1.0).scatter_reduce(0, self.participant, best, "amax")
@@ -101,10 +100,10 @@ class Neighbours:
 
 
 def threshold(held_out: Sequence[float]) -> float:
-    """Compute the relative distance below which a volume counts as a copy, from those of held-out scans.
+    """Compute the relative distance below which a volume counts as a copy, from the relative distances of held-out scans.
 
-    It is the lower of two numbers: half of the median, and 3 interquartile ranges below the lower quartile. The second prevents
-    false alarms if held-out scans differ much among themselves.
+    It is the lower of two values: half of the median, and 3 interquartile ranges below the lower quartile. The second prevents
+    false alarms if the distances of held-out scans vary widely.
     """
     lower, median, upper = np.quantile(held_out, (0.25, 0.5, 0.75))
     return float(min(HALF * median, lower - FENCE * (upper - lower)))

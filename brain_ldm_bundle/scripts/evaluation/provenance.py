@@ -1,4 +1,4 @@
-"""Which model made a folder of generated volumes, what it was trained on, and whether held-out scans are new to it."""
+"""Find out which model made a set of volumes, what it was trained on, and whether held-out scans are new to it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..shared.scan_identity import knows_all, refuse_seen
 
 MODELS = Path(__file__).parents[2] / "models"
 
-# Keys of a sidecar that are the same for all volumes of one model, and their words in a text.
+# Keys of a sidecar that are the same for all volumes of one model, and their names in reports.
 FIELDS = {
     "Model": "model",
     "Sampler": "sampler",
@@ -24,7 +24,7 @@ FIELDS = {
 
 
 def refuse_without_model(model_file: str | Path) -> None:
-    """Refuse to evaluate without the diffusion model's file: sizes and spacing would be the published ones."""
+    """Refuse to evaluate without the diffusion model's file, because sizes and spacing would be those of the published one."""
     if not Path(model_file).is_file():
         raise FileNotFoundError(
             f"{model_file}: sizes and spacing are read from it. Train both stages first: python -m monai.bundle run training "
@@ -33,9 +33,9 @@ def refuse_without_model(model_file: str | Path) -> None:
 
 
 def held_out_scans(data: Mapping[str, list[dict]], split: str, recipe: Mapping) -> list[dict]:
-    """Return the items of a split of `read_dataset`.
+    """Return the items of a split, which must not be empty.
 
-    It must not be empty, and scans of another split than training must be new to the weights that have this recipe.
+    Unless the split is training, its scans must be new to the weights with this recipe.
     """
     if not data.get(split):
         counts = ", ".join(f"{name}: {len(items)}" for name, items in data.items())
@@ -46,7 +46,7 @@ def held_out_scans(data: Mapping[str, list[dict]], split: str, recipe: Mapping) 
 
 
 def read_provenance(items: Sequence[Mapping], name: str) -> dict:
-    """Read from the sidecars of a set how it was made: the entries of `FIELDS`, which all volumes must share.
+    """Read from the sidecars of a set how it was made.
 
     There are no entries if no volume has a sidecar, as in folders of other software. Error messages give the set's `name`.
 
@@ -59,9 +59,7 @@ def read_provenance(items: Sequence[Mapping], name: str) -> dict:
     made = {text: json.loads(text) for text in found}
     if len(made) > 1:
         kinds = "; ".join(f"{len(files)}, such as {files[0]}: {describe(made[text])}" for text, files in found.items())
-        raise ValueError(
-            f"{name}: its volumes were not made in one way: {kinds}. One row would mix them: give each kind a folder of its own"
-        )
+        raise ValueError(f"{name}: its volumes were made in different ways: {kinds}. Put each kind into its own folder")
     return next(iter(made.values()), None) or {}
 
 
@@ -77,7 +75,7 @@ def _read(image: Path) -> dict | None:
 
 
 def describe(provenance: Mapping | None) -> str:
-    """Describe provenance in a line, such as `sampler ddim, steps 50, weights af6f642b2bde`; None means no sidecar."""
+    """Describe provenance in one line, such as `sampler ddim, steps 50, weights af6f642b2bde`; None means no sidecar."""
     if not provenance:
         return "unknown" if provenance is not None else "no sidecar"
     words = {key: str(value)[:12] if key.endswith("SHA256") else value for key, value in provenance.items()}
@@ -87,7 +85,7 @@ def describe(provenance: Mapping | None) -> str:
 def trained_on(provenance: Mapping, weights: Iterable[str | Path], training: Sequence[Mapping]) -> str:
     """Describe what the model that made a set was trained on.
 
-    The hashes in its provenance decide which of the files `weights` are the model's; files may be missing. `training` has the
+    The hashes in `provenance` decide which of the files `weights` are the model's; files may be missing. `training` has the
     scans of the training split.
     """
     files = {sha256(path): path for path in weights if Path(path).is_file()}
@@ -109,7 +107,7 @@ def describe_training(recipe: Mapping, training: Sequence[Mapping], weights_sha2
 
 
 def _shipped(weights_sha256: str) -> str:
-    """Describe what weights of this bundle were trained on, from the JSON file with their hash; "" for other weights."""
+    """Describe the training scans of weights that come with the bundle, from the JSON file with their hash, or return ""."""
     for path in sorted(MODELS.glob("demo_*.json")):
         note = read_json(path)
         for name, known in note["sha256"].items():

@@ -1,4 +1,4 @@
-"""RadImageNet's ResNet-50, a 2-D network, applied to the slices of a volume in three planes."""
+"""Apply RadImageNet's ResNet-50, a 2-D network, to the slices of a volume in three planes."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ SLICES_AT_ONCE = 16  # chosen: about 200 MB at 1 mm
 
 
 class RadImageNet(torch.nn.Module):
-    """The last layer of a ResNet-50 trained on 1.35 million CT, MR and ultrasound images (Mei et al. 2022, RadImageNet).
+    """Compute the last layer of a ResNet-50 trained on 1.35 million CT, MR and ultrasound images (Mei et al. 2022).
 
-    The output is averaged over the pixels of each slice through the head, then over the slices of a plane: 2048 features for
-    each of the sagittal, coronal and axial plane. MAISI (Guo et al. 2025) instead compares the distributions of single slices,
-    plane by plane. Neighbouring slices are no independent samples, and differences along a head outweigh those between heads;
-    one vector per volume avoids both, so these numbers cannot be compared with MAISI's.
+    The features are averaged over the pixels of each slice through the head, then over the slices of a plane. They are 2048
+    for each of the sagittal, coronal and axial plane. MAISI (Guo et al. 2025) instead compares the distributions of single
+    slices for each plane. But neighbouring slices are not independent, and slices of one head differ more than heads do. We
+    use one vector per volume, so our numbers cannot be compared with MAISI's.
 
-    A slice shows the head if a voxel of `head_mask` lies in it. It is interpolated to pixels of 1 mm, so that heads are as
-    large as in the images of 224 x 224 pixels that RadImageNet was trained on. It lies as on a radiologist's screen: anterior
-    or superior on top, the patient's right (in sagittal slices anterior) on the left.
+    A slice is used if it contains a voxel of `head_mask`. It is interpolated to pixels of 1 mm, so that heads are as large as
+    in the training images of 224 x 224 pixels. It has the radiological orientation: anterior or superior is on top, and the
+    patient's right (in sagittal slices anterior) is on the left.
 
     Args:
-        weights: one of two files, recognised from its tensors. `RadImageNet-ResNet50_notop.pth` are the paper's weights,
-            converted from Keras for MONAI's perceptual loss: channels are blue, green, red, each minus ImageNet's mean.
-            `ResNet50.pt` is another training by RadImageNet's authors in PyTorch: intensities are -1 to 1.
-        spacing_mm: spacing of the volumes.
+        weights: one of two files, recognised by its tensors. `RadImageNet-ResNet50_notop.pth` has the paper's weights,
+            converted from Keras for MONAI's perceptual loss. Its input channels are blue, green, red, each minus ImageNet's
+            mean. `ResNet50.pt` is a later training in PyTorch by RadImageNet's authors, for intensities of -1 to 1.
+        spacing_mm: edge length of a voxel of the volumes.
     """
 
     name = "RadImageNet ResNet-50, slices averaged per plane"
@@ -68,7 +68,7 @@ class RadImageNet(torch.nn.Module):
 
 
 def _as_in_keras(network: ResNetFeatures) -> ResNetFeatures:
-    """Change a network to Keras' version: convolutions have biases, and a block's first convolution has its stride."""
+    """Change a network to Keras' version, whose convolutions have biases and whose blocks start with the strided one."""
     for part in network.modules():
         if isinstance(part, torch.nn.Conv2d):
             part.bias = torch.nn.Parameter(torch.zeros(part.out_channels))

@@ -1,4 +1,4 @@
-"""How well the autoencoder reconstructs scans, and how well the mean training scan does as a trivial answer."""
+"""Score the autoencoder's reconstructions, and the mean training scan as a trivial answer."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ from ..shared.sections import write_section
 from ..shared.ssim import SSIM
 from ..shared.tables import print_table, write_table
 
-NOTICE = "Synthetic: a scan through an autoencoder. It can show whose scan it was. For research, not for clinical use."
+NOTICE = "Synthetic: a scan through an autoencoder. It may identify the subject. For research, not for clinical use."
 RECONSTRUCTIONS = "T1-weighted brain MRI through an autoencoder"
 TITLES = {"reconstruction": "autoencoder", "mean_image": "trivial answer: the mean training scan"}
 
 
 def mean_image(items: Sequence[dict], preprocessing: Callable) -> torch.Tensor:
-    """Average scans; `preprocessing` turns an item into {"image": (1, D, H, W)}."""
+    """Average scans (1, D, H, W); `preprocessing` turns an item into {"image": scan}."""
     total = sum(torch.as_tensor(preprocessing(item)["image"]) for item in tqdm(items, desc="mean image", leave=False))
     return total / len(items)
 
 
 @dataclass(eq=False)
 class MeanImage(Inferer):
-    """Answer every scan with the same image (1, D, H, W)."""
+    """Predict the same image (1, D, H, W) for every scan."""
 
     image: torch.Tensor
 
@@ -48,7 +48,7 @@ class MeanImage(Inferer):
 
 
 class ReconstructionScores:
-    """Write a table of SSIM, PSNR (dB) and mean absolute error of each volume, intensities 0 to 1, whole volume.
+    """Write a table of SSIM, PSNR (dB) and mean absolute error of each volume, whose intensities are 0 to 1.
 
     SSIM (Wang et al. 2004) is three-dimensional, with a Gaussian window of 11 voxels and sigma 1.5, data range 1.
     """
@@ -72,7 +72,7 @@ class ReconstructionScores:
             if not all(map(math.isfinite, values)):
                 found = ", ".join(f"{value:g}" for value in values)
                 raise ValueError(
-                    f"{file}: SSIM, PSNR and L1 are {found}. The network's answer is not finite (train it again with a lower "
+                    f"{file}: SSIM, PSNR and L1 are {found}. The network's output is not finite (train it again with a lower "
                     f"learning rate), or equals the scan"
                 )
             self.lines.append([participant, file, *(f"{value:.5f}" for value in values)])
@@ -84,13 +84,15 @@ class ReconstructionScores:
 class KeepReconstructions:
     """Write each reconstruction into a `Derivative`, with the covariates of its scan, as generation does.
 
-    What a measuring tool reads differently there than in the scan is due to the autoencoder, not to the diffusion model.
+    If a tool measures other volumes in a reconstruction than in the scan, the autoencoder is the cause, not the diffusion
+    model.
 
     `items` are the evaluator's scans, from `read_dataset`. If a participant has several, each is named after its file, such as
-    sub-01ses2. The sidecars have the hash of the weights in `autoencoder_file`.
+    sub-01ses2. The hash of the weights in `autoencoder_file` is written to the sidecars.
 
     Raises:
-        ValueError: the folder holds another data set, or reconstructions of other scans or weights; or two scans have one name.
+        ValueError: the folder holds another data set, or reconstructions of other scans or weights, or two scans have the
+            same name.
     """
 
     def __init__(
@@ -113,7 +115,7 @@ class KeepReconstructions:
             if sidecar.parts[-3] not in names or weights != self.weights:
                 raise ValueError(
                     f"reconstructions_dir {output_dir} holds {sidecar.name}, of another scan or autoencoder ({weights[:12]}) "
-                    f"than these ({self.weights[:12]}): they would be measured together. Choose a new folder"
+                    f"than these ({self.weights[:12]}). Choose a new folder, so that they are not measured together"
                 )
         place = mni_box.affine(spacing_mm), mni_box.size(spacing_mm)
         self.derivative = Derivative(output_dir, schema, *place, name=RECONSTRUCTIONS, covariates_are="of the scan")
@@ -146,17 +148,17 @@ def _names(items: Sequence[Mapping]) -> list[str]:
         names.append(item["participant_id"] if alone else f"sub-{re.sub(r'[^0-9A-Za-z]', '', stem)}")
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise ValueError(
-            f"{len(twice)} names belong to several scans, such as {twice[0]}: give them participant_id or names of BIDS"
+            f"{len(twice)} names belong to several scans, such as {twice[0]}. Give the scans a participant_id or BIDS names"
         )
     return names
 
 
 def summarise(output_dir: str | Path, split: str, recipe: Mapping) -> dict:
-    """Average reconstruction.tsv and mean_image.tsv, the tables of a split; print and write the summary and its section.
+    """Average reconstruction.tsv and mean_image.tsv, the scores of a split, and print and write the summary and its section.
 
     Returns:
-        The content of reconstruction.json: number of scans, and mean and standard deviation (n - 1; None for one scan) of each
-        score.
+        the content of reconstruction.json: the number of scans, and the mean and standard deviation (n - 1; None for one scan)
+        of each score.
     """
     output_dir, summary = Path(output_dir), {}
     for name in TITLES:
@@ -174,8 +176,8 @@ def summarise(output_dir: str | Path, split: str, recipe: Mapping) -> dict:
     }
     print_table(table)
     text = (
-        f"What the autoencoder keeps of the scans of the split {split}, {what_training_knew(split, recipe)}; samples of a "
-        f"diffusion model on its latents lack what it loses. The table gives SSIM (Wang et al. 2004, in three dimensions, "
+        f"The autoencoder reconstructed the scans of the split {split}, {what_training_knew(split, recipe)}. Details that it "
+        f"loses are also missing in generated volumes. The table gives SSIM (Wang et al. 2004, in three dimensions, "
         f"Gaussian window of 11 voxels, sigma 1.5), PSNR and mean absolute error of the whole volume, intensities 0 to 1."
     )
     write_section(output_dir / "reconstruction.section.json", "Reconstruction by the autoencoder", text, [table])

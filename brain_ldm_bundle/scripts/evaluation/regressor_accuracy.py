@@ -1,4 +1,4 @@
-"""How accurately the regressor reads covariates from real scans: numbers, a figure, and a section of the report."""
+"""Measure how accurately the regressor predicts covariates from real scans, and write numbers, a figure and a section."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .provenance import describe_training
 
 
 def quantity_accuracy(truth: Sequence[float], predicted: Sequence[float], trivial: float) -> dict[str, float | list[float]]:
-    """Compare predictions of a quantity with the truth: `agreement`, and the error if the answer is always `trivial`."""
+    """Compute the `agreement` of predictions of a quantity with the truth, and the error of always predicting `trivial`."""
     numbers = agreement(truth, predicted)
     kept = {key: numbers[key] for key in ("n", "r", "slope", "bias", "mae")}
     kept["r_95"] = [numbers["r_low"], numbers["r_high"]]
@@ -28,7 +28,7 @@ def quantity_accuracy(truth: Sequence[float], predicted: Sequence[float], trivia
 
 
 def hits(truth: Sequence[str], predicted: Sequence[str], trivial: str) -> dict[str, float | list[float]]:
-    """Compute the share of right categories with Wilson's interval, and the share if the answer is always `trivial`."""
+    """Compute the share of correct categories with Wilson's interval, and the share if `trivial` is always predicted."""
     if not truth:
         raise ValueError("no scan with a known category")
     right = sum(a == b for a, b in zip(truth, predicted, strict=True))
@@ -114,13 +114,13 @@ def _write_section(output_dir: Path, summary: Mapping, schema: CovariateSchema, 
     write_section(
         output_dir / "regressor.section.json",
         "The regressor's own accuracy",
-        f"The tables compare what a 3-D CNN (after Cole et al. 2017) reads from real scans of the split {summary['split']}, "
-        f"{known}, with their true covariates. It was trained on {summary['trained_on']}. What it reads from generated volumes "
-        "can be no better than what it reads from new scans.\n\n"
-        "r is Pearson's correlation, with an interval by Fisher's z. Slope: slope of predicted on true values; it is below 1 "
-        "if predictions lean towards the mean. Bias: mean of predicted - true. For sex and other categories the table gives "
-        "the share that is right, with Wilson's interval. Pinaya et al. 2022 report r = 0.692 for age, requested against "
-        "predicted, in generated volumes of UK Biobank.",
+        f"A 3-D CNN (after Cole et al. 2017) predicted covariates from real scans of the split {summary['split']}, "
+        f"{known}. The tables compare the predictions with the true covariates. It was trained on {summary['trained_on']}. Its "
+        "predictions from generated volumes can be no more accurate than from new scans.\n\n"
+        "r is Pearson's correlation, with an interval by Fisher's z. The slope is of predicted on true values; it is below 1 "
+        "if predictions are biased towards the mean. The bias is the mean of predicted - true. For sex and other categories "
+        "the table gives the share of correct predictions, with Wilson's interval. Pinaya et al. 2022 report r = 0.692 between "
+        "requested and predicted age in generated volumes of UK Biobank.",
         tables,
         [figure] if quantities["rows"] else [],
     )

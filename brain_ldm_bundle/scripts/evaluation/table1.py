@@ -1,4 +1,4 @@
-"""Table 1 of Pinaya et al. 2022: generated sets against real scans, with a floor above and trivial answers below."""
+"""Compare generated sets with real scans as in Table 1 of Pinaya et al. 2022, with a floor and trivial answers."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ BLUR, MEAN = f"real, blurred by {BLUR_MM:g} mm", "mean scan, repeated"
 
 @dataclass
 class MeasuredSet:
-    """What is kept of a set after its volumes were read."""
+    """Measurements of a set, which remain after its volumes were read."""
 
     items: list[dict]
     features: np.ndarray  # (n, F)
@@ -55,7 +55,7 @@ class MeasuredSet:
 
 @dataclass
 class SampleEvaluation:
-    """Table 1 of Pinaya et al. 2022 and further distances, for any number of generated sets.
+    """Compute Table 1 of Pinaya et al. 2022 and further distances for any number of generated sets.
 
     Nothing is read before `check` or `run`. docs/settings.md explains the fields that are settings of evaluate.json.
     """
@@ -77,11 +77,10 @@ class SampleEvaluation:
     models_dir: str | Path = ""  # holds the weights of baselines that may have made the sets
 
     def check(self) -> tuple[dict[str, list[dict]], dict[str, dict], list[dict], list[dict], int, Extractor]:
-        """Refuse what cannot be compared, before hours of other work.
+        """Check all input before work that takes hours.
 
         Returns:
-            What `run` works with: items of each set, provenance of each set, real scans, held-out scans, number of dimensions,
-            and the extractor.
+            items of each set, provenance of each set, real scans, held-out scans, number of dimensions, and the extractor.
         """
         for name in ("pairs", "feature_dimensions"):
             number = getattr(self, name)
@@ -151,7 +150,7 @@ class SampleEvaluation:
         return trained_on(provenance, [*self.weights, baseline], self.data["training"])
 
     def _measure(self, volumes: Volumes, extractor: Extractor, name: str) -> MeasuredSet:
-        """Read the volumes once, one in memory at a time; then the pairs, two at a time, and what is `Remembered`."""
+        """Measure each volume of a set, one in memory at a time, then its pairs of volumes."""
         features, checks, histograms, total = [], [], [], torch.zeros(())
         for index in tqdm(range(len(volumes)), f"volumes: {name}", leave=False, disable=None):
             volume = volumes[index]
@@ -164,7 +163,7 @@ class SampleEvaluation:
         broken = np.flatnonzero(~np.isfinite(features).all(axis=1))
         if len(broken):
             first = volumes.items[broken[0]]["image"]
-            raise ValueError(f"features of {name!r}: those of {len(broken)} volumes are NaN or infinite, first: {first}")
+            raise ValueError(f"features of {name!r} are NaN or infinite for {len(broken)} volumes, first: {first}")
         pairs = draw_pairs([item["participant_id"] for item in volumes.items], self.pairs, self.seed)
         scores = score_pairs(volumes, pairs, self.device, name)
         return MeasuredSet(volumes.items, features, checks, np.stack(histograms), total.clamp(0, 1), pairs, scores)

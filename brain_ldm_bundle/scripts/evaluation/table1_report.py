@@ -1,4 +1,4 @@
-"""What a reader sees of Table 1: three tables, and what their numbers mean."""
+"""Report Table 1 as three tables, and explain their numbers."""
 
 from __future__ import annotations
 
@@ -56,9 +56,9 @@ def _interval(value: float, error: float | None) -> str:
 
 
 def text(result: dict, space: str) -> str:
-    """Explain the tables to a reader; `space` describes the features."""
+    """Explain the tables; `space` describes the features."""
     reference, held_out = result["reference"], result["held_out"]
-    control = "The row of held-out scans is what new scans of the same cohort get: the control of all corrections."
+    control = "The row of held-out scans, new scans of the same cohort, is the control of all corrections."
     if not held_out["compared"]:
         control = (
             f"There is no row of held-out scans, the control of all corrections: {held_out['n']} scans of other participants "
@@ -69,20 +69,21 @@ def text(result: dict, space: str) -> str:
         f"not compare these numbers with numbers of another extractor, spacing or number of dimensions.\n\n"
         f"First table. A lower FID is closer to the reference. FID is too large by an amount that shrinks with the number of "
         f"volumes; the corrected FID is extrapolated to infinitely many volumes (jackknife). For equal distributions it "
-        f"scatters about 0 if a few directions hold most of the features' variance. If they hold little, it stays too large, "
-        f"and its interval misses 0. The floor is the mean over {SPLITS} splits of the reference's participants into halves, "
-        f"with the interval of a single split; its pairs, background, corners and clipped voxels come from all scans of the "
-        f"reference. {control}\n\n"
+        f"scatters about 0 if a few directions hold most of the features' variance. Otherwise it remains too large, "
+        f"and its interval does not contain 0. The floor is the mean over {SPLITS} splits of the reference's participants into "
+        f"halves, with the interval of a single split; its pairs, background, corners and clipped voxels come from all scans "
+        f"of the reference. {control}\n\n"
         f"MS-SSIM ({result['scales']} scales, window of 7 voxels) and 4-G-R-SSIM compare pairs of participants within a set. "
-        f"Real scans have the numbers to reach. A higher number means a set that is less diverse, or smoother: compare it with "
-        f"the blurred row. A lower number often means noise. The intervals count participants, not pairs.\n\n"
-        f"Two trivial answers show what the numbers must detect: the reference blurred (the same people without details), and "
-        f"the mean of the reference repeated (no diversity).\n\n"
+        f"Generated sets should reach the scores of real scans. A higher score means that a set is less diverse, or smoother: "
+        f"compare it with the blurred row. A lower score often means noise. The intervals count participants, not pairs.\n\n"
+        f"Two trivial answers show defects that the scores must detect: the blurred reference (the same people without "
+        f"details), and the repeated mean of the reference (no diversity).\n\n"
         f"Second table. MMD\u00b2 is unbiased, with a Gaussian kernel as wide as the median distance of real features; it is "
         f"about 0 for equal distributions. Density (about 1) and coverage (near 1) use {NEIGHBOURS} neighbours. Grey values: "
         f"Wasserstein distance to the grey values of the reference within the head, in intensity 0 to 1. Background: mean "
         f"intensity farther than 8 mm from the head. Corners: share of voxels above 0 in the eight corners. Clipped: share of "
         f"the head's voxels at the largest value.\n\n"
-        f"Third table. This is what was compared; no folder holds volumes of two models, samplers or weights. Models that were "
-        f"trained on other scans, or longer, differ for that reason, too. 'Training scans' are those of this data set."
+        f"Third table. It lists the compared folders; none holds volumes of two models, samplers or weights. Models may also "
+        f"differ because they were trained on other scans, or for longer. 'Training scans' are the training scans of this data "
+        f"set."
     )

@@ -1,1 +1,1 @@
-"""From requests to volumes on disk."""
+"""Generate or edit volumes as requested, and write them to disk."""

@@ -1,4 +1,4 @@
-"""Edit a head: add noise to its latent, then denoise it under other covariates."""
+"""Edit a scan: add noise to its latent, then denoise it with other covariates."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from ..model.sampler import LatentSampler
 from ..shared.files import sha256
 from ..shared.nifti import read_whole
 
-NOTICE = "Synthetic: a scan, edited by a generative model. It can show whose scan it was. For research, not for clinical use."
+NOTICE = "Synthetic: a scan edited by a generative model. It may identify the subject. For research, not for clinical use."
 
 
 def read_request(schema: CovariateSchema, request: Mapping) -> tuple[dict, float, int]:
-    """Check {"age": 70, "sex": "F", ..., "strength": 0.6, "seed": 0}, the request of an edit; numbers may be text.
+    """Check the request of an edit, {"age": 70, "sex": "F", ..., "strength": 0.6, "seed": 0}; numbers may be text.
 
     Returns:
         covariates in physical values, strength and seed.
@@ -46,12 +46,12 @@ def read_request(schema: CovariateSchema, request: Mapping) -> tuple[dict, float
 
 @dataclass(eq=False)
 class Editor(Inferer):
-    """Change an image toward requested covariates (SDEdit, Meng et al. 2022, in the latent).
+    """Change an image towards requested covariates by SDEdit (Meng et al. 2022) in the latent space.
 
-    It begins with the mean of the image's latent, so a request gives the same volume every time.
+    The edit starts from the mean of the image's latent, so a request always gives the same volume.
 
-    Strength 0 reconstructs the image. Strength 1 makes a new head on its grid, the one that a cohort has for these covariates
-    and this `Seed`.
+    Strength 0 reconstructs the image. Strength 1 generates a new head on its grid, the same as in a cohort with these
+    covariates and this `Seed`.
     """
 
     sampler: LatentSampler
@@ -61,14 +61,14 @@ class Editor(Inferer):
     recipe: Mapping | None = None
 
     def __call__(self, inputs: torch.Tensor, network: DiffusionUNet, request: Mapping | None = None) -> torch.Tensor:
-        """The edited volume from an image, both (1, 1, D, H, W) in [0, 1] on the model's grid, tensors or MetaTensors.
+        """Edit an image (1, 1, D, H, W) in [0, 1] on the model's grid. The result is a MetaTensor if the image is one.
 
         `request` replaces the request of the editor.
         """
         return self.edit(inputs, network, *read_request(self.schema, self.request if request is None else request))
 
     def edit(self, inputs: torch.Tensor, network: DiffusionUNet, row: Mapping, strength: float, seed: int) -> torch.Tensor:
-        """The same for a request that `read_request` has checked."""
+        """Edit an image as `__call__` does, with a request that `read_request` has checked."""
         if self.recipe is not None and network.recipe != self.recipe:
             raise ValueError("the network does not hold the weights of model.pt. Serve model.pt, and restart after training")
         if inputs.shape[:2] != (1, 1):
@@ -81,7 +81,7 @@ class Editor(Inferer):
             with torch.inference_mode(), torch.autocast(image.device.type, dtype=torch.bfloat16, enabled=self.sampler.amp):
                 start = self.sampler.autoencoder.encode(image)[0].float() * network.scale_factor
         volume = self.sampler(context, network, [seed], start, strength)
-        # A copy: tensors of the inference mode cannot be changed by the transforms that follow.
+        # Copy it, because later transforms cannot change tensors of the inference mode.
         return convert_to_dst_type(volume.clamp(0, 1).clone(), inputs, dtype=torch.float32)[0]
 
 
@@ -97,11 +97,11 @@ def edit_file(
     dtype: str = "uint8",
     device: torch.device | str = "cpu",
 ) -> Path:
-    """Edit an image and write the result on its grid, as a further volume of a `Derivative`.
+    """Edit an image, add the result on the image's grid to a `Derivative`, and return its path.
 
-    The volume's name is a hash of the image, the request and the provenance, so other weights or steps do not replace it. The
-    image is a T1w in MNI space, and the request is as `read_request` takes it. `preprocessing` brings {"image": path} to the
-    model's grid, and `postprocessing` brings "pred" back to the grid of the file.
+    The volume's name is a hash of the image, the request and the provenance, so that edits with other weights or steps do not
+    replace it. The image is a T1w in MNI space, and `request` has the form for `read_request`. `preprocessing` brings
+    {"image": path} to the model's grid, and `postprocessing` resamples "pred" to the grid of the file.
     """
     if image is None or not Path(image).is_file():
         raise FileNotFoundError(f"image {image}: no such file. Give --image FILE, a T1w in MNI space")
@@ -137,4 +137,4 @@ def _refuse_no_head(inputs: torch.Tensor) -> None:
     if not torch.isfinite(inputs).all():
         raise ValueError(f"{where}: has voxels that are NaN or infinite. Replace them, e.g. by 0")
     if inputs.min() == inputs.max():
-        raise ValueError(f"{where}: is the same everywhere in the model's field of view. Give a T1w of a head in MNI space")
+        raise ValueError(f"{where}: is constant in the model's field of view. Give a T1w of a head in MNI space")

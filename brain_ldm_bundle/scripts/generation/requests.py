@@ -1,4 +1,4 @@
-"""From requested covariates to volumes on disk: which rows, which seeds, which process makes them, what is left to do."""
+"""Read requests for volumes, find those that are still to make, and write the volumes."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ logger = logging.getLogger(__name__)
 
 
 def schema_of(recipe: Mapping, covariates_file: str | Path) -> CovariateSchema:
-    """The schema that a model was trained with. Weights without a schema, such as the published ones, use the file's."""
+    """Return the schema that a model was trained with. For weights without one, such as the published ones, read the file."""
     if "covariates" in recipe:
         return CovariateSchema.from_dict(recipe["covariates"], where="the schema in the model's weights")
     return CovariateSchema.from_file(covariates_file)
 
 
 def given_covariates(schema: CovariateSchema, request: Mapping, settings: Mapping) -> dict:
-    """The covariates that a user asked of one volume, by name: those of `request`, replaced by those that were set one by one.
+    """Collect the covariates that a user requested for one volume, by name. Single `settings` override those in `request`.
 
-    `settings` are the config's settings by the names of the covariates; None where a setting was left alone. A schema of other
-    covariates has no settings: its covariates are read from the command line.
+    `settings` are the values of the config's settings that are named after covariates; None for one that was not set.
+    Covariates without a setting are read from the command line.
     """
     given = command_line()
     other = {name: given[name] for name in schema.names if name in given and name not in settings}
@@ -38,11 +38,11 @@ def given_covariates(schema: CovariateSchema, request: Mapping, settings: Mappin
 
 
 def read_requests(schema: CovariateSchema, table: str | Path | None, single: Mapping, seed: int = 0) -> list[Request]:
-    """Read the requests of a table, or the `single` one that is given by its covariates.
+    """Read the requests of a table, or the `single` request with its covariates.
 
-    Rows with the same entry in the column "noise" begin from the same noise, so that only their covariates tell them apart. A
-    row without an entry has its own noise. A single volume is named by its covariates and the seed of the run, so that no
-    other one replaces it.
+    Rows with the same entry in the column "noise" start from the same noise, so that they differ only in their covariates. A
+    row without an entry has its own noise. The name of a single volume is a hash of its covariates and the seed, so that
+    no other volume replaces it.
     """
     if table is not None and single:
         raise ValueError(f"both a table ({table}) and single covariates ({', '.join(single)}) were given. Use one of them")
@@ -64,14 +64,14 @@ def pending(
     rank: int = 0,
     world_size: int = 1,
 ) -> list[dict]:
-    """The volumes that this process has yet to make. Each request belongs to one process; complete volumes are left out.
+    """List the volumes that this process must make. Each request belongs to one process, and complete volumes are skipped.
 
-    `base_seed` and the participant_id, or the name of the noise, give each volume its seed. An item is {"request",
+    The seed of a volume follows from `base_seed` and its participant_id, or the name of its noise. An item is {"request",
     "provenance": with the seed, "context": scaled covariates (1, C)}.
     """
     mine, items = requests[rank::world_size], []
     for request in mine:
-        # An id holds no colon, so a noise called "0001" is not the noise of sub-0001.
+        # An id has no colon, so a noise named "0001" differs from the noise of sub-0001.
         name = participant_label(request.participant_id) if request.noise is None else f"noise:{request.noise}"
         own = {**provenance, "Seed": row_seed(base_seed, name), "BaseSeed": base_seed}
         if not derivative.is_complete(request, own):
@@ -89,15 +89,15 @@ def pending(
 
 
 def request_batch(batch: Sequence[dict], device: torch.device, non_blocking: bool = False, **kwargs) -> tuple:
-    """Input and keyword arguments of `LatentSampler` for items of `pending`."""
+    """Collate items of `pending` into the input and the keyword arguments of `LatentSampler`."""
     context = torch.stack([item["context"] for item in batch]).to(device, non_blocking=non_blocking)
     return context, None, (), {"seeds": [item["provenance"]["Seed"] for item in batch]}
 
 
 class WriteVolumes:
-    """Write each volume that an evaluator makes. One that cannot be written does not keep the others from being made.
+    """Write each volume that an evaluator makes. If one is invalid, the others are still made.
 
-    A full disk (OSError) ends the run. What was written stays, and the same command makes the rest later.
+    A full disk (OSError) ends the run. Files that were written stay, and the same command makes the others later.
     """
 
     def __init__(self, derivative: Derivative) -> None:
@@ -115,6 +115,6 @@ class WriteVolumes:
                 self.problems.append(str(error))
 
     def report(self) -> None:
-        """Raise an error that names the volumes that were not written, if there are any."""
+        """Raise an error if volumes were not written, and list them."""
         if self.problems:
             raise RuntimeError("\n".join([f"{len(self.problems)} volumes were not written, all others were:", *self.problems]))

@@ -1,1 +1,1 @@
-"""Networks, and what they are made of."""
+"""Networks, samplers and the records of their training."""

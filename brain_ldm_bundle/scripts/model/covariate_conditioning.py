@@ -1,6 +1,6 @@
-"""How covariates become the input of the diffusion network: hybrid conditioning (Pinaya et al. 2022, Sec. 2.2).
+"""Give covariates to the diffusion network by hybrid conditioning (Pinaya et al. 2022, Sec. 2.2).
 
-They enter twice: as constant maps that are concatenated with the latent, and as the one token of the cross-attention.
+They enter twice: as constant maps that are concatenated with the latent, and as the only token of the cross-attention.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ def condition(x: torch.Tensor, context: torch.Tensor | None, num_covariates: int
     """Return the input of the network with its covariate maps (B, 3 + 4, d, h, w), and the token (B, 1, 4).
 
     Args:
-        x: noisy latents, (B, 3, d, h, w).
-        context: scaled covariates, (B, 1, 4), about 0 to 1, or -1 where withheld. None withholds all.
+        x: noisy latents (B, 3, d, h, w).
+        context: scaled covariates (B, 1, 4), about 0 to 1; -1 withholds one, None withholds all.
         num_covariates: number of covariates, 4 in the published model.
     """
     if context is None:

@@ -1,4 +1,4 @@
-"""The networks of the two baselines, LSGAN and VAE-GAN: three dimensions, whole volumes, no covariates."""
+"""Networks of the two baselines, LSGAN and VAE-GAN. They are three-dimensional and have no covariates."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from .networks import refuse_indivisible
 
 
 class VolumeGenerator(WithRecipe, nets.Generator):
-    """A whole volume from one vector: a linear layer to the coarsest grid, then upsampling and a residual unit per level.
+    """Generate a volume from a vector: a linear layer to the coarsest grid, then upsampling and a residual unit per level.
 
-    The last upsampling is a sub-pixel one (Aitken et al. 2017), so that nothing is convolved on the finest grid.
+    The last upsampling is a sub-pixel convolution (Aitken et al. 2017), so that no layer convolves on the finest grid.
 
     `recipe`: {"model", "spacing_mm", "generator": the arguments below, "seen_voxels"}.
 
     Args:
-        image_size: voxels of a volume; each side a multiple of 2 ** len(channels).
+        image_size: voxels (D, H, W) of a volume; each side must be a multiple of 2 ** len(channels).
         latent_size: length of the vector.
-        channels: channels of the grids from the coarsest to the last but one, each grid twice as fine.
-        norm_num_groups: groups of the normalisation; divides all channels.
+        channels: channels of each level from the coarsest to the second finest; each level doubles the grid.
+        norm_num_groups: number of groups of the group normalisation, which must divide all channels.
     """
 
     def __init__(self, image_size: Sequence[int], latent_size: int, channels: Sequence[int], norm_num_groups: int) -> None:
@@ -41,7 +41,7 @@ class VolumeGenerator(WithRecipe, nets.Generator):
         self.recipe: dict = {}
 
     def _get_layer(self, in_channels: int, out_channels: int, strides: int, is_last: bool) -> torch.nn.Module:
-        # No transposed convolutions: they leave a chequered pattern.
+        # No transposed convolutions, because they cause checkerboard artefacts.
         if is_last:
             return UpSample(3, in_channels, out_channels, strides, mode="pixelshuffle")
         return torch.nn.Sequential(
@@ -50,7 +50,7 @@ class VolumeGenerator(WithRecipe, nets.Generator):
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Volumes (B, 1, D, H, W) in [0, 1] from vectors (B, latent_size) of a standard normal distribution."""
+        """Generate volumes (B, 1, D, H, W) in [0, 1] from vectors (B, latent_size) of a standard normal distribution."""
         return super().forward(x).sigmoid()
 
 
@@ -72,16 +72,16 @@ class VolumeDiscriminator(nets.Regressor):
                 spectral_norm(module)
 
     def hidden(self, x: torch.Tensor, level: int) -> torch.Tensor:
-        """Volumes after the first `level` convolutions: (B, channels, a grid 2**level times as coarse)."""
+        """Return the features after the first `level` convolutions, (B, channels, D / 2**level, H / 2**level, W / 2**level)."""
         return self.net[:level](x)
 
     def judge(self, hidden: torch.Tensor, level: int) -> torch.Tensor:
-        """Logits (B, 1) of volumes from their `hidden` values."""
+        """Return the logits (B, 1) of volumes from their `hidden` features."""
         return self.final(self.net[level:](hidden))
 
 
 class VolumeEncoder(nets.Regressor):
-    """Mean and standard deviation (B, latent_size) of the vector that a volume (B, 1, D, H, W) may have come from."""
+    """Estimate mean and standard deviation (B, latent_size) of the vector behind each volume (B, 1, D, H, W)."""
 
     def __init__(self, image_size: Sequence[int], latent_size: int, channels: Sequence[int], norm_num_groups: int) -> None:
         super().__init__(
@@ -94,7 +94,7 @@ class VolumeEncoder(nets.Regressor):
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         mu, log_variance = super().forward(x).float().unbind(dim=1)
-        # Bound to +-4, smoothly: it ran away while the generator did not use the vector yet, and a clamp has no gradient.
+        # tanh bounds the log-variance to +-4. Unbounded, it diverged early in training; a clamp would have no gradient.
         return mu, torch.exp(2 * torch.tanh(log_variance / 4))
 
 
@@ -115,7 +115,7 @@ class LSGAN(torch.nn.Module):
 
 
 class VAEGAN(LSGAN):
-    """The networks of a VAE-GAN (Larsen et al. 2016): a GAN, and an encoder with the discriminator's channels."""
+    """The networks of a VAE-GAN (Larsen et al. 2016): a GAN and an encoder with the discriminator's channels."""
 
     def __init__(self, **sizes) -> None:
         super().__init__(**sizes)

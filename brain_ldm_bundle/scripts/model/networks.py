@@ -1,4 +1,4 @@
-"""The networks of the brain LDM, with the sizes of the published UK Biobank model (Pinaya et al. 2022) as defaults."""
+"""Networks of the brain LDM. The defaults are the sizes of the published UK Biobank model (Pinaya et al. 2022)."""
 
 from __future__ import annotations
 
@@ -44,15 +44,15 @@ class Autoencoder(PublishedNames, WithRecipe, AutoencoderKL):
         self.recipe: dict = {}
 
     def latent_shape(self, image_size: Sequence[int]) -> tuple[int, ...]:
-        """Channels and grid (C, d, h, w) of the latent of a volume (D, H, W)."""
+        """Return the shape (C, d, h, w) of the latent of a volume (D, H, W)."""
         refuse_indivisible(image_size, self.factor, "the levels of this autoencoder")
         return (self.latent_channels, *(side // self.factor for side in image_size))
 
 
 class DiffusionUNet(PublishedNames, WithRecipe, DiffusionModelUNet):
-    """Remove noise from a latent under covariates, see `covariate_conditioning`.
+    """Predict the noise in a latent from the latent and covariates, see `covariate_conditioning`.
 
-    Two things travel in the state dict with the weights. `scale_factor` multiplies latents before they are noised.
+    The state dict also holds `scale_factor` and `recipe`. `scale_factor` multiplies latents before noise is added.
     `recipe` holds the prediction type, the covariate schema, the spacing, the sizes of both networks, the hash of the
     autoencoder and the identities of the training scans. The published weights have neither: they use unscaled latents
     and predict the noise.
@@ -82,7 +82,7 @@ class DiffusionUNet(PublishedNames, WithRecipe, DiffusionModelUNet):
             transformer_num_layers=1,
             cross_attention_dim=num_covariates,
             upcast_attention=True,
-            # With any other value of these two the published weights load without an error and give wrong images.
+            # With other values of these two arguments, the published weights load without error but give wrong images.
             include_fc=True,
             use_combined_linear=False,
         )
@@ -96,9 +96,10 @@ class DiffusionUNet(PublishedNames, WithRecipe, DiffusionModelUNet):
         """Predict the noise (or v) in latents.
 
         Args:
-            x: noisy latents, (B, 3, d, h, w).
-            timesteps: (B,), from 0 (almost clean) to 999 (noise). None stands for 0: MONAI's check of shapes gives `x` alone.
-            context: scaled covariates, (B, 1, 4), about 0 to 1, or -1 where withheld. None withholds all.
+            x: noisy latents (B, 3, d, h, w).
+            timesteps: time steps (B,) from 0 (almost clean) to 999 (noise). None means 0, because MONAI's check of shapes
+                passes `x` alone.
+            context: scaled covariates (B, 1, 4), about 0 to 1; -1 withholds one, None withholds all.
         """
         if timesteps is None:
             timesteps = torch.zeros(len(x), dtype=torch.long, device=x.device)
@@ -107,7 +108,7 @@ class DiffusionUNet(PublishedNames, WithRecipe, DiffusionModelUNet):
 
 
 class OneInputUNet(DiffusionUNet):
-    """The same network and weights with all inputs in one tensor, because MONAI's export commands take no other networks."""
+    """The same network with all inputs in one tensor, because MONAI's export commands support only one input."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Predict the noise (or v) from latents, time step and covariates (B, 3 + 1 + 4, d, h, w), the last five as maps."""
@@ -122,12 +123,12 @@ class Discriminator(PatchDiscriminator):
         super().__init__(spatial_dims=3, in_channels=1, channels=channels, num_layers_d=num_layers_d)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Logits of the patches of volumes (B, 1, D, H, W), without the feature maps that MONAI's network adds."""
+        """Return only the logits of the patches of volumes (B, 1, D, H, W), not the feature maps of MONAI's network."""
         return super().forward(x)[-1]
 
 
 def check_sizes(image_size: Sequence[int], autoencoder_channels: Sequence[int], unet_channels: Sequence[int]) -> None:
-    """Refuse an image size (D, H, W) that the levels of the two networks cannot halve, before hours go into the first."""
+    """Refuse an image size (D, H, W) that the levels of both networks cannot halve, before stage one takes hours."""
     levels, unet_levels = len(autoencoder_channels), len(unet_channels)
     asked_by = f"{levels} levels of the autoencoder and {unet_levels} of the U-Net"
     refuse_indivisible(image_size, 2 ** (levels - 1 + unet_levels - 1), asked_by)

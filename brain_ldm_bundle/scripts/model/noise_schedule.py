@@ -1,22 +1,22 @@
-"""The noise schedule of the published model, and the two samplers that follow it: DDPM and DDIM."""
+"""The noise schedule of the published model, and two samplers that use it: DDPM and DDIM."""
 
 from __future__ import annotations
 
 import torch
 from monai.networks.schedulers import DDIMScheduler, DDPMScheduler
 
-# Pinaya et al. 2022 state 1000 steps and a fixed variance schedule (Sec. 2.2). The published configuration has the numbers.
+# Pinaya et al. 2022 state 1000 steps and a fixed variance schedule (Sec. 2.2). The values are from the published config.
 NOISE_SCHEDULE = {"num_train_timesteps": 1000, "schedule": "scaled_linear_beta", "beta_start": 0.0015, "beta_end": 0.0205}
 
 
 class DDPM(DDPMScheduler):
-    """The chain of training: add noise at any of 1000 steps, or go back through all of them."""
+    """Add noise at any of 1000 time steps for training, or sample through all of them."""
 
     def __init__(self, prediction_type: str = "epsilon") -> None:
         super().__init__(**NOISE_SCHEDULE, clip_sample=False, prediction_type=prediction_type)
 
     def set_timesteps(self, num_inference_steps: int, device: torch.device | str | None = None) -> None:
-        # DDPMScheduler.step always goes from t to t - 1: with fewer steps its images would be silently wrong.
+        # DDPMScheduler.step always steps from t to t - 1, so fewer steps would silently give wrong images.
         if num_inference_steps != self.num_train_timesteps:
             raise ValueError(
                 f"DDPM takes all {self.num_train_timesteps} steps, got {num_inference_steps}. "
@@ -25,9 +25,9 @@ class DDPM(DDPMScheduler):
         super().set_timesteps(num_inference_steps, device)
 
     def step(self, model_output, timestep, sample, generator=None):
-        """As DDPMScheduler.step, but `generator` may be a list with one CPU generator for each row.
+        """Take a step as DDPMScheduler.step does, but accept a list of CPU generators, one for each row of the batch.
 
-        Each row then draws its own noise, so that a volume depends neither on the other rows of the batch nor on the device.
+        Each row then has its own noise, so a volume depends neither on the other rows nor on the device.
         """
         if not isinstance(generator, list):
             return super().step(model_output, timestep, sample, generator)
@@ -37,10 +37,10 @@ class DDPM(DDPMScheduler):
 
 
 class DDIM(DDIMScheduler):
-    """DDIM on the grid of the published model: 50 steps are 980, 960, ..., 20, 0.
+    """Sample by DDIM at the time steps of the published model: 50 steps are 980, 960, ..., 20, 0.
 
-    MONAI 1.6 spreads the steps from 999 to 0 but still steps by 1000 // n, so that a step does not end where the next one
-    begins. Its images differ from the published sampler's, most with few steps.
+    MONAI 1.6 spaces the time steps evenly from 999 to 0 but still steps by 1000 // n, so that a step does not end where the
+    next one begins. Its images differ from the published sampler's, most of all with few steps.
     """
 
     def __init__(self, prediction_type: str = "epsilon") -> None:

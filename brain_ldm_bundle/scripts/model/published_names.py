@@ -1,4 +1,4 @@
-"""The published UK Biobank weights have the names of monai-generative 0.2, and lack what our networks save beyond weights."""
+"""Load the published UK Biobank weights, which have the names of monai-generative 0.2 and neither scale factor nor recipe."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Mapping
 
 import torch
 
-BEYOND_PUBLISHED = {"scale_factor", "_extra_state"}  # a file may lack both, not one of them
+BEYOND_PUBLISHED = {"scale_factor", "_extra_state"}  # a file may lack both, but not only one
 
 
 class PublishedNames:
-    """A network that takes the published weights as well as its own."""
+    """A network that can load the published weights as well as its own."""
 
     def current_names(self, found: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Give the tensors of a state dict their names in MONAI 1.6, for `load_weights`."""
+        """Rename the tensors of a state dict as in MONAI 1.6, for `load_weights`."""
         own = self.state_dict()
         published = {key.replace(".postconv.", ".conv.").replace(".out_proj.", ".to_out.0."): key for key in own}
         beyond = {key: own[key] for key in BEYOND_PUBLISHED & own.keys()} if BEYOND_PUBLISHED.isdisjoint(found) else {}

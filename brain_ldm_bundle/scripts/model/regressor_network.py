@@ -1,4 +1,4 @@
-"""A network that reads covariates from volumes. Evaluation uses it; generation does not."""
+"""A network that predicts covariates from volumes, for evaluation only."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from ..shared.weights import WithRecipe
 
 
 class Regressor(WithRecipe, nets.Regressor):
-    """Residual, strided convolutions on five levels, one layer of features, and one number for each covariate.
+    """Predict covariates by residual, strided convolutions on five levels and two fully connected layers.
 
-    After the age predictor of Cole et al. 2017 (NeuroImage 163:115), which Pinaya et al. 2022 used: blocks of two 3x3x3
-    convolutions, each of half the grid before it, then a fully connected layer. Ours differs in three points: blocks are
-    residual; normalisation is by groups, so that an answer does not depend on the other volumes in the batch; and there are
-    `num_features` features before the answer.
+    The network follows the age predictor of Cole et al. 2017 (NeuroImage 163:115), which Pinaya et al. 2022 used: blocks of
+    two 3x3x3 convolutions that each halve the grid, then a fully connected layer. Ours differs in three points. Blocks are
+    residual. Group normalisation makes a prediction independent of the other volumes in the batch. A layer of `num_features`
+    features precedes the output.
 
     `recipe`: {"covariates": schema, "spacing_mm", "regressor": the arguments below, "seen_voxels", "seen_unknown"}.
 
@@ -54,9 +54,9 @@ class Regressor(WithRecipe, nets.Regressor):
         )
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
-        """The layer before the answer, (B, num_features), for volumes (B, 1, D, H, W) in [0, 1]."""
+        """Compute the features (B, num_features) before the output layer, for volumes (B, 1, D, H, W) in [0, 1]."""
         return self.final[:-1](self.net(x))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Scaled covariates (B, C), in the schema's order, of volumes (B, 1, D, H, W) in [0, 1]."""
+        """Predict scaled covariates (B, C), in the schema's order, from volumes (B, 1, D, H, W) in [0, 1]."""
         return self.final[-1](self.features(x))

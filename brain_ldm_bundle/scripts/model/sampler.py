@@ -1,4 +1,4 @@
-"""From noise and covariates to volumes, with one seed per volume."""
+"""Generate volumes from noise and covariates, with one seed per volume."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from .noise_schedule import DDIM, DDPM
 
 
 def row_seed(base_seed: int, row_id: str) -> int:
-    """Seed of one requested volume. It depends on these two alone, so a row gives the same volume wherever it is made."""
+    """Return the seed of a requested volume. It depends on nothing else, so any process makes the same volume for a row."""
     return int.from_bytes(hashlib.sha256(f"{base_seed}:{row_id}".encode()).digest()[:7], "big")
 
 
 @dataclass(eq=False)
 class LatentSampler(Inferer):
-    """Make volumes for covariates: walk the noise back through the diffusion U-Net, then decode.
+    """Generate volumes for covariates: denoise random latents with the diffusion U-Net, then decode them.
 
-    A guidance scale of 1 samples the model as it is. A higher scale strengthens the covariates by classifier-free guidance
-    (Ho and Salimans 2022), for models trained with condition dropout; it costs a second U-Net call per step.
+    A guidance scale of 1 means no guidance. A higher scale strengthens the effect of the covariates by classifier-free guidance
+    (Ho and Salimans 2022). It requires a model trained with condition dropout and doubles the cost of each step.
     """
 
     autoencoder: Autoencoder
@@ -45,21 +45,21 @@ class LatentSampler(Inferer):
         start: torch.Tensor | None = None,
         strength: float = 1.0,
     ) -> torch.Tensor:
-        """Volumes (B, 1, D, H, W), about 0 to 1.
+        """Generate volumes (B, 1, D, H, W), about 0 to 1.
 
         Args:
-            inputs: scaled covariates, (B, 1, C).
+            inputs: scaled covariates (B, 1, C).
             network: diffusion model.
             seeds: seed of the noise of each row.
-            start: latents (B, 3, d, h, w) of images, times the scale factor. They are noised to the step from which
-                `strength` of the walk is left, and the rest of the walk is taken (SDEdit, Meng et al. 2022, Sec. 3.2).
-            strength: 1, or no `start`: begin at noise. 0: decode `start` as it is.
+            start: latents (B, 3, d, h, w) of images, times the scale factor. Noise is added to them, and the last `strength`
+                of the steps removes it (SDEdit, Meng et al. 2022, Sec. 3.2). None starts from noise.
+            strength: share of the steps that are taken. 1 starts from noise; 0 decodes `start` unchanged.
         """
         recipe = network.recipe
         if self.guidance_scale != 1 and not recipe.get("condition_dropout"):
             raise ValueError(
-                f"guidance_scale {self.guidance_scale}: this model was trained without condition dropout, it has no "
-                f"unconditional branch to guide from. Use guidance_scale 1."
+                f"guidance_scale {self.guidance_scale}: this model was trained without condition dropout, so it has no "
+                f"unconditional prediction to guide from. Use guidance_scale 1."
             )
         self.scheduler.prediction_type = recipe.get("prediction_type", "epsilon")
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]  # on the CPU: the same noise on any device
@@ -95,7 +95,7 @@ class LatentSampler(Inferer):
 
 @dataclass(eq=False)
 class Reconstructor(Inferer):
-    """Encode a volume to the mean of its latent and decode it again."""
+    """Reconstruct volumes from the means of their latents."""
 
     amp: bool = False
 

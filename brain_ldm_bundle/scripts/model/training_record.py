@@ -1,4 +1,4 @@
-"""What the networks of a model were trained on: checks of a data set against it, and words for it."""
+"""Compare a data set with the scans that a model was trained on."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..shared.weights import read_recipe
 
 
 def recipe_of(model_file: str | Path, autoencoder_file: str | Path) -> dict:
-    """Recipe of a diffusion model, to which the training scans of its autoencoder are added. A file may be missing."""
+    """Read the recipe of a diffusion model and add the training scans of its autoencoder. Either file may be missing."""
     recipe = read_recipe(model_file)
     recipes = [read_recipe(file) for file in (model_file, autoencoder_file) if Path(file).is_file()]
     if not any("seen_voxels" in known for known in recipes):
@@ -22,9 +22,9 @@ def recipe_of(model_file: str | Path, autoencoder_file: str | Path) -> dict:
 
 
 def check_split(data: Mapping[str, Sequence[Mapping]], recipe: Mapping, weights: str = "the weights") -> None:
-    """Refuse a data set whose validation or test scans were trained on. Warn where its training scans were not.
+    """Refuse a data set if the model was trained on its validation or test scans. Warn about new training scans.
 
-    `recipe` belongs to the weights, which messages call `weights`.
+    `recipe` is the recipe of the weights, and `weights` their name in messages.
     """
     for split in ("validation", "test"):
         refuse_seen(data[split], recipe, split, weights)
@@ -32,16 +32,16 @@ def check_split(data: Mapping[str, Sequence[Mapping]], recipe: Mapping, weights:
     new = [item["image"] for item in data["training"] if item["voxels_sha256"] not in seen]
     if seen and new:
         warnings.warn(
-            f"{len(new)} of {len(data['training'])} scans in the split 'training', such as {new[0]}, are not those that "
-            f"{weights} were trained on: an audit would not find copies of the others",
+            f"{weights} were not trained on {len(new)} of {len(data['training'])} scans in the split 'training', such as "
+            f"{new[0]}: an audit cannot find copies of training scans that the data set lacks",
             stacklevel=2,
         )
 
 
 def check_baselines(data: Mapping[str, Sequence[Mapping]], models_dir: str | Path, *provenances: Mapping) -> None:
-    """Check the split as `check_split`, against each baseline that made a generated set; sets of other models are left out.
+    """Call `check_split` for each baseline that made a generated set. Sets of other models are ignored.
 
-    Training wrote a baseline's weights into `models_dir`, under its name. `read_provenance` gives the provenance of each set.
+    `models_dir` holds the weights of each baseline under its name. `read_provenance` returns the provenance of each set.
     """
     for provenance in provenances:
         if "Model" in provenance:
@@ -51,9 +51,9 @@ def check_baselines(data: Mapping[str, Sequence[Mapping]], models_dir: str | Pat
 
 
 def what_training_knew(split: str, recipe: Mapping) -> str:
-    """Relative clause on the scans of a split, for a reader: what they are to the weights of `recipe`."""
+    """Return a relative clause for reports: whether weights with this recipe were trained on the scans of a split."""
     if split == "training":
         return "which it was trained on"
     if not knows_all(recipe):
-        return "which should be new to it (its weights do not say all that they were trained on, so this is not checked)"
+        return "which should be new to it (not checked, because its weights do not name all of their training scans)"
     return "which chose its best epoch" if split == "validation" else "which it never saw"

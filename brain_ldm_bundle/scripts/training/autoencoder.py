@@ -1,4 +1,4 @@
-"""One training step of stage one, the autoencoder, with its losses, its batches and its pictures."""
+"""Train stage one, the autoencoder: training step, losses, batches and pictures."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _adversarial = PatchAdversarialLoss(criterion="least_squares", no_activation_lea
 
 
 def kl_divergence(mu: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-    """KL(N(mu, sigma) || N(0, 1)) in float32, summed over each latent and averaged over the batch."""
+    """Compute KL(N(mu, sigma) || N(0, 1)) in float32, summed over each latent and averaged over the batch."""
     mu, variance = mu.float(), sigma.float() ** 2
     kl = 0.5 * (mu**2 + variance - torch.log(variance + 1e-8) - 1)
     return kl.flatten(1).sum(dim=1).mean()
 
 
 def image_as_target(batch: dict, device: torch.device, non_blocking: bool = False, **kwargs) -> tuple:
-    """Input and target of a reconstruction: the same image."""
+    """Return the image as input and as target of a reconstruction."""
     image = torch.as_tensor(batch["image"]).to(device, non_blocking=non_blocking)
     return image, image
 
@@ -41,16 +41,16 @@ def autoencoder_step(
 ) -> list[dict[str, float]]:
     """Update the autoencoder, then the discriminator (Pinaya et al. 2022, Sec. 2.1).
 
-    The autoencoder's loss is L1 + KL + perceptual + patch adversarial. The discriminator takes part from the epoch
-    `adversarial_from_epoch` on, counted from 1; with an `adversarial_weight` of 0 it stays untrained. `gradient_weight` is the
-    factor of the L1 between the finite differences of the images, a term that the paper does not have.
+    The autoencoder's loss is the weighted sum of L1, KL, perceptual and patch adversarial losses. The discriminator is used
+    from epoch `adversarial_from_epoch`, counted from 1, and not at all if `adversarial_weight` is 0. `gradient_weight` is the
+    weight of the L1 between the finite differences of the images, which the paper does not have.
 
     Args:
         engine: MONAI's AdversarialTrainer.
         batch: {"image": (B, 1, D, H, W) in [0, 1]}.
-        grad_clip: upper limit of the gradients' norm.
-        amp: run the networks in bfloat16.
-        perceptual_loss: a function of (reconstruction, image), or None.
+        grad_clip: largest norm of the gradient.
+        amp: whether the networks run in bfloat16.
+        perceptual_loss: function of reconstruction and image, or None.
     """
     state = engine.state
     image = torch.as_tensor(batch["image"]).to(state.device, non_blocking=True)
@@ -58,7 +58,7 @@ def autoencoder_step(
     adversarial = adversarial_weight > 0 and state.epoch >= adversarial_from_epoch
     autocast = torch.autocast(state.device.type, dtype=torch.bfloat16, enabled=amp)
 
-    # (1) The autoencoder. It sees the discriminator without its DDP wrapper, which must not reduce gradients here.
+    # (1) The autoencoder. The discriminator is used without its DDP wrapper, which must not reduce gradients here.
     discriminator.requires_grad_(False)
     state.g_optimizer.zero_grad(set_to_none=True)
     losses = {}
@@ -97,7 +97,7 @@ def autoencoder_step(
 
 @torch.no_grad()
 def reconstructions(dataset: Sequence, network: torch.nn.Module, inferer: Reconstructor, device: torch.device, count: int):
-    """The first `count` held-out scans, followed by their reconstructions, for TensorBoard."""
+    """Return the first `count` held-out scans and their reconstructions, for TensorBoard."""
     network.eval()
     images = torch.stack([torch.as_tensor(dataset[i]["image"]) for i in range(min(count, len(dataset)))]).to(device)
     return {"scan and reconstruction": torch.cat([images, inferer(images, network)])}

@@ -1,4 +1,4 @@
-"""One training step of stage two, the diffusion model, and its validation step."""
+"""Train and validate stage two, the diffusion model."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def diffusion_step(
     Args:
         engine: MONAI's SupervisedTrainer.
         batch: {"mu": (B, 3, d, h, w), "sigma": (B, 3, d, h, w), "covariates": (B, 1, C)} from a `LatentDataset`.
-        scheduler: a `scripts.model.noise_schedule.DDPM`; its prediction type chooses the target.
-        condition_dropout: probability that the covariates of a row are withheld, for classifier-free guidance. Paper: 0.
-        grad_clip: upper limit of the gradients' norm.
-        amp: run the network in bfloat16.
+        scheduler: `scripts.model.noise_schedule.DDPM`, whose prediction type sets the target.
+        condition_dropout: probability of withholding the covariates of a row, for classifier-free guidance. Paper: 0.
+        grad_clip: largest norm of the gradient.
+        amp: whether the network runs in bfloat16.
     """
     device, network = engine.state.device, engine.network.train()
     mu, sigma, context = (batch[key].to(device, non_blocking=True) for key in ("mu", "sigma", "covariates"))
@@ -54,9 +54,9 @@ def diffusion_step(
 
 
 def diffusion_validation_step(engine: Engine, batch: dict, scheduler, amp: bool) -> dict[str, torch.Tensor]:
-    """Prediction and target on held-out latents, at 8 time steps spread over the chain.
+    """Return prediction and target for held-out latents at 8 evenly spaced time steps.
 
-    Noise and time steps are the same at every validation, so two epochs differ by the network alone.
+    Noise and time steps are the same at every validation, so that only the network differs between epochs.
     """
     device, network = engine.state.device, engine.network.eval()
     mu, context = (batch[key].to(device) for key in ("mu", "covariates"))
@@ -73,6 +73,6 @@ def diffusion_validation_step(engine: Engine, batch: dict, scheduler, amp: bool)
 
 
 def samples(dataset: Sequence, network: DiffusionUNet, sampler: LatentSampler, device: torch.device, count: int):
-    """Volumes for the covariates of the first `count` held-out participants, always from the same noise, for TensorBoard."""
+    """Generate volumes for the covariates of the first `count` held-out scans, from fixed noise, for TensorBoard."""
     context = torch.stack([dataset[i]["covariates"] for i in range(min(count, len(dataset)))]).to(device)
     return {"samples": sampler(context, network.eval(), seeds=range(len(context)))}

@@ -1,4 +1,4 @@
-"""Encode every scan once: stage two trains on these latents and never touches the encoder."""
+"""Encode every scan once, so that stage two trains on latents without running the encoder."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from ..shared.weights import load_weights
 
 @dataclass(eq=False)
 class LatentDataset(Dataset):
-    """The latent distribution (mu, sigma) of each scan, encoded once per autoencoder and kept on disk.
+    """The latent distribution (mu, sigma) of each scan, encoded once per autoencoder and stored on disk.
 
-    An item is {"mu": (3, d, h, w), "sigma": (3, d, h, w), "covariates": (1, C)}. A sample of the distribution is drawn at
-    each step of training: noise that was drawn once and stored would be learnt as anatomy.
+    An item is {"mu": (3, d, h, w), "sigma": (3, d, h, w), "covariates": (1, C)}. Each training step draws a new sample of the
+    distribution, because noise that is stored once would be learnt as anatomy.
 
     Nothing is read before `encode` is called, so the data set may be built before its autoencoder is trained.
 
-    A latent's name depends on the weights, the scan's path, size and date, the spacing and `amp`, so that any change encodes
-    the scan again.
+    A latent's file name depends on the weights, the scan's path, size and date, the spacing and `amp`, so that any change
+    encodes the scan again.
     """
 
     data: Sequence[dict]  # items of `scripts.data.bids.read_dataset`
@@ -50,7 +50,7 @@ class LatentDataset(Dataset):
         return {"mu": mu, "sigma": sigma, "covariates": torch.tensor([self.data[index]["covariates"]])}
 
     def file(self, index: int) -> Path:
-        """File of the latent of one scan."""
+        """Return the file of one scan's latent."""
         image = Path(self.data[index]["image"])
         stat = image.stat()
         identity = f"{sha256(self.weights)} {image.resolve()} {stat.st_mtime_ns} {stat.st_size} {self.spacing_mm} {self.amp}"
@@ -58,14 +58,14 @@ class LatentDataset(Dataset):
 
     def _is_encoded(self, index: int) -> bool:
         try:
-            np.load(self.file(index), mmap_mode="r")  # notices a file cut short, without reading it
+            np.load(self.file(index), mmap_mode="r")  # detects a truncated file without reading it
         except (OSError, ValueError, EOFError):
             return False
         return True
 
     @torch.inference_mode()
     def encode(self, rank: int = 0, world_size: int = 1) -> None:
-        """Encode the scans whose latents are not on disk yet. Of several processes, each takes every n-th scan."""
+        """Encode the scans whose latents are not on disk. Each of n processes encodes every n-th scan."""
         load_weights(self.autoencoder, self.weights, made_by="python -m monai.bundle run training_autoencoder ...")
         self.autoencoder.to(self.device).eval()
         scans = list({self.file(i): i for i in range(len(self))}.values())  # a datalist may name one several times
@@ -81,7 +81,7 @@ class LatentDataset(Dataset):
                 np.save(file, latent)
 
     def scale_factor(self) -> float:
-        """1 / standard deviation of the latents, over all scans, channels and voxels."""
+        """Return 1 / standard deviation of the latents over all scans, channels and voxels."""
         n, total, squares = 0, 0.0, 0.0
         for index in range(len(self)):
             mu, sigma = np.load(self.file(index)).astype(np.float64)
@@ -92,12 +92,12 @@ class LatentDataset(Dataset):
 
 
 def prepare(network: DiffusionUNet, dataset: LatentDataset, init: str | Path | None, recipe: Mapping) -> None:
-    """Set the scale factor and the recipe that travel with the weights, before stage two, on an encoded data set.
+    """Set the scale factor and the recipe of the network before stage two, from an encoded data set.
 
-    The scale factor of weights to fine-tune, `init`, is kept.
+    If `init` names weights to fine-tune, their scale factor is used.
 
     Raises:
-        ValueError: the weights of `init` predict something else, or know other covariates.
+        ValueError: the weights of `init` have another prediction type or other covariates.
     """
     if init is None:
         network.scale_factor.fill_(dataset.scale_factor())
@@ -109,7 +109,7 @@ def prepare(network: DiffusionUNet, dataset: LatentDataset, init: str | Path | N
         theirs, ours = (_meaning(known.get("covariates")) for known in (network.recipe, recipe))
         if theirs and theirs != ours:
             raise ValueError(
-                f"{init} was trained on other covariates ({theirs}) than are asked for ({ours}). "
+                f"{init} was trained on other covariates ({theirs}) than this training uses ({ours}). "
                 f"Give the schema it was trained with by --covariates_file, or train from the beginning"
             )
     network.recipe = {key: value for key, value in recipe.items() if not key.startswith("_")}
@@ -117,6 +117,6 @@ def prepare(network: DiffusionUNet, dataset: LatentDataset, init: str | Path | N
 
 
 def _meaning(schema: Mapping | None) -> list[tuple]:
-    """Names, ranges and codes of the network's inputs, in order."""
+    """Return the name, range, codes and scale of each input of the network."""
     entries = schema["covariates"] if schema else ()
     return [tuple(str(entry.get(key)) for key in ("name", "range", "levels", "scale")) for entry in entries]

@@ -246,7 +246,7 @@ def test_no_word_of_a_data_set_denies_that_an_edit_was_made_from_a_persons_scan(
     texts = [path.read_text() for path in output.output_dir.iterdir() if path.is_file()]
     assert len(texts) == 4 and not any("person" in text for text in texts)
     readme = " ".join((output.output_dir / "README").read_text().split())
-    assert "Where it names an EditedImage, the image was made from that scan, and can show whose scan it was." in readme
+    assert "If it names an EditedImage, the image was made from that scan and may identify its subject." in readme
 
 
 def test_the_table_reads_back_as_the_requests(output):

@@ -96,7 +96,7 @@ def test_sets_are_found_by_name_and_lie_on_the_grid(tmp_path):
     assert [item["participant_id"] for item in found["LDM"]] == [f"sub-000{n}" for n in range(1, 5)]
     with pytest.raises(ValueError, match="LDM: volumes of 4 participants; at least 5 are needed"):
         find_samples({"LDM": tmp_path / "a"}, SPACING_MM, fewest=5)
-    with pytest.raises(ValueError, match="'real' is the name of a row that is always there"):
+    with pytest.raises(ValueError, match="the name 'real' is reserved for another row"):
         find_samples({"real": tmp_path / "a"}, SPACING_MM, fewest=4, taken=("real",))
     with pytest.raises(FileNotFoundError, match="no such folder of volumes"):
         find_samples({"LDM": tmp_path / "b"}, SPACING_MM, fewest=4)
@@ -125,7 +125,7 @@ def test_equal_volumes_of_a_set_are_told(tmp_path, caplog):
     folder = generated(tmp_path / "a")
     shutil.copy(path_of(folder, 2), path_of(folder, 4))
     assert len(find_samples({"LDM": folder}, SPACING_MM, fewest=4)["LDM"]) == 4
-    assert "LDM: 1 of 4 volumes have the very voxels of another" in caplog.text
+    assert "LDM: 1 of 4 volumes have the same voxels as another" in caplog.text
 
 
 def test_a_folder_is_one_set_and_not_two(tmp_path):
@@ -143,7 +143,7 @@ def test_a_folder_is_one_set_and_not_two(tmp_path):
 def test_intensities_of_generated_volumes_are_refused_when_they_are_found(tmp_path, peak):
     """They were found after all real scans had been worked on."""
     folder = generated(tmp_path / "a", peak=peak)
-    with pytest.raises(ValueError, match="sub-0001_T1w.nii.gz: has intensities of .*; generated volumes are taken as they are"):
+    with pytest.raises(ValueError, match="sub-0001_T1w.nii.gz: has intensities of .*; generated volumes are not rescaled"):
         find_samples({"LDM": folder}, SPACING_MM, fewest=4)
 
 

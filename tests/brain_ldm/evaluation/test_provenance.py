@@ -37,7 +37,7 @@ def test_what_all_sidecars_say_is_told_and_seeds_may_differ(tmp_path):
 def test_a_folder_of_two_models_is_refused_with_the_counts(tmp_path, key, value):
     items = write(tmp_path, a=LDM, b=LDM | {key: value}, c=LDM)
     with pytest.raises(
-        ValueError, match=r"LDM: .*not made in one way: 2, such as .*a_T1w.*; 1, such as .*b_T1w.*give each kind"
+        ValueError, match=r"LDM: .*made in different ways: 2, such as .*a_T1w.*; 1, such as .*b_T1w.*Put each kind"
     ):
         read_provenance(items, "LDM")
 

@@ -86,7 +86,7 @@ def test_the_trivial_answer_is_the_mean_training_scan_for_everyone():
 def test_scores_that_are_no_numbers_are_refused_by_scan(tmp_path, value):
     """One NaN of three scans ended as "nan ± nan"; where both are the same, PSNR is infinite."""
     image = torch.full((1, 1, 12, 13, 14), 0.5)
-    with pytest.raises(ValueError, match="1.nii.gz: SSIM, PSNR and L1 are .*. The network's answer is not finite"):
+    with pytest.raises(ValueError, match="1.nii.gz: SSIM, PSNR and L1 are .*. The network's output is not finite"):
         scored(tmp_path, "reconstruction", [(image + 0.1, image), (torch.full_like(image, value), image)])
     assert not list(tmp_path.iterdir())
 

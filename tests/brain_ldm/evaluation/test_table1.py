@@ -244,7 +244,7 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_read(sets, tmp_pa
     lazy = {"samples": {"alike": samples["alike"]}, "preprocessing": unread, "sample_preprocessing": unread}
     for wrong, message in (
         ({"samples": None}, "samples: expected names and folders"),
-        ({"samples": {FLOOR: samples["alike"]}}, "is the name of a row that is always there"),
+        ({"samples": {FLOOR: samples["alike"]}}, "is reserved for another row"),
         ({"samples": {"own": real}}, "own: 24 of 24 volumes are scans of the data set itself"),
         ({"reference_split": "trainig"}, "reference_split must be all, training, validation, got 'trainig'"),
         ({"data": {"training": few}}, "real scans of the split 'training': volumes of 11 participants; at least 12"),
@@ -272,13 +272,13 @@ def test_rows_tell_which_weights_made_them_and_none_mixes_two(sets, tmp_path):
     assert row["made by, as their sidecars say"] == "sampler ddim, steps 50, weights 0123456789ab"
     assert row["its model was trained on"] == "not known: its weights are missing"
     files[0].write_text(json.dumps(sidecar | {"Steps": 4}))
-    with pytest.raises(ValueError, match="LDM, .*not made in one way"):
+    with pytest.raises(ValueError, match="LDM, .*made in different ways"):
         evaluation(sets[0], {"LDM": folder}, tmp_path / "out").check()
 
 
 def test_features_that_are_not_finite_are_refused_by_set(sets, tmp_path):
     broken = Extractor(lambda volume: low_resolution(volume) * float("nan"), "broken")
-    with pytest.raises(ValueError, match=f"features of '{FLOOR}': those of 18 volumes are NaN"):
+    with pytest.raises(ValueError, match=f"features of '{FLOOR}' are NaN or infinite for 18 volumes"):
         evaluation(*sets, tmp_path, extractor=lambda: broken, pairs=1).run()
 
 

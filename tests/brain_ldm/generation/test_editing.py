@@ -125,7 +125,7 @@ def test_a_bad_request_is_refused_with_what_is_wrong(changes, message):
 
 def test_images_without_a_head_are_refused():
     network = tiny.unet()
-    with pytest.raises(ValueError, match="the image: is the same everywhere in the model's field of view"):
+    with pytest.raises(ValueError, match="the image: is constant in the model's field of view"):
         editor()(torch.zeros(1, 1, *IMAGE_SIZE), network)
     with pytest.raises(ValueError, match="has voxels that are NaN"):
         editor()(torch.full((1, 1, *IMAGE_SIZE), torch.nan), network)
@@ -133,7 +133,7 @@ def test_images_without_a_head_are_refused():
         editor()(torch.rand(1, 2, *IMAGE_SIZE), network)
     far = MetaTensor(image(), meta={"filename_or_obj": "far.nii", "spatial_shape": (20, 28, 20)})
     far.meta["original_affine"] = torch.diag(torch.tensor([8.0, 8.0, 8.0, 1.0]))
-    with pytest.raises(ValueError, match=r"far\.nii: reaches from .* too little for a brain in MNI space"):
+    with pytest.raises(ValueError, match=r"far\.nii: reaches from .* must cover a brain in MNI space"):
         editor()(far, network)
     assert editor()(far, network, REQUEST | {"strength": 1}).shape == far.shape  # only its grid is taken
 
@@ -190,7 +190,7 @@ def test_an_edited_head_lies_where_the_head_lay(workflow):
     assert made.shape == given.shape
     np.testing.assert_allclose(made.affine, given.affine, atol=1e-4)
     sidecar = json.loads(path.with_name(path.name.replace(".nii.gz", ".json")).read_text())
-    assert sidecar["Synthetic"] and sidecar["Description"].startswith("Synthetic: a scan, edited")
+    assert sidecar["Synthetic"] and sidecar["Description"].startswith("Synthetic: a scan edited")
     assert (sidecar["Strength"], sidecar["EditedImage"]) == (0, "head.nii.gz")
 
     # By hand: onto the grid, through the autoencoder, back.

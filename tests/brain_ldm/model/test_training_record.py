@@ -64,7 +64,7 @@ def test_a_split_that_differs_from_the_training_is_noticed(dataset):
     ):
         seen.check_split(other, recipe)
     fewer = {"training": [*data["training"], *data["validation"]], "validation": [], "test": []}
-    with pytest.warns(UserWarning, match=f"{len(data['validation'])} of .* 'training', such as .*, are not those"):
+    with pytest.warns(UserWarning, match=f"not trained on {len(data['validation'])} of .* 'training', such as"):
         seen.check_split(fewer, recipe)
     with pytest.warns(UserWarning, match="the weights do not say which scans they were trained on"):
         seen.check_split(other, {})
@@ -103,7 +103,7 @@ def test_weights_that_begin_with_others_of_unknown_scans_do_not_claim_to_know_al
         write(init, known)
         assert seen_unknown(init) is unknown
     assert seen.what_training_knew("test", recipe) == "which it never saw"
-    assert seen.what_training_knew("test", recipe | {"seen_unknown": True}).startswith("which should be new to it (its weights")
+    assert seen.what_training_knew("test", recipe | {"seen_unknown": True}).startswith("which should be new to it (not checked")
 
 
 def test_held_out_scans_that_a_baseline_was_trained_on_are_refused(dataset, tmp_path):
