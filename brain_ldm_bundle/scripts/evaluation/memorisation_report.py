@@ -89,8 +89,8 @@ def write_audit_section(output_dir: Path, summary: Mapping, pairs: int) -> None:
         f"their lower quartile. Held-out scans (validation and test) show the distances of new heads (Dar et al. 2024).\n\n"
         f"The controls are training scans that were encoded and decoded, the best copies that this model can make. Generated "
         f"volumes as a whole may be nearer than held-out scans although none is a copy (Meehan et al. 2020: a probability "
-        f"above 0.5 with a small p; there are {len(spaces)} tests, and p is not corrected). Then the model may be overfitted, or "
-        f"the requests may come from the training table. An audit without a finding is no proof of privacy."
+        f"above 0.5 with a small p; there are {len(spaces)} tests, and p is not corrected). Then the model may be overfitted, "
+        f"or the requests may come from the training table. An audit without a finding is no proof of privacy."
     )
     count_rows, spread_rows, test_rows = [], [], []
     for kind, title in KINDS.items():
