@@ -1,1 +1,1 @@
-"""What lies on disk, and how it becomes tensors."""
+"""Find, check and read data, and turn them into tensors."""

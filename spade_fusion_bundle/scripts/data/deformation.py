@@ -1,4 +1,4 @@
-"""Make new anatomies of label maps by smooth random deformations that neither tear nor fold."""
+"""Make new anatomies from label maps by smooth random deformations that neither tear nor fold."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from monai.networks.blocks import DVF2DDF, Warp
 from monai.transforms import MapTransform
 from monai.utils import convert_to_dst_type
 
-POINTS_PER_CONTROL = 8  # points of the integration along the distance of two control points; linear between them
+POINTS_PER_CONTROL = 8  # integration points per distance of the control points, with linear interpolation between them
 
 
 def refuse_folding(deformation_mm: float, scale_mm: float) -> None:
-    """Raise ValueError if a deformation could fold, that is if its amplitude is above half of its scale."""
+    """Raise ValueError if a deformation could fold, which is possible if its amplitude is above half of its scale."""
     if not (scale_mm > 0 and 0 <= deformation_mm <= scale_mm / 2):
         raise ValueError(
             f"deformation_mm {deformation_mm} with deformation_scale_mm {scale_mm}: the amplitude must be from 0 to half of "
@@ -30,19 +30,19 @@ def refuse_folding(deformation_mm: float, scale_mm: float) -> None:
 def random_displacement_mm(
     shape: Sequence[int], spacing_mm: Sequence[float], deformation_mm: float, seed: int, scale_mm: float = 40.0
 ) -> torch.Tensor:
-    """Random displacement in mm along the array's axes, (3, D, H, W): where the deformed map takes its value from.
+    """Draw the displacement (3, D, H, W), in mm along the array's axes, from each voxel to the point it takes its value from.
 
     Velocities are random at control points `scale_mm` apart, with cubic B-splines between them (Rueckert et al. 1999). They are
     integrated over one unit of time by scaling and squaring (Arsigny et al. 2006), so the map is smooth and invertible. The
-    field is laid out in mm from the array's corner, so it does not depend on the voxel size.
+    field is defined in mm from the array's corner, so it does not depend on the voxel size.
 
     Args:
-        shape: (D, H, W).
-        spacing_mm: voxel size along these axes.
-        deformation_mm: root mean square of the velocity's length over the volume. The displacement has about the same; its
-            maximum is two to three times as large.
+        shape: number of voxels (D, H, W).
+        spacing_mm: voxel size along each axis.
+        deformation_mm: root mean square of the velocity's length over the volume. It is about the same for the displacement,
+            whose maximum is two to three times as large.
         seed: seed of the velocities.
-        scale_mm: distance of the control points.
+        scale_mm: distance between control points.
     """
     points = [
         min(n, math.ceil((n - 1) * size / scale_mm * POINTS_PER_CONTROL) + 1) for n, size in zip(shape, spacing_mm, strict=True)
@@ -64,7 +64,7 @@ def random_displacement_mm(
 def deform(
     labels: torch.Tensor, spacing_mm: Sequence[float], deformation_mm: float, seed: int, scale_mm: float = 40.0
 ) -> torch.Tensor:
-    """Deform a label map (D, H, W) by `random_displacement_mm`, nearest neighbour; the border continues outside."""
+    """Deform a label map (D, H, W) by `random_displacement_mm`, with nearest neighbours and border padding."""
     if deformation_mm == 0:
         return labels.clone()
     displacement = random_displacement_mm(labels.shape, spacing_mm, deformation_mm, seed, scale_mm)
@@ -75,11 +75,7 @@ def deform(
 
 
 class DeformLabelsd(MapTransform):
-    """Deform label maps (1, D, H, W) with affine on their grid, if the item has a "deformation_seed".
-
-    Raises:
-        ValueError: the amplitude is negative or above half of the scale.
-    """
+    """Deform label maps (1, D, H, W) on their own grid if the item has a "deformation_seed"."""
 
     def __init__(self, keys: KeysCollection, deformation_mm: float, scale_mm: float = 40.0) -> None:
         super().__init__(keys)
@@ -99,7 +95,7 @@ class DeformLabelsd(MapTransform):
 
 
 def _spline(positions: torch.Tensor, controls: int) -> torch.Tensor:
-    """Weights (positions, controls) of cubic B-splines; control k lies at position k - 1."""
+    """Compute the weights (positions, controls) of cubic B-splines; control k lies at position k - 1."""
     distance = (positions[:, None] - (torch.arange(controls) - 1)).abs()
     near = 2 / 3 - distance**2 + distance**3 / 2
     far = (2 - distance).clamp(min=0) ** 3 / 6

@@ -1,4 +1,4 @@
-"""Synthetic images as a BIDS derivative data set. Each lies with the label map that it was made from, on the map's own grid."""
+"""Write synthetic images to a BIDS derivative data set, each with its label map, on the grid of the original map."""
 
 from __future__ import annotations
 
@@ -15,33 +15,32 @@ from .labels import LabelTable
 
 GENERATOR = "spade_fusion_bundle"
 
-# Header entries of a volume's place. They are copied bit for bit, because quaternions made of an affine differ a little.
+# Header entries of a volume's position. They are copied exactly, because a quaternion from the affine differs slightly.
 GEOMETRY = ("pixdim", "xyzt_units", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x",
             "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z")  # fmt: skip
 
 
 def name_of(row: Mapping) -> str:
-    """Beginning of the file names of a row: "sub-X", or "sub-X_ses-Y" with a session."""
+    """Return the start of a row's file names: "sub-X", or "sub-X_ses-Y" if it has a session."""
     return "_".join([row["participant_id"], *([row["session_id"]] if row.get("session_id") else [])])
 
 
 class Derivative(BaseDerivative):
-    """The folder that synthetic images are written to, see `BaseDerivative`; further files in it are
+    """Write synthetic images to a folder, see `BaseDerivative`. The folder also holds
 
         output_dir/dseg.tsv
         output_dir/sub-X/[ses-Y/]anat/sub-X[_ses-Y]_dseg.nii.gz
 
     A row is {"participant_id": "sub-X", "session_id": "ses-Y" or None, "image": path of the label map,
-    "source_participant_id": whose map it is, "provenance": LabelMap, LabelMapSHA256, Variant, DeformationMm, Seed,
-    WeightsSHA256, and more if wanted}.
+    "source_participant_id": participant of the map, "provenance": entries of the sidecar, which include `required`}.
 
     Args:
-        output_dir: folder that is new, empty, or of an earlier run.
-        table: names of the values of the label maps.
-        dtype: "uint8", or "float32" for the values as the model gave them.
+        output_dir: folder that is new, empty, or written by an earlier run.
+        table: label table of the maps.
+        dtype: type of the voxels on disk: "uint8", or "float32" for the model's output without rounding.
 
     Raises:
-        ValueError: the folder holds another data set or maps of another table, or is a file; unknown dtype.
+        ValueError: the folder holds another data set or maps of another table, or is a file, or the dtype is unknown.
     """
 
     generator, mark = GENERATOR, "Variant"
@@ -53,30 +52,27 @@ class Derivative(BaseDerivative):
         super().__init__(output_dir, dtype, "Synthetic T1-weighted brain MRI from label maps")
 
     def image_file(self, row: Mapping) -> Path:
-        """`output_dir/sub-X/[ses-Y/]anat/sub-X[_ses-Y]_T1w.nii.gz`."""
+        """Return the path of a row's image, `output_dir/sub-X/[ses-Y/]anat/sub-X[_ses-Y]_T1w.nii.gz`."""
         folder = self.output_dir / row["participant_id"] / (row.get("session_id") or "") / "anat"
         return folder / f"{name_of(row)}_T1w.nii.gz"
 
     def is_complete(self, row: Mapping) -> bool:
-        """Whether this very image is there: same provenance and dtype, image and label map whole, on the map's grid."""
+        """Check for a complete image and label map on the map's grid, with the same provenance and dtype."""
         image_file, source = self.image_file(row), nib.load(row["image"])
         grid = source.shape[:3], source.affine
         return self._is_made(image_file, self._content(row), *grid) and read_on_grid(_label_file(image_file), *grid) is not None
 
     def write(self, row: Mapping, volume: ArrayLike, labels: ArrayLike) -> Path:
-        """Write one image, its label map and its sidecar; existing files are replaced.
+        """Write one image, its label map and its sidecar, and return the path of the image. Existing files are replaced.
 
         Args:
-            row: what was made, as the class describes it.
-            volume: (D, H, W) on the grid of the row's label map, 0 to 1; it is clipped.
-            labels: (D, H, W), the label values that the image was made from.
-
-        Returns:
-            path of the image.
+            row: row of the image, as described above.
+            volume: intensities (D, H, W) on the grid of the row's label map. They are clipped to 0 to 1.
+            labels: label values (D, H, W) that the image was made from.
 
         Raises:
-            ValueError: voxels are not finite, or not on the label map's grid.
-            OSError: no room or no permission; nothing incomplete is left.
+            ValueError: voxels are not finite, or the shapes do not match the label map's grid.
+            OSError: the disk is full or read-only. No incomplete file is left.
         """
         image_file, sidecar, source = self.image_file(row), self._content(row), nib.load(row["image"])
         labels = np.asarray(labels)
@@ -101,18 +97,18 @@ class Derivative(BaseDerivative):
             participant = image_file.relative_to(self.output_dir).parts[0]
             rows[participant] = (participant, sidecar.get("SourceParticipant", "n/a"), str(sidecar["Variant"]))
         columns = {
-            "participant_id": "Synthetic subject: its T1w is not a scan, its anatomy is of the label map",
-            "source_participant_id": "Whose label map it was made from. Keep those of one source in one split",
-            "variant": "0: the first of a label map; further ones are deformed, each by another field",
+            "participant_id": "Synthetic subject. Its T1w is not a scan; its anatomy is from the label map",
+            "source_participant_id": "Participant of the label map. Keep all subjects of one source in one split",
+            "variant": "0 for the first image of a label map. The others are deformed, each by another field",
         }
         lines = [tuple(columns), *(rows[name] for name in sorted(rows))]
         return lines, {name: {"Description": text} for name, text in columns.items()}
 
     def _readme(self) -> str:
         return (
-            "Each T1w lies with the label map that it was made from (dseg), deformed where the sidecar says so.\n"
+            "Next to each T1w is the label map that it was made from (dseg), deformed if the sidecar says so.\n"
             "Both are on the grid of the original label map. dseg.tsv names the label values.\n"
-            "The sidecar of each image says from which map, with which weights and seed it was made. Background is 0.\n"
+            "The sidecar of each image states the label map, the weights and the seed. Background is 0.\n"
         )
 
     def _refuse_other_dataset(self) -> None:
@@ -146,7 +142,7 @@ def _on_grid(array: np.ndarray, source: nib.Nifti1Header) -> nib.Nifti1Image:
 
 
 def _smallest(labels: np.ndarray) -> np.ndarray:
-    """Integers of the smallest type that BIDS tools read: uint8, int16 or int32."""
+    """Convert labels to the smallest integer type that BIDS tools read: uint8, int16 or int32."""
     labels = np.rint(labels).astype(np.int32)
     lowest, highest = labels.min(), labels.max()
     dtype = next(t for t in (np.uint8, np.int16, np.int32) if np.iinfo(t).min <= lowest and highest <= np.iinfo(t).max)

@@ -1,4 +1,4 @@
-"""Check scans and label maps before work starts. Each file is read whole; sound ones are remembered."""
+"""Check scans and label maps before work starts. Each file is read completely, and results are cached."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from ..shared import nifti
 from ..shared.scan_identity import voxels_sha256
 from .labels import LabelTable
 
-READERS = min(4, os.cpu_count())  # each holds a pair, some 0.5 GB at 256 x 256 x 256 while its values are looked up
-AFFINE_TOLERANCE = 1e-3  # mm; rounding of a quaternion, not another position
+READERS = min(4, os.cpu_count())  # each holds one pair in memory, about 0.5 GB at 256 x 256 x 256
+AFFINE_TOLERANCE = 1e-3  # mm; such differences come from rounding of quaternions
 
 
 def check_pairs(items: Sequence[dict], table: LabelTable, cache_file: str | Path | None = None) -> list[str]:
-    """Check pairs of scan and label map: both are sound, lie on one grid, and the map's values are in the table.
+    """Check that scan and label map of each pair are readable and on the same grid, and that the table has the map's values.
 
-    A sound scan's item gets "voxels_sha256", its identity. Sound pairs are remembered in `cache_file`, a JSON. Returns one line
-    for each problem.
+    Return one line for each problem. The identity of each scan that passes is added to its item as "voxels_sha256". The JSON
+    file `cache_file` records pairs that pass.
     """
     of_table = hashlib.sha256(json.dumps(table.to_dict()).encode()).hexdigest()
     pairs = [[item["image"], item["label"]] for item in items]
@@ -35,13 +35,13 @@ def check_pairs(items: Sequence[dict], table: LabelTable, cache_file: str | Path
 
 
 def map_problems(paths: Sequence[str], table: LabelTable | None = None) -> list[str]:
-    """Check the headers of label maps, and their values if a table is given. Returns one line for each problem."""
+    """Check the headers of label maps, and their values if a table is given. Return one line for each problem."""
     check = partial(_named, partial(_open_map, table=table))
     return nifti.check_files([[path] for path in paths], check, workers=READERS)[0]
 
 
 def _check_pair(image: str, label: str, table: LabelTable) -> str:
-    """Identity of a sound scan that has a sound map on its grid."""
+    """Return the identity of the scan if scan and map pass all checks."""
     found, problems = [], []
     for path, check in ((image, _open_scan), (label, partial(_open_map, table=table))):
         try:
@@ -62,7 +62,7 @@ def _check_pair(image: str, label: str, table: LabelTable) -> str:
 
 
 def _named(check: Callable[[str], object], path: str) -> object:
-    """`check(path)`; its error message begins with the path."""
+    """Call `check(path)`, and start its error message with the path."""
     try:
         return check(path)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Label tables: which value of a label map (FreeSurfer, SynthSeg, your own) belongs to which class of the networks."""
+"""Label tables map the values of a label map (FreeSurfer, SynthSeg, your own) to the classes of the networks."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ TABLES = 'named tables, {"freesurfer": [{"class": 0, "name": "background", ...}]
 MOST_CLASSES = 255  # classes are uint8
 MOST_LISTED = 10
 
-TOLERANCE = 0.01  # rounding of float maps; an interpolated map is off by far more
+TOLERANCE = 0.01  # allows rounding of float maps; interpolated maps differ far more from integers
 
 
 class LabelTable:
-    """The classes of a label map's values.
+    """A map from the values of a label map to classes.
 
     Args:
-        name: name of the table, for messages.
-        entries: one for each class, {"class": 8, "name": "caudate", "left": [11], "right": [50], "brain": true}. The values
-            of a side are integers or ranges "1000-1035"; "midline" is for structures without a side. Class 0 is the
-            background and has the value 0. Two entries of one name, one with "left" alone and one with "right" alone,
-            separate the sides.
-        where: file and table, for messages.
+        name: name of the table.
+        entries: one entry for each class, {"class": 8, "name": "caudate", "left": [11], "right": [50], "brain": true}. The
+            values of a side are integers or ranges "1000-1035"; "midline" is for structures without a side. Class 0 is the
+            background and has the value 0. To separate the sides, give two entries the same name, one with only "left" and
+            one with only "right".
+        where: file and table that error messages name.
 
     Attributes:
-        num_classes: number of classes, background included.
-        names: name of each class; "left caudate" and "right caudate" if the table separates the sides.
-        brain: classes that brain scores count.
-        mirror: uint8 (num_classes,), class of the same structure on the other side; a class without a side maps to itself.
+        num_classes: number of classes, including the background.
+        names: name of each class, such as "left caudate" if the table separates the sides.
+        brain: classes that brain scores include.
+        mirror: class (num_classes,) of the same structure on the other side, as uint8. A class without a side maps to itself.
 
     Raises:
-        ValueError: an entry is wrong; names it.
+        ValueError: an entry is wrong. The message names it.
     """
 
     def __init__(self, name: str, entries: Sequence[Mapping], where: str = "") -> None:
@@ -104,21 +104,17 @@ class LabelTable:
 
     @classmethod
     def from_dict(cls, content: Mapping, where: str) -> LabelTable:
-        """Make the table of the result of `to_dict`, which weights carry; `where` names them in messages.
-
-        Raises:
-            ValueError: `content` is not a table.
-        """
+        """Make the table from the result of `to_dict`, which is stored with weights; error messages name `where`."""
         if not isinstance(content, Mapping) or not {"name", "classes"} <= content.keys():
             raise ValueError(f'{where}: expected a label table {{"name": ..., "classes": [...]}}, got {content!r:.100}')
         return cls(content["name"], content["classes"], f"{where} table {content['name']!r}")
 
     def to_dict(self) -> dict:
-        """Give the table as plain values, for JSON and weights."""
+        """Convert the table to plain values, for JSON and weights."""
         return {"name": self.name, "classes": json.loads(json.dumps(self._entries))}
 
     def value_names(self) -> dict[int, str]:
-        """Name of each label value, with its side if it has one."""
+        """Return the name of each label value, with its side if it has one."""
         return {
             value: entry["name"] if side == "midline" else f"{side} {entry['name']}"
             for entry in self._entries
@@ -127,11 +123,11 @@ class LabelTable:
         }
 
     def classes(self, values: np.ndarray, where: str) -> np.ndarray:
-        """Look up the class of every voxel; the result is uint8 of the same shape.
+        """Return the class of every voxel as uint8 in the same shape.
 
         Args:
             values: label map of any shape; floats within 0.01 of an integer are rounded.
-            where: file, for messages.
+            where: file that error messages name.
 
         Raises:
             ValueError: values are not in the table, not finite or not integers, or all are background.
@@ -157,7 +153,7 @@ class LabelTable:
 
 
 def table_of(recipe: Mapping, labels_file: str | Path, name: str | None = None) -> LabelTable:
-    """Give the label table in a model's recipe, or the table `name` of `labels_file`, which must have the same classes.
+    """Return the label table in a model's recipe, or the table `name` of `labels_file`, which must have the same classes.
 
     Raises:
         ValueError: the given table has other classes than the model.
@@ -176,15 +172,7 @@ def table_of(recipe: Mapping, labels_file: str | Path, name: str | None = None) 
 
 
 class ToClassesd(MapTransform):
-    """Label values to classes: (1, D, H, W) of any number type to uint8, on the same grid.
-
-    Args:
-        keys: of the label maps.
-        table: which value is which class.
-
-    Raises:
-        ValueError: as `LabelTable.classes`, with the file's name.
-    """
+    """Convert label maps (1, D, H, W) to classes (1, D, H, W) of uint8 by a label table."""
 
     def __init__(self, keys: KeysCollection, table: LabelTable) -> None:
         super().__init__(keys)
@@ -202,7 +190,7 @@ class ToClassesd(MapTransform):
 class RandMirrord(RandomizableTransform, MapTransform):
     """Mirror a head on its grid: flip left and right, and swap the classes that have a side.
 
-    All volumes of the keys (channels, X, Y, Z) are in RAS order; those of `label_key`, one of them, hold classes of `table`.
+    All volumes of the keys (channels, X, Y, Z) are in RAS order. The volumes of `label_key` hold classes of `table`.
     """
 
     def __init__(self, keys: KeysCollection, label_key: str, table: LabelTable, prob: float = 0.5) -> None:
@@ -217,7 +205,7 @@ class RandMirrord(RandomizableTransform, MapTransform):
         if not self._do_transform:
             return data
         for key in self.key_iterator(data):
-            # MONAI's Flip would change the affine too, and the head would stay as it was.
+            # MONAI's Flip also flips the affine, so that the head in space would not be mirrored.
             mirrored = torch.as_tensor(data[key]).flip(1 + AXES["sagittal"])
             if key == self.label_key:
                 mirrored = self.mirror.to(mirrored.device)[mirrored.long()].to(mirrored.dtype)
@@ -250,7 +238,7 @@ def _sides(entry: Mapping) -> list[str]:
 
 
 def _values(listed: Sequence[int | str]) -> list[int]:
-    """Label values of a side; TypeError or ValueError if it lists anything but integers and ranges."""
+    """Return the label values of a side. Raise TypeError or ValueError if it is not a list of integers and ranges."""
     if not isinstance(listed, Sequence) or isinstance(listed, str) or not listed:
         raise TypeError
     values = []
@@ -268,7 +256,7 @@ def _values(listed: Sequence[int | str]) -> list[int]:
 
 
 def _pairs(entries: Sequence[Mapping], where: str) -> list[tuple[int, int]]:
-    """Classes of the left and the right side of each structure whose sides the table separates."""
+    """Return the left and the right class of each structure whose sides the table separates."""
     by_name = {}
     for entry in entries:
         by_name.setdefault(entry["name"], []).append(entry)

@@ -1,4 +1,4 @@
-"""Axial, coronal and sagittal slices: the only place with axis numbers. Volumes are in RAS order, (..., X, Y, Z)."""
+"""Convert volumes to axial, coronal and sagittal slices. Only this file has axis numbers; volumes (..., X, Y, Z) are in RAS."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ PLANES = ("axial", "coronal", "sagittal")
 
 
 def _axis(plane: str) -> int:
-    # Spatial axis along which the slices are numbered: x to the right, y to the front, z to the top. A chain of ifs, because
-    # TorchScript cannot read a module's dict.
+    # Axis along which the slices are numbered: x to the right, y to the front, z to the top. TorchScript cannot read a dict of
+    # the module, so this is a chain of ifs.
     if plane == "axial":
         return 2
     if plane == "coronal":
@@ -30,11 +30,7 @@ AXES = {plane: _axis(plane) for plane in PLANES}
 
 
 def axis_of(plane: str) -> int:
-    """Spatial axis along which a plane's slices are numbered.
-
-    Raises:
-        ValueError: there is no such plane.
-    """
+    """Return the spatial axis along which a plane's slices are numbered, or raise ValueError if there is no such plane."""
     if plane not in AXES:
         raise ValueError(f"no plane is called {plane!r}. Give --plane axial, --plane coronal or --plane sagittal")
     return AXES[plane]
@@ -51,20 +47,20 @@ def from_slices(slices: torch.Tensor, plane: str, batch: int) -> torch.Tensor:
 
 
 def from_the_right(volumes: torch.Tensor) -> torch.Tensor:
-    """Flip RAS volumes (B, C, X, Y, Z) to run from the subject's right to the left, as `panels.three_planes` needs them."""
+    """Flip volumes (B, C, X, Y, Z) from RAS to LAS order, which `tensorboard_panels.three_planes` needs."""
     return volumes.flip(2 + AXES["sagittal"])
 
 
 class RandSlicesd(MapTransform, Randomizable):
-    """Draw random slices (C, H, W) of one plane from volumes (C, X, Y, Z); gives a list of dicts, one for each slice.
+    """Draw random slices (C, H, W) of one plane from volumes (C, X, Y, Z), and return a list of dicts, one for each slice.
 
     Args:
         keys: keys of volumes of equal size.
-        label_key: the key that holds classes. Slices of background alone are rarely drawn, because they teach nothing and
-            distort the statistics of batch norm.
+        label_key: key of the classes. Slices with only background are drawn rarely, because nothing can be learnt from them
+            and they distort the statistics of batch norm.
         plane: axial, coronal or sagittal.
-        num_slices: number of slices; none is drawn twice before all are drawn once.
-        empty_fraction: probability that a slice is one of background alone, if there are such slices.
+        num_slices: number of slices. No slice is drawn again before all are drawn once.
+        empty_fraction: probability that a slice has only background, if there are such slices.
     """
 
     def __init__(self, keys: KeysCollection, label_key: str, plane: str, num_slices: int, empty_fraction: float = 0.02) -> None:
@@ -75,11 +71,7 @@ class RandSlicesd(MapTransform, Randomizable):
         self.empty_fraction = empty_fraction
 
     def draw(self, labels: torch.Tensor) -> Sequence[int]:
-        """Draw the numbers of the slices, for classes (1, X, Y, Z).
-
-        Raises:
-            ValueError: all voxels are background.
-        """
+        """Draw the indices of the slices for classes (1, X, Y, Z), not all of which may be background."""
         others = [axis for axis in range(3) if axis != self.axis]
         filled = np.asarray((labels[0] > 0).any(others[1]).any(others[0]))
         if not filled.any():
@@ -109,5 +101,5 @@ def collate_slices(batch: Sequence[list[dict]]) -> dict[str, torch.Tensor]:
     if len({item["label"].shape for item in slices}) == 1:
         return list_data_collate(slices)
     padded = pad_list_data_collate(slices)
-    # Padding gives MetaTensors, and all that is computed from one is a slow MetaTensor, even the gradients.
+    # Padding gives MetaTensors, and everything computed from them, even gradients, would be a slow MetaTensor.
     return convert_to_tensor({key: padded[key] for key in ("image", "label")}, track_meta=False)

@@ -1,6 +1,6 @@
-"""Prepare scans and label maps: the only place that fixes orientation and spacing, and scales intensities.
+"""Prepare scans and label maps. Only this file sets orientation, spacing and intensities.
 
-Volumes come out in RAS order at the model's spacing: scans with intensities 0 to 1, label maps as classes (see labels.py).
+The volumes have RAS order and the model's spacing. Scans have intensities 0 to 1, and label maps become classes (labels.py).
 """
 
 from __future__ import annotations
@@ -35,13 +35,11 @@ SIDE_MULTIPLE = 32  # the generators halve a slice five times
 
 
 def scan_and_map(table: LabelTable, spacing_mm: float) -> Compose:
-    """Prepare a scan and its label map for training and evaluation; both are cut to the labels and padded to 32 voxels.
+    """Make the transform that prepares a scan and its label map for training and evaluation.
 
-    The scan is 0 where the map is background, such as the skull around a brain map, because a synthetic image is 0 there.
-
-    Returns:
-        transform of {"image", "label"}, two paths, to volumes (1, X, Y, Z), float32 and uint8; the paths are kept as
-        "scan_file" and "map_file".
+    It maps {"image", "label"}, two paths, to volumes (1, X, Y, Z) of float32 and uint8, and keeps the paths as "scan_file" and
+    "map_file". Both volumes are cropped to the labels and padded to multiples of 32 voxels. The scan becomes 0 where the map
+    is background, such as in the skull around a map of the brain, because a synthetic image is 0 there.
     """
     mask_scan = MaskIntensityd("image", mask_key="label")
     crop = CropForegroundd(PAIR, source_key="label", allow_smaller=True, start_coord_key=None, end_coord_key=None)
@@ -51,7 +49,7 @@ def scan_and_map(table: LabelTable, spacing_mm: float) -> Compose:
             mask_scan,
             crop,
             _scale_intensities(),
-            mask_scan,  # again: in a scan with negative values 0 was not the lowest
+            mask_scan,  # again, because in a scan with negative values 0 is not the lowest
             DivisiblePadd(PAIR, k=SIDE_MULTIPLE),
             _to_tensors(),
         ]
@@ -59,10 +57,10 @@ def scan_and_map(table: LabelTable, spacing_mm: float) -> Compose:
 
 
 def scan_to_segment(table: LabelTable, spacing_mm: float) -> Compose:
-    """Prepare a scan and its label map for segmentation: the scan without use of the map, which a new scan does not have.
+    """Make the transform that prepares a scan and its label map for segmentation.
 
-    Returns:
-        transform of {"image", "label"} as `scan_and_map`, of the whole field of view.
+    It differs from `scan_and_map` in that it keeps the whole field of view and prepares the scan without the map, because a
+    new scan has none.
     """
     keep = SelectItemsd((*PAIR, *FILES, "participant_id"), allow_missing_keys=True)
     return Compose([*_load_in_ras(table, spacing_mm), _scale_intensities(), _to_tensors(), keep])
@@ -71,14 +69,11 @@ def scan_to_segment(table: LabelTable, spacing_mm: float) -> Compose:
 def label_map_to_synthesise(
     table: LabelTable, spacing_mm: float, pad_to_multiple: int, deformation_mm: float, deformation_scale_mm: float
 ) -> Compose:
-    """Prepare a label map for synthesis; `Invertd` brings the image back to the map's own grid.
+    """Make the transform that prepares a label map for synthesis. `Invertd` resamples the result to the map's own grid.
 
-    The map is cut to its labels, with sides that are multiples of `pad_to_multiple`; 1 keeps the whole map. Items with a
-    "deformation_seed" are deformed, see deformation.py.
-
-    Returns:
-        transform of {"image": path} to "image": classes in RAS order at the model's spacing, "dseg": the (deformed) label
-        values on the map's own grid, "classes": their classes.
+    It maps {"image": path} to "image", classes in RAS order at the model's spacing, "dseg", the label values on the map's own
+    grid, and "classes", the classes of "dseg". The map is cropped to its labels, with sides that are multiples of
+    `pad_to_multiple`; 1 keeps the whole map. Items with a "deformation_seed" are deformed, see deformation.py.
     """
     crop = CropForegroundd("image", source_key="image", k_divisible=pad_to_multiple, start_coord_key=None, end_coord_key=None)
     return Compose(
@@ -97,7 +92,7 @@ def label_map_to_synthesise(
 
 
 def map_and_scan(batch: Mapping, device: torch.device, non_blocking: bool = False, **kwargs) -> tuple:
-    """Input and target of a synthesis for MONAI's engines (`prepare_batch`): classes and scan, each (B, 1, X, Y, Z)."""
+    """Return input and target of a synthesis for MONAI's engines: classes and scan, each (B, 1, X, Y, Z)."""
     return tuple(torch.as_tensor(batch[key]).to(device, non_blocking=non_blocking) for key in ("label", "image"))
 
 
@@ -108,8 +103,8 @@ class ToModelSpacingd(Spacingd):
         super().__init__(keys, pixdim=(spacing_mm,) * 3, mode="nearest")
 
     def __call__(self, data: Mapping[Hashable, torch.Tensor], lazy: bool | None = None) -> dict[Hashable, torch.Tensor]:
-        # Without the other entries: Spacingd 1.6.1 takes every entry named image_* for metadata, and fails on the
-        # "image_path" of MONAI Label.
+        # Pass only the maps. Spacingd 1.6.1 treats every entry named image_* as metadata, and fails on the "image_path" of
+        # MONAI Label.
         moved = super().__call__({key: data[key] for key in self.key_iterator(data)}, lazy)
         for labels in moved.values():
             labels.applied_operations = convert_applied_interp_mode(labels.applied_operations, mode="bilinear")
@@ -128,7 +123,7 @@ def _load_in_ras(table: LabelTable, spacing_mm: float) -> list[Transform]:
 
 
 def _scale_intensities() -> Transform:
-    """The lowest intensity becomes 0 and the 99.8th percentile 1; what is brighter becomes 1."""
+    """Scale the lowest intensity to 0 and the 99.8th percentile to 1; brighter voxels become 1."""
     return ScaleIntensityRangePercentilesd("image", lower=0, upper=99.8, b_min=0.0, b_max=1.0, clip=True)
 
 

@@ -34,21 +34,23 @@ def read_dataset(
 ) -> dict[str, list[dict]]:
     """Find T1w scans with their label maps, check all of them, and split them.
 
-    A scan must be a readable NIfTI of three dimensions. Its map must lie on the same grid (any orientation and spacing) and
-    hold values of the table. Scans without a map are left out with one warning.
+    A scan must be a readable three-dimensional NIfTI of any orientation and spacing. Its map must be on the same grid and
+    have only values of the table. Scans without a map are left out with one warning.
 
     Args:
-        dataset_dir: BIDS folder: scans `sub-X/[ses-Y/]anat/*_T1w.nii[.gz]`; maps of the same participant, session and run
-            in `derivatives/*/sub-X/[ses-Y/]anat/*_dseg.nii[.gz]`, or next to the scan.
-        table: values that the maps may hold.
+        dataset_dir: BIDS folder with scans in `sub-X/[ses-Y/]anat/*_T1w.nii[.gz]`, and maps of the same participant, session
+            and run in `derivatives/*/sub-X/[ses-Y/]anat/*_dseg.nii[.gz]` or next to the scan.
+        table: label table of the maps.
         datalist: JSON that replaces BIDS, as a file or its content: {"training": [{"image": path, "label": path,
-            "participant_id": "sub-X"}, ...], "fusion": [...], "validation": [...], "test": [...]}; paths are relative to
-            `dataset_dir`, ids are optional.
-        validation_fraction: share of the participants, if neither the column `split` (train, fusion, validation, test) of
-            participants.tsv nor the datalist names the split. The choice depends on ids and `seed` only.
-        fusion_fraction: share of the training participants for the fusion network, if nobody is named for it.
-        folds: 0, or the number of folds of the training participants; with folds nobody is set aside for the fusion.
-        cache_file: JSON that remembers sound pairs (path, size, date, table), so that each is read once.
+            "participant_id": "sub-X"}, ...], "fusion": [...], "validation": [...], "test": [...]}. Paths are relative to
+            `dataset_dir`; ids are optional.
+        validation_fraction: share of the participants for validation, if neither the column `split` (train, fusion,
+            validation, test) of participants.tsv nor the datalist names the split. The choice depends only on the ids and
+            `seed`.
+        fusion_fraction: share of the training participants for the fusion network, if no participant has the split fusion.
+        folds: number of folds of the training participants, or 0. With folds, no participants are set aside for fusion.
+        seed: seed of the choice of participants.
+        cache_file: JSON file that records pairs that passed the checks, so that each is read only once.
 
     Returns:
         {"training": [...], "fusion": [...], "validation": [...], "test": [...]} with items {"image": path, "label": path,
@@ -57,7 +59,7 @@ def read_dataset(
 
     Raises:
         FileNotFoundError: there is no such data set or datalist.
-        ValueError: tables, names or files are wrong; lists up to 20 problems.
+        ValueError: tables, names or files have problems. The message lists up to 20.
     """
     dataset_dir = Path(dataset_dir)
     if not dataset_dir.is_dir():
@@ -79,7 +81,7 @@ def read_dataset(
 
 
 def listed(data: Mapping[str, Sequence[dict]] | None, *splits: str) -> list[dict]:
-    """Items of some splits, one after the other; none without a data set."""
+    """Return the items of some splits in one list, which is empty without a data set."""
     return [item for split in splits for item in data[split]] if data else []
 
 
@@ -89,12 +91,9 @@ def found_or_listed(
     training: Sequence[Mapping],
     validation: Sequence[Mapping],
 ) -> dict[str, list[dict]]:
-    """Give the data of a folder, or else read lists as MONAI Label gives them, which are checked and split in the same way.
+    """Return the data of a folder, or read the lists of MONAI Label, which are checked and split in the same way.
 
-    Without a list to validate with, a share of `training` is taken.
-
-    Raises:
-        ValueError: there is neither a folder nor a list; further as `read_dataset`.
+    If `validation` is empty, a share of `training` is used.
     """
     if found:
         return found
@@ -105,7 +104,7 @@ def found_or_listed(
 
 
 def pair_key(item: Mapping, settings: Sequence) -> bytes:
-    """Name of a prepared pair in a cache; it changes with the files' paths, sizes and dates, and with the settings."""
+    """Return the name of a prepared pair in a cache. It depends on the files' paths, sizes and dates, and on `settings`."""
     paths = [os.path.abspath(item[key]) for key in ("image", "label")]
     stats = [(path, os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in paths]
     return hashlib.sha256(json.dumps([stats, settings]).encode()).hexdigest()[:32].encode()
@@ -117,7 +116,7 @@ def _bids_items(dataset_dir: Path) -> tuple[list[dict], list[str]]:
         raise ValueError(f"{dataset_dir}: no T1w scans sub-X/[ses-Y/]anat/*_T1w.nii.gz. Is it the root of a BIDS data set?")
     maps_of = {}
     for root in (dataset_dir, *sorted(dataset_dir.glob("derivatives/*/"))):
-        if made_by(root, GENERATOR):  # synthetic images and the maps they were made from
+        if made_by(root, GENERATOR):  # skip synthetic images and their maps
             continue
         for path in find_files(root, "dseg"):
             maps_of.setdefault(path.relative_to(root).parent, []).append(path)
@@ -162,7 +161,7 @@ def _bids_items(dataset_dir: Path) -> tuple[list[dict], list[str]]:
 
 
 def find_files(root: Path, suffix: str) -> list[Path]:
-    """NIfTI files of all participants and sessions with a BIDS suffix such as T1w or dseg, sorted."""
+    """Return the sorted NIfTI files of all participants and sessions with a BIDS suffix such as T1w or dseg."""
     return sorted(
         path
         for folder in ("sub-*/anat", "sub-*/ses-*/anat")
@@ -172,7 +171,7 @@ def find_files(root: Path, suffix: str) -> list[Path]:
 
 
 def _belongs(label: Path, scan: Path) -> bool:
-    """Whether a map of the same participant and session belongs to this scan, by the entities in both names."""
+    """Check by the BIDS entities whether a map of the same participant and session belongs to this scan."""
     of_label, of_scan = (dict(part.split("-", 1) for part in path.name.split("_") if "-" in part) for path in (label, scan))
     same_run = of_label.get("run") == of_scan.get("run")
     return same_run and all(of_label[entity] == of_scan[entity] for entity in of_label.keys() & of_scan.keys())

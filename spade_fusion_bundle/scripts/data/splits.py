@@ -1,4 +1,4 @@
-"""Who is in which split: training, fusion, validation and test; folds of a cross-validation."""
+"""Split participants into training, fusion, validation and test, and into folds of a cross-validation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SPLIT_COLUMN = {"train": "training", "fusion": "fusion", "validation": "validati
 
 
 def read_splits(table: Path) -> dict[str, str] | None:
-    """Read the column split of participants.tsv: participant to cell; None without such a column.
+    """Read the split of each participant from the column split of participants.tsv, or return None without this column.
 
     Raises:
         ValueError: the table has no participant_id, one participant twice, or rows of another length.
@@ -38,7 +38,7 @@ def read_splits(table: Path) -> dict[str, str] | None:
 def split_items(
     items: Sequence[dict], validation_fraction: float, fusion_fraction: float, folds: int, seed: int
 ) -> dict[str, list[dict]]:
-    """Split items by participant. In the order of a seeded hash the first validate, and the next are for the fusion."""
+    """Split items by participant. In the order of a seeded hash, the first are for validation and the next for fusion."""
 
     def by_hash(participants: Iterable[str]) -> list[str]:
         return sorted(set(participants), key=lambda participant: hashlib.sha256(f"{seed}:{participant}".encode()).digest())
@@ -66,17 +66,13 @@ def split_items(
 
 
 def _share(fraction: float, participants: int) -> int:
-    """A fraction of the participants: at least one, unless the fraction is 0 or nobody would remain."""
+    """Return a fraction of the participants, at least one unless the fraction is 0 or there is only one participant."""
     number = round(fraction * participants)
     return max(number, 1) if fraction > 0 and participants > 1 else number
 
 
 def refuse_too_few(data: Mapping[str, Sequence[dict]], folds: int = 0, world_size: int = 1) -> None:
-    """Refuse a training in which a stage has too few scans to learn from or to validate with.
-
-    Raises:
-        ValueError: names the split, and the setting that gives it more.
-    """
+    """Refuse a data set with too few scans to train or validate each stage."""
     if folds == 1:
         raise ValueError("--folds 1 would leave no scans to train the GANs on. Give at least 2, or 0 to set some aside")
     participants = {item["participant_id"] for item in data["training"]}
@@ -101,7 +97,7 @@ def refuse_too_few(data: Mapping[str, Sequence[dict]], folds: int = 0, world_siz
 
 
 def fingerprint(data: Mapping[str, Sequence[dict]]) -> str:
-    """Hash of the names of scans and maps in each split and fold; it does not depend on where the folder lies."""
+    """Hash the names of scans and maps in each split and fold. The hash does not depend on the folder's path."""
     rows = sorted(
         (split, Path(item["image"]).name, Path(item["label"]).name, item.get("fold", -1))
         for split, items in data.items()

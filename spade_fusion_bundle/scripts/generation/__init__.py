@@ -1,1 +1,1 @@
-"""From label maps to volumes on disk."""
+"""Make volumes from label maps, and write them to disk."""

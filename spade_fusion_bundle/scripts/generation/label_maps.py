@@ -1,4 +1,4 @@
-"""Find label maps, plan the images to make of them, and leave out those that exist. Unusable maps are refused first."""
+"""Find and check label maps, plan the images to make from them, and leave out images that exist."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ def find_maps(label_maps: str | Path | None, output_dir: str | Path | None = Non
     """Find label maps and check their headers.
 
     Args:
-        label_maps: a NIfTI file; a folder of them; a BIDS data set, of which every `*_dseg.nii[.gz]` is taken from
-            `sub-X/[ses-Y/]anat` and `derivatives/*`, except the output of this bundle; or a pattern such as
-            "DIR/**/*_desc-aseg_dseg.nii.gz".
-        output_dir: folder of the images to make; must be another one.
-        split: train, fusion, validation or test: takes only maps of participants with this split in participants.tsv.
+        label_maps: NIfTI file, a folder of NIfTI files, a BIDS data set, or a pattern such as
+            "DIR/**/*_desc-aseg_dseg.nii.gz". In a BIDS data set, every `*_dseg.nii[.gz]` in `sub-X/[ses-Y/]anat` and
+            `derivatives/*` is used, except the output of this bundle.
+        output_dir: folder of the images to make, which must be another folder.
+        split: train, fusion, validation or test, to use only maps of participants with this split in participants.tsv.
 
     Returns:
         items {"image": path, "participant_id": "sub-X", "session_id": "ses-Y" or None}, sorted by path. Ids are the BIDS
-        entities of the file name, else its letters and digits: training_seg_01.nii.gz is sub-trainingseg01.
+        entities of the file name, or else its letters and digits: training_seg_01.nii.gz becomes sub-trainingseg01.
 
     Raises:
-        FileNotFoundError: there is no label map, or none of the split.
-        ValueError: headers are wrong, names clash, or a split is asked for without participants.tsv.
+        FileNotFoundError: there is no label map, or none in the split.
+        ValueError: headers are wrong, names clash, or a split is given without participants.tsv.
     """
     if label_maps is None:
         raise ValueError("no label maps were given. Add --label_maps with a NIfTI file, a folder, or a BIDS data set")
@@ -63,7 +63,7 @@ def find_maps(label_maps: str | Path | None, output_dir: str | Path | None = Non
     for path in paths:
         participant, session = _entities(path)
         if participant == "sub-":
-            problems.append(f"{path}: the name has no letter or digit to call the subject by. Rename the file")
+            problems.append(f"{path}: the name has no letter or digit to name the subject after. Rename the file")
         maps.append({"image": str(path), "participant_id": participant, "session_id": session})
     problems += _clashes(maps)
     refuse(problems, f"{label_maps}: {len(problems)} problems with the label maps:")
@@ -78,17 +78,18 @@ def rows(
     deform_all: bool = False,
     seed: int = 0,
 ) -> list[dict]:
-    """Plan the images to make: the first variant of a map is the map itself, further ones are deformed (sub-Xv01, ...).
+    """Plan the images to make. The first variant of a map is the map itself; the others are deformed (sub-Xv01, ...).
 
     Args:
         maps: items from `find_maps`.
-        variants: number of images of each map.
-        deformation_mm: amplitude of the deformation, with control points `deformation_scale_mm` apart.
-        deform_all: whether the first variant is deformed too.
-        seed: base seed. The seed of an image depends on this, its name and its variant only.
+        variants: number of images from each map.
+        deformation_mm: amplitude of the deformation in mm.
+        deformation_scale_mm: distance between control points of the deformation in mm.
+        deform_all: whether the first variant is deformed, too.
+        seed: base seed. The seed of an image depends only on this seed, its name and its variant.
 
     Returns:
-        the maps' items, each with "source_participant_id" and "provenance".
+        one item for each image: the map's item with "source_participant_id" and "provenance".
 
     Raises:
         ValueError: variants would be equal, or their names clash with other maps.
@@ -129,14 +130,15 @@ def pending(
     rank: int = 0,
     world_size: int = 1,
 ) -> list[dict]:
-    """Give the images that this process has to make; images that exist are left out. Their maps are read and checked.
+    """List the images that this process must make, without those that exist, and check the values of their maps.
 
     Args:
-        rows: all images, from `rows`; each belongs to one process.
+        rows: all images, from `rows`. Each belongs to one process.
         derivative: data set to write to.
-        table: label values that the maps may hold.
-        provenance: entries for every sidecar, such as WeightsSHA256.
-        rank: number of this process out of `world_size`.
+        table: label table of the maps.
+        provenance: entries of every sidecar, such as WeightsSHA256.
+        rank: index of this process.
+        world_size: number of processes.
 
     Raises:
         ValueError: a map cannot be read, is empty, or has values that are not in the table.
@@ -160,14 +162,14 @@ def pending(
 
 
 def inputs(rows: Sequence[Mapping]) -> list[dict]:
-    """Give the transforms what they need of each row: path of the map, name of the row, seed of the deformation."""
+    """Make the transforms' input for each row: path of the map, name of the row, and seed of the deformation, if any."""
     seeds = [row["provenance"]["Seed"] for row in rows]
     named = [{"image": row["image"], "name": name_of(row)} for row in rows]
     return [item if seed is None else item | {"deformation_seed": seed} for item, seed in zip(named, seeds)]
 
 
 def _entities(path: Path) -> tuple[str, str | None]:
-    """Subject and session from a file's BIDS entities, or a subject from its letters and digits."""
+    """Return subject and session from a file's BIDS entities, or a subject from the letters and digits of its name."""
     match = re.match(r"(sub-[0-9A-Za-z+]+)(?:_(ses-[0-9A-Za-z+]+))?(?=[_.])", path.name)
     if match:
         return match[1], match[2]
@@ -189,7 +191,7 @@ def _clashes(items: Sequence[Mapping]) -> list[str]:
 def _of_split(paths: Sequence[Path], split: str, table: Path) -> list[Path]:
     split_of = read_splits(table) if table.is_file() else None
     if split_of is None:
-        raise ValueError(f"split {split!r}: there is no column split in {table} that says whose maps those are")
+        raise ValueError(f"split {split!r}: {table} has no column split. Add the split of each participant")
     chosen = [path for path in paths if split_of.get(_entities(path)[0]) == split]
     if not chosen:
         found = ", ".join(sorted(set(split_of.values())))

@@ -16,15 +16,15 @@ PATCH = 32  # voxels; Ayaz et al. 2022
 def merge_patches(fusion: FusionCNN, volumes: torch.Tensor) -> torch.Tensor:
     """Fuse volumes (B, 3, X, Y, Z) as published (Ayaz et al. 2022): patches of 32 voxels that overlap by half.
 
-    Voxels of several patches are averaged with the weights of a Gaussian around the centre of each patch.
+    Voxels in several patches are averaged, weighted by a Gaussian around the centre of each patch.
     """
     return sliding_window_inference(volumes, (PATCH,) * 3, 8, fusion, overlap=0.5, mode="gaussian")
 
 
 def merge_whole(fusion: FusionCNN, volumes: torch.Tensor, inside: torch.Tensor, block: int) -> torch.Tensor:
-    """Fuse volumes (B, 3, X, Y, Z) as in one pass, in blocks of some voxels that save memory.
+    """Fuse volumes (B, 3, X, Y, Z) in blocks, which saves memory and gives the same result as one pass.
 
-    `inside` (B, 1, X, Y, Z) is true where there are labels. What the CNN cannot reach from there is 0.
+    `inside` (B, 1, X, Y, Z) is true where there are labels. Voxels outside of the CNN's reach from there are 0.
     """
     around = box_around(inside, fusion.radius)
     image = torch.zeros(inside.shape, device=volumes.device)
@@ -33,7 +33,7 @@ def merge_whole(fusion: FusionCNN, volumes: torch.Tensor, inside: torch.Tensor, 
 
 
 def in_blocks(network: Callable[[torch.Tensor], torch.Tensor], volumes: torch.Tensor, block: int, margin: int) -> torch.Tensor:
-    """`network(volumes)`, (B, 1, X, Y, Z), computed in blocks; each sees up to `margin` voxels around it."""
+    """Compute `network(volumes)`, (B, 1, X, Y, Z), in blocks with up to `margin` voxels of context."""
     sizes = volumes.shape[2:]
     result = volumes.new_empty((len(volumes), 1, *sizes))
     for starts in product(*(range(0, size, block) for size in sizes)):
@@ -45,7 +45,7 @@ def in_blocks(network: Callable[[torch.Tensor], torch.Tensor], volumes: torch.Te
 
 
 def box_around(mask: torch.Tensor, margin: int) -> tuple[slice, ...]:
-    """Index of the smallest box around masks (B, 1, X, Y, Z), enlarged by `margin` voxels; all of an empty mask."""
+    """Return the index of the box around masks (B, 1, X, Y, Z), enlarged by `margin` voxels. An empty mask gives all."""
     found = mask.any(dim=0)[0].nonzero()
     if not len(found):
         return (slice(None),) * mask.ndim

@@ -1,4 +1,4 @@
-"""Make T1w images of the classes of label maps, and write them."""
+"""Make T1w images from classes, and write them."""
 
 from __future__ import annotations
 
@@ -14,16 +14,13 @@ from .patch_merging import merge_patches, merge_whole
 
 
 class Synthesiser(Inferer):
-    """Make T1w of classes by `SpadeFusion`; the one way for inference, evaluation and MONAI Label.
+    """Make T1w from classes with `SpadeFusion`, for inference, evaluation and MONAI Label.
 
     Args:
-        merge: how the fusion CNN runs over the volume. "whole": as in one pass; "patches": in overlapping patches, as
-            published (Ayaz et al. 2022).
-        block: side in voxels of the blocks of "whole".
+        merge: "whole" applies the fusion CNN as in one pass; "patches" applies it to overlapping patches, as published (Ayaz
+            et al. 2022).
+        block: edge length in voxels of the blocks of "whole".
         amp: whether the networks run in bfloat16.
-
-    Raises:
-        ValueError: there is no such merge.
     """
 
     def __init__(self, merge: str = "whole", block: int = 128, amp: bool = False) -> None:
@@ -35,19 +32,16 @@ class Synthesiser(Inferer):
         self.amp = amp
 
     def __call__(self, inputs: torch.Tensor, network: torch.nn.Module) -> torch.Tensor:
-        """Make T1w (B, 1, X, Y, Z), intensities 0 to 1, of classes (B, 1, X, Y, Z) in RAS order.
+        """Make T1w (B, 1, X, Y, Z), intensities 0 to 1, from classes (B, 1, X, Y, Z) in RAS order.
 
         The result is a MetaTensor if the classes are one.
-
-        Raises:
-            ValueError: as `SpadeFusion`.
         """
         labels = torch.as_tensor(inputs).as_subclass(torch.Tensor)
         return convert_to_dst_type(self.fuse(self.planes(labels, network), labels, network), inputs, dtype=torch.float32)[0]
 
     @torch.no_grad()
     def planes(self, labels: torch.Tensor, network: torch.nn.Module) -> torch.Tensor:
-        """Make the axial, coronal and sagittal volumes (B, 3, X, Y, Z) of classes (B, 1, X, Y, Z)."""
+        """Make the axial, coronal and sagittal volumes (B, 3, X, Y, Z) from classes (B, 1, X, Y, Z)."""
         with self._autocast(labels):
             return network.slice_volumes(labels)
 
@@ -67,10 +61,10 @@ class Synthesiser(Inferer):
 
 
 class WriteImages:
-    """Write each image that an evaluator makes. If one cannot be written, the others are made nevertheless.
+    """Write each image that an evaluator makes. If one is invalid, the others are still made.
 
-    A full disk (OSError) ends the run; the same command continues later.
-    The "name" of a batch's item is the name of its row of `label_maps.pending`.
+    A full disk (OSError) ends the run, and the same command makes the others later. The "name" of an item of the batch is the
+    name of its row from `label_maps.pending`.
     """
 
     def __init__(self, derivative: Derivative, rows: Sequence[Mapping]) -> None:
@@ -89,6 +83,6 @@ class WriteImages:
                 self.problems.append(str(error))
 
     def report(self) -> None:
-        """End the run with an error that names the images that could not be written, if there are any."""
+        """Raise an error if images were not written, and list them."""
         if self.problems:
             raise RuntimeError("\n".join([f"{len(self.problems)} images were not written, all others were:", *self.problems]))

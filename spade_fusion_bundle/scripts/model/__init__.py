@@ -1,1 +1,1 @@
-"""Networks, and what they are made of."""
+"""Networks, losses and the files of their weights."""

@@ -1,4 +1,4 @@
-"""SPADE generator and discriminator (Park et al. 2019), the fusion CNN, and the whole path from labels to T1w."""
+"""SPADE generator and discriminator (Park et al. 2019), the fusion CNN, and the complete model from labels to T1w."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from .spade_norm import SpadeNorm, conv2d
 
 
 def one_hot(labels: torch.Tensor, num_labels: int) -> torch.Tensor:
-    """Classes (N, 1, H, W) as float channels (N, num_labels, H, W)."""
+    """Convert classes (N, 1, H, W) to float channels (N, num_labels, H, W)."""
     return F.one_hot(labels[:, 0].long(), num_labels).movedim(3, 1).float()
 
 
 def is_recorded() -> bool:
-    """Whether ONNX export or tracing records a graph, in which nothing may depend on the values of a tensor."""
+    """Check whether ONNX export or tracing records a graph, which must not depend on the values of a tensor."""
     if torch.jit.is_scripting():
         return False
     else:  # TorchScript does not compile this branch
@@ -55,13 +55,13 @@ class SpadeBlock(nn.Module):
 
 
 class SpadeGenerator(WithRecipe):
-    """Label slices to image slices (Park et al. 2019, as released: "normal" depth, no noise, no encoder).
+    """Generate image slices from label slices (Park et al. 2019, as released: "normal" depth, no noise, no encoder).
 
     Args:
-        num_labels: number of classes, background included.
+        num_labels: number of classes, including the background.
         ngf: channels of the last block; the seven blocks have 16, 16, 16, 8, 4, 2 and 1 times as many. Park et al.: 64.
-        out_channels: channels of the image; 3 for the colours of Park et al., 1 for T1w.
-        hidden: channels of each norm's layer between labels and scale or shift. Park et al.: 128.
+        out_channels: channels of the image: 1 for T1w, 3 for the colour images of Park et al.
+        hidden: channels of the hidden layer in each SPADE norm. Park et al.: 128.
         spectral: whether the blocks' convolutions have spectral norm; False for weights that already include it.
     """
 
@@ -80,10 +80,9 @@ class SpadeGenerator(WithRecipe):
         self.to_image = conv2d(ngf, out_channels, 3, padding=1)
 
     def forward(self, labels: torch.Tensor) -> torch.Tensor:
-        """Make image slices (N, C, H, W), intensities -1 to 1, of classes (N, 1, H, W), 0 to num_labels - 1.
+        """Make image slices (N, C, H, W), intensities -1 to 1, from classes (N, 1, H, W), 0 to num_labels - 1.
 
-        Raises:
-            ValueError: H or W is not a multiple of 32.
+        H and W must be multiples of 32.
         """
         height, width = labels.shape[2], labels.shape[3]
         if height % self.factor or width % self.factor:
@@ -96,7 +95,7 @@ class SpadeGenerator(WithRecipe):
         segmentation = self.resized(labels, size)
         x = self.stem(segmentation)  # (N, 16 ngf, H / 32, W / 32)
         for number, block in enumerate(self.blocks):
-            if number not in (0, 2):  # block 0 has the stem's grid, block 2 that of block 1
+            if number not in (0, 2):  # block 0 has the stem's grid, block 2 has block 1's grid
                 x = F.interpolate(x, scale_factor=2.0, mode="nearest")
                 size = [2 * size[0], 2 * size[1]]
                 segmentation = self.resized(labels, size)
@@ -104,11 +103,11 @@ class SpadeGenerator(WithRecipe):
         return torch.tanh(self.to_image(F.leaky_relu(x, 0.2)))  # (N, C, H, W)
 
     def resized(self, labels: torch.Tensor, size: list[int]) -> torch.Tensor:
-        """One-hot labels at a size, by nearest neighbour: the upper left pixel of each square remains."""
+        """Return one-hot labels at another size by nearest neighbour, which keeps the upper left pixel of each square."""
         return one_hot(F.interpolate(labels, size=size, mode="nearest"), self.num_labels)
 
     def volumes(self, labels: torch.Tensor, plane: str, slices_per_batch: int) -> torch.Tensor:
-        """Make volumes (B, 1, X, Y, Z), intensities 0 to 1, slice by slice of one plane; slices without labels stay 0."""
+        """Make volumes (B, 1, X, Y, Z), intensities 0 to 1, from slices of one plane; slices without labels stay 0."""
         slices = to_slices(labels, plane)  # (B * slices, 1, H, W)
         images = torch.zeros(slices.shape, device=labels.device)
         if is_recorded():
@@ -145,11 +144,11 @@ class PatchDiscriminator(nn.Module):
 
 
 class SpadeDiscriminator(nn.Module):
-    """Judges whether an image belongs to its labels: one network on the slice, one on a slice of half the size.
+    """Judge whether an image fits its labels, by one network on the slice and one on the slice at half the resolution.
 
     Args:
-        num_labels: number of classes, background included.
-        ndf: channels of the first layer; later ones have up to eight times as many. Park et al.: 64.
+        num_labels: number of classes, including the background.
+        ndf: channels of the first layer; later layers have up to eight times as many. Park et al.: 64.
         image_channels: channels of the image.
     """
 
@@ -159,7 +158,7 @@ class SpadeDiscriminator(nn.Module):
         self.scales = nn.ModuleList(PatchDiscriminator(num_labels + image_channels, ndf) for _ in range(2))
 
     def forward(self, labels: torch.Tensor, image: torch.Tensor) -> list[list[torch.Tensor]]:
-        """Four feature maps and the patches' scores of each scale, for classes (N, 1, H, W) and image (N, C, H, W)."""
+        """Return four feature maps and the patches' scores of each scale, for classes (N, 1, H, W), images (N, C, H, W)."""
         x = torch.cat([one_hot(labels, self.num_labels), image], dim=1)  # (N, L + C, H, W)
         outputs = []
         for scale in self.scales:
@@ -169,10 +168,10 @@ class SpadeDiscriminator(nn.Module):
 
 
 class FusionCNN(nn.Module):
-    """Fuse the volumes of three planes: their mean plus a correction by a small CNN, which starts at zero.
+    """Fuse the volumes of three planes into their mean plus a correction by a small CNN, which is zero at the start.
 
-    Without normalisation a voxel depends on its neighbourhood only, so overlapping patches agree. Ayaz et al. 2022 do not
-    name the layers; these are chosen.
+    The CNN has no normalisation, so a voxel depends only on its neighbourhood and overlapping patches agree. Ayaz et al. 2022
+    do not describe the layers, so the design is ours.
 
     Args:
         channels: channels of the hidden layers.
@@ -196,10 +195,10 @@ class FusionCNN(nn.Module):
 
 
 class SpadeFusion(WithRecipe):
-    """The whole path from labels to T1w: three generators draw slices, the fusion CNN merges their volumes.
+    """The complete model from labels to T1w: three generators make slices, and the fusion CNN merges their volumes.
 
     The generators' weights include spectral norm. `recipe` holds the label table, spacing and sizes of the training.
-    Up to `slices_per_batch` slices pass a generator at once, which changes speed and memory, not the result.
+    A generator processes up to `slices_per_batch` slices at once, which affects speed and memory but not the result.
     """
 
     def __init__(
@@ -216,17 +215,14 @@ class SpadeFusion(WithRecipe):
         self.fusion = FusionCNN(fusion_channels, fusion_layers)
 
     def forward(self, labels: torch.Tensor) -> torch.Tensor:
-        """Make T1w (B, 1, X, Y, Z), intensities 0 to 1, of classes (B, 1, X, Y, Z) in RAS order, sides multiples of 32.
+        """Make T1w (B, 1, X, Y, Z), intensities 0 to 1, from classes (B, 1, X, Y, Z) in RAS order.
 
-        The background, class 0, is exactly 0 in the result.
-
-        Raises:
-            ValueError: an unknown class, or a side that is not a multiple of 32.
+        All sides must be multiples of 32. The background, class 0, is exactly 0 in the result.
         """
         return self.fuse(self.slice_volumes(labels), labels)
 
     def slice_volumes(self, labels: torch.Tensor) -> torch.Tensor:
-        """Make the axial, coronal and sagittal volumes (B, 3, X, Y, Z), intensities 0 to 1, of classes (B, 1, X, Y, Z)."""
+        """Make the axial, coronal and sagittal volumes (B, 3, X, Y, Z), intensities 0 to 1, from classes (B, 1, X, Y, Z)."""
         labels = labels.round()
         if not is_recorded() and (labels.max() >= self.num_labels or labels.min() < 0):
             raise ValueError(
@@ -243,19 +239,19 @@ class SpadeFusion(WithRecipe):
         return self.fusion(volumes).clamp(0, 1) * (labels > 0.5)
 
     def take_generator(self, plane: str, generator: SpadeGenerator) -> None:
-        """Copy a trained generator and compute its spectral norm into the weights."""
+        """Copy the weights of a trained generator, with its spectral norm included in them."""
         self.generators[plane].load_state_dict(without_spectral_norm(generator))
 
 
 def network_of(recipe: Mapping, num_labels: int, **more) -> SpadeFusion:
-    """Make the SpadeFusion with the sizes in a recipe of weights, or of default size if there are no weights yet."""
+    """Make a SpadeFusion with the sizes in the recipe of weights, or with default sizes if there are no weights yet."""
     return SpadeFusion(**{"num_labels": num_labels} | recipe.get("network", {}) | more)
 
 
 def without_spectral_norm(generator: SpadeGenerator) -> dict[str, torch.Tensor]:
-    """State dict of a generator without spectral norm that makes the same images as this one in eval mode."""
-    # A copy, because reading a weight in training mode changes the estimate of its norm. `remove_parametrizations` cannot be
-    # used: it changes the class of the layers, which the copy shares with the original.
+    """Return the state dict of an equivalent generator without spectral norm (in eval mode)."""
+    # Use a copy, because reading a weight in training mode changes the estimate of its norm. `remove_parametrizations` does
+    # not work here, because it changes the class of the layers, which the copy shares with the original.
     twin = copy.deepcopy(generator).eval()
     state = {key: value for key, value in twin.state_dict().items() if ".parametrizations." not in key}
     for name, module in twin.named_modules():

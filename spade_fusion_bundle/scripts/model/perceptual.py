@@ -1,4 +1,4 @@
-"""The VGG loss of SPADE, from a local file of weights."""
+"""Compute the VGG loss of SPADE with weights from a local file."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from ..shared.files import read_tensors, sha256
 
 logger = logging.getLogger(__name__)
 
-# VGG-19 (Simonyan and Zisserman 2015, Table 1, E) up to relu5_1: widths of the convolutions between poolings.
+# Widths of the convolutions between poolings of VGG-19 (Simonyan and Zisserman 2015, Table 1, E), up to relu5_1.
 STAGES = ((64, 64), (128, 128), (256, 256, 256, 256), (512, 512, 512, 512), (512,))
 # Weight of the L1 after relu1_1, relu2_1, relu3_1, relu4_1 and relu5_1, by number of the layer (Wang et al. 2018, pix2pixHD).
 WEIGHTS = {1: 1 / 32, 6: 1 / 16, 11: 1 / 8, 20: 1 / 4, 29: 1.0}
 
 
 class VGGLoss(nn.Module):
-    """L1 between features of a VGG-19 trained on ImageNet, after the first ReLU of each of its five stages.
+    """Compute the L1 between features of a VGG-19 trained on ImageNet, after the first ReLU of each of its five stages.
 
-    As in SPADE, images keep their intensities -1 to 1, without ImageNet's mean and spread. The one channel is used three times.
+    As in SPADE, images have intensities of -1 to 1, without ImageNet's normalisation. The grey channel is repeated three times.
 
     Args:
-        weights: `vgg19-dcbb9e9d.pth` of torchvision.
-        expected_sha256: first digits of the file's hash; torchvision writes eight into the name.
+        weights: file `vgg19-dcbb9e9d.pth` of torchvision.
+        expected_sha256: first digits of the file's hash, eight of which are in torchvision's file name; None accepts any.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -60,7 +60,7 @@ class VGGLoss(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, fake: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-        """Loss of fake and real slices (N, 1, H, W), intensities -1 to 1; only the fake ones get gradients."""
+        """Compute the loss of fake and real slices (N, 1, H, W), intensities -1 to 1; only the fakes get gradients."""
         fake, real = (image.expand(-1, 3, -1, -1) for image in (fake, real.detach()))
         loss = torch.zeros((), device=fake.device)
         for number, layer in enumerate(self.features):
@@ -73,7 +73,7 @@ class VGGLoss(nn.Module):
 
 
 def vgg_loss(weights: str | Path | None, expected_sha256: str | None, device: torch.device) -> VGGLoss | None:
-    """Make the loss on a device; without a file of weights warn and give None."""
+    """Load the loss, or warn and return None if `weights` is None."""
     if weights is None:
         logger.warning(
             "The GANs train without the VGG loss of SPADE: --vgg_file names no file. Feature matching remains; textures may "

@@ -1,4 +1,4 @@
-"""Weights of the three planes: their files, the commands that make them, and how the fusion loads them."""
+"""Name and load the weights of the three planes, and name the commands that make them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ COMMAND = "python -m monai.bundle run {} --config_file configs/train.json --data
 
 
 def generator_file(models_dir: str | Path, plane: str, fold: int | None = None) -> Path:
-    """File of one plane's generator, or of the generator that was trained without a fold."""
+    """Return the file of one plane's generator, or of its generator that was trained without a fold."""
     return Path(models_dir) / (f"spade_{plane}.pt" if fold is None else f"spade_{plane}_fold{fold}.pt")
 
 
@@ -24,13 +24,13 @@ def load_generators(
     recipe: Mapping,
     fold: int | None = None,
 ) -> SpadeFusion:
-    """Put the trained generators of the three planes into `network`; its fusion CNN stays as it is.
+    """Load the trained generators of the three planes into `network`, and leave its fusion CNN unchanged.
 
-    The generators must have the label table, the spacing and the "data" of `recipe`, the hash of who is in which split: the
-    fusion must not learn from subjects that a generator has seen. With `fold`, those trained without this fold are taken.
+    The generators must have the label table, the spacing and the hash of the splits ("data") of `recipe`, because the fusion
+    must not learn from subjects that a generator was trained on. With `fold`, generators trained without this fold are loaded.
 
     Raises:
-        FileNotFoundError: a generator is missing; names the command that makes it.
+        FileNotFoundError: a generator is missing. The message names the command that makes it.
         ValueError: weights have another architecture, plane, label table, spacing or split of the data.
     """
     for plane in PLANES:

@@ -1,4 +1,4 @@
-"""SPADE normalisation: a label map sets scale and shift of the features at each pixel (Park et al. 2019, Sec. 3)."""
+"""SPADE normalisation: the label map determines scale and shift of the features at each pixel (Park et al. 2019, Sec. 3)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def conv2d(
     in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, padding: int = 0, bias: bool = True,
     spectral: bool = False,
 ) -> nn.Conv2d:  # fmt: skip
-    """A convolution with the initial values of Park et al. 2019: weights normal (Xavier, gain 0.02), biases 0."""
+    """Make a convolution with the initial values of Park et al. 2019: normal weights (Xavier, gain 0.02) and zero biases."""
     conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, bias=bias)
     nn.init.xavier_normal_(conv.weight, gain=0.02)  # before spectral norm replaces the weight
     if bias:
@@ -21,7 +21,7 @@ def conv2d(
 
 
 class SpadeNorm(nn.Module):
-    """Batch norm without own parameters, then scale and shift computed from the labels (Park et al. 2019, Eq. 1)."""
+    """Apply batch norm without learnt parameters, then scale and shift computed from the labels (Park et al. 2019, Eq. 1)."""
 
     def __init__(self, channels: int, num_labels: int, hidden: int) -> None:
         super().__init__()
@@ -33,5 +33,5 @@ class SpadeNorm(nn.Module):
     def forward(self, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Normalise features (N, C, h, w) by one-hot labels (N, L, h, w)."""
         embedded = F.relu(self.embed(labels))  # (N, hidden, h, w)
-        # 1 + scale, because the last layer starts near zero: training starts from a plain normalisation.
+        # The last layers start near zero, so with 1 + scale training starts from a plain normalisation.
         return self.base_norm(x) * (1 + self.to_scale(embedded)) + self.to_shift(embedded)

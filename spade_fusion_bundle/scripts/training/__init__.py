@@ -1,1 +1,1 @@
-"""One training step per file, and what the stages need."""
+"""Training steps of the two stages, and their data and learning rates."""

@@ -1,4 +1,4 @@
-"""Statistics of batch norm that fit the weights of a validation."""
+"""Estimate the statistics of batch norm again for the weights that are validated."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch.optim.swa_utils import update_bn
 
 
 class ReestimateBatchNorm:
-    """Measure the statistics of batch norm before each validation, from training slices and the present weights.
+    """Estimate the statistics of batch norm before each validation, from training slices with the current weights.
 
-    The averages gathered during training belong to earlier weights, and with them a GAN's images can collapse.
+    The running averages of training belong to earlier weights, and a GAN's images can collapse with them.
     """
 
     def __init__(self, generator: torch.nn.Module, loader: DataLoader, batches: int, device: torch.device) -> None:

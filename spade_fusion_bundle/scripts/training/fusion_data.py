@@ -1,4 +1,4 @@
-"""Training data of the fusion CNN: volumes that the frozen generators make of subjects they did not see."""
+"""Training data of the fusion CNN: volumes that the frozen generators make for subjects that they were not trained on."""
 
 from __future__ import annotations
 
@@ -23,21 +23,23 @@ from ..shared.files import atomic, sha256
 
 @dataclass(eq=False)
 class FusionDataset(Dataset):
-    """The three planes' volumes of each subject with its scan, synthesised once and kept on disk.
+    """The volumes of the three planes and the scan of each subject, synthesised once and stored on disk.
 
     An item is {"volumes": (3, X, Y, Z), "image": (1, X, Y, Z), "label": (1, X, Y, Z), 1 inside the label map}, all float32.
     A subject with a "fold" is synthesised by the generators that were trained without that fold. `synthesise` reads the
-    generators, so the data set can be made before they are trained.
+    generators, so the data set may be built before they are trained.
 
     Args:
-        data: {"image", "label"} paths of all subjects that training may use. MONAI Label puts its own list here.
-        network: makes a SpadeFusion, of which only the generators are used; `generator` makes one to load weights into.
+        data: items {"image", "label"} of all subjects that training may use. MONAI Label sets its own list here.
+        preprocessing: transform that loads an item's scan and label map, such as `scan_and_map`.
+        network: function that makes a SpadeFusion, of which only the generators are used.
+        generator: function that makes a generator to load weights into.
         recipe: recipe with the label table and spacing that the generators must have been trained with.
-        cache_dir: folder of the volumes, some 10 bytes for each voxel.
-        items: subjects of `data` whose volumes are made, with "fold" for cross-validation; None for all.
-        random_transform: transform of the item, such as a choice of patches; None for whole volumes.
-        visits: visits of each subject in an epoch.
-        match_contrast: whether the scan gets the contrast of the synthetic volumes, see `with_contrast_of`.
+        cache_dir: folder of the volumes, about 10 bytes for each voxel.
+        items: items of `data` to synthesise, with "fold" for cross-validation; None for all.
+        random_transform: transform of an item, such as a choice of patches; None for whole volumes.
+        visits: number of visits of each subject in an epoch.
+        match_contrast: whether to match the scan's contrast to the synthetic volumes, see `with_contrast_of`.
     """
 
     data: Sequence[dict]
@@ -68,7 +70,7 @@ class FusionDataset(Dataset):
         return self.random_transform(item) if self.random_transform else item
 
     def file(self, item: Mapping) -> Path:
-        """File of an item's volumes; its name changes with generators, files, spacing, precision and contrast."""
+        """Return the file of an item's volumes. Its name depends on generators, files, spacing, precision and contrast."""
         stats = [os.stat(item[key]) for key in ("image", "label")]
         parts = [sha256(generator_file(self.models_dir, plane, item.get("fold"))) for plane in PLANES]
         parts += [f"{Path(item[key]).resolve()} {s.st_mtime_ns} {s.st_size}" for key, s in zip(("image", "label"), stats)]
@@ -77,17 +79,12 @@ class FusionDataset(Dataset):
 
     @torch.inference_mode()
     def synthesise(self, rank: int = 0, world_size: int = 1) -> None:
-        """Make the volumes that do not exist yet; each process makes a part of them.
-
-        Raises:
-            FileNotFoundError: a plane's generator is missing; names the command that makes it.
-            ValueError: a plane's generator belongs to another run.
-        """
+        """Make the volumes that do not exist yet. Each of n processes makes every n-th volume."""
         for fold in sorted({item.get("fold") for item in self.items}, key=str):
             network = load_generators(self.network(), self.generator, self.models_dir, self.recipe, fold)
             network = network.to(self.device).eval()
             items = [item for item in self.items if item.get("fold") == fold]
-            # Choose this process's part before looking for files, because other processes write already.
+            # Choose this process's part before looking for files, because other processes may already be writing.
             missing = [item for item in items[rank::world_size] if not self.file(item).exists()]
             for item in tqdm(missing, desc="synthesising for the fusion", disable=rank > 0, unit="subject"):
                 pair = self.preprocessing(item)
@@ -104,10 +101,10 @@ class FusionDataset(Dataset):
 
 
 def with_contrast_of(reference: torch.Tensor, image: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-    """Shift each class of `image` but background to its mean intensity in `reference`; all (1, X, Y, Z).
+    """Shift each class of `image` except the background to its mean intensity in `reference`; all are (1, X, Y, Z).
 
-    The brightness of a class differs between scans, and label maps do not hold it. From few subjects the fusion would learn
-    their brightness, which is wrong for others; after the shift it learns structure only.
+    The brightness of a class differs between scans, and a label map does not determine it. From few subjects, the fusion would
+    learn their brightness, which is wrong for others. After the shift it can learn only structure.
     """
     classes = classes.long().flatten()
     sums = torch.bincount(classes, weights=(reference - image).flatten().double())
@@ -117,15 +114,11 @@ def with_contrast_of(reference: torch.Tensor, image: torch.Tensor, classes: torc
 
 
 def volumes_per_batch(batch_size: int, patches_per_volume: int) -> int:
-    """Number of volumes that give a batch of patches.
-
-    Raises:
-        ValueError: the batch size is not a multiple of the patches per volume.
-    """
+    """Return the number of volumes whose patches form a batch. The batch size must be a multiple of the patches per volume."""
     if batch_size % patches_per_volume:
         raise ValueError(
-            f"fusion_batch_size {batch_size} is no multiple of patches_per_volume {patches_per_volume}: each volume of a batch "
-            f"gives so many patches"
+            f"fusion_batch_size {batch_size} must be a multiple of patches_per_volume {patches_per_volume}, the number of "
+            f"patches from each volume of a batch"
         )
     return batch_size // patches_per_volume
 
@@ -133,7 +126,7 @@ def volumes_per_batch(batch_size: int, patches_per_volume: int) -> int:
 def prepare(
     network: SpadeFusion, generator: Callable[[], SpadeGenerator], models_dir: str | Path, recipe: Mapping
 ) -> SpadeFusion:
-    """Put the final generators into `network`, freeze them, and record their hashes in its recipe."""
+    """Load the final generators into `network`, freeze them, and record their hashes in its recipe."""
     load_generators(network, generator, models_dir, recipe)
     network.generators.requires_grad_(False)
     network.recipe = dict(recipe) | {
@@ -143,13 +136,13 @@ def prepare(
 
 
 class FusionStart:
-    """Put the final generators into the network and validate, before the first step and after all other handlers' start.
+    """Load the final generators into the network and validate it, before the first step and after all other start handlers.
 
-    MONAI Label loads the weights that it serves, with other generators, and `Resume` the best score so far. The validation
-    makes sure that a CNN which is worse than the mean of the planes is not kept.
+    It runs last, because MONAI Label loads the weights that it serves, with other generators, and `Resume` loads the best score
+    so far. The validation prevents a CNN that is worse than the mean of the planes from being saved.
 
     Args:
-        prepare: `prepare` with its arguments.
+        prepare: function `prepare` with its arguments.
         validator: evaluator of the fusion.
     """
 
@@ -158,7 +151,7 @@ class FusionStart:
         self.validator = validator
 
     def attach(self, engine: Engine) -> None:
-        # A handler that is added during the event comes after all that were attached before the run.
+        # A handler that is added during the event runs after all that were attached before.
         engine.add_event_handler(Events.STARTED, lambda engine: engine.add_event_handler(Events.STARTED, self))
 
     def __call__(self, engine: Engine) -> None:
@@ -167,7 +160,7 @@ class FusionStart:
 
 
 def validation_step(engine: Engine, batch: dict) -> dict[str, torch.Tensor]:
-    """Give fused volume, mean of the planes and scan of held-out subjects, each (B, 1, X, Y, Z), intensities 0 to 1."""
+    """Return fused volume, mean of the planes and scan of held-out subjects, each (B, 1, X, Y, Z), intensities 0 to 1."""
     volumes, image, label = (batch[key].to(engine.state.device) for key in ("volumes", "image", "label"))
     network = engine.network.eval()
     with torch.no_grad():
@@ -177,7 +170,7 @@ def validation_step(engine: Engine, batch: dict) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def pictures(dataset: FusionDataset, network: SpadeFusion, device: torch.device, count: int = 2) -> dict[str, torch.Tensor]:
-    """Scan, mean of the planes and fusion of the first held-out subjects, one below the other, for TensorBoard."""
+    """Return scan, mean of the planes and fusion of the first held-out subjects, for TensorBoard."""
     network.eval()
     rows = {}
     for number in range(min(count, len(dataset))):

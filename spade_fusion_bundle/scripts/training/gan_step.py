@@ -24,23 +24,20 @@ def spade_step(
 
     Args:
         engine: MONAI's AdversarialTrainer.
-        batch: {"image": (N, 1, H, W), intensities 0 to 1, "label": (N, 1, H, W), classes}.
+        batch: {"image": intensities (N, 1, H, W), 0 to 1, "label": classes (N, 1, H, W)}.
         feature_weight: weight of feature matching; the adversarial term has weight 1. Park et al. 2019: 10.
         vgg_weight: weight of the VGG loss. Park et al. 2019: 10.
-        l1_weight: weight of the L1 loss between fake and real. Park et al. 2019 have none, 0.
-        vgg_loss: takes a fake and a real slice, intensities -1 to 1; None trains without it.
+        l1_weight: weight of the L1 loss between fake and real. Park et al. 2019 do not use it (0).
+        vgg_loss: function of fake and real slices, intensities -1 to 1; None trains without it.
         amp: whether the networks run in bfloat16; losses are computed in float32.
-
-    Returns:
-        the losses for the logs, in the form that MONAI expects: a list of one dict.
     """
     state = engine.state
     image, labels = (torch.as_tensor(batch[key]).to(state.device, non_blocking=True) for key in ("image", "label"))
     image = 2 * image - 1
     generator, discriminator = state.g_network.train(), state.d_network.train()
     autocast = torch.autocast(state.device.type, dtype=torch.bfloat16, enabled=amp)
-    # Fakes and reals pass through the discriminator in one call: a second call would move the power iteration of spectral
-    # norm, and DDP does not allow two. Instance norm keeps them independent.
+    # The discriminator processes fakes and reals in one call, because a second call would advance the power iteration of
+    # spectral norm and DDP does not allow it. Instance norm keeps fakes and reals independent.
     both = torch.cat([labels, labels])
 
     # (1) The generator. The discriminator is used without its DDP wrapper, which must not reduce gradients here.

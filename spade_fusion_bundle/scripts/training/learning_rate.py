@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 
 def linear_decay(epochs: int, decay_epochs: int) -> Callable[[int], float]:
-    """Give the factor of the learning rate at an epoch: 1, then a linear fall to 0 over the last `decay_epochs`."""
+    """Return the factor of the learning rate at an epoch: 1, then a linear decay to 0 over the last `decay_epochs`."""
     decay_epochs = min(decay_epochs, epochs)
 
     def factor(epoch: int) -> float:

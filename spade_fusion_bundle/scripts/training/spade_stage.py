@@ -39,26 +39,26 @@ from .learning_rate import linear_decay
 
 @dataclass(kw_only=True)
 class SpadeStage:
-    """Trains the GAN of one plane (`run`) or of all planes (`run_all`).
+    """Train the GAN of one plane (`run`) or of all planes (`run_all`).
 
-    Each plane has networks, optimisers and files of its own, so the config gives functions that make them. A plane's files
+    Each plane has its own networks, optimisers and files, so the config passes functions that make them. A plane's files
     are models_dir/spade_<plane>.pt (the best generator) and models_dir/resume/spade_<plane>.pt.
 
     Args:
-        volumes: training set of {"image": (1, X, Y, Z), intensities 0 to 1, "label": classes (1, X, Y, Z)}, RAS, sides
-            multiples of 32.
-        val_volumes: validation set of the same kind.
-        folds: fold of each of `volumes`; None without cross-validation.
-        mirror: random left-right flip of a volume.
-        generator: makes a generator; `discriminator` makes a discriminator.
-        optimizer: takes the generator's parameters and makes an optimiser; so does `discriminator_optimizer`.
-        step: `gan_step.spade_step` with its settings.
-        recipe: what the weights carry: label table, spacing, identities of the scans. A resumed run must have the same.
-        tracking: takes run_name and more, and makes an MLFlowHandler; None without MLflow.
-        epochs: as the further arguments a setting of train.json, which docs/settings.md explains.
+        volumes: training set of items {"image": intensities (1, X, Y, Z), 0 to 1, "label": classes (1, X, Y, Z)} in RAS
+            order, whose sides are multiples of 32.
+        val_volumes: validation set of such items.
+        folds: fold of each item of `volumes`; None without cross-validation.
+        mirror: transform that randomly flips left and right.
+        step: function `gan_step.spade_step` with its settings.
+        recipe: label table, spacing and identities of the scans, which are stored with the weights. A resumed run must have
+            the same recipe.
+        tracking: function that makes an MLFlowHandler from run_name and other options; None without MLflow.
+
+    docs/settings.md explains the other arguments, which are settings of train.json.
 
     Raises:
-        ValueError: batch_size is 1 or not a multiple of slices_per_volume, or there are too few volumes for two slices.
+        ValueError: batch_size is 1, or is not a multiple of slices_per_volume.
     """
 
     volumes: Dataset
@@ -90,11 +90,11 @@ class SpadeStage:
 
     def __post_init__(self) -> None:
         if self.batch_size == 1:
-            raise ValueError("spade_batch_size 1: batch norm needs several slices to take statistics of. Use 2 or more")
+            raise ValueError("spade_batch_size 1: batch norm needs several slices to estimate statistics. Use 2 or more")
         if self.batch_size % self.slices_per_volume:
             raise ValueError(
-                f"spade_batch_size {self.batch_size} is no multiple of slices_per_volume {self.slices_per_volume}: each "
-                f"volume of a batch gives so many slices"
+                f"spade_batch_size {self.batch_size} must be a multiple of slices_per_volume {self.slices_per_volume}, the "
+                f"number of slices from each volume of a batch"
             )
         self.device = torch.device(self.device)
         self.main = idist.get_rank() == 0
@@ -107,14 +107,10 @@ class SpadeStage:
                 self.run(plane, fold)
 
     def run(self, plane: str, fold: int | None = None) -> None:
-        """Train one plane's GAN, without the volumes of `fold` if one is given.
-
-        Raises:
-            ValueError: there is no such plane or fold.
-        """
+        """Train one plane's GAN, without the volumes of `fold` if one is given."""
         axis_of(plane)
         if fold is not None and fold not in (self.folds or ()):
-            raise ValueError(f"--fold {fold}: there is none of that number. Set --folds K too; folds are 0 to K - 1")
+            raise ValueError(f"--fold {fold}: there is no such fold. Set --folds K too; folds are 0 to K - 1")
         torch.manual_seed(self.seed + PLANES.index(plane))
         self.trainer(plane, fold).run()
         idist.barrier()
@@ -189,7 +185,7 @@ class SpadeStage:
         if batch_size * self.slices_per_volume == 1:
             raise ValueError(
                 f"{len(kept)} scans for {idist.get_world_size()} processes with slices_per_volume 1 make batches of one slice; "
-                f"batch norm needs several to take statistics of. Raise --slices_per_volume"
+                f"batch norm needs several to estimate statistics. Raise --slices_per_volume"
             )
         return DataLoader(
             dataset,
@@ -232,7 +228,7 @@ class SpadeStage:
         if not self.distributed:
             return network
         device_ids = [self.device] if self.device.type == "cuda" else None
-        # Without broadcast: a step has two forward passes before a backward pass, and a broadcast changes the buffers between.
+        # No broadcast, because it would change the buffers between the two forward passes that precede a backward pass.
         return DistributedDataParallel(network, device_ids=device_ids, broadcast_buffers=False)
 
     @torch.no_grad()

@@ -67,7 +67,7 @@ def test_the_summary_gives_mean_and_spread_of_both(tmp_path):
     assert summary["reconstruction"]["l1"]["std"] == pytest.approx(np.std([0.1, 0.3], ddof=1), abs=1e-5)
     assert summary["mean_image"]["l1"]["std"] is None
     section = json.loads((tmp_path / "reconstruction.section.json").read_text())
-    assert "the scans of the split validation, which chose its best epoch;" in section["text"]
+    assert "the scans of the split validation, which chose its best epoch. Details" in section["text"]
     (table,) = section["tables"]
     l1 = {row[0]: row[-1] for row in table["rows"]}
     assert l1["autoencoder"] == "0.2 ± 0.14 [-1.071, 1.471]"  # 12.7 standard errors: of two scans little is known
@@ -154,7 +154,7 @@ def test_each_of_several_scans_of_a_participant_is_kept(tmp_path):
 
 
 def test_two_scans_of_one_name_are_refused_before_any_is_kept(tmp_path):
-    with pytest.raises(ValueError, match="such as sub-02ses1: give them participant_id or names of BIDS"):
+    with pytest.raises(ValueError, match="such as sub-02ses1. Give the scans a participant_id or BIDS names"):
         kept(tmp_path, ["sub-02_ses-1", "sub-02_ses1"], [[NULL, 0.0]] * 2)
     assert not (tmp_path / "kept").exists()
 

@@ -141,7 +141,7 @@ def test_everything_is_written_for_programs_and_readers(sets, result):
     assert section["tables"][0]["rows"][0][:2] == [FLOOR, "9 + 9"]
     for needed in ("stand-in", "18 real scans", "at 8 mm", "along the 2 first principal components", "2 scales", "all scans"):
         assert needed in section["text"], needed
-    assert "The row of held-out scans is what new scans" in section["text"] and "no row of held-out" not in section["text"]
+    assert "The row of held-out scans, new scans" in section["text"] and "no row of held-out" not in section["text"]
 
 
 def interval(mean, error):
