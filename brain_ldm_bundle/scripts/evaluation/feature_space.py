@@ -65,6 +65,6 @@ class FeatureSpace:
             return f"Features: {extractor}, all {self.length}."
         return (
             f"Features: {extractor}, {self.length}. There are too few volumes for a covariance of so many features. So FID "
-            f"compares covariances only along the first {self.dimensions} principal components of the real scans "
+            f"compares covariances only along the {self.dimensions} first principal components of the real scans "
             f"({100 * self.share:.0f} % of their variance), and means in all features."
         )

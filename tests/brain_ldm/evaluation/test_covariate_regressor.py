@@ -147,7 +147,7 @@ def test_it_beats_the_mean_where_the_volumes_show_the_answer(regressor, dataset_
     assert ventricles["n"] == 8 and ventricles["r"] > 0.8 and ventricles["mae"] < 0.6 * ventricles["mae_trivial"]
     section = json.loads((tmp_path / "output" / "regressor.section.json").read_text())
     assert "the split validation, which chose its best epoch. The tables" in section["text"]
-    assert "It was trained on 24 of the 24 training scans. What" in section["text"]
+    assert "It was trained on 24 of the 24 training scans. Its" in section["text"]
     assert "8" in section["tables"][0]["rows"][0] and (tmp_path / "output" / section["figures"][0]["file"]).is_file()
     (row,) = csv.DictReader(predictions.open(), delimiter="\t")
     assert list(row) == ["participant_id", "file", "sex", "age", "ventricles_ml", "brain_normalised_ml", "tool"]
