@@ -90,12 +90,12 @@ def _literal(text: str) -> str:
     return text.replace("$", r"\$")
 
 
+@rc_context(ON_THE_PAGE)
 def scatter_image(cohorts: dict[str, Cohort], quantity: str) -> bytes:
     """One scatter plot without background, for light and dark pages."""
-    with rc_context(ON_THE_PAGE):
-        figure = Figure(figsize=(5, 4.6), layout="constrained")
-        draw_scatter(figure.subplots(), cohorts, quantity)
-        return png(figure, transparent=True)
+    figure = Figure(figsize=(5, 4.6), layout="constrained")
+    draw_scatter(figure.subplots(), cohorts, quantity)
+    return png(figure, transparent=True)
 
 
 def png(figure: Figure, **options) -> bytes:

@@ -52,6 +52,7 @@ def read_scalars(files: list[Path]) -> dict[str, np.ndarray]:
     return {name: np.array(sorted(points.items())) for name, points in scalars.items()}
 
 
+@rc_context(ON_THE_PAGE)
 def draw_curves(training_dir: Path) -> bytes | None:
     """PNG with one row per stage: training loss with its running mean over 50 steps, and validation by epoch.
 
@@ -61,11 +62,6 @@ def draw_curves(training_dir: Path) -> bytes | None:
     stages = {name: scalars for name, scalars in stages.items() if "loss" in scalars}
     if not stages:
         return None
-    with rc_context(ON_THE_PAGE):
-        return png(_draw(stages), transparent=True)
-
-
-def _draw(stages: dict[str, dict[str, np.ndarray]]) -> Figure:
     figure = Figure(figsize=(9, 2.8 * len(stages)), layout="constrained")
     for row, (name, scalars) in zip(figure.subplots(len(stages), 2, squeeze=False), stages.items(), strict=True):
         steps, loss = scalars["loss"].T
@@ -77,4 +73,4 @@ def _draw(stages: dict[str, dict[str, np.ndarray]]) -> Figure:
         if validation in scalars:
             row[1].plot(*scalars[validation].T, "o-", color=COLOURS["cohort"])
         row[1].set(title=f"{name}: {validation.replace('val_', '').upper()} on validation scans", xlabel="epoch")
-    return figure
+    return png(figure, transparent=True)
