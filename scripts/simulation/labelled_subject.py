@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from measurement.label_values import read_label_values, read_volume_labels
 from registration.deep_grey import rigid_to_mni
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import gaussian_filter, map_coordinates
 from shared.mni_box import FIELD_OF_VIEW_MM
 
 from simulation.acquisition import acquire, smooth_field
@@ -83,11 +83,8 @@ def make_subject(path: Path, spacing_mm: int, seed: int, warp: bool) -> tuple[np
     if warp:
         points_mm += deform(points_mm, generator)
     matrix, shift = torch.from_numpy(to_voxels[:3, :3]).float(), torch.from_numpy(to_voxels[:3, 3:]).float()
-    voxels = (matrix @ points_mm.flatten(1) + shift).round().long()  # nearest neighbour
-    size = torch.tensor(labels.shape)[:, None]
-    outside = ((voxels < 0) | (voxels >= size)).any(0)
-    i, j, k = voxels.clamp(min=torch.zeros_like(size), max=size - 1)
-    resampled = torch.from_numpy(labels)[i, j, k].masked_fill(outside, 0).reshape(FIELD_OF_VIEW_MM)
+    voxels = (matrix @ points_mm.flatten(1) + shift).round().reshape(3, *FIELD_OF_VIEW_MM)  # nearest neighbour
+    resampled = torch.from_numpy(map_coordinates(labels, voxels.numpy(), order=0, mode="grid-constant"))  # 0 outside the map
 
     image = paint(resampled, generator)
     if spacing_mm > 1:
