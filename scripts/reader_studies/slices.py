@@ -44,7 +44,7 @@ def find_volumes(sources: Iterable[Path], kind: str, split: str | None = None) -
         split: take only the participants of this split, such as "test"; all sources must then be BIDS data sets.
     """
     paths = []
-    for source in map(Path, sources):
+    for source in sources:
         if source.is_dir():
             patterns = ("sub-*/**/*_T1w.nii*", "**/*_T1w.nii*", "*.nii*")
             inside = next(filter(None, (sorted(source.glob(pattern)) for pattern in patterns)), [])
