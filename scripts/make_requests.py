@@ -33,7 +33,7 @@ EXTRAPOLATED = {
 }
 
 
-def read_training_rows(path: Path, columns: Sequence[str] = COLUMNS) -> pd.DataFrame:
+def read_training_rows(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     """Read the training rows of a participants.tsv (all rows if it has no column `split`) that have all covariates.
 
     Categories are text, quantities floats. Numbers are categories if participants.json beside the table gives them `Levels`.
@@ -55,7 +55,7 @@ def read_training_rows(path: Path, columns: Sequence[str] = COLUMNS) -> pd.DataF
     return table
 
 
-def draw(cohort: pd.DataFrame, rows: int, seed: int, spread: float = 0.1) -> pd.DataFrame:
+def draw(cohort: pd.DataFrame, rows: int, seed: int, spread: float) -> pd.DataFrame:
     """Draw rows of a cohort, and move each quantity within its range by a normal draw of `spread` standard deviations."""
     rng = np.random.default_rng(seed)
     drawn = cohort.iloc[rng.integers(len(cohort), size=rows)].reset_index(drop=True)

@@ -17,8 +17,8 @@ from conditioning_parts.report_section import NOTICE, ReportSection
 from conditioning_parts.requested_against_measured import GENERATED, SCANS, THROUGH
 
 SIZES = {name: QUANTITIES[name][0] for name in (*VOLUMES, NORMALISED)}
-REAL, RECONSTRUCTED = "real scans", THROUGH  # names in tables and figures
-COLOURS = {REAL: "#4a90d9", RECONSTRUCTED: "#3b8686", GENERATED: "#e07b39"}  # as on the report page
+REAL = "real scans"  # name of `SCANS` in tables and figures
+COLOURS = {REAL: "#4a90d9", THROUGH: "#3b8686", GENERATED: "#e07b39"}  # as on the report page
 FEWEST = 4  # volumes of a kind; halves of fewer are single volumes
 RESAMPLES = 2000
 SPLITS = 500
@@ -107,7 +107,7 @@ def compare(tables: Mapping[str, pd.DataFrame], seed: int = 0) -> tuple[pd.DataF
     common = [name for name in SIZES if all(name in table and table[name].notna().any() for table in tables.values())]
     if not common:
         raise ValueError(f"the tables have no size in common; expected some of {', '.join(SIZES)}")
-    pairs = [(REAL, GENERATED), (RECONSTRUCTED, GENERATED), (REAL, RECONSTRUCTED)]
+    pairs = [(REAL, GENERATED), (THROUGH, GENERATED), (REAL, THROUGH)]
     rows, without = [], []
     for first, second in [pair for pair in pairs if set(pair) <= set(tables)]:
         values = {name: [tables[kind][name].dropna() for kind in (first, second)] for name in common}
@@ -117,7 +117,7 @@ def compare(tables: Mapping[str, pd.DataFrame], seed: int = 0) -> tuple[pd.DataF
             try:
                 numbers = volume_distance(*samples, seed)
             except ValueError as error:
-                if RECONSTRUCTED not in (first, second):
+                if THROUGH not in (first, second):
                     raise ValueError(f"{name}: {error}") from error
                 without.append(f"{SIZES[name]}, {second} from {first}: {error}")
                 continue
@@ -152,17 +152,13 @@ def section_tables(tables: Mapping[str, pd.DataFrame], distances: pd.DataFrame) 
         [SIZES[name], *(f"{tables[kind][name].mean():.1f} ± {tables[kind][name].std():.1f}" for kind in kinds)]
         for name in dict.fromkeys(distances["volume"])
     ]
-    rows = [
-        [
-            f"{SIZES[row.volume]}: {row.second} from {row.first}",
-            f"{row.n_generated}, {row.n_real}",
-            f"{row.distance:.1f}" + (f" [{row.distance_low:.1f}, {row.distance_high:.1f}]" if row.distance_low >= 0 else ""),
-            f"{row.floor:.1f} [{row.floor_low:.1f}, {row.floor_high:.1f}]",
-            f"{row.trivial:.1f}",
-            *("—" if np.isnan(p) else f"{p:.3f}" if p >= 0.001 else "< 0.001" for p in (row.p, row.p_holm)),
-        ]
-        for row in distances.itertuples()
-    ]
+    rows = []
+    for row in distances.itertuples():
+        interval = f" [{row.distance_low:.1f}, {row.distance_high:.1f}]" if row.distance_low >= 0 else ""
+        floor = f"{row.floor:.1f} [{row.floor_low:.1f}, {row.floor_high:.1f}]"
+        p_values = ["—" if np.isnan(p) else f"{p:.3f}" if p >= 0.001 else "< 0.001" for p in (row.p, row.p_holm)]
+        title, n = f"{SIZES[row.volume]}: {row.second} from {row.first}", f"{row.n_generated}, {row.n_real}"
+        rows.append([title, n, f"{row.distance:.1f}{interval}", floor, f"{row.trivial:.1f}", *p_values])
     header = ["", "n", "distance, mL [95 %]", "floor, mL [95 % of halves]", "everyone the mean, mL", "p", "p (Holm)"]
     return [{"header": ["mean ± SD, mL", *kinds], "rows": sizes}, {"header": header, "rows": rows}]
 
@@ -172,7 +168,7 @@ def explain(tables: Mapping[str, pd.DataFrame], tool: str, tests: int, seed: int
     flags = {kind: int(table["flags"].notna().sum()) if "flags" in table else 0 for kind, table in tables.items()}
     flagged = ", ".join(f"{count} {kind}" for kind, count in flags.items())
     through = "Before you attribute a distance to the model, add the scans through the autoencoder (--reconstructed)."
-    if RECONSTRUCTED in tables:
+    if THROUGH in tables:
         through = (
             "The same scans through the autoencoder are as smooth. The distance of the generated volumes from these is due to "
             "the diffusion model. The distance of these from the scans, which show the very same heads, is due to the tool and "
@@ -197,7 +193,7 @@ is {seed}. For research, not for clinical use."""
 
 
 def size_distributions(
-    measured: Mapping[str, Mapping[str, pd.DataFrame]], files: Mapping[str, Sequence[Path]], seed: int = 0
+    measured: Mapping[str, Mapping[str, pd.DataFrame]], files: Mapping[str, Sequence[Path]], seed: int
 ) -> ReportSection:
     """Compare the sizes by the first tool that measured sizes of every kind.
 
@@ -215,10 +211,10 @@ def size_distributions(
     tool = next(with_sizes, common[0])
     names = {kind: " and ".join(map(str, files[kind])) for kind in measured}
     tables = {kind: sizes_of(of_kind[tool], names[kind]) for kind, of_kind in measured.items()}
-    if RECONSTRUCTED in tables:
-        same = tables[RECONSTRUCTED].index
+    if THROUGH in tables:
+        same = tables[THROUGH].index
         if len(others := same.difference(tables[REAL].index)):
-            raise ValueError(f"{names[RECONSTRUCTED]}: {others[0]} is not in {names[REAL]}. Measure the same scans")
+            raise ValueError(f"{names[THROUGH]}: {others[0]} is not in {names[REAL]}. Measure the same scans")
         tables[REAL] = tables[REAL].loc[same]
     distances, without = compare(tables, seed)
     rows = [{name: value for name, value in row.items() if not pd.isna(value)} for row in distances.to_dict("records")]

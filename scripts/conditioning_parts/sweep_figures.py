@@ -176,7 +176,7 @@ def tool_table(cohort: Cohort, sweeps: Sequence[Sweep], scans: Cohort | None) ->
     return {"header": ["the tool on scans", "n", "smallest: true, measured", "largest: true, measured"], "rows": rows}
 
 
-def sweep_figures(cohort: Cohort, sweeps: Sequence[Sweep], scans: Cohort | None = None) -> list[ReportSection]:
+def sweep_figures(cohort: Cohort, sweeps: Sequence[Sweep], scans: Cohort | None) -> list[ReportSection]:
     """Return Figure 2 and Figure 4, or the one that has volumes; `scans` have known values, measured by the same tools."""
     tools = f"by {' and '.join(cohort.tables)}" if cohort.tables else "by no tool"
     within = [sweep for sweep in sweeps if len(sweep.inside) >= 2]

@@ -36,7 +36,7 @@ def build_network() -> UNet:
     )
 
 
-def load_network(weights: Path = WEIGHTS) -> UNet:
+def load_network(weights: Path) -> UNet:
     """Return the trained network, ready to measure."""
     if not weights.exists():
         raise FileNotFoundError(f"{weights}. Train it first: python scripts/train_volume_net.py --help")

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from cohorts.row_matching import read_by_participant
 from conditioning_parts import size_distributions
-from conditioning_parts.size_distributions import GENERATED, REAL, RECONSTRUCTED, compare, sizes_of, volume_distance
+from conditioning_parts.size_distributions import GENERATED, REAL, THROUGH, compare, sizes_of, volume_distance
 
 RNG = np.random.default_rng(0)
 HEADS = RNG.normal(50, 20, 40)
@@ -101,23 +101,23 @@ def test_volumes_by_two_tools_are_not_compared(tmp_path):
 
 def test_scans_through_the_autoencoder_tell_what_the_tool_does(tmp_path):
     """The tool read the very same heads 40 mL larger when they were smooth, and that counted as the model's mistake."""
-    tables = {REAL: HEADS, GENERATED: HEADS[::-1] + 41, RECONSTRUCTED: HEADS + 40}
+    tables = {REAL: HEADS, GENERATED: HEADS[::-1] + 41, THROUGH: HEADS + 40}
     tables = {kind: read(table(tmp_path, f"{kind}.tsv", values)) for kind, values in tables.items()}
     found, without = compare(tables)
     found = found.set_index(["second", "first"])
     assert not without
     assert found["distance"].to_dict() == pytest.approx(
-        {(GENERATED, REAL): 41, (GENERATED, RECONSTRUCTED): 1, (RECONSTRUCTED, REAL): 40}, abs=0.01
+        {(GENERATED, REAL): 41, (GENERATED, THROUGH): 1, (THROUGH, REAL): 40}, abs=0.01
     )
-    assert found["p"][GENERATED, REAL] < 0.01 < 0.5 < found["p"][GENERATED, RECONSTRUCTED]
-    assert np.isnan(found["p"][RECONSTRUCTED, REAL])  # the same heads
+    assert found["p"][GENERATED, REAL] < 0.01 < 0.5 < found["p"][GENERATED, THROUGH]
+    assert np.isnan(found["p"][THROUGH, REAL])  # the same heads
 
 
 def test_an_autoencoder_that_gives_all_heads_one_volume_hides_no_other_number(tmp_path):
-    tables = {REAL: HEADS, GENERATED: HEADS + 5, RECONSTRUCTED: np.zeros(40)}
+    tables = {REAL: HEADS, GENERATED: HEADS + 5, THROUGH: np.zeros(40)}
     tables = {kind: read(table(tmp_path, f"{kind}.tsv", x, brain_ml=1200 + x)) for kind, x in tables.items()}
     found, without = compare(tables)
-    assert list(zip(found["second"], found["first"])) == [(GENERATED, REAL)] * 2 + [(RECONSTRUCTED, REAL)] * 2
+    assert list(zip(found["second"], found["first"])) == [(GENERATED, REAL)] * 2 + [(THROUGH, REAL)] * 2
     assert without[0] == (
         "lateral ventricles, generated from scans through the autoencoder: all 40 volumes to compare with are 0"
     )
