@@ -3,7 +3,8 @@ import torch
 from monai.metrics import MultiScaleSSIMMetric, SSIMMetric
 from monai.networks.layers import separable_filtering
 
-from brain_ldm_bundle.scripts.shared.ssim import SSIM, MultiScaleSSIM, filtered
+from brain_ldm_bundle.scripts.evaluation.diversity import MultiScaleSSIM
+from brain_ldm_bundle.scripts.shared.ssim import SSIM, filtered
 
 SHAPE = (30, 38, 34)
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from brain_ldm_bundle.scripts.shared.tables import read_numbered, read_table, spread_text, write_table
+from brain_ldm_bundle.scripts.shared.tables import read_numbered, read_table, write_table
 
 
 @pytest.fixture
@@ -54,15 +54,3 @@ def test_what_is_no_such_table_is_refused(tmp_path, content, message):
 def test_a_table_that_is_not_there_is_refused(path):
     with pytest.raises(FileNotFoundError, match="table.tsv: no such table"):
         read_table(path)
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        ({"mean": 0.9206, "std": 0.007}, "0.921 ± 0.007"),
-        ({"mean": 1, "std": None}, "1.000"),
-        ({"mean": None, "std": None}, "n/a"),
-    ],
-)
-def test_a_mean_is_shown_with_its_spread(value, text):
-    assert spread_text(value, 3) == text

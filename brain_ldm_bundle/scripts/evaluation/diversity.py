@@ -9,10 +9,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from monai.metrics import MultiScaleSSIMMetric
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from ..shared.ssim import MultiScaleSSIM
+from ..shared.ssim import mean_of_each, ssim_maps
 from .gradient_ssim import GradientSSIMMetric
 
 SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang et al. 2003, from the finest scale to the coarsest
@@ -37,6 +39,19 @@ def draw_pairs(participants: Sequence[str], number: int, seed: int = 0) -> list[
         if participants[i] != participants[j]:
             pairs.append((i, j))
     return sorted(pairs[:number])
+
+
+class MultiScaleSSIM(MultiScaleSSIMMetric):
+    """Compute MS-SSIM of volumes (B, 1, D, H, W) with a Gaussian window; the arguments are those of MONAI's metric."""
+
+    def _compute_metric(self, y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        factors = []
+        for weight in self.weights:
+            ssim, contrast = map(mean_of_each, ssim_maps(self, y_pred, y))
+            factors.append(contrast.relu() ** weight)
+            y_pred, y = F.avg_pool3d(y_pred, 2), F.avg_pool3d(y, 2)
+        factors[-1] = ssim.relu() ** self.weights[-1]
+        return torch.stack(factors).prod(dim=0)
 
 
 def multi_scale_ssim(size: Sequence[int]) -> MultiScaleSSIM:

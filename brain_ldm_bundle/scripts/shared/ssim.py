@@ -1,4 +1,4 @@
-"""SSIM (Wang et al. 2004) and MS-SSIM (Wang et al. 2003) as in MONAI, but with the Gaussian window applied axis by axis.
+"""SSIM (Wang et al. 2004) as in MONAI, but with the Gaussian window applied axis by axis.
 
 MONAI 1.6.1 convolves with the whole window. A window of 11 voxels takes 1331 multiplications per voxel there, and 33 here.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from monai.metrics import MultiScaleSSIMMetric, SSIMMetric
 from torch.signal.windows import gaussian
 
@@ -36,33 +35,14 @@ class SSIM(SSIMMetric):
     """Compute SSIM of volumes (B, 1, D, H, W) with a Gaussian window; the arguments are those of MONAI's metric."""
 
     def _compute_metric(self, y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return _mean(_maps(self, y_pred, y)[0])
+        return mean_of_each(ssim_maps(self, y_pred, y)[0])
 
 
-class MultiScaleSSIM(MultiScaleSSIMMetric):
-    """Compute MS-SSIM of volumes (B, 1, D, H, W) with a Gaussian window; the arguments are those of MONAI's metric."""
-
-    def _compute_metric(self, y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        factors = []
-        for weight in self.weights:
-            ssim, contrast = map(_mean, _maps(self, y_pred, y))
-            factors.append(contrast.relu() ** weight)
-            y_pred, y = F.avg_pool3d(y_pred, 2), F.avg_pool3d(y, 2)
-        factors[-1] = ssim.relu() ** self.weights[-1]
-        return torch.stack(factors).prod(dim=0)
-
-
-def ssim_map(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Compute SSIM around every voxel of volumes (B, 1, D, H, W), 0 to 1. Outside of their borders they count as 0."""
-    border = [WINDOW // 2] * 6
-    return _maps(SSIM(spatial_dims=3), F.pad(prediction, border), F.pad(target, border))[0]
-
-
-def _mean(values: torch.Tensor) -> torch.Tensor:
+def mean_of_each(values: torch.Tensor) -> torch.Tensor:
     return values.flatten(1).mean(dim=1, keepdim=True)  # (B, 1)
 
 
-def _maps(metric: SSIMMetric | MultiScaleSSIMMetric, a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def ssim_maps(metric: SSIMMetric | MultiScaleSSIMMetric, a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Compute SSIM around each voxel of volumes (B, 1, D, H, W) where the window fits, with and without luminance."""
     if metric.kernel_type != "gaussian" or a.ndim != 5 or a.shape[1] != 1:
         raise ValueError(f"volumes (B, 1, D, H, W) and a Gaussian window are needed, got {a.shape}, {metric.kernel_type}")

@@ -68,13 +68,6 @@ def write_table(path: str | Path, lines: Iterable[Sequence[str]]) -> None:
     write_text(path, "".join("\t".join(line) + "\n" for line in lines))
 
 
-def spread_text(value: Mapping[str, float | None], digits: int) -> str:
-    """Format {"mean", "std"} as "0.921 ± 0.007". If "std" is None, give the mean alone; if both are None, "n/a"."""
-    if value["mean"] is None:
-        return "n/a"
-    return f"{value['mean']:.{digits}f}" + ("" if value["std"] is None else f" ± {value['std']:.{digits}f}")
-
-
 def print_table(table: Mapping[str, Sequence]) -> None:
     """Print {"header": cells, "rows": lists of cells} in aligned columns."""
     lines = [table["header"], *table["rows"]]

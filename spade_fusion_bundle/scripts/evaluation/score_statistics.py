@@ -27,6 +27,13 @@ def mean_and_std(values: np.ndarray) -> dict[str, float | None]:
     return {"mean": float(values.mean()), "std": float(values.std(ddof=1)) if len(values) > 1 else None}
 
 
+def spread_text(value: Mapping[str, float | None], digits: int) -> str:
+    """Format {"mean", "std"} as "0.921 ± 0.007". If "std" is None, give the mean alone; if both are None, "n/a"."""
+    if value["mean"] is None:
+        return "n/a"
+    return f"{value['mean']:.{digits}f}" + ("" if value["std"] is None else f" ± {value['std']:.{digits}f}")
+
+
 def paired_difference(first: Sequence[float], second: Sequence[float]) -> dict:
     """Compare two methods by their scores of the same scans (one or more), in the same order.
 

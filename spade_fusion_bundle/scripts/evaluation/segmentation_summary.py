@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ..shared.files import write_json
-from ..shared.tables import spread_text, write_table
+from ..shared.tables import write_table
 from . import score_statistics as statistics
 from .figures import draw_segmentations
 from .segmentation import DiceScores
@@ -132,7 +132,7 @@ def _tables(summary: Mapping) -> list[dict]:
         [
             _heading(arm),
             " + ".join(f"{number} {kind}" for kind, number in values["volumes"].items()),
-            spread_text(values["mean_dice"], 3),
+            statistics.spread_text(values["mean_dice"], 3),
             str(values["mean_dice"]["n"]),
         ]
         for arm, values in arms.items()
@@ -141,7 +141,7 @@ def _tables(summary: Mapping) -> list[dict]:
         [f"{one['arm']} minus {one['minus']}", *statistics.comparison_cells(one, 3)] for one in summary["differences"]
     ]
     structures = [
-        [name, str(some["n"]), *(spread_text(values["structures"][name], 3) for values in arms.values())]
+        [name, str(some["n"]), *(statistics.spread_text(values["structures"][name], 3) for values in arms.values())]
         for name, some in next(iter(arms.values()))["structures"].items()
         if some["brain"]
     ]

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from ignite.engine import Engine, Events
 from monai.inferers import Inferer
 
@@ -13,7 +14,7 @@ from ..data.planes import AXES, PLANES
 from ..generation.patch_merging import box_around
 from ..generation.synthesis import Synthesiser
 from ..shared.scan_identity import refuse_seen
-from ..shared.ssim import WINDOW, ssim_map
+from ..shared.ssim import SSIM, WINDOW, ssim_maps
 from ..shared.tables import write_table
 from .trivial_answers import paint
 
@@ -83,6 +84,12 @@ def flicker(prediction: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) 
             raise ValueError(f"the real scan is the same in all {plane} slices of the brain: flicker cannot be measured")
         ratios[plane] = float(steps[0] / steps[1])
     return ratios
+
+
+def ssim_map(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Compute SSIM around every voxel of volumes (B, 1, D, H, W), 0 to 1. Outside of their borders they count as 0."""
+    border = [WINDOW // 2] * 6
+    return ssim_maps(SSIM(spatial_dims=3), F.pad(prediction, border), F.pad(target, border))[0]
 
 
 def brain_scores(prediction: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> dict[str, float]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..data.planes import PLANES
 from ..shared.files import write_json
-from ..shared.tables import read_table, spread_text, write_table
+from ..shared.tables import read_table, write_table
 from . import score_statistics as statistics
 from .synthesis_scores import DEFINITION, METHODS, SCORES
 
@@ -68,7 +68,7 @@ def summarise(output_dir: str | Path, split: str, dataset_dir: str | Path) -> di
 def _tables(summary: Mapping) -> list[dict]:
     digits = {name: number for name, (_, number, _) in COMPARED.items()} | {f"flicker_{plane}": 2 for plane in PLANES}
     scores = [
-        [method.replace("_", " "), *(spread_text(values[name], number) for name, number in digits.items())]
+        [method.replace("_", " "), *(statistics.spread_text(values[name], number) for name, number in digits.items())]
         for method, values in summary["methods"].items()
     ]
     comparisons = [

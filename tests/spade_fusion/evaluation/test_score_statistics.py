@@ -8,6 +8,7 @@ from spade_fusion_bundle.scripts.evaluation.score_statistics import (
     p_text,
     paired_difference,
     smallest_p,
+    spread_text,
 )
 
 
@@ -75,3 +76,15 @@ def test_p_is_written_with_what_matters(p, text):
 
 def test_an_interval_is_written_with_its_sign():
     assert interval_text({"mean": 0.5, "low": -0.25, "high": 1.25, "note": ""}, 2) == "+0.50 [-0.25, +1.25]"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ({"mean": 0.9206, "std": 0.007}, "0.921 ± 0.007"),
+        ({"mean": 1, "std": None}, "1.000"),
+        ({"mean": None, "std": None}, "n/a"),
+    ],
+)
+def test_a_mean_is_shown_with_its_spread(value, text):
+    assert spread_text(value, 3) == text

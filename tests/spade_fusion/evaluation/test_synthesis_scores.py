@@ -17,12 +17,12 @@ from skimage.metrics import structural_similarity
 from spade_fusion_bundle.scripts.data.labels import LabelTable
 from spade_fusion_bundle.scripts.data.preprocessing import map_and_scan
 from spade_fusion_bundle.scripts.evaluation import synthesis_scores as scores
-from spade_fusion_bundle.scripts.evaluation.synthesis_scores import METHODS, SCORES, brain_scores, flicker
+from spade_fusion_bundle.scripts.evaluation.synthesis_scores import METHODS, SCORES, brain_scores, flicker, ssim_map
 from spade_fusion_bundle.scripts.evaluation.trivial_answers import paint
 from spade_fusion_bundle.scripts.generation.synthesis import Synthesiser
 from spade_fusion_bundle.scripts.model.networks import SpadeFusion
 from spade_fusion_bundle.scripts.shared.files import save_weights
-from spade_fusion_bundle.scripts.shared.ssim import SSIM, ssim_map
+from spade_fusion_bundle.scripts.shared.ssim import SSIM
 
 INTENSITIES = torch.tensor([0.0, 0.9, 0.3, 0.6])
 
