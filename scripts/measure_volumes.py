@@ -18,7 +18,7 @@ import nibabel as nib
 import torch
 from cohorts.row_matching import read_by_participant
 from measurement.accuracy import accuracy_row, describe_accuracy, format_table
-from measurement.output_table import VOLUMES, complete_row, participant_of, write_table
+from measurement.output_table import VOLUMES, complete_row, write_table
 from measurement.volume_net import WEIGHTS, load_network, read_on_grid, volumes_ml
 from tqdm import tqdm
 
@@ -43,22 +43,19 @@ def measure(images: Iterable[Path], weights: Path = WEIGHTS) -> Iterator[dict]:
                 raise ValueError(f"{path}: only {volumes['brain_ml']:.0f} mL of brain found; is it a T1w in MNI space?")
         except ValueError as refusal:
             volumes, error = {}, str(refusal)
-        yield complete_row(participant_of(path.name), path, volumes, TOOL) | {"error": error}
+        yield complete_row(path.name, path, volumes, TOOL, error)
 
 
 def find_images(paths: Iterable[Path]) -> list[Path]:
     """List the volumes to measure: files as given, and of a folder all *_T1w.nii[.gz] below it, or else its own *.nii[.gz]."""
     images = []
     for path in paths:
-        if path.is_dir():
-            inside = sorted(path.rglob("*_T1w.nii*")) or sorted(path.glob("*.nii*"))
-            if not inside:
-                raise FileNotFoundError(f"{path}: no *_T1w.nii.gz below it and no *.nii.gz in it")
-            images += inside
-        elif path.exists():
-            images.append(path)
-        else:
+        if not path.exists():
             raise FileNotFoundError(f"{path}: no such file or folder")
+        found = sorted(path.rglob("*_T1w.nii*")) or sorted(path.glob("*.nii*")) if path.is_dir() else [path]
+        if not found:
+            raise FileNotFoundError(f"{path}: no *_T1w.nii.gz below it and no *.nii.gz in it")
+        images += found
     return images
 
 

@@ -37,7 +37,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 from measurement.label_values import read_volume_labels
-from measurement.output_table import VOLUMES, check_unit, complete_row, participant_of, write_table
+from measurement.output_table import VOLUMES, check_unit, complete_row, write_table
 from shared.nifti import read_whole, refuse_not_3d
 
 SEGMENTATIONS = (".nii", ".nii.gz", ".mgz", ".mgh")
@@ -72,7 +72,7 @@ ASEG_OLD_ICV = ("IntraCranialVol", "ICV")
 
 
 def read_source(path: Path) -> Iterator[dict]:
-    """Read a source into rows of `complete_row` with `error`: the reason why a row was refused, or ""."""
+    """Read a source into rows of `complete_row`; the `error` of a row is the reason why it was refused, or ""."""
     if path.is_dir():
         for inside in _sources_in(path):
             yield from read_source(inside)
@@ -109,8 +109,8 @@ def _row(file: Path, name: str, where: str, read: Callable[[], tuple[dict[str, f
         volumes, tool = read()
         check_unit(volumes, where)
     except ValueError as error:
-        return complete_row(participant_of(name), file, {}, "") | {"error": str(error)}
-    return complete_row(participant_of(name), file, volumes, tool) | {"error": ""}
+        return complete_row(name, file, {}, "", str(error))
+    return complete_row(name, file, volumes, tool)
 
 
 def segmentation_volumes(path: Path) -> tuple[dict[str, float], str]:

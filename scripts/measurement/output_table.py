@@ -18,9 +18,9 @@ USUAL_ML = {"ventricles_ml": (3, 200), "brain_ml": (700, 1900), "icv_ml": (900, 
 POSSIBLE_ML = {"ventricles_ml": (0.5, 700), "brain_ml": (300, 2500), "icv_ml": (500, 3000)}
 
 
-def complete_row(participant_id: str, file: Path, volumes: Mapping[str, float], tool: str) -> dict:
-    """Return one row of the table, with the normalised brain volume and the flags; volumes in mL, missing ones become NaN."""
-    row = {"participant_id": participant_id, "file": str(file), "tool": tool}
+def complete_row(name: str, file: Path, volumes: Mapping[str, float], tool: str, error: str = "") -> dict:
+    """Return a row with the participant in `name`, the volumes in mL (NaN if missing), the normalised brain and the flags."""
+    row = {"participant_id": participant_of(name), "file": str(file), "tool": tool, "error": error}
     row |= {name: volumes.get(name, math.nan) for name in VOLUMES}
     # Brain volume scaled to the head size of the MNI template, as in SIENAX and in field 25009 of UK Biobank.
     row[NORMALISED] = row["brain_ml"] * TEMPLATE_ICV_ML / row["icv_ml"]
@@ -52,7 +52,7 @@ def participant_of(name: str) -> str:
 
 
 def write_table(rows: Sequence[Mapping], path: Path) -> None:
-    """Write rows of `complete_row` as TSV; a column session_id is added if a file's name has a BIDS session."""
+    """Write rows of `complete_row` as TSV. A column session_id is added if a file's name has a BIDS session."""
     table = pd.DataFrame(rows, columns=["participant_id", "file", *VOLUMES, NORMALISED, "flags", "tool"])
     sessions = table["file"].map(lambda file: Path(file).name).str.extract(r"_(ses-[a-zA-Z0-9]+)_", expand=False)
     if sessions.notna().any():
