@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 ROWS_IN_PICTURE = 6
 INK = "#808080"  # readable on white and on black
 ON_THE_PAGE = dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK)
+LITERAL = {"text.parse_math": False}  # a $ in a name starts no formula
 COLOURS = {"generated": "#e07b39", "cohort": "#4a90d9"}
 
 
@@ -31,11 +32,12 @@ def draw_scatter(axes, cohorts: dict[str, Cohort], quantity: str) -> None:
         axes.plot(*[[min(values), max(values)]] * 2, color=INK, linewidth=0.8, label="equal")
     generated = cohorts["generated"]
     unit = f" ({generated.unit(quantity)})" if generated.unit(quantity) else ""
-    axes.set_xlabel(_literal(f"requested or true {generated.title(quantity)}{unit}"))
-    axes.set_ylabel(_literal(f"measured{unit}"))
+    axes.set_xlabel(f"requested or true {generated.title(quantity)}{unit}")
+    axes.set_ylabel(f"measured{unit}")
     axes.legend(frameon=False, fontsize=8)
 
 
+@rc_context(LITERAL)
 def overview(cohorts: dict[str, Cohort]) -> bytes:
     """Generated volumes by requested value, beside them scans with the same true value, and the scatter plot.
 
@@ -57,7 +59,7 @@ def overview(cohorts: dict[str, Cohort]) -> bytes:
     for column, (kind, volumes) in enumerate(shown.items()):
         cohort = cohorts[kind]
         asked, title = ("requested", "generated") if kind == "generated" else ("true", cohort.name)
-        grid[0, column].set_title(_literal(title if len(title) < 48 else f"{title[:46]}…"), fontsize=10)
+        grid[0, column].set_title(title if len(title) < 48 else f"{title[:46]}…", fontsize=10)
         for axes, volume in zip(grid[:, column], volumes):
             axes.set_axis_off()
             if volume is None:
@@ -69,10 +71,10 @@ def overview(cohorts: dict[str, Cohort]) -> bytes:
                 text = f"{asked}\n{_rounded(cohort, cohort.expected, volume, quantity)}"
                 if quantity in cohort.measured:
                     text += f"\n\nmeasured\n{_rounded(cohort, cohort.measured, volume, quantity)}"
-            axes.text(-0.02, 0.5, _literal(text), transform=axes.transAxes, ha="right", va="center", fontsize=8)
+            axes.text(-0.02, 0.5, text, transform=axes.transAxes, ha="right", va="center", fontsize=8)
     order = f"Rows by {generated.title(quantity)}. " if quantity else ""
     note = f"{order}The subject's left is at the picture's right. Synthetic, not for clinical use."
-    pictures.supxlabel(_literal(note), fontsize=8)
+    pictures.supxlabel(note, fontsize=8)
     if measured:
         axes = plot.subplots()
         axes.set_box_aspect(1)
@@ -85,12 +87,7 @@ def _rounded(cohort: Cohort, table: pd.DataFrame, volume: str, quantity: str) ->
     return "—" if pd.isna(number) else cohort.value(quantity, float(f"{number:.3g}") if abs(number) < 100 else round(number))
 
 
-def _literal(text: str) -> str:
-    """Text that matplotlib does not read as a formula."""
-    return text.replace("$", r"\$")
-
-
-@rc_context(ON_THE_PAGE)
+@rc_context(ON_THE_PAGE | LITERAL)
 def scatter_image(cohorts: dict[str, Cohort], quantity: str) -> bytes:
     """One scatter plot without background, for light and dark pages."""
     figure = Figure(figsize=(5, 4.6), layout="constrained")
