@@ -21,7 +21,6 @@ from reader_studies.slices import DIRECTIONS, KINDS
 RATINGS = {1: "very good", 2: "good", 3: "fair", 4: "poor", 5: "very poor"}  # after Ayaz et al. 2022, Figure 4C
 COLUMNS = ["study", "reader", "item", "rating", "guess", "seconds"]
 RESAMPLES = 2000
-MOST_LISTED = 5
 COMPUTED = " (computed)"  # the name of each computed reader ends with this, see rate.py
 
 
@@ -75,7 +74,7 @@ def read_results(path: Path, key: pd.DataFrame, partial: bool = False) -> pd.Dat
     missing = key.index[~key.index.isin(done["item"])]
     if len(missing) and not partial:
         raise ValueError(
-            f"{path}: {len(missing)} of {len(key)} items are not answered, such as {', '.join(missing[:MOST_LISTED])}. "
+            f"{path}: {len(missing)} of {len(key)} items are not answered, such as {', '.join(missing[:5])}. "
             "Let the reader finish, or add --partial"
         )
     if done.empty:

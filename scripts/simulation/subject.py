@@ -48,7 +48,7 @@ CENTRE_MM = torch.tensor([0.0, -18.0, 20.0])[:, None, None, None]  # heads are s
 
 @dataclass(frozen=True)
 class Person:
-    """What a subject's head shall show."""
+    """Covariates of a subject, which the simulated head must have."""
 
     age_years: float
     sex: str
