@@ -1,1 +1,1 @@
-"""How good are planes, fusion and synthetic training data? Nothing else imports this room."""
+"""Evaluate planes, fusion and synthetic training data. No other folder imports this one."""

@@ -1,7 +1,7 @@
 """Figures of one held-out scan: volumes side by side, intensity along three lines, and segmentations.
 
-Volumes, masks of the brain and classes are arrays (D, H, W) in RAS order; volumes have intensities 0 to 1. `spacing_mm` holds
-the voxel size along each axis. All lines and planes run through the brain's centre of mass, so an empty mask is refused.
+Volumes, masks of the brain and classes are arrays (D, H, W) in RAS order; volumes have intensities 0 to 1. `spacing_mm` is
+the voxel size along each axis. All lines and planes pass through the brain's centre of mass, so an empty mask is refused.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # training and inference run without matplotlib, so the funct
     from matplotlib.figure import Figure
 
 NOTICE = "Synthetic, not for clinical use"
-# Okabe and Ito's colours, distinct for any colour vision; the dashes keep the lines distinct in grey.
+# Okabe and Ito's colours are distinct for any colour vision. The dashes distinguish the lines in grey.
 LINES = {
     "scan": {"color": "black", "linewidth": 1.8},
     "axial": {"color": "#56b4e9", "linewidth": 0.9, "linestyle": (0, (4, 1))},
@@ -37,18 +37,18 @@ DIRECTIONS = (("left", "right"), ("back", "front"), ("bottom", "top"))  # ends o
 COLUMNS = ("scan", *METHODS)
 WIDTH_INCHES = 10.0
 LEGEND_COLUMNS = 5
-MARGIN_MM = 10.0  # of a profile beyond the brain
+MARGIN_MM = 10.0  # length of a profile outside of the brain, at each end
 
 
 def brain_centre(mask: np.ndarray) -> tuple[int, int, int]:
-    """Voxel at the centre of mass of a mask; an empty one is refused."""
+    """Return the voxel at the centre of mass of a mask, which must not be empty."""
     if not mask.any():
         raise ValueError("the brain mask is empty: no label of the map is a brain class of the label table")
     return tuple(round(float(positions.mean())) for positions in np.nonzero(mask))
 
 
 def radiological(volume: np.ndarray, plane: str, index: int) -> np.ndarray:
-    """A slice as a picture, top row first. The subject's right is at the left; in sagittal slices the front is at the left."""
+    """Return a slice as a picture, top row first. The subject's right, or in sagittal slices the front, is on the left."""
     slice_ = np.take(volume, index, axis=AXES[plane])
     return slice_[::-1, ::-1].T  # columns: from right (axial, coronal) or front (sagittal); rows: from front or top
 
@@ -56,7 +56,7 @@ def radiological(volume: np.ndarray, plane: str, index: int) -> np.ndarray:
 def draw_profiles(
     path: str | Path, volumes: Mapping[str, np.ndarray], mask: np.ndarray, spacing_mm: Sequence[float], title: str
 ) -> None:
-    """Draw the intensity of the volumes named in LINES along left-right, back-front and bottom-top; the brain is shaded."""
+    """Draw intensity profiles of the volumes named in LINES from left to right, back to front and bottom to top."""
     from matplotlib.figure import Figure
 
     centre = brain_centre(mask)
@@ -86,7 +86,7 @@ def draw_planes(
     spacing_mm: Sequence[float],
     title: str,
 ) -> None:
-    """Draw three planes (rows) of the classes and of the volumes named in COLUMNS; the picture ends where the classes end."""
+    """Draw three planes (rows) of the classes and of the volumes named in COLUMNS, cropped to the classes."""
     from matplotlib.colors import ListedColormap
 
     box = tuple(slice(positions.min(), positions.max() + 1) for positions in np.nonzero(classes))
@@ -101,8 +101,8 @@ def draw_planes(
             first.text(place, 0.5, letter, transform=first.transAxes, **look)
     figure.suptitle(title, fontsize=12)
     figure.supxlabel(
-        f"{NOTICE} (all but labels and scan). Radiological convention: the subject's right (R) is at the left; "
-        f"sagittal: front (A) at the left",
+        f"{NOTICE} (all but labels and scan). Radiological convention: the subject's right (R) is on the left; "
+        f"in sagittal planes the front (A) is on the left",
         fontsize=9,
     )
     _save(path, figure)
@@ -133,7 +133,7 @@ def draw_segmentations(
     columns, styles = {"scan": scan} | dict(segmentations), dict.fromkeys(segmentations, style)
     figure, _ = _picture_grid(columns, styles, planes, centre, spacing_mm, legend_inches)
     figure.suptitle(title, fontsize=11)
-    note = "A scan of the data set and segmentations of it; research, not for clinical use. The subject's right is at the left"
+    note = "A scan of the data set and its segmentations; research, not for clinical use. The subject's right is on the left"
     patches = [Patch(color=colours[number], label=names[number]) for number in seen]
     look = {"ncols": LEGEND_COLUMNS, "frameon": False, "fontsize": 7.5, "title": note, "title_fontsize": 9}
     figure.legend(handles=patches, loc="outside lower center", **look)
@@ -148,7 +148,7 @@ def _picture_grid(
     spacing_mm: Sequence[float],
     further_inches: float,
 ) -> tuple[Figure, Sequence[Sequence[Axes]]]:
-    """Pictures of volumes (columns) in planes (rows), all at one scale: a column is as wide as the widest plane."""
+    """Draw volumes (columns) in planes (rows), all at the same scale. Each column is as wide as the widest plane."""
     from matplotlib.figure import Figure
 
     extent_mm = np.multiply(next(iter(columns.values())).shape, spacing_mm)
@@ -172,7 +172,7 @@ def _picture_grid(
 
 
 def _class_colours(num_classes: int, colours: str = "viridis") -> np.ndarray:
-    """Colours (num_classes, 4): black for background, then an order in which neighbouring classes differ clearly."""
+    """Return colours (num_classes, 4): black for background, then colours that differ clearly between successive classes."""
     from matplotlib import colormaps
 
     golden = np.arange(1, num_classes) * 0.618034 % 1
@@ -184,7 +184,7 @@ def _save(path: str | Path, figure: Figure) -> None:
 
 
 class FiguresOfFirst:
-    """Draw `planes.png` and `profiles.png` of the first scan that an evaluator with `EveryMethod` runs."""
+    """Draw `planes.png` and `profiles.png` of the first scan of an evaluator with `EveryMethod`."""
 
     def __init__(self, output_dir: str | Path, brain: Sequence[int], spacing_mm: float) -> None:
         self.output_dir = Path(output_dir)

@@ -1,4 +1,4 @@
-"""Statistics of scores: mean and spread over scans, and two methods compared on the same scans."""
+"""Compute statistics of scores: mean and spread over scans, and the comparison of two methods on the same scans."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from ..shared.sections import write_section
 from ..shared.tables import print_table
 
 DEFINITION = """\
-Differences are taken on each scan: their mean with a 95 % interval (Student's t, as if they were normal), and the two-sided p
-of Wilcoxon's signed-rank test (exact up to 50 scans without ties; scans without a difference do not count). p (Holm) is
-corrected for all comparisons by the same score (Holm 1979)."""
+Differences are paired by scan. The tables give their mean with a 95 % interval (Student's t, which assumes normal differences)
+and the two-sided p of Wilcoxon's signed-rank test (exact up to 50 scans without ties; scans without a difference are left
+out). p (Holm) is corrected for all comparisons by the same score (Holm 1979)."""
 
 COMPARISON = ("mean difference [95 %]", "better on", "p", "p (Holm)")  # headings of `comparison_cells`
 
 
 def mean_and_std(values: np.ndarray) -> dict[str, float | None]:
-    """{"mean", "std"} of scores (scans,); std with n - 1. None: not finite, or the std of one scan."""
+    """Return {"mean", "std"} of scores (scans,), std with n - 1. Both are None if not finite; std is None for one scan."""
     if not len(values) or not np.isfinite(values).all():
         return {"mean": None, "std": None}
     return {"mean": float(values.mean()), "std": float(values.std(ddof=1)) if len(values) > 1 else None}
@@ -59,7 +59,7 @@ def paired_difference(first: Sequence[float], second: Sequence[float]) -> dict:
 
 
 def compare(pairs: Sequence[tuple[np.ndarray, np.ndarray]], larger_is_better: bool = True) -> list[dict]:
-    """`paired_difference` of each pair, with "wins": scans on which the first is better, and "p_holm": p corrected for all."""
+    """Return `paired_difference` of each pair, with "wins" (scans on which the first is better) and the corrected "p_holm"."""
     differences = [paired_difference(first, second) for first, second in pairs]
     wins = [int(((first > second) if larger_is_better else (first < second)).sum()) for first, second in pairs]
     corrected = holm([difference["p"] for difference in differences])
@@ -67,30 +67,30 @@ def compare(pairs: Sequence[tuple[np.ndarray, np.ndarray]], larger_is_better: bo
 
 
 def smallest_p(n: int) -> float:
-    """The lowest two-sided p that the exact signed-rank test can give for n scans: all differences have one sign."""
+    """Return the lowest p of the exact two-sided signed-rank test for n scans, when all differences have the same sign."""
     return min(1.0, 2.0 ** (1 - n))
 
 
 def note_on_few_scans(n: int, comparisons: int) -> str:
-    """Say which p this many scans could reach at best, if that proves nothing."""
+    """Warn if this many scans cannot give a significant p, and state the lowest p that they can give."""
     if n < 2:
         return "One scan allows neither a spread nor a test."
     corrected = min(1.0, comparisons * smallest_p(n))
     if corrected <= 0.05:
         return ""
     return (
-        f"With {n} scans p cannot be below {p_text(smallest_p(n))}, nor below {p_text(corrected)} where all {comparisons} "
-        f"comparisons are that clear and corrected for: too few scans to prove a difference by this test."
+        f"With {n} scans p cannot be below {p_text(smallest_p(n))}, and not below {p_text(corrected)} after the correction for "
+        f"{comparisons} comparisons. These are too few scans to prove a difference by this test."
     )
 
 
 def p_text(p: float | None) -> str:
-    """Text of a p, such as "0.031", "< 0.001" or "n/a"."""
+    """Format p as text such as "0.031", "< 0.001" or "n/a"."""
     return "n/a" if p is None else "< 0.001" if p < 0.001 else f"{p:.2g}" if p < 0.1 else f"{p:.2f}"
 
 
 def interval_text(difference: Mapping, digits: int) -> str:
-    """Text such as "+0.021 [+0.013, +0.029]", or the reason why there is no interval."""
+    """Format a difference as "+0.021 [+0.013, +0.029]", or give the reason why there is no interval."""
     mean, low, high, note = (difference[key] for key in ("mean", "low", "high", "note"))
     if mean is None:
         return f"n/a ({note})"
@@ -98,13 +98,13 @@ def interval_text(difference: Mapping, digits: int) -> str:
 
 
 def comparison_cells(difference: Mapping, digits: int) -> list[str]:
-    """Cells of one result of `compare`, under the headings COMPARISON."""
+    """Return the cells of one result of `compare` for the columns COMPARISON."""
     wins = f"{difference['wins']} of {difference['n']}"
     return [interval_text(difference, digits), wins, p_text(difference["p"]), p_text(difference["p_holm"])]
 
 
 def report(path: Path, title: str, text: str, tables: Sequence[Mapping], captions: Mapping[str, str]) -> None:
-    """Print text and tables, and write them as a section of the project's page, with the figures that exist."""
+    """Print text and tables, and write them as a section of the report page, with the figures that exist."""
     figures = [{"file": name, "caption": caption} for name, caption in captions.items() if (path.parent / name).is_file()]
     write_section(path, title, text, tables, figures)
     print(f"{text}\n")

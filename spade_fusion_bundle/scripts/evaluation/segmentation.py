@@ -29,7 +29,7 @@ from ..training.supervised_step import supervised_step
 
 
 def sided(table: LabelTable) -> LabelTable:
-    """Give each side of a structure a class of its own; midline values of such a structure become a third class."""
+    """Give each side of a structure its own class. Midline values of such a structure become a third class."""
     entries = []
     for entry in table.to_dict()["classes"]:
         sides = [side for side in ("left", "right", "midline") if side in entry]
@@ -41,11 +41,7 @@ def sided(table: LabelTable) -> LabelTable:
 
 
 def choose_scans(data: Mapping[str, Sequence[dict]], split: str, synthetic_dir: str | Path | None) -> dict[str, list[dict]]:
-    """Choose what to train on and what to test on: {"real": items of the splits training and fusion, "synthetic", "test"}.
-
-    Raises:
-        ValueError: there are no scans to train or to test on, or synthetic volumes come from test maps.
-    """
+    """Choose items for training, "real" (splits training and fusion) and "synthetic", and for testing, "test"."""
     if split not in ("test", "validation"):
         raise ValueError(f"split {split!r}: the networks are trained on the other splits. Test on test or validation")
     counts = ", ".join(f"{name}: {len(items)}" for name, items in data.items())
@@ -57,9 +53,9 @@ def choose_scans(data: Mapping[str, Sequence[dict]], split: str, synthetic_dir: 
 
 
 def synthetic_pairs(synthetic_dir: str | Path | None, test: Sequence[Mapping]) -> list[dict]:
-    """Find the volumes that `configs/inference.json` wrote, with their label maps; none may come from a test map.
+    """Find synthetic volumes from `configs/inference.json` with their label maps, and refuse those made from test maps.
 
-    A test map is recognised by its content and by its participant, because a second segmentation of a head is the same head.
+    A test map is recognised by its content and by its participant, because another segmentation shows the same head.
 
     Returns:
         {"image", "label": paths, "participant_id", "source": participant of the map}, sorted by path.
@@ -91,7 +87,7 @@ def synthetic_pairs(synthetic_dir: str | Path | None, test: Sequence[Mapping]) -
         if map_hash in hashes:
             leaked.append(f"{image}: made from the label map of {hashes[map_hash]}")
         elif source in participants:
-            leaked.append(f"{image}: made from a map of {source}. If that is somebody else, rename the maps")
+            leaked.append(f"{image}: made from a map of {source}. If this is another person, rename the maps")
         elif not label.is_file():
             problems.append(f"{image}: no label map {label.name} next to it. Run inference again")
         elif nib.load(image).shape != nib.load(label).shape:
@@ -107,7 +103,7 @@ def synthetic_pairs(synthetic_dir: str | Path | None, test: Sequence[Mapping]) -
 
 
 def refuse_sizes(patch_size: Sequence[int], strides: Sequence[int]) -> None:
-    """Refuse patches that the U-Net cannot halve as often as its strides ask."""
+    """Refuse a patch size that is not a multiple of the product of the U-Net's strides."""
     factor = math.prod(strides)
     if len(patch_size) != 3 or any(side % factor or side < factor for side in patch_size):
         raise ValueError(f"patch_size {list(patch_size)}: three multiples of {factor} are needed for strides {list(strides)}")
@@ -115,14 +111,14 @@ def refuse_sizes(patch_size: Sequence[int], strides: Sequence[int]) -> None:
 
 @dataclass
 class ArmTrainer:
-    """Train a network on one data set (an arm); first weights, steps, learning rates and augmentation are always the same.
+    """Train a network on one data set (an arm). All arms have the same first weights, steps, learning rates and augmentation.
 
     Args:
-        network: makes a new network, (N, 1, D, H, W) to logits (N, classes, D, H, W).
-        loss: takes logits and classes (N, 1, D, H, W).
-        optimizer: takes the parameters and makes an optimiser.
-        lr_scheduler: takes the optimiser and makes a schedule with one step for each iteration.
-        steps: iterations, whatever the size of the data set.
+        network: function that makes a new network from (N, 1, D, H, W) to logits (N, classes, D, H, W).
+        loss: function of logits and classes (N, 1, D, H, W).
+        optimizer: function that makes an optimiser from the parameters.
+        lr_scheduler: function that makes a schedule from the optimiser, with one step for each iteration.
+        steps: number of iterations, independent of the size of the data set.
     """
 
     network: Callable[[], torch.nn.Module]
@@ -137,11 +133,11 @@ class ArmTrainer:
     seed: int
 
     def __call__(self, arm: str, dataset: Dataset) -> torch.nn.Module:
-        """Train a new network on `dataset`; it comes back in eval mode."""
+        """Train a new network on `dataset`, and return it in eval mode."""
         set_determinism(self.seed)
         network = self.network().to(self.device)
         optimizer = self.optimizer(network.parameters())
-        # As many draws as the steps need; every volume is drawn once before any is drawn again.
+        # The sampler draws every volume once before it draws any again.
         sampler = RandomSampler(dataset, num_samples=self.steps * self.batch_size)
         SupervisedTrainer(
             device=self.device,
@@ -162,21 +158,18 @@ class ArmTrainer:
 
 
 class DiceScores:
-    """Dice of every structure on each scan that an evaluator runs, and the segmentation of the first scan.
+    """Compute the Dice of every structure on each scan of an evaluator, and store the segmentation of the first scan.
 
-    The evaluator's predictions are logits (1, classes, D, H, W) or classes (1, 1, D, H, W). The batch names the scan:
-    "participant_id", "scan_file" and "map_file". A structure that a scan's map lacks has no score.
+    The evaluator's predictions are logits (1, classes, D, H, W) or classes (1, 1, D, H, W). The batch has the keys
+    "participant_id", "scan_file" and "map_file". A structure that is not in a scan's map has no score.
 
     Args:
         arm: name of the data set that the network was trained on.
-        table: the classes.
+        table: label table with the classes.
 
     Attributes:
-        rows: {"arm", "participant_id", "file", "structure", "brain", "voxels": number in the scan's map, "dice": or None}.
-        first: {"image", "label", "pred"} of the first scan, arrays (D, H, W).
-
-    Raises:
-        ValueError: a prediction is not finite, or a map is empty.
+        rows: one dictionary for each structure and scan. "voxels" is the number in the scan's map, and "dice" may be None.
+        first: arrays (D, H, W) of the first scan, {"image", "label", "pred"}.
     """
 
     def __init__(self, arm: str, table: LabelTable) -> None:
@@ -226,13 +219,13 @@ def compare(
     trivial: tuple[str, torch.nn.Module],
     table: LabelTable,
 ) -> list[DiceScores]:
-    """Train the network on each arm, and score all of them and the trivial answer on the same scans.
+    """Train the network on each arm, and score all arms and the trivial answer on the same scans.
 
-    `evaluator` makes MONAI's evaluator of a network and handlers; `trivial` comes from `trivial_answers.most_frequent`.
+    `evaluator` makes MONAI's evaluator from a network and handlers; `trivial` comes from `trivial_answers.most_frequent`.
     """
     scores = [DiceScores(arm, table) for arm in (*arms, trivial[0])]
     for one in scores[:-1]:
         evaluator(network=trainer(one.arm, arms[one.arm]), val_handlers=[one]).run()
-    # In one pass: the trivial answer knows the places of the whole grid.
+    # Without a sliding window, because the trivial answer depends on positions in the whole grid.
     evaluator(network=trivial[1].to(trainer.device), inferer=SimpleInferer(), val_handlers=scores[-1:]).run()
     return scores

@@ -1,4 +1,4 @@
-"""Tables and figure of the segmentation experiment: Dice of each arm, and the arms compared on the same scans."""
+"""Write tables and figure of the segmentation experiment: Dice of each arm, and comparisons on the same scans."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from .segmentation import DiceScores
 
 COLUMNS = ("arm", "participant_id", "file", "structure", "brain", "voxels", "dice")
 DEFINITION = """\
-Dice: 2 x overlap / (voxels of segmentation + voxels of the scan's own map), of each structure, left and right apart, on the
-grid of the experiment; a structure that a scan's map lacks has no score there. Mean: over the brain structures of a scan,
-then mean ± standard deviation (n - 1) over the scans.
+Dice is 2 x overlap / (voxels of segmentation + voxels of the scan's own map). It is computed for each structure, separately on
+the left and the right, on the grid of the experiment. A structure that is not in a scan's map has no score for this scan. The
+mean Dice is the mean over the brain structures of a scan; tables give mean ± standard deviation (n - 1) over the scans.
 
-Arms: the same U-Net with the same first weights, steps, batches, learning rates and augmentation, trained on volumes that were
-synthesised from label maps (synthetic), on the scans of the training split (real), or on the union of both (both). The
-weights of the last step are tested, and the test scans decide nothing. Each arm is trained once: no interval includes the
-effect of another seed."""
+All arms train the same U-Net with the same first weights, steps, batches, learning rates and augmentation: on volumes that were
+synthesised from label maps (synthetic), on the scans of the training split (real), or on both (both). The weights of the last
+step are tested, so the test scans influence no choice. Each arm is trained once, so no interval includes the effect of
+another seed."""
 TRIVIAL = {
-    "trivial: by position": "Trivial answer: the most frequent label of each voxel over the real training maps, without use "
-    "of the scan. Possible because all maps share one grid.",
-    "trivial: by intensity": "Trivial answer: the most frequent label of each of 64 intensities over the real training scans. "
-    "The scans do not share one grid, so that positions cannot be compared. It cannot distinguish left and right.",
+    "trivial: by position": "The trivial answer is the most frequent label of each voxel over the real training maps. It does "
+    "not use the scan, and is possible because all maps share one grid.",
+    "trivial: by intensity": "The trivial answer is the most frequent label of each of 64 intensities over the real training "
+    "scans. Positions cannot be used, because the scans do not share one grid. It cannot distinguish left and right.",
 }
 
 
@@ -44,9 +44,9 @@ def write(
 
     Args:
         output_dir: folder of the files.
-        scores: results of the arms synthetic, real and both, then of the trivial answer.
+        scores: results of the arms synthetic, real and both, followed by the trivial answer.
         items: "real", "synthetic" and "test" items, from `segmentation.choose_scans`.
-        dataset_dir: data set of the test scans, for the text; so are `split`, `steps` and `spacing_mm`.
+        dataset_dir: data set of the test scans. The text names it, `split`, `steps` and `spacing_mm`.
 
     Returns:
         the content of `segmentation.json`.
@@ -100,7 +100,7 @@ def _cell(value: object) -> str:
 
 
 def _mean_of_brain(scores: DiceScores) -> np.ndarray:
-    """Mean Dice of the brain structures of each scan, (scans,)."""
+    """Return the mean Dice of the brain structures of each scan, (scans,)."""
     values = {}
     for row in scores.rows:
         dice = values.setdefault((row["participant_id"], row["file"]), [])
@@ -156,8 +156,8 @@ def _text(summary: Mapping) -> str:
     volumes, n = summary["arms"]["both"]["volumes"], summary["n"]
     return (
         f"Tested on {n} real scan{'s' * (n > 1)} of the folder {summary['data']}, split {summary['split']}, "
-        f"at {summary['spacing_mm']:g} mm. Trained on {volumes['synthetic']} synthetic volumes of the maps of "
-        f"{summary['synthetic_sources']} subjects, none of them tested on, and on {volumes['real']} real scans; "
+        f"at {summary['spacing_mm']:g} mm. Trained on {volumes['synthetic']} synthetic volumes from the maps of "
+        f"{summary['synthetic_sources']} subjects, none of whom is a test subject, and on {volumes['real']} real scans, for "
         f"{summary['steps']} steps each. {statistics.note_on_few_scans(n, len(summary['differences']))}\n\n"
         f"{summary['definition']}"
     )

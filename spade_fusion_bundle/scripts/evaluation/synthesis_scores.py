@@ -1,4 +1,4 @@
-"""Scores of synthetic T1w against the real scan, in the brain only, for every method of combining the planes."""
+"""Score synthetic T1w against the real scan within the brain, for every method of combining the planes."""
 
 from __future__ import annotations
 
@@ -21,23 +21,20 @@ from .trivial_answers import paint
 METHODS = (*PLANES, "mean", "median", "fusion", "label_mean")
 SCORES = ("ssim", "mse", "psnr_db", *(f"flicker_{plane}" for plane in PLANES))
 DEFINITION = """\
-Intensities 0 to 1 on the model's grid (RAS); brain voxels only (Ayaz et al.). Mean ± standard deviation (n - 1) over the scans.
+Scores use intensities of 0 to 1 on the model's grid (RAS) and only voxels of the brain (Ayaz et al.). Tables give the mean ±
+standard deviation (n - 1) over the scans.
 
-SSIM: mean over the brain of the SSIM map of the whole volumes (Wang et al. 2004 in 3-D: Gaussian window of 11 voxels, sigma
-1.5, data range 1; background, 0, beyond the volume's border). MSE, PSNR: over the brain's voxels, peak 1.
+SSIM is the mean over the brain of the SSIM map of the whole volumes (Wang et al. 2004 in 3-D: Gaussian window of 11 voxels,
+sigma 1.5, data range 1; volumes are padded with 0). MSE and PSNR (peak 1) are over the brain's voxels.
 
-Flicker: mean absolute difference of neighbouring slices across a plane, divided by the same of the real scan; 1 is real,
-above 1 the slices jump, below 1 they are too smooth.
+Flicker is the mean absolute difference between neighbouring slices of a plane, divided by the same difference in the real scan.
+At 1 a volume is as smooth as the scan. Above 1, intensities jump between slices; below 1, slices are too similar.
 
-Label mean, the trivial answer: each class painted with its mean training intensity, no network."""
+Label mean, the trivial answer, paints each class with its mean training intensity, without a network."""
 
 
 def held_out(data: Mapping[str, list[dict]], split: str, recipe: Mapping) -> list[dict]:
-    """Give the items of a split, on none of which the model with this recipe was trained.
-
-    Raises:
-        ValueError: the split is empty, or has scans that GANs or fusion were trained on.
-    """
+    """Return the items of a split, which must not be empty and must be new to the GANs and the fusion with this recipe."""
     if not data.get(split):
         counts = ", ".join(f"{name}: {len(items)}" for name, items in data.items())
         raise ValueError(f"no scans in the split {split!r} ({counts}). Choose another with --split")
@@ -46,9 +43,9 @@ def held_out(data: Mapping[str, list[dict]], split: str, recipe: Mapping) -> lis
 
 
 class EveryMethod(Inferer):
-    """Synthesise by every method that is compared. The slices are made once, then combined.
+    """Synthesise by every method that is compared. The slices are made once and then combined.
 
-    The label mean paints `class_intensities` (num_classes,), which come from `trivial_answers.mean_intensity`.
+    The label mean paints `class_intensities` (num_classes,) from `trivial_answers.mean_intensity`.
     """
 
     def __init__(self, synthesiser: Synthesiser, class_intensities: torch.Tensor) -> None:
@@ -58,7 +55,7 @@ class EveryMethod(Inferer):
 
     @torch.inference_mode()
     def __call__(self, inputs: torch.Tensor, network: torch.nn.Module) -> torch.Tensor:
-        """Make volumes (B, 7, D, H, W), intensities 0 to 1, in the order of METHODS, of classes (B, 1, D, H, W)."""
+        """Make volumes (B, 7, D, H, W), intensities 0 to 1, in the order of METHODS, from classes (B, 1, D, H, W)."""
         planes = self.synthesiser.planes(inputs, network)  # (B, 3, D, H, W); they take nearly all the time
         fusion = self.synthesiser.fuse(planes, inputs, network)  # (B, 1, D, H, W)
         mean, median = planes.mean(dim=1, keepdim=True), planes.median(dim=1, keepdim=True).values
@@ -66,12 +63,9 @@ class EveryMethod(Inferer):
 
 
 def flicker(prediction: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> dict[str, float]:
-    """Mean |difference of neighbouring slices| of a prediction divided by the target's, for each plane; 1 is real.
+    """Divide the mean |difference of neighbouring slices| of a prediction by the target's, for each plane.
 
-    A pair of neighbours counts if both are inside the mask. All arguments have the shape (1, 1, D, H, W), RAS.
-
-    Raises:
-        ValueError: the mask is one slice thick, or all slices of the target are the same.
+    A pair of neighbouring voxels counts if both are inside the mask. All arguments have the shape (1, 1, D, H, W), RAS.
     """
     ratios = {}
     for plane, axis in AXES.items():
@@ -93,12 +87,9 @@ def ssim_map(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 
 def brain_scores(prediction: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> dict[str, float]:
-    """Compute the SCORES of one synthetic volume, as DEFINITION describes; PSNR is infinite if it equals the target.
+    """Compute the SCORES of one synthetic volume, as DEFINITION describes. PSNR is infinite if it equals the target.
 
     Prediction, target and mask of the brain have the shape (1, 1, D, H, W), RAS; intensities are 0 to 1.
-
-    Raises:
-        ValueError: the mask is empty, or intensities are not finite, or constant in the brain.
     """
     if not mask.any():
         raise ValueError("the brain mask is empty: no label of the map is a brain class of the label table")
@@ -107,7 +98,7 @@ def brain_scores(prediction: torch.Tensor, target: torch.Tensor, mask: torch.Ten
             raise ValueError(f"{name}: {int((~torch.isfinite(volume)).sum())} voxels are not finite")
         if volume[mask].min() == volume[mask].max():
             raise ValueError(
-                f"{name}: the intensity is {float(volume[mask][0]):.4g} in the whole brain, there is nothing to compare"
+                f"{name}: the intensity is {float(volume[mask][0]):.4g} in the whole brain, so it cannot be scored"
             )
     box = box_around(mask, margin=WINDOW // 2)  # voxels further away do not matter
     prediction, target, mask = prediction[box].float(), target[box].float(), mask[box]
@@ -119,9 +110,9 @@ def brain_scores(prediction: torch.Tensor, target: torch.Tensor, mask: torch.Ten
 
 
 class Scores:
-    """Score every method on each scan that an evaluator with `EveryMethod` runs, and write `scores.tsv` at the end.
+    """Score every method on each scan of an evaluator with `EveryMethod`, and write `scores.tsv` at the end.
 
-    The table has a row for each scan and method. The batch names the scan: "participant_id" and "scan_file".
+    The table has a row for each scan and method. The batch has the keys "participant_id" and "scan_file".
     """
 
     def __init__(self, output_dir: str | Path, brain: Sequence[int]) -> None:

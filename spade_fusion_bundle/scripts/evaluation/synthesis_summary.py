@@ -1,4 +1,4 @@
-"""The table of the synthesis (Ayaz et al. 2022, Figure 4A): scores of every method, and the fusion against each other one."""
+"""Summarise the synthesis (Ayaz et al. 2022, Figure 4A): scores of every method, and the fusion against every other."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FIGURES = {
 def summarise(output_dir: str | Path, split: str, dataset_dir: str | Path) -> dict:
     """Summarise `scores.tsv`: mean and spread of each method, and the fusion minus each other method on the same scans.
 
-    Prints the tables and writes `summary.tsv`, `summary.json` and `synthesis.section.json`. Numbers that are not finite or
+    Print the tables, and write `summary.tsv`, `summary.json` and `synthesis.section.json`. Numbers that are not finite or
     need more than one scan are "n/a" in tables and null in JSON.
 
     Raises:
@@ -85,7 +85,7 @@ def _tables(summary: Mapping) -> list[dict]:
 
 
 def _lines(summary: Mapping) -> list[list[str]]:
-    """Lines of summary.tsv: mean and spread of each score of a method, then the fusion minus that method."""
+    """Return the lines of summary.tsv: mean and spread of each score of a method, then the fusion minus this method."""
     parts = {"": "mean", "_low": "low", "_high": "high", "_p": "p", "_p_holm": "p_holm", "_wins": "wins"}
     versus = [f"fusion_minus_{name}{suffix}" for name in COMPARED for suffix in parts]
     lines = [["method", "n", *(f"{name}_{part}" for name in SCORES for part in ("mean", "std")), *versus]]

@@ -1,4 +1,4 @@
-"""Trivial answers that a network has to beat: each class's mean intensity, and the most frequent class at each place."""
+"""Trivial answers that a network must beat: the mean intensity of each class, and the most frequent class of each voxel."""
 
 from __future__ import annotations
 
@@ -18,12 +18,9 @@ AFFINE_TOLERANCE = 1e-3  # mm; rounding of a quaternion, not another position
 
 
 def mean_intensity(items: Sequence[dict], preprocessing: Callable, num_classes: int) -> torch.Tensor:
-    """Mean intensity of each class over all voxels of the scans, (num_classes,), float32; background is 0.
+    """Compute the mean intensity (num_classes,) of each class over all voxels of the scans; background is 0.
 
-    A class that no scan has gets the mean of the whole foreground, with a warning. One scan is in memory at a time.
-
-    Raises:
-        ValueError: there are no scans.
+    A class that is in no scan gets the mean of the whole foreground, with a warning. One scan is in memory at a time.
     """
     if not items:
         raise ValueError("no training scans to learn the mean intensity of each class from. Is the training split empty?")
@@ -53,12 +50,12 @@ def paint(classes: torch.Tensor, intensities: torch.Tensor) -> torch.Tensor:
 def most_frequent(
     training: Sequence[Mapping], test: Sequence[Mapping], preprocessing: Callable, num_classes: int
 ) -> tuple[str, torch.nn.Module]:
-    """Make the trivial segmentation: the most frequent class of each voxel over the training maps, without use of the scan.
+    """Make the trivial segmentation: the most frequent class of each voxel over the training maps, whatever the scan.
 
     If the training and test scans do not share one grid, it is the most frequent class of each intensity instead.
 
     Returns:
-        its name, and a "network" that gives classes (1, 1, D, H, W) for an image (1, 1, D, H, W).
+        its name, and a module from images (1, 1, D, H, W) to classes (1, 1, D, H, W).
     """
     grids = [_grid(item["label"]) for item in (*training, *test)]
     same = all(shape == grids[0][0] and np.allclose(affine, grids[0][1], atol=AFFINE_TOLERANCE) for shape, affine in grids)
@@ -67,7 +64,7 @@ def most_frequent(
 
 
 def _grid(path: str) -> tuple[tuple[int, ...], np.ndarray]:
-    """Shape and affine that a file has in RAS order."""
+    """Return the shape and the affine of a file in RAS order."""
     image = nib.load(path)
     orientation = nib.io_orientation(image.affine)
     shape = np.empty(3, dtype=int)
@@ -82,7 +79,7 @@ def _pairs(items: Sequence[Mapping], preprocessing: Callable, description: str):
 
 
 class ByPosition(torch.nn.Module):
-    """The most frequent class of each voxel; the first of equally frequent ones."""
+    """Predict the most frequent class of each voxel, or the first of equally frequent ones."""
 
     def __init__(self, items: Sequence[Mapping], preprocessing: Callable, num_classes: int) -> None:
         super().__init__()
@@ -98,7 +95,7 @@ class ByPosition(torch.nn.Module):
 
 
 class ByIntensity(torch.nn.Module):
-    """The most frequent class of each of 64 intensities; it cannot distinguish left and right."""
+    """Predict the most frequent class of each of 64 intensities, which cannot distinguish left and right."""
 
     def __init__(self, items: Sequence[Mapping], preprocessing: Callable, num_classes: int) -> None:
         super().__init__()

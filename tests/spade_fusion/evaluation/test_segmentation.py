@@ -128,7 +128,7 @@ def test_a_test_map_is_known_again_under_another_name_and_a_test_person_with_ano
     with pytest.raises(ValueError, match="sub-02_T1w.nii.gz: made from the label map of sub-99"):
         segmentation.synthetic_pairs(cohort / "synthetic", [{"label": str(renamed), "participant_id": "sub-99"}])
     sidecar.write_text(json.dumps({"LabelMapSHA256": "0" * 64, "SourceParticipant": "sub-04"}))  # segmented again
-    with pytest.raises(ValueError, match="made from a map of sub-04. If that is somebody else, rename the maps"):
+    with pytest.raises(ValueError, match="made from a map of sub-04. If this is another person, rename the maps"):
         segmentation.synthetic_pairs(cohort / "synthetic", [item(dataset, "sub-04")])
 
 
@@ -371,7 +371,7 @@ def test_the_tables_hold_mean_spread_number_and_paired_differences(tmp_path, cap
     assert [row[0] for row in structures["rows"]] == ["left white matter", "brain stem"]  # no skull
     for part in (
         "3 real scans of the folder x, split validation, at 2 mm",
-        "of the maps of 2 subjects",
+        "from the maps of 2 subjects",
         "9 steps",
         "p cannot be below 0.25",
         "one grid",

@@ -74,7 +74,7 @@ def test_few_scans_say_what_p_they_could_reach(tmp_path):
     summary = summarise(tmp_path, "test", tmp_path)
     assert summary["smallest_p"] == 0.25 and summary["fusion_minus"]["axial"]["ssim"]["p_holm"] == 1
     text = json.loads((tmp_path / "synthesis.section.json").read_text())["text"]
-    assert "With 3 scans p cannot be below 0.25, nor below 1.00 where all 6 comparisons" in text
+    assert "With 3 scans p cannot be below 0.25, and not below 1.00 after the correction for 6 comparisons" in text
 
 
 def test_one_scan_has_neither_spread_nor_test(tmp_path):
