@@ -41,9 +41,9 @@ def autoencoder_step(
 ) -> list[dict[str, float]]:
     """Update the autoencoder, then the discriminator (Pinaya et al. 2022, Sec. 2.1).
 
-    The autoencoder's loss is the weighted sum of L1, KL, perceptual and patch adversarial losses. The discriminator is used
-    from epoch `adversarial_from_epoch`, counted from 1, and not at all if `adversarial_weight` is 0. `gradient_weight` is the
-    weight of the L1 between the finite differences of the images, which the paper does not have.
+    The autoencoder's loss is the weighted sum of L1, KL, perceptual and patch adversarial losses. The first epoch
+    with the discriminator is `adversarial_from_epoch`, counted from 1; it is never used if `adversarial_weight` is 0.
+    `gradient_weight` is the weight of the L1 between the finite differences of the images, which the paper does not have.
 
     Args:
         engine: MONAI's AdversarialTrainer.
