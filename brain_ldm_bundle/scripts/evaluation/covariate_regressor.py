@@ -63,9 +63,7 @@ def regression_step(engine: Engine, batch: Mapping, grad_clip: float, amp: bool)
 class Predictions:
     """Write a table of a regressor's predictions: participant_id, file, covariates in physical units, and tool.
 
-    Args:
-        path: TSV file to write after the last volume.
-        recipe: recipe of the regressor, which holds its covariates.
+    The regressor's recipe holds its covariates. The table is written after the last volume.
     """
 
     def __init__(self, path: str | Path, recipe: Mapping) -> None:
