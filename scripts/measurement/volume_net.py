@@ -10,6 +10,7 @@ import torch
 from monai.data import MetaTensor
 from monai.networks.nets import UNet
 from monai.transforms import SpatialResample
+from monai.transforms.utils import get_largest_connected_component_mask
 from scipy import ndimage
 from shared import mni_box
 from shared.files import read_tensors
@@ -118,6 +119,5 @@ def volumes_ml(probabilities: torch.Tensor) -> dict[str, float]:
 
 def _near_largest(mask: np.ndarray, parts: int) -> torch.Tensor:
     """Keep the `parts` largest connected parts of a mask, and the voxels within 2 of them."""
-    labels, n = ndimage.label(mask)
-    largest = np.argsort(np.bincount(labels.ravel(), minlength=n + 1)[1:])[::-1][:parts] + 1
-    return torch.from_numpy(ndimage.binary_dilation(np.isin(labels, largest), iterations=2))
+    largest = get_largest_connected_component_mask(mask, connectivity=1, num_components=parts)
+    return torch.from_numpy(ndimage.binary_dilation(largest, iterations=2))
