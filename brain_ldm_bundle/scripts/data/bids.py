@@ -157,7 +157,7 @@ def _datalist_items(datalist: Path, dataset_dir: Path, schema: CovariateSchema) 
             try:
                 if entry.get("participant_id") is not None:
                     participant = f"sub-{participant_label(entry['participant_id'])}"
-                else:  # a scan without an id counts as a participant of its own
+                else:  # a scan without an id counts as a separate participant
                     in_name = re.match(r"sub-[0-9A-Za-z+]+(?=_)", path.name)
                     participant = in_name[0] if in_name else str(path)
                 row = schema.values(entry)

@@ -42,7 +42,7 @@ def draw_pairs(participants: Sequence[str], number: int, seed: int = 0) -> list[
 
 
 class MultiScaleSSIM(MultiScaleSSIMMetric):
-    """Compute MS-SSIM of volumes (B, 1, D, H, W) with a Gaussian window; the arguments are those of MONAI's metric."""
+    """Compute MS-SSIM of volumes (B, 1, D, H, W) with a Gaussian window. It takes the arguments of MONAI's metric."""
 
     def _compute_metric(self, y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         factors = []

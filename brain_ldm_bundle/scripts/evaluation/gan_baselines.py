@@ -107,7 +107,7 @@ def adversarial_step(
 
 
 def parameter_groups(network: LSGAN, lr: float, discriminator_lr: float) -> list[dict]:
-    """Return the parameter groups of one optimizer for all parts; the discriminator has a learning rate of its own."""
+    """Return the parameter groups of one optimizer for all parts; the discriminator has its own learning rate."""
     return [
         {"params": part.parameters(), "lr": discriminator_lr if name == "discriminator" else lr}
         for name, part in network.named_children()

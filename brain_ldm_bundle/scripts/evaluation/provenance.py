@@ -24,7 +24,7 @@ FIELDS = {
 
 
 def refuse_without_model(model_file: str | Path) -> None:
-    """Refuse to evaluate without the diffusion model's file, because sizes and spacing would be those of the published one."""
+    """Refuse to evaluate without the diffusion model's file, because the published sizes and spacing would be assumed."""
     if not Path(model_file).is_file():
         raise FileNotFoundError(
             f"{model_file}: sizes and spacing are read from it. Train both stages first: python -m monai.bundle run training "

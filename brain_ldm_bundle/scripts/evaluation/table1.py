@@ -38,7 +38,7 @@ BLUR, MEAN = f"real, blurred by {BLUR_MM:g} mm", "mean scan, repeated"
 
 @dataclass
 class MeasuredSet:
-    """Measurements of a set, which remain after its volumes were read."""
+    """The measurements of all volumes of a set."""
 
     items: list[dict]
     features: np.ndarray  # (n, F)

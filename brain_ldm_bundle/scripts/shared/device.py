@@ -39,7 +39,7 @@ def start_ranks(device: torch.device | str, distributed: bool) -> None:
     """Join the processes that torchrun started.
 
     Call it before any other communication. Otherwise ignite joins them at its first message, and a process that waits for
-    something else blocks all. `distributed` tells whether configs/multi_gpu.json is in use.
+    something else blocks all. `distributed` is true if configs/multi_gpu.json is in use.
 
     Raises:
         ValueError: several processes run without configs/multi_gpu.json, or the config is in use without torchrun.

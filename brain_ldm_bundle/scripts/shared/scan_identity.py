@@ -37,7 +37,7 @@ def refuse_copies(data: Mapping[str, Sequence[Mapping]], dataset_dir: str | Path
 
 
 def seen_voxels(items: Sequence[Mapping], init: str | Path | None = None) -> list[str]:
-    """Return the sorted identities of training scans, including those of the initial weights in the file `init`, if any."""
+    """Return the sorted identities of training scans, including the scans behind the initial weights `init`, if any."""
     earlier = read_recipe(init).get("seen_voxels", ()) if init is not None else ()
     return sorted({*earlier, *(item["voxels_sha256"] for item in items)})
 
@@ -55,7 +55,8 @@ def knows_all(recipe: Mapping) -> bool:
 def refuse_seen(items: Sequence[Mapping], recipe: Mapping, split: str, weights: str = "the weights") -> None:
     """Refuse held-out scans that weights were trained on. Warn if the weights do not record all of their training scans.
 
-    `items` are the scans of the split, from `read_dataset`. The recipe is that of the weights, which messages call `weights`.
+    `items` are the scans of the split, from `read_dataset`, `recipe` is the recipe of the weights, and `weights` is their name
+    in messages.
     """
     if not knows_all(recipe):
         some = "all scans that" if "seen_voxels" in recipe else "which scans"

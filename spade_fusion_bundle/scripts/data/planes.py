@@ -71,7 +71,7 @@ class RandSlicesd(MapTransform, Randomizable):
         self.empty_fraction = empty_fraction
 
     def draw(self, labels: torch.Tensor) -> Sequence[int]:
-        """Draw the indices of the slices for classes (1, X, Y, Z), not all of which may be background."""
+        """Draw the indices of the slices for classes (1, X, Y, Z), and refuse an empty label map."""
         others = [axis for axis in range(3) if axis != self.axis]
         filled = np.asarray((labels[0] > 0).any(others[1]).any(others[0]))
         if not filled.any():

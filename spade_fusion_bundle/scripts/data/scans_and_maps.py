@@ -198,7 +198,7 @@ def _datalist_items(datalist: str | Path | Mapping, dataset_dir: Path) -> tuple[
             participant = entry.get("participant_id")
             if participant is not None:
                 participant = f"sub-{str(participant).removeprefix('sub-')}"
-            else:  # a scan without an id counts as a participant of its own
+            else:  # a scan without an id counts as a separate participant
                 participant = in_name[0] if in_name else str(path)
             if split_of.setdefault(participant, split) != split:
                 problems.append(f"{where}: {participant} is also in {split_of[participant]}. Keep a participant in one split")

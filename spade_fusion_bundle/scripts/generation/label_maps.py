@@ -118,7 +118,7 @@ def rows(
             }
         )
     clashes = _clashes(made)
-    refuse(clashes, f"{len(clashes)} of the variants' names clash with those of label maps:")
+    refuse(clashes, f"{len(clashes)} of the variants' names clash with names of label maps:")
     return made
 
 

@@ -32,7 +32,7 @@ def filtered(images: torch.Tensor, kernels: Sequence[torch.Tensor]) -> torch.Ten
 
 
 class SSIM(SSIMMetric):
-    """Compute SSIM of volumes (B, 1, D, H, W) with a Gaussian window; the arguments are those of MONAI's metric."""
+    """Compute SSIM of volumes (B, 1, D, H, W) with a Gaussian window. It takes the arguments of MONAI's metric."""
 
     def _compute_metric(self, y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         return mean_of_each(ssim_maps(self, y_pred, y)[0])

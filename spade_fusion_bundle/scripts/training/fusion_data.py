@@ -32,7 +32,7 @@ class FusionDataset(Dataset):
     Args:
         data: items {"image", "label"} of all subjects that training may use. MONAI Label sets its own list here.
         preprocessing: transform that loads an item's scan and label map, such as `scan_and_map`.
-        network: function that makes a SpadeFusion, of which only the generators are used.
+        network: function that makes a SpadeFusion. Only its generators are used.
         generator: function that makes a generator to load weights into.
         recipe: recipe with the label table and spacing that the generators must have been trained with.
         cache_dir: folder of the volumes, about 10 bytes for each voxel.

@@ -1,4 +1,4 @@
-"""Train the SPADE GAN of each plane, one plane after the other or each in a process of its own."""
+"""Train the SPADE GAN of each plane, one plane after the other, or each in its own process."""
 
 from __future__ import annotations
 
