@@ -86,12 +86,7 @@ class LabelTable:
 
     @classmethod
     def from_file(cls, path: str | Path, name: str) -> LabelTable:
-        """Read the table `name` from a JSON file of tables such as `configs/labels.json`.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: the file is not JSON, has no such table, or the table is wrong.
-        """
+        """Read the table `name` from a JSON file of tables such as `configs/labels.json`."""
         content = read_json(path, TABLES)
         tables = [key for key in content if not key.startswith("_")]
         if not tables:
@@ -153,11 +148,7 @@ class LabelTable:
 
 
 def table_of(recipe: Mapping, labels_file: str | Path, name: str | None = None) -> LabelTable:
-    """Return the label table in a model's recipe, or the table `name` of `labels_file`, which must have the same classes.
-
-    Raises:
-        ValueError: the given table has other classes than the model.
-    """
+    """Return the label table in a model's recipe, or the table `name` of `labels_file`, which must have the same classes."""
     trained = LabelTable.from_dict(recipe["labels"], "the table in the model's weights") if "labels" in recipe else None
     if name is None and trained:
         return trained

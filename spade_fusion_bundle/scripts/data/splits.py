@@ -15,11 +15,7 @@ SPLIT_COLUMN = {"train": "training", "fusion": "fusion", "validation": "validati
 
 
 def read_splits(table: Path) -> dict[str, str] | None:
-    """Read the split of each participant from the column split of participants.tsv, or return None without this column.
-
-    Raises:
-        ValueError: the table has no participant_id, one participant twice, or rows of another length.
-    """
+    """Read the split of each participant from the column split of participants.tsv, or return None without this column."""
     header, rows, problems = read_numbered(table)
     if "split" not in header:
         return None

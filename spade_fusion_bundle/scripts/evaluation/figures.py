@@ -7,6 +7,7 @@ the voxel size along each axis. All lines and planes pass through the brain's ce
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -183,13 +184,13 @@ def _save(path: str | Path, figure: Figure) -> None:
     save_figure(path, figure, dpi=160, facecolor="white", metadata={"Comment": NOTICE})
 
 
+@dataclass(eq=False)
 class FiguresOfFirst:
     """Draw `planes.png` and `profiles.png` of the first scan of an evaluator with `EveryMethod`."""
 
-    def __init__(self, output_dir: str | Path, brain: Sequence[int], spacing_mm: float) -> None:
-        self.output_dir = Path(output_dir)
-        self.brain = list(brain)
-        self.spacing_mm = (spacing_mm,) * 3
+    output_dir: str | Path
+    brain: Sequence[int]  # classes of the brain
+    spacing_mm: float
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.ITERATION_COMPLETED(once=1), self)
@@ -200,5 +201,6 @@ class FiguresOfFirst:
         volumes = {"scan": real[0]} | dict(zip(METHODS, predictions))
         mask = np.isin(classes, self.brain)
         title = engine.state.batch["participant_id"][0]
-        draw_planes(self.output_dir / "planes.png", classes, volumes, mask, self.spacing_mm, title)
-        draw_profiles(self.output_dir / "profiles.png", volumes, mask, self.spacing_mm, title)
+        folder, spacing_mm = Path(self.output_dir), (self.spacing_mm,) * 3
+        draw_planes(folder / "planes.png", classes, volumes, mask, spacing_mm, title)
+        draw_profiles(folder / "profiles.png", volumes, mask, spacing_mm, title)

@@ -59,10 +59,6 @@ def synthetic_pairs(synthetic_dir: str | Path | None, test: Sequence[Mapping]) -
 
     Returns:
         {"image", "label": paths, "participant_id", "source": participant of the map}, sorted by path.
-
-    Raises:
-        FileNotFoundError: there are no synthetic volumes.
-        ValueError: volumes come from test maps, do not name their map, or lack their label map.
     """
     if synthetic_dir is None:
         raise ValueError("no synthetic volumes were given. Make some of the training split's maps, then add --synthetic_dir")
@@ -111,21 +107,13 @@ def refuse_sizes(patch_size: Sequence[int], strides: Sequence[int]) -> None:
 
 @dataclass
 class ArmTrainer:
-    """Train a network on one data set (an arm). All arms have the same first weights, steps, learning rates and augmentation.
+    """Train a network on one arm, a data set. All arms have the same first weights, steps, learning rates and augmentation."""
 
-    Args:
-        network: function that makes a new network from (N, 1, D, H, W) to logits (N, classes, D, H, W).
-        loss: function of logits and classes (N, 1, D, H, W).
-        optimizer: function that makes an optimiser from the parameters.
-        lr_scheduler: function that makes a schedule from the optimiser, with one step for each iteration.
-        steps: number of iterations, independent of the size of the data set.
-    """
-
-    network: Callable[[], torch.nn.Module]
-    loss: Callable
-    optimizer: Callable
-    lr_scheduler: Callable
-    steps: int
+    network: Callable[[], torch.nn.Module]  # makes a new network from (N, 1, D, H, W) to logits (N, classes, D, H, W)
+    loss: Callable  # takes logits and classes (N, 1, D, H, W)
+    optimizer: Callable  # makes an optimiser from the parameters
+    lr_scheduler: Callable  # makes a schedule from the optimiser, with one step for each iteration
+    steps: int  # number of iterations, independent of the size of the data set
     batch_size: int
     num_workers: int
     device: torch.device

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -42,16 +43,12 @@ def held_out(data: Mapping[str, list[dict]], split: str, recipe: Mapping) -> lis
     return data[split]
 
 
+@dataclass(eq=False)
 class EveryMethod(Inferer):
-    """Synthesise by every method that is compared. The slices are made once and then combined.
+    """Synthesise by every method that is compared. The slices are made once and then combined."""
 
-    The label mean paints `class_intensities` (num_classes,) from `trivial_answers.mean_intensity`.
-    """
-
-    def __init__(self, synthesiser: Synthesiser, class_intensities: torch.Tensor) -> None:
-        super().__init__()
-        self.synthesiser = synthesiser
-        self.class_intensities = class_intensities
+    synthesiser: Synthesiser
+    class_intensities: torch.Tensor  # (num_classes,), from `trivial_answers.mean_intensity`; the label mean paints them
 
     @torch.inference_mode()
     def __call__(self, inputs: torch.Tensor, network: torch.nn.Module) -> torch.Tensor:

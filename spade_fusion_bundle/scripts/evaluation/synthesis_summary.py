@@ -27,9 +27,6 @@ def summarise(output_dir: str | Path, split: str, dataset_dir: str | Path) -> di
 
     Print the tables, and write `summary.tsv`, `summary.json` and `synthesis.section.json`. Numbers that are not finite or
     need more than one scan are "n/a" in tables and null in JSON.
-
-    Raises:
-        ValueError: a method lacks scans that another has.
     """
     output_dir = Path(output_dir)
     path = output_dir / "scores.tsv"

@@ -90,9 +90,6 @@ def rows(
 
     Returns:
         one item for each image: the map's item with "source_participant_id" and "provenance".
-
-    Raises:
-        ValueError: variants would be equal, or their names clash with other maps.
     """
     if variants < 1:
         raise ValueError(f"variants must be at least 1, got {variants}")
@@ -130,18 +127,9 @@ def pending(
     rank: int = 0,
     world_size: int = 1,
 ) -> list[dict]:
-    """List the images that this process must make, without those that exist, and check the values of their maps.
+    """List the images of all `rows` that this process must make, without those that exist, and check their maps.
 
-    Args:
-        rows: all images, from `rows`. Each belongs to one process.
-        derivative: data set to write to.
-        table: label table of the maps.
-        provenance: entries of every sidecar, such as WeightsSHA256.
-        rank: index of this process.
-        world_size: number of processes.
-
-    Raises:
-        ValueError: a map cannot be read, is empty, or has values that are not in the table.
+    `provenance` holds entries of every sidecar, such as WeightsSHA256.
     """
     mine = [
         {**row, "provenance": {**row["provenance"], "LabelMapSHA256": sha256(row["image"]), **provenance}}

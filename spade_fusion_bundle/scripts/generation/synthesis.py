@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from ignite.engine import Engine, Events
@@ -13,23 +14,17 @@ from ..data.derivative import Derivative, name_of
 from .patch_merging import merge_patches, merge_whole
 
 
+@dataclass(eq=False)
 class Synthesiser(Inferer):
-    """Make T1w from classes with `SpadeFusion`, for inference, evaluation and MONAI Label.
+    """Make T1w from classes with `SpadeFusion`, for inference, evaluation and MONAI Label."""
 
-    Args:
-        merge: "whole" applies the fusion CNN as in one pass; "patches" applies it to overlapping patches, as published (Ayaz
-            et al. 2022).
-        block: edge length in voxels of the blocks of "whole".
-        amp: whether the networks run in bfloat16.
-    """
+    merge: str = "whole"  # as in one pass; "patches" applies the CNN to overlapping patches, as published (Ayaz et al. 2022)
+    block: int = 128  # edge length in voxels of the blocks of "whole"
+    amp: bool = False  # whether the networks run in bfloat16
 
-    def __init__(self, merge: str = "whole", block: int = 128, amp: bool = False) -> None:
-        super().__init__()
-        if merge not in ("whole", "patches"):
-            raise ValueError(f"merge must be whole or patches, got {merge!r}")
-        self.merge = merge
-        self.block = block
-        self.amp = amp
+    def __post_init__(self) -> None:
+        if self.merge not in ("whole", "patches"):
+            raise ValueError(f"merge must be whole or patches, got {self.merge!r}")
 
     def __call__(self, inputs: torch.Tensor, network: torch.nn.Module) -> torch.Tensor:
         """Make T1w (B, 1, X, Y, Z), intensities 0 to 1, from classes (B, 1, X, Y, Z) in RAS order.

@@ -238,10 +238,6 @@ class SpadeFusion(WithRecipe):
         """Merge the three volumes into one, intensities 0 to 1, in one pass over the whole volume."""
         return self.fusion(volumes).clamp(0, 1) * (labels > 0.5)
 
-    def take_generator(self, plane: str, generator: SpadeGenerator) -> None:
-        """Copy the weights of a trained generator, with its spectral norm included in them."""
-        self.generators[plane].load_state_dict(without_spectral_norm(generator))
-
 
 def network_of(recipe: Mapping, num_labels: int, **more) -> SpadeFusion:
     """Make a SpadeFusion with the sizes in the recipe of weights, or with default sizes if there are no weights yet."""

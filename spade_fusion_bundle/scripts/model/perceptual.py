@@ -28,10 +28,6 @@ class VGGLoss(nn.Module):
     Args:
         weights: file `vgg19-dcbb9e9d.pth` of torchvision.
         expected_sha256: first digits of the file's hash, eight of which are in torchvision's file name; None accepts any.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file has another hash, or weights of another network.
     """
 
     def __init__(self, weights: str | Path, expected_sha256: str | None = "dcbb9e9d") -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..data.planes import PLANES
 from ..shared.weights import load_weights
-from .networks import SpadeFusion, SpadeGenerator
+from .networks import SpadeFusion, SpadeGenerator, without_spectral_norm
 
 COMMAND = "python -m monai.bundle run {} --config_file configs/train.json --dataset_dir DIR"
 
@@ -45,7 +45,7 @@ def load_generators(
                     f"{path}: trained with other {key} ({str(found)[:200]}), now {str(value)[:200]}. Use those again, or train "
                     f"the plane again with another --models_dir"
                 )
-        network.take_generator(plane, trained)
+        network.generators[plane].load_state_dict(without_spectral_norm(trained))
     return network
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +14,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ..data.planes import PLANES, from_the_right
+from ..data.scans_and_maps import pair_key
 from ..model.networks import SpadeFusion, SpadeGenerator
 from ..model.plane_weights import generator_file, load_generators
 from ..shared.files import atomic, sha256
@@ -28,31 +27,19 @@ class FusionDataset(Dataset):
     An item is {"volumes": (3, X, Y, Z), "image": (1, X, Y, Z), "label": (1, X, Y, Z), 1 inside the label map}, all float32.
     A subject with a "fold" is synthesised by the generators that were trained without that fold. `synthesise` reads the
     generators, so the data set may be built before they are trained.
-
-    Args:
-        data: items {"image", "label"} of all subjects that training may use. MONAI Label sets its own list here.
-        preprocessing: transform that loads an item's scan and label map, such as `scan_and_map`.
-        network: function that makes a SpadeFusion. Only its generators are used.
-        generator: function that makes a generator to load weights into.
-        recipe: recipe with the label table and spacing that the generators must have been trained with.
-        cache_dir: folder of the volumes, about 10 bytes for each voxel.
-        items: items of `data` to synthesise, with "fold" for cross-validation; None for all.
-        random_transform: transform of an item, such as a choice of patches; None for whole volumes.
-        visits: number of visits of each subject in an epoch.
-        match_contrast: whether to match the scan's contrast to the synthetic volumes, see `with_contrast_of`.
     """
 
-    data: Sequence[dict]
-    preprocessing: Callable[[dict], dict]
-    network: Callable[[], SpadeFusion]
-    generator: Callable[[], SpadeGenerator]
+    data: Sequence[dict]  # items {"image", "label"} of all subjects that training may use; MONAI Label sets its own list here
+    preprocessing: Callable[[dict], dict]  # loads an item's scan and label map, such as `scan_and_map`
+    network: Callable[[], SpadeFusion]  # only its generators are used
+    generator: Callable[[], SpadeGenerator]  # makes a generator to load weights into
     models_dir: str | Path
-    recipe: Mapping
-    cache_dir: str | Path
-    items: Sequence[dict] | None = None
-    random_transform: Callable | None = None
-    visits: int = 1
-    match_contrast: bool = False
+    recipe: Mapping  # holds the label table and the spacing that the generators must have been trained with
+    cache_dir: str | Path  # folder of the volumes, about 10 bytes for each voxel
+    items: Sequence[dict] | None = None  # items of `data` to synthesise, with "fold" for cross-validation; None for all
+    random_transform: Callable | None = None  # such as a choice of patches; None for whole volumes
+    visits: int = 1  # number of visits of each subject in an epoch
+    match_contrast: bool = False  # whether to match the scan's contrast to the synthetic volumes, see `with_contrast_of`
     device: torch.device | str = "cpu"
     amp: bool = False
 
@@ -71,11 +58,9 @@ class FusionDataset(Dataset):
 
     def file(self, item: Mapping) -> Path:
         """Return the file of an item's volumes. Its name depends on generators, files, spacing, precision and contrast."""
-        stats = [os.stat(item[key]) for key in ("image", "label")]
-        parts = [sha256(generator_file(self.models_dir, plane, item.get("fold"))) for plane in PLANES]
-        parts += [f"{Path(item[key]).resolve()} {s.st_mtime_ns} {s.st_size}" for key, s in zip(("image", "label"), stats)]
-        parts += [str(self.recipe["spacing_mm"]), str(self.amp), str(self.match_contrast)]
-        return self.cache_dir / f"{hashlib.sha256(' '.join(parts).encode()).hexdigest()[:32]}.npy"
+        generators = [sha256(generator_file(self.models_dir, plane, item.get("fold"))) for plane in PLANES]
+        settings = [*generators, self.recipe["spacing_mm"], self.amp, self.match_contrast]
+        return self.cache_dir / f"{pair_key(item, settings).decode()}.npy"
 
     @torch.inference_mode()
     def synthesise(self, rank: int = 0, world_size: int = 1) -> None:
@@ -135,20 +120,16 @@ def prepare(
     return network
 
 
+@dataclass(eq=False)
 class FusionStart:
     """Load the final generators into the network and validate it, before the first step and after all other start handlers.
 
     It runs last, because MONAI Label loads the weights that it serves, with other generators, and `Resume` loads the best score
     so far. The validation prevents a CNN that is worse than the mean of the planes from being saved.
-
-    Args:
-        prepare: function `prepare` with its arguments.
-        validator: evaluator of the fusion.
     """
 
-    def __init__(self, prepare: Callable[[], SpadeFusion], validator: Evaluator) -> None:
-        self.prepare = prepare
-        self.validator = validator
+    prepare: Callable[[], SpadeFusion]  # function `prepare` with its arguments
+    validator: Evaluator
 
     def attach(self, engine: Engine) -> None:
         # A handler that is added during the event runs after all that were attached before.

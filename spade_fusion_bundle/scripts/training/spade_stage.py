@@ -43,33 +43,19 @@ class SpadeStage:
 
     Each plane has its own networks, optimisers and files, so the config passes functions that make them. A plane's files
     are models_dir/spade_<plane>.pt (the best generator) and models_dir/resume/spade_<plane>.pt.
-
-    Args:
-        volumes: training set of items {"image": intensities (1, X, Y, Z), 0 to 1, "label": classes (1, X, Y, Z)} in RAS
-            order, whose sides are multiples of 32.
-        val_volumes: validation set of such items.
-        folds: fold of each item of `volumes`; None without cross-validation.
-        mirror: transform that randomly flips left and right.
-        step: function `gan_step.spade_step` with its settings.
-        recipe: label table, spacing and identities of the scans, which are stored with the weights. A resumed run must have
-            the same recipe.
-        tracking: function that makes an MLFlowHandler from run_name and other options; None without MLflow.
-
-    docs/settings.md explains the other arguments, which are settings of train.json.
-
-    Raises:
-        ValueError: batch_size is 1, or is not a multiple of slices_per_volume.
+    docs/settings.md explains the fields that are settings of train.json.
     """
 
+    # Items {"image": intensities (1, X, Y, Z), 0 to 1, "label": classes (1, X, Y, Z)}, in RAS, sides multiples of 32.
     volumes: Dataset
     val_volumes: Dataset
-    folds: Sequence[int] | None
-    mirror: Transform
+    folds: Sequence[int] | None  # fold of each item of `volumes`; None without cross-validation
+    mirror: Transform  # randomly flips left and right
     generator: Callable[[], SpadeGenerator]
     discriminator: Callable[[], SpadeDiscriminator]
     optimizer: Callable[[Iterable], Optimizer]
     discriminator_optimizer: Callable[[Iterable], Optimizer]
-    step: Callable[[Engine, dict], list[dict]]
+    step: Callable[[Engine, dict], list[dict]]  # function `gan_step.spade_step` with its settings
     epochs: int
     decay_epochs: int
     batch_size: int
@@ -83,10 +69,10 @@ class SpadeStage:
     models_dir: str | Path
     output_dir: str | Path
     device: torch.device | str
-    recipe: Mapping
+    recipe: Mapping  # label table, spacing and identities of the scans, stored with the weights; equal in a resumed run
     seed: int = 0
     distributed: bool = False
-    tracking: Callable[..., MLFlowHandler] | None = None
+    tracking: Callable[..., MLFlowHandler] | None = None  # makes a handler from run_name and other options
 
     def __post_init__(self) -> None:
         if self.batch_size == 1:
@@ -154,12 +140,11 @@ class SpadeStage:
             handlers += [
                 TensorBoardStatsHandler(log_dir=log_dir, epoch_log=False),
                 Panels(log_dir, lambda: self._pictures(generator, inferer), self.panel_interval),
+                Progress(f"SPADE {plane}" + ("" if fold is None else f", without fold {fold}")),
             ]
             if self.tracking:
                 handlers.append(self.tracking(run_name=name, close_on_complete=True))
         handlers.append(Resume(resume_file, parts, dict(self.recipe), writes=self.main))
-        if self.main:
-            handlers.append(Progress(f"SPADE {plane}" + ("" if fold is None else f", without fold {fold}")))
         return AdversarialTrainer(
             device=self.device,
             max_epochs=self.epochs,

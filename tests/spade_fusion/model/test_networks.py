@@ -53,7 +53,8 @@ def fusion():
     torch.manual_seed(0)
     network = SpadeFusion(LABELS, ngf=2, hidden=4, fusion_channels=4, fusion_layers=3)
     for plane in PLANES:
-        network.take_generator(plane, used(SpadeGenerator(LABELS, ngf=2, hidden=4)))
+        generator = used(SpadeGenerator(LABELS, ngf=2, hidden=4))
+        network.generators[plane].load_state_dict(without_spectral_norm(generator))
         torch.manual_seed(len(plane))
     with torch.no_grad():
         for parameter in network.fusion.parameters():
