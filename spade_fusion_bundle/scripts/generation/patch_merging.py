@@ -7,6 +7,7 @@ from itertools import product
 
 import torch
 from monai.inferers import sliding_window_inference
+from monai.transforms.utils import generate_spatial_bounding_box
 
 from ..model.networks import FusionCNN
 
@@ -45,9 +46,6 @@ def in_blocks(network: Callable[[torch.Tensor], torch.Tensor], volumes: torch.Te
 
 
 def box_around(mask: torch.Tensor, margin: int) -> tuple[slice, ...]:
-    """Return the index of the box around masks (B, 1, X, Y, Z), enlarged by `margin` voxels. An empty mask gives all."""
-    found = mask.any(dim=0)[0].nonzero()
-    if not len(found):
-        return (slice(None),) * mask.ndim
-    low, high = found.amin(dim=0) - margin, found.amax(dim=0) + margin + 1
-    return (slice(None), slice(None), *(slice(max(0, a), b) for a, b in zip(low.tolist(), high.tolist())))
+    """Return the index of the box around masks (B, 1, X, Y, Z), enlarged by `margin` voxels; empty around empty masks."""
+    low, high = generate_spatial_bounding_box(mask.any(dim=0), margin=margin, allow_smaller=True)
+    return (slice(None), slice(None), *map(slice, low, high))
