@@ -1,4 +1,4 @@
-"""Reader study: do people take synthetic slices for real ones, and how do they rate the image quality of both?
+"""Make and score a reader study. Do people take synthetic slices for real ones, and how do they rate the image quality?
 
     python scripts/reader_study.py make --real DIR [--split test] --synthetic DIR --output STUDY_DIR
         [--slices 60] [--repeats 0.1] [--seed 0]
@@ -9,21 +9,22 @@
 `make` writes STUDY_DIR/page/reader_study.html. The page shows random slices of real and synthetic volumes in three directions,
 blinded, shuffled and balanced. It is one file that opens in any browser without a network: send it to the readers. They rate
 each slice from 1 (very good) to 5 (very poor) and guess whether it is real, with keys or mouse. Their answers stay in the
-browser until they save them as a file. STUDY_DIR/key/key.tsv holds the right answers: do not send it.
+browser until they save them as a file. STUDY_DIR/key/key.tsv holds the right answers. Do not send it.
 
 All volumes must lie on one grid and be prepared in the same way, for example by prepare_data.py. Otherwise resolution and field
 of view would reveal which is which. Air is drawn black in both kinds and is not judged, because it is noisy in scans and empty
 in many synthetic volumes. A study is refused if the two kinds show different parts of the head, such as brains and whole heads.
-Give real scans that the model was not trained on: `--split test` takes those of participants.tsv.
+Give real scans that the model was not trained on: `--split test` takes the test split of participants.tsv.
 
 `rate` writes the results of four computed readers in the same format. They see only the page. Three rank the slices by one cue
 (sharpness, contrast or noise) and guess that the half with more of it is real; "chance" answers at random. Compare people with
 them. They do not replace people, because they cannot judge whether an image looks right.
 
-`score` unblinds the readers' files. It gives the frequencies of the ratings, means with intervals, agreement between and within
-readers (weighted kappa), and the share of right guesses with an exact interval, as in Figure 4C of Ayaz et al. 2022. Computed
-readers are marked and counted apart from people. scripts/report.py --evaluation shows reader_study.section.json; to show two
-studies on one page, give each its own folder and --title. Research tool, not for clinical use.
+`score` unblinds the readers' files. It gives the frequencies of the ratings (as in Figure 4C of Ayaz et al. 2022), means with
+intervals, agreement between and within readers (weighted kappa), and the share of right guesses with an exact interval.
+Computed readers are marked, and they are counted separately from people. scripts/report.py --evaluation shows
+reader_study.section.json. To show two studies on one page, give each its own folder and --title. The tool is for research, not
+for clinical use.
 """
 
 from __future__ import annotations
@@ -45,10 +46,12 @@ def parse() -> argparse.Namespace:
     make = commands.add_parser("make", help="write the page for the readers, and its key")
     make.add_argument("--real", type=Path, nargs="+", required=True, metavar="DIR", help="folders or files of real volumes")
     make.add_argument("--split", metavar="NAME", help="take only this split of participants.tsv in --real, such as test")
-    make.add_argument("--synthetic", type=Path, nargs="+", required=True, metavar="DIR", help="the same of synthetic volumes")
+    make.add_argument(
+        "--synthetic", type=Path, nargs="+", required=True, metavar="DIR", help="folders or files of synthetic volumes"
+    )
     make.add_argument("--output", type=Path, required=True, metavar="STUDY_DIR", help="folder of this study")
     make.add_argument("--slices", type=int, default=60, help="number of different slices, a multiple of 6 (default 60)")
-    make.add_argument("--repeats", type=float, default=0.1, help="share of the slices that is shown twice (default 0.1)")
+    make.add_argument("--repeats", type=float, default=0.1, help="fraction of the slices that are shown twice (default 0.1)")
     make.add_argument("--seed", type=int, default=0, help="another seed chooses other slices (default 0)")
     rating = commands.add_parser("rate", help="let computed readers rate the page")
     rating.add_argument("page", type=Path, metavar="STUDY_DIR/page/reader_study.html")
@@ -69,11 +72,14 @@ def main() -> int:
     if options.command == "make":
         for folder in options.real:
             if options.split is None and len(set(read_splits(folder).values())) > 1:
-                print(f"{folder}: scans of all splits are shown, also those of training. Add --split test", file=sys.stderr)
+                print(
+                    f"{folder}: shows all splits, also the training split. Add --split test",
+                    file=sys.stderr,
+                )
         settings = (options.slices, options.repeats, options.seed, options.split)
         page, key = make_study(options.real, options.synthetic, options.output, *settings)
         size_mb = page.stat().st_size / 1e6
-        print(f"{page}: send this page to the readers ({size_mb:.1f} MB)\n{key}: the right answers, do not send them")
+        print(f"{page}: send this page to the readers ({size_mb:.1f} MB)\n{key}: the right answers. Do not send them")
     elif options.command == "rate":
         paths = rate(options.page, options.output, options.seed)
         print(f"{options.output}: {', '.join(path.name for path in paths)}, for `score`. These are rules, not people")

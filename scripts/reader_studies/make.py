@@ -1,4 +1,4 @@
-"""The page of a reader study and its key: which slices are shown, and in which order."""
+"""Choose the slices of a reader study, and write its page and its key."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ from sklearn.metrics import roc_auc_score
 from reader_studies.slices import DIRECTIONS, KINDS, Volume, common_view, find_volumes, picture, read_windowed
 
 KEY_COLUMNS = ["study", "position", "item", "kind", "direction", "file", "slice", "repeat_of"]
-LEAST_AREA = 0.5  # of the head's largest cross-section in a direction, so that no slice shows skin or neck alone (chosen)
-MOST_TELLING = 0.95  # area under the ROC curve for telling the kinds apart by the share of black (chosen)
+# Smallest cross-section of the head in a slice, as a fraction of the largest one in the same direction (chosen). Smaller slices
+# may show skin or neck alone.
+LEAST_AREA = 0.5
+LARGEST_BLACK_AUC = 0.95  # area under the ROC curve of a classifier that sees only the share of black (chosen)
 PAGE = Path(__file__).with_name("page")
 
 
@@ -28,18 +30,18 @@ class Item:
 
     volume: Volume
     direction: str  # key of DIRECTIONS
-    height: float  # place between the first and the last slice through the head, 0 to 1
-    repeat_of: Item | None = None  # the item that this one shows again
-    name: str = ""  # eight hexadecimal digits that reveal nothing
+    height: float  # position of the slice in the head, from 0 (first slice) to 1 (last slice)
+    repeat_of: Item | None = None  # the earlier item with the same slice
+    name: str = ""  # eight hexadecimal digits, which do not reveal the kind
     slice: int = -1  # index along the axis of the direction
     png: bytes = b""
 
 
 def choose(volumes: Sequence[Volume], slices: int, rng: np.random.Generator) -> list[Item]:
-    """Draw equally many slices of each kind in each direction, at the same heights in both kinds.
+    """Draw the same number of slices of each kind in each direction, at the same heights in both kinds.
 
-    Both kinds show equally many volumes, because heads that return often would reveal the smaller cohort. Every volume is used
-    before one is used again.
+    Both kinds show the same number of volumes. Otherwise the heads of the smaller cohort would appear more often, which would
+    reveal them. Every volume is used once before any volume is used twice.
     """
     per_cell = slices // (len(KINDS) * len(DIRECTIONS))
     cells = [(name, height) for name in DIRECTIONS for height in (np.arange(per_cell) + rng.random(per_cell)) / per_cell]
@@ -54,7 +56,10 @@ def choose(volumes: Sequence[Volume], slices: int, rng: np.random.Generator) -> 
 
 
 def order(items: Sequence[Item], repeats: int, rng: np.random.Generator) -> list[Item]:
-    """Shuffle the items, and show some again at least a third of the study later, from all kinds and directions in turn."""
+    """Shuffle the items and repeat some of them.
+
+    A repeat follows at least a third of the study later. The repeated items come from all kinds and directions in turn.
+    """
     shuffled = [items[i] for i in rng.permutation(len(items))]
     early = len(shuffled) * 2 // 3
     turns = [
@@ -91,15 +96,15 @@ def cut(items: Sequence[Item], view: Sequence[int], rng: np.random.Generator) ->
                     raise ValueError(f"{item.volume.path}: no {item.direction} slice left. Give more volumes or fewer --slices")
                 item.slice = left.pop(min(int(item.height * len(left)), len(left) - 1))
             item.png = picture(values, DIRECTIONS[item.direction], item.slice, rng)
-    _refuse_telling_black(black)
+    _refuse_revealing_black(black)
 
 
-def _refuse_telling_black(black: Mapping[tuple[str, str], Sequence[float]]) -> None:
-    """Refuse kinds that the share of black in their slices tells apart, such as heads and brains."""
+def _refuse_revealing_black(black: Mapping[tuple[str, str], Sequence[float]]) -> None:
+    """Refuse the study if the share of black pixels shows the kind of a slice, as it does for brains and whole heads."""
     for name in DIRECTIONS:
         real, synthetic = (black[name, kind] for kind in KINDS)
         area = roc_auc_score([0] * len(real) + [1] * len(synthetic), [*real, *synthetic])
-        if max(area, 1 - area) > MOST_TELLING:
+        if max(area, 1 - area) > LARGEST_BLACK_AUC:
             raise ValueError(
                 f"{100 * np.mean(real):.0f} % of the {name} slices of real volumes are black, but "
                 f"{100 * np.mean(synthetic):.0f} % of synthetic ones: readers could guess by this alone. Do both show the "
@@ -119,14 +124,14 @@ def make_study(
     """Write `page/reader_study.html` for the readers, and `key/key.tsv` for the person who scores them.
 
     The choice depends on the content of the volumes and on the seed, not on file names. Names and order of the items follow
-    from a hash of both, so a person who knows the seed but not the volumes learns nothing. The arguments are those of the
-    command, see `reader_study.py make --help`.
+    from a hash of both, so a person who knows the seed but not the volumes learns nothing. `reader_study.py make --help`
+    describes the arguments.
 
     Returns:
-        Paths of the page and the key.
+        The path of the page and the path of the key.
 
     Raises:
-        FileNotFoundError: there are no volumes.
+        FileNotFoundError: a folder holds no volumes.
         ValueError: no blinded study can be made of these volumes or settings.
     """
     cells = len(KINDS) * len(DIRECTIONS)
@@ -146,7 +151,7 @@ def make_study(
     cut(shown, view, rng)
     for position, item in enumerate(shown):  # a name comes from the position, so it says nothing about the kind
         item.name = hashlib.sha256(f"item {position}".encode() + secret).hexdigest()[:8]
-    # The id depends on the pictures, too: other pictures are another study.
+    # The id also depends on the pictures, because other pictures make another study.
     study = hashlib.sha256(secret + b"".join(item.png for item in shown)).hexdigest()[:10]
     page, key = output / "page" / "reader_study.html", output / "key" / "key.tsv"
     if key.is_file() and (there := set(pd.read_csv(key, sep="\t", dtype=str)["study"])) != {study}:

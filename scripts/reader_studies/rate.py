@@ -1,8 +1,8 @@
-"""Computed readers of a reader study: each judges the page's pictures by one cue. People are compared with them.
+"""Rate the page of a reader study by computed readers, each of which uses one cue. People are compared with them.
 
 A computed reader rates a slice by the rank of its cue among the slices of its direction, in five equal classes, and guesses
-that the half with more of the cue is real. It reads the page that people get, and knows nothing else. It recognises a slice
-that is shown twice by its pixels and answers it once. "chance" answers at random, independently each time: it is the floor.
+that the half with more of the cue is real. It reads the page that people get, and nothing else. It recognises a repeated slice
+by its pixels and gives it the same answer. "chance" answers at random, independently each time, and shows the lowest result.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from reader_studies.score import COLUMNS, COMPUTED, RATINGS
 from reader_studies.slices import DIRECTIONS, KINDS
 
 STUDY = re.compile(r'<script type="application/json" id="study">(.*?)</script>', re.DOTALL)
-DITHER = 2  # grey levels by which two pictures of one slice differ at most, see slices.picture
+DITHER = 2  # largest difference, in grey levels, between two pictures of one slice (see slices.picture)
 
 
 @dataclass
@@ -54,43 +54,44 @@ def read_page(path: Path) -> tuple[str, list[Picture]]:
 
 
 def find_inside(grey: np.ndarray) -> np.ndarray:
-    """Mask of the head without its outline: pixels whose 3 x 3 neighbourhood holds no air.
+    """Return the mask of the head without its outline: all pixels whose 3 x 3 neighbourhood contains no air.
 
-    `make` drew the outline by blackening air, so its edge is no cue. Air is 0 or 1, because of the dither. Black parts of the
-    head are enclosed by brighter ones.
+    The outline is no cue, because `make` created its edge when it drew air black. Air has grey level 0 or 1, because of the
+    dither. Dark parts of the head are not air, because brighter parts enclose them.
     """
     return ndimage.binary_erosion(ndimage.binary_fill_holes(grey > 1), np.ones((3, 3)))
 
 
 def sharpness(grey: np.ndarray, inside: np.ndarray) -> float:
-    """Mean magnitude of the Sobel gradient. Krotkov 1987 takes its square (Tenengrad). Noise adds to it."""
+    """Return the mean magnitude of the Sobel gradient. Krotkov 1987 uses its square (Tenengrad). Noise increases it."""
     return float(sobel(grey)[inside].mean())
 
 
 def contrast(grey: np.ndarray, inside: np.ndarray) -> float:
-    """Standard deviation of the grey levels (RMS contrast, Peli 1990)."""
+    """Return the standard deviation of the grey levels (RMS contrast, Peli 1990)."""
     return float(grey[inside].std())
 
 
 def noise(grey: np.ndarray, inside: np.ndarray) -> float:
-    """Standard deviation of noise in grey levels, from a kernel that hardly responds to edges (Immerkaer 1996)."""
+    """Return the standard deviation of the noise in grey levels, by a kernel that hardly responds to edges (Immerkaer 1996)."""
     kernel = np.outer([1, -2, 1], [1, -2, 1])
     return float(np.sqrt(np.pi / 2) / 6 * np.abs(ndimage.convolve(grey, kernel))[inside].mean())
 
 
-# How each cue is measured, and whether more of it gets a better rating. All guess that the half with more of it is real.
+# The function that measures each cue, and whether more of the cue gives a better rating. Every rule guesses that the half with
+# more of its cue is real.
 CUES = {"sharpness": (sharpness, True), "contrast": (contrast, True), "noise": (noise, False)}
 # Explanations in the report of the scores.
 RULES = {
-    "sharpness": "mean Sobel gradient, the sharpest slices are very good",
-    "contrast": "standard deviation of the grey levels, the slices with the most contrast are very good",
-    "noise": "standard deviation of the noise (Immerkaer 1996), the slices with the least noise are very good",
-    "chance": "random answers, the floor",
+    "sharpness": "mean Sobel gradient; the sharpest slices are rated very good",
+    "contrast": "standard deviation of the grey levels; the slices with the most contrast are rated very good",
+    "noise": "standard deviation of the noise (Immerkaer 1996); the slices with the least noise are rated very good",
+    "chance": "random answers",
 }
 
 
 def find_first_times(pictures: list[Picture]) -> np.ndarray:
-    """Index of the first picture of the same slice, for each picture; its own index where the slice was not shown before."""
+    """Return for each picture the index of the first picture of the same slice."""
     first = np.arange(len(pictures))
     for place, picture in enumerate(pictures):
         for before in np.flatnonzero(first[:place] == np.arange(place)):
@@ -102,9 +103,9 @@ def find_first_times(pictures: list[Picture]) -> np.ndarray:
 
 
 def answer_by_cue(pictures: list[Picture], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Ratings (1 to 5) and guesses of one rule of `CUES`.
+    """Return the ratings (1 to 5) and the guesses of one rule of `CUES`.
 
-    Slices with the same value share their middle rank and so get the same answer; the exact middle is "synthetic".
+    Slices with equal values get their mean rank, and so the same answer. A slice exactly in the middle is guessed synthetic.
     """
     measure, more_is_good = CUES[name]
     insides = [find_inside(picture.grey) for picture in pictures]
@@ -115,7 +116,9 @@ def answer_by_cue(pictures: list[Picture], name: str) -> tuple[np.ndarray, np.nd
     for direction in DIRECTIONS:
         places = [k for k, picture in enumerate(pictures) if picture.direction == direction and first[k] == k]
         if places and len(set(values[places])) < 2:
-            raise ValueError(f"no two {direction} pictures differ in {name}: nothing to rank. Does the page show heads?")
+            raise ValueError(
+                f"no two {direction} pictures differ in {name}, so there is nothing to rank. Does the page show heads?"
+            )
         more[places] = (stats.rankdata(values[places]) - 0.5) / max(len(places), 1)  # within (0, 1)
     more = more[first]
     good = more if more_is_good else 1 - more

@@ -1,4 +1,4 @@
-"""Scores of a reader study: ratings of real and synthetic slices, agreement between readers, and guesses."""
+"""Score a reader study: ratings of real and synthetic slices, agreement between readers, and guesses."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def read_results(path: Path, key: pd.DataFrame, partial: bool = False) -> pd.Dat
 
     Args:
         path: TSV file that the page saved.
-        key: key of the study.
-        partial: leave out unanswered items instead of refusing the file.
+        key: key of the study, as `read_key` returns it.
+        partial: True accepts a file with unanswered items and leaves them out. False refuses it.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -100,9 +100,9 @@ def unblind(key: pd.DataFrame, results: Sequence[pd.DataFrame]) -> pd.DataFrame:
 
 
 def kappa(first: np.ndarray, second: np.ndarray) -> float:
-    """Quadratically weighted kappa (Cohen 1968) of two lists of ratings, over the places where both are known.
+    """Return the quadratically weighted kappa (Cohen 1968) of two lists of ratings, over the items that both rated.
 
-    NaN where it is undefined: no place is known in both, or all ratings are equal.
+    Kappa is NaN where it is undefined: if no item was rated twice, or if all ratings are equal.
     """
     both = np.isfinite(first) & np.isfinite(second)
     cells = (first[both] - 1) * len(RATINGS) + second[both] - 1
@@ -111,7 +111,7 @@ def kappa(first: np.ndarray, second: np.ndarray) -> float:
 
 @cache  # many resamples give the same counts, and scikit-learn takes a millisecond for each
 def _kappa_of_counts(counts: tuple[int, ...]) -> float:
-    """Kappa of a table of ratings that is flattened row by row: how often each pair of ratings was given."""
+    """Return kappa of a 5 x 5 table, flattened row by row, which counts how often each pair of ratings was given."""
     table = np.reshape(counts, (len(RATINGS), len(RATINGS)))
     first, second = np.nonzero(table)
     if len({*first, *second}) < 2:
@@ -122,10 +122,10 @@ def _kappa_of_counts(counts: tuple[int, ...]) -> float:
 
 
 def estimate(statistic: Callable, items: pd.DataFrame, rng: np.random.Generator) -> dict[str, float]:
-    """Value of `statistic(rows)` over all rows, with its 95 % percentile bootstrap interval.
+    """Return `statistic(rows)` over all rows, with its 95 % percentile bootstrap interval.
 
-    Whole volumes are drawn, real and synthetic ones apart, because slices of one volume resemble each other. The interval is
-    NaN where the statistic is undefined in most draws.
+    The bootstrap draws whole volumes, because slices of one volume resemble each other. It draws real and synthetic volumes
+    separately. The interval is NaN where the statistic is undefined in most draws.
     """
     files = items["file"].to_numpy()
     rows_of_volumes = [
@@ -144,8 +144,8 @@ def score(key: pd.DataFrame, answers: pd.DataFrame, seed: int = 0) -> dict:
     """Compute all numbers of the study. Computed readers never change the numbers of people.
 
     Returns:
-        The result of `score_readers` for all people together; "computed": the same for each computed reader alone, by name;
-        "agreement_with_computed": kappa of each pair of readers that includes a computed one.
+        The result of `score_readers` for all people together, with two more entries. "computed" has the same numbers for each
+        computed reader alone, by name. "agreement_with_computed" has kappa of each pair with a computed reader.
     """
     rng = np.random.default_rng(seed)
     is_computed = answers["reader"].str.endswith(COMPUTED)
@@ -158,13 +158,13 @@ def score(key: pd.DataFrame, answers: pd.DataFrame, seed: int = 0) -> dict:
 
 
 def shown_once(key: pd.DataFrame, answers: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Answers to slices that were shown for the first time, and their rows of the key."""
+    """Return the answers to slices that were shown for the first time, and their rows of the key."""
     once = answers[answers["repeat_of"] == ""]
     return once, key[(key["repeat_of"] == "") & key.index.isin(once["item"])]
 
 
 def by_reader(answers: pd.DataFrame, column: str, items: Iterable[str], readers: Sequence[str]) -> np.ndarray:
-    """One column of the answers as an array (items, readers), NaN where there is no answer."""
+    """Return one column of the answers as an array (items, readers), with NaN where there is no answer."""
     table = answers.pivot(index="item", columns="reader", values=column)
     return table.reindex(index=items, columns=readers).to_numpy(float)
 
@@ -172,7 +172,7 @@ def by_reader(answers: pd.DataFrame, column: str, items: Iterable[str], readers:
 def compare_ratings(
     key: pd.DataFrame, answers: pd.DataFrame, pairs: Iterable[Sequence[str]], rng: np.random.Generator
 ) -> list[dict]:
-    """Kappa of each pair of readers, with its interval and the number of items that both rated."""
+    """Return kappa of each pair of readers, with its interval and the number of items that both rated."""
     once, items = shown_once(key, answers)
     return [{"readers": list(pair)} | _agreement(by_reader(once, "rating", items.index, pair), items, rng) for pair in pairs]
 
@@ -187,10 +187,11 @@ def score_readers(key: pd.DataFrame, answers: pd.DataFrame, rng: np.random.Gener
     """Compute the numbers of some readers. Repeated items count only for a reader's agreement with themselves.
 
     Returns:
-        "ratings": number of answers, mean rating of each kind and their difference, with intervals, for all directions and
-        each; "frequencies": number of answers by direction, kind and rating; "inter_reader": kappa of each pair of readers;
-        "intra_reader": kappa and number of equal ratings of each reader on repeats; "guesses": result of `guesses` for each
-        reader; "accuracy_of_all": share of right guesses of all readers together, None without readers.
+        A dict with these entries. "ratings" has the number of answers, the mean rating of each kind and their difference, with
+        intervals, for all directions together and for each one. "frequencies" has the number of answers by direction, kind and
+        rating. "inter_reader" has kappa of each pair of readers. "intra_reader" has kappa and the number of equal ratings of
+        each reader on repeats. "guesses" has the result of `guesses` for each reader. "accuracy_of_all" is the share of right
+        guesses of all readers together, or None without readers.
     """
     readers = sorted(answers["reader"].unique())
     once, items = shown_once(key, answers)
@@ -234,11 +235,11 @@ def _mean_ratings(items: pd.DataFrame, values: np.ndarray, kinds: np.ndarray, rn
 
 
 def guesses(answers: pd.DataFrame, rng: np.random.Generator) -> dict:
-    """How often one reader guessed right.
+    """Compute how often one reader guessed right.
 
-    "accuracy" has the exact interval of Clopper and Pearson 1934, and "p" tests it against one half; both treat slices as
-    independent although slices of one volume are alike. "by_volumes" has the bootstrap interval over volumes, which is too
-    narrow for few volumes and has no width where all guesses are right or all wrong. Hence both are given.
+    "accuracy" has the exact interval of Clopper and Pearson 1934, and "p" tests it against one half. Both treat slices as
+    independent, although slices of one volume are alike. "by_volumes" has the bootstrap interval over volumes. That interval is
+    too narrow for few volumes, and it has no width if all guesses are right or all are wrong. Therefore both are given.
     """
     correct = answers["correct"].to_numpy()
     right, n = int(correct.sum()), len(correct)

@@ -1,4 +1,4 @@
-"""Report of a reader study: figure, tables and text for people, ratings and JSON for programs."""
+"""Write the report of a reader study: a figure, tables and text for people, ratings and JSON for programs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ COLOURS = {"real": "#4a90d9", "synthetic": "#e07b39"}  # as in report.py
 def draw(numbers: dict) -> Figure:
     """Draw how often each rating was given to real and synthetic slices, and how often readers guessed right.
 
-    Computed readers have their own panels below those of people, and open marks.
+    Computed readers have their own panels, below the panels of people, and open marks.
     """
     people = {direction.replace("all", "all directions"): counts for direction, counts in numbers["frequencies"].items()}
     computed = {reader: entry["frequencies"]["all"] for reader, entry in numbers["computed"].items()}
@@ -33,7 +33,7 @@ def draw(numbers: dict) -> Figure:
         _draw_frequencies(part, chart)
     if computed:
         above[0].suptitle("People", fontsize=10)
-        above[-1].suptitle("Computed readers: rules that use one cue of the pictures, and chance. Not people", fontsize=10)
+        above[-1].suptitle("Computed readers (not people): rules that use one cue of the pictures, and chance", fontsize=10)
 
     axes = below.subplots()
     guesses = [*numbers["guesses"], *(entry["guesses"][0] for entry in numbers["computed"].values())]
@@ -44,7 +44,7 @@ def draw(numbers: dict) -> Figure:
         axes.plot(value, place, "o", color="#333333", markerfacecolor=filling, clip_on=False)
     axes.axvline(50, color="#999999", linestyle="--", linewidth=1)
     names = [f"{entry['reader']}, n = {entry['n']}" for entry in guesses]
-    axes.set_yticks(range(len(guesses)), names, fontsize=9, parse_math=False)  # a $ is a $
+    axes.set_yticks(range(len(guesses)), names, fontsize=9, parse_math=False)  # $ starts no formula
     axes.set(xlim=(0, 100), ylim=(len(guesses) - 0.5, -0.5))
     axes.set_xlabel("right guesses, % with exact 95 % interval (dashed: chance)")
     axes.spines[["top", "right"]].set_visible(False)
@@ -74,7 +74,7 @@ def _with_interval(estimate: dict, digits: int = 2, scale: float = 1) -> str:
 
 
 def tables(numbers: dict) -> list[dict]:
-    """Tables of ratings, guesses and agreement, people before computed readers, in the form that `write_section` takes."""
+    """Return the tables of ratings, guesses and agreement for `write_section`, with people before computed readers."""
     people = "people, " if numbers["computed"] else ""
     everyone = {people: numbers} | {f"{reader}, ": entry for reader, entry in numbers["computed"].items()}
     ratings = [
@@ -122,16 +122,16 @@ def _guesses_row(row: dict) -> list[str]:
 
 
 def explain(numbers: dict, partial: bool) -> str:
-    """Say who rated what, and how to read the numbers. The first sentence says whether people rated at all."""
+    """Explain who rated what, and how to read the numbers. The first sentence states whether people rated at all."""
     computed = numbers["computed"]
     ratings = f"""\
 Ratings are means with a 95 % percentile bootstrap interval ({RESAMPLES} draws of whole volumes, because slices of one volume \
-are alike). The intervals say nothing about other readers. Compare synthetic slices with real ones."""
+are alike). The intervals do not describe other readers. Compare synthetic slices with real ones."""
     guesses = f"""\
-Guesses are the share that was right; guessing at random gives 50 %. The exact interval (Clopper-Pearson) and p may be too \
-optimistic, because they treat slices as independent. There is one p for each reader, \
-{len(numbers["guesses"]) + len(computed)} in all, not corrected for their number. The bootstrap over volumes is too narrow \
-with few volumes and has no width where all guesses are right. Trust the wider interval."""
+The table of guesses gives the share of right guesses. Random guesses give 50 %. The exact interval (Clopper-Pearson) and p \
+may be too optimistic, because they treat slices as independent. There is one p for each reader, \
+{len(numbers["guesses"]) + len(computed)} in all, without a correction for multiple tests. The bootstrap interval over volumes \
+is too narrow with few volumes, and it has no width if all guesses are right. Trust the wider interval."""
     agreement = """\
 Agreement is quadratically weighted kappa: 0 is chance and 1 is equal ratings. It is undefined where all ratings are the \
 same. The frequency chart follows Figure 4C of Ayaz et al. 2022. Research data about synthetic images; not for clinical use."""
@@ -149,8 +149,8 @@ real, without knowing the answer (study {numbers["study"]}). The slices were shu
 was drawn black in both kinds, so it is not judged."""
     if not readers:
         return f"""\
-No person has rated this study. The numbers come from rules that use one cue of the pictures. Answers of people can be \
-compared with them later. The rules rated {study}"""
+No person has rated this study. The numbers come from rules that use one cue of the pictures. They can be compared with \
+answers of people later. The rules rated {study}"""
     unfinished = " Some did not finish; the answers that they gave are counted." if partial else ""
     return f"""\
 {readers} {"person" if readers == 1 else "people"} rated {study}{unfinished} Some slices were shown twice; the second answer \
@@ -160,21 +160,21 @@ counts only for the agreement of readers with themselves."""
 def _explain_computed(computed: Mapping[str, dict]) -> str:
     right = {reader.removesuffix(COMPUTED): entry["guesses"][0]["accuracy"]["value"] for reader, entry in computed.items()}
     shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in right.items() if name != "chance")
-    alone = f"A reader who uses one cue alone is right in: {shares}; below 50 %, synthetic slices have more of it. "
+    alone = f"A reader who uses one cue alone guesses right in: {shares}. Below 50 %, synthetic slices have more of the cue. "
     known = "; ".join(f"{name}: {RULES[name]}" for name in right if name in RULES)
     return f"""\
 Computed readers look at the page that people get. They do not count as people in any number. Compare guesses of people with \
-theirs. {alone if shares else ""}A person who is right no more often need not have seen more than this cue. ({known}.) Each \
-rule ranks the slices of a direction by its cue inside the head. Its ratings are five equal classes, so only the difference \
-between the kinds has a meaning. It guesses that the half with more of the cue is real. These guesses depend on each other, \
-which the intervals ignore. A slice that is shown twice gets the same answer, except from chance. The kappa of a person and a \
-rule measures how closely the person's ratings follow the cue."""
+theirs. {alone if shares else ""}A person who is right no more often may have used this cue alone. ({known}.) Each rule ranks \
+the slices of a direction by its cue inside the head. Its ratings are five equal classes, so only the difference between the \
+kinds has a meaning. It guesses that the half with more of the cue is real. These guesses depend on each other, \
+but the intervals ignore this. A slice that is shown twice gets the same answer, except from chance. The kappa of a person \
+and a rule measures how closely the person's ratings follow the cue."""
 
 
 def write_scores(
     numbers: dict, answers: pd.DataFrame, output: Path, partial: bool = False, title: str = "Reader study"
 ) -> None:
-    """Write ratings.tsv, reader_study.json, reader_study.png and reader_study.section.json, which has this title."""
+    """Write ratings.tsv, reader_study.json, reader_study.png, and reader_study.section.json with the given title."""
     columns = ["reader", "position", "item", "kind", "direction", "file", "slice", "repeat_of", "rating", "guess", "seconds"]
     write_text(output / "ratings.tsv", answers[columns].to_csv(sep="\t", index=False, na_rep="n/a"))
     without_nan = json.loads(json.dumps(numbers | {"partial": partial}), parse_constant=lambda name: None)  # NaN becomes null
@@ -183,7 +183,7 @@ def write_scores(
     whose = ["by people"] * bool(numbers["n_readers"]) + ["by computed readers"] * bool(numbers["computed"])
     caption = (
         f"Ratings of real and synthetic slices, and right guesses, {' and '.join(whose)}. "
-        "Synthetic images; research, not for clinical use."
+        "Synthetic images. For research, not for clinical use."
     )
     figures = [{"file": "reader_study.png", "caption": caption}]
     write_section(output / "reader_study.section.json", title, explain(numbers, partial), tables(numbers), figures)

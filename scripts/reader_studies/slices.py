@@ -1,4 +1,4 @@
-"""From T1w volumes to the pictures of a reader study, which differ in nothing but their content."""
+"""Make the pictures of a reader study from T1w volumes. The pictures differ only in their content."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from shared.tables import read_table
 
 DIRECTIONS = {"sagittal": 0, "coronal": 1, "axial": 2}  # axis of a volume in RAS order
 KINDS = ("real", "synthetic")
-# Percentiles of a head's voxels that are drawn black and white (chosen). SPADE writes 0 where a label map has no label, also
-# inside the head (1.3 to 1.6 % of it in the demo), where scans have noise. With 2 % drawn black, both look alike.
+# Percentiles of a head's voxels that are drawn black and white (chosen). SPADE writes 0 where a label map has no label. In
+# the demo, this is 1.3 to 1.6 % of the head. Scans have noise there. If 2 % are drawn black, both look alike.
 WINDOW_PERCENTILES = (2.0, 99.8)
-LEAST_COMMON_VIEW = 0.6  # share of each side of each volume that the common field of view must hold
+LEAST_COMMON_VIEW = 0.6  # smallest common field of view, as a fraction of each side of each volume
 
 
 @dataclass(frozen=True)
 class Volume:
-    """A T1w volume whose voxels were not read yet; axes are in RAS order."""
+    """A T1w volume whose voxels have not been read yet. Its axes are in RAS order."""
 
     path: Path
     kind: str  # one of KINDS
@@ -39,9 +39,9 @@ def find_volumes(sources: Iterable[Path], kind: str, split: str | None = None) -
     """Find the T1w volumes among files and folders.
 
     Args:
-        sources: NIfTI files; BIDS data sets or folders of one subject; or folders with `*.nii[.gz]` directly inside.
+        sources: NIfTI files, BIDS data sets, folders of one subject, or folders with `*.nii[.gz]` directly inside.
         kind: "real" or "synthetic".
-        split: take only the participants of this split, such as "test"; all sources must then be BIDS data sets.
+        split: name of the split to take, such as "test". All sources must then be BIDS data sets. None takes all participants.
     """
     paths = []
     for source in sources:
@@ -61,7 +61,7 @@ def find_volumes(sources: Iterable[Path], kind: str, split: str | None = None) -
 
 
 def read_splits(folder: Path) -> dict[str, str]:
-    """Split of each participant_id; empty where participants.tsv is missing or has no column split."""
+    """Return the split of each participant_id. The dict is empty if participants.tsv or its column split is missing."""
     table = folder / "participants.tsv"
     if not table.is_file():
         return {}
@@ -95,7 +95,7 @@ def _survey(path: Path, kind: str) -> Volume:
 
 
 def common_view(volumes: Sequence[Volume]) -> tuple[int, ...]:
-    """Voxels along each axis that every volume has. This much of each is shown, so the field of view is no clue."""
+    """Return the smallest number of voxels along each axis. All volumes are cut to it, so the field of view is no clue."""
     first_of, reference = {}, volumes[0]
     for volume in volumes:
         other = first_of.setdefault(volume.digest, volume)
@@ -125,8 +125,8 @@ def _listed(numbers: Sequence[float]) -> str:
 def read_windowed(volume: Volume, view: Sequence[int]) -> np.ndarray:
     """Read a volume in RAS order, cut it to `view` voxels and window it to [0, 1] by percentiles of the head. Air is 0.
 
-    Voxels are never interpolated. The view is centred on the head and stays inside the volume. Air is not shown because it is
-    noisy in scans and exactly 0 in volumes of SPADE, which would reveal them.
+    Voxels are never interpolated. The view is centred on the head and stays inside the volume. Air is set to 0 because it is
+    noisy in scans and exactly 0 in volumes of SPADE. This difference would reveal the kind.
     """
     try:
         image = nib.as_closest_canonical(nib.squeeze_image(nib.load(volume.path)))
@@ -151,10 +151,11 @@ def read_windowed(volume: Volume, view: Sequence[int]) -> np.ndarray:
 
 
 def picture(values: np.ndarray, axis: int, index: int, rng: np.random.Generator) -> bytes:
-    """PNG of one slice of `read_windowed`, in 8 bits, uncompressed and without metadata: its size depends on `axis` alone.
+    """Return one slice of `read_windowed` as an 8-bit PNG without compression or metadata. Its size depends only on `axis`.
 
-    Radiological convention: the subject's right is at the picture's left; the front of a sagittal slice is at the left. Grey
-    levels are rounded with a dither of one level. Without it, volumes stored in 8 bits would show gaps in their histogram.
+    The picture follows the radiological convention: the subject's right is at the picture's left. The front of a sagittal slice
+    is at the left. Grey levels are rounded with a dither of one level. Without the dither, the histogram of a volume that is
+    stored in 8 bits would have gaps.
     """
     plane = values.take(index, axis)[::-1, ::-1].T
     dither = rng.random(plane.shape) - rng.random(plane.shape)

@@ -265,7 +265,7 @@ def test_the_section_says_first_that_no_person_has_rated(tmp_path, few_resamples
 def test_with_people_the_rules_are_the_yardstick_in_rows_and_panels_of_their_own(tmp_path, few_resamples):
     section = section_of(key_of(KINDS), people(key_of(KINDS)) + computed(key_of(KINDS)), tmp_path / "beside")
     assert section["text"].startswith("2 people rated 12 slices")
-    assert "uses one cue alone is right in: noise 100 %; below" in section["text"]
+    assert "uses one cue alone guesses right in: noise 100 %. Below" in section["text"]
     told = {row[0]: row[1] for row in section["tables"][1]["rows"]}
     assert told == {"Anna": "12", "Ben": "12", "all people": "24", "chance (computed)": "12", "noise (computed)": "12"}
     assert [row[0] for row in section["tables"][0]["rows"]][:2] == ["people, all directions", "people, axial"]

@@ -308,7 +308,7 @@ def test_a_split_takes_its_participants_alone(tmp_path, cohorts, monkeypatch, ca
     command = f"reader_study.py make --real {folder} --synthetic {cohorts[1][0]} --output {tmp_path / 'all'} --slices 6"
     monkeypatch.setattr("sys.argv", command.split())
     assert reader_study.main() == 0
-    assert "also those of training. Add --split test" in capsys.readouterr().err
+    assert "also the training split. Add --split test" in capsys.readouterr().err
     (folder / "participants.tsv").write_text("participant_id\tage\nsub-0\t50\n")
     with pytest.raises(ValueError, match="participants.tsv: no such table with columns participant_id and split"):
         make_study(*cohorts, tmp_path / "other", split="test")
@@ -502,7 +502,7 @@ def test_what_is_undefined_is_called_so_and_is_null_in_json(tmp_path, few_resamp
     assert content["inter_reader"][0]["kappa"] == {"value": None, "low": None, "high": None}
     section = json.loads((tmp_path / "reader_study.section.json").read_text())
     assert [row[2] for row in section["tables"][2]["rows"]] == ["undefined"] * 3
-    assert "one p for each reader, 2 in all, not corrected" in section["text"]
+    assert "one p for each reader, 2 in all, without a correction" in section["text"]
 
 
 def test_commands_make_a_study_and_score_it(tmp_path, cohorts, monkeypatch, few_resamples, capsys):
