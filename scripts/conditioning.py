@@ -1,4 +1,4 @@
-"""Do generated volumes show what was requested of the model, and are brains and ventricles as large as real ones?
+"""Check whether generated volumes show what was requested, and whether brains and ventricles are as large as real ones.
 
     python scripts/conditioning.py GENERATED_DIR --measured volumes.tsv [ages.tsv ...] --output DIR
         [--real COHORT_DIR --real_measured real_volumes.tsv ...]
@@ -8,11 +8,11 @@
 The command reads the tables of measurement once, and writes up to three answers into DIR. If the input for an answer is not
 given, the command says so and leaves the answer out.
 
-Requested against measured (Figure 3 of Pinaya et al. 2022), from GENERATED_DIR and --measured
+Requested against measured values (Figure 3 of Pinaya et al. 2022), from GENERATED_DIR and --measured
     figure3.png                one panel per quantity and tool, with the line of equality
     conditioning.json          r, partial r, slope, bias and error with their intervals, or the reason why there are none
 
-One covariate changes, the noise stays (Figures 2 and 4), from --sweeps and --sweep
+Sweeps of one covariate with constant noise (Figures 2 and 4), from --sweeps and --sweep
     figure2.png  figure4.png   volumes within the range of the model, and beyond it
                                (request the sweeps with: make_requests.py --sweep NAME LOW HIGH --noises 3 --extrapolate)
 
@@ -22,8 +22,8 @@ Distributions of sizes, from --measured and --real_measured
     Only this answer needs no folders: --measured generated.tsv --real_measured real.tsv [--reconstructed_measured r.tsv]
 
 Each answer has a NAME.section.json for scripts/report.py --evaluation DIR. The tables come from scripts/measure_volumes.py,
-scripts/read_volumes.py, or a regressor. Scans, and scans through the autoencoder, of known values show what the tools can
-measure at all. The command is for research, not for clinical use.
+scripts/read_volumes.py, or a regressor. Scans with known values, and the same scans through the autoencoder, show how well the
+tools can measure. The command is for research, not for clinical use.
 """
 
 from __future__ import annotations
@@ -65,13 +65,13 @@ def sizes(options: argparse.Namespace, cohorts: dict[str, Cohort]) -> ReportSect
         for path in paths:
             tools = split_by_tool(read_by_participant(path, several_rows=True), default="measure_volumes.py")
             if twice := measured.setdefault(kind, {}).keys() & tools:
-                raise ValueError(f"{path}: an earlier table of {kind} is by {twice.pop()} as well. Join them into one table")
+                raise ValueError(f"{path}: an earlier table of {kind} is also by {twice.pop()}. Join both into one table")
             measured[kind] |= tools
     return size_distributions(measured, options.tables, options.seed)
 
 
 def make_sections(options: argparse.Namespace) -> tuple[list[ReportSection], dict[str, str]]:
-    """Return the answers whose input was given, and for each other answer the reason why it is left out."""
+    """Return the answers with input, and for each other answer the reason why it is left out."""
     cohorts = read_cohorts(options)
     sections, left_out = [], {}
     if GENERATED in cohorts:
@@ -102,27 +102,27 @@ def make_sections(options: argparse.Namespace) -> tuple[list[ReportSection], dic
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Parse the command line; `tables` holds the tables of each kind."""
+    """Parse the command line. `tables` of the result has the tables of each kind."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add, tables = parser.add_argument, {"type": Path, "nargs": "+", "default": [], "metavar": "TABLE_TSV"}
     folder = "folder that inference wrote, with participants.tsv"
     add("generated", type=Path, nargs="?", metavar="GENERATED_DIR", help=folder)
-    add("--measured", **tables, help="what was measured in GENERATED_DIR; sizes are compared by the first tool")
+    add("--measured", **tables, help="measurements of GENERATED_DIR; sizes are compared by the first tool")
     add("--real", type=Path, metavar="COHORT_DIR", help="BIDS cohort of scans with true values")
     training = "tables of the same tools for the scans; if the cohort has a column split, its training split is left out"
     add("--real_measured", **tables, help=training)
     kept = "the cohort's scans through the autoencoder, which --reconstructions_dir of configs/evaluate.json keeps"
     add("--reconstructed", type=Path, metavar="DIR", help=kept)
-    add("--reconstructed_measured", **tables, help="tables of the same tools for them")
+    add("--reconstructed_measured", **tables, help="tables of the same tools for these scans")
     add("--sweeps", type=Path, metavar="SWEEPS_DIR", help="folder that inference wrote for a table of sweeps")
-    add("--sweeps_measured", **tables, help="what was measured in SWEEPS_DIR")
+    add("--sweeps_measured", **tables, help="measurements of SWEEPS_DIR")
     swept = "covariate that was swept; may be given several times"
     add("--sweep", action="append", default=[], metavar="NAME", help=swept)
     add("--seed", type=int, default=0, help="seed of the resampling for the sizes (default 0)")
     add("--output", type=Path, required=True, metavar="DIR", help="folder for figures, numbers and sections")
     options = parser.parse_args(arguments)
     if (options.sweeps is None) != (not options.sweep) or (options.sweeps_measured and options.sweeps is None):
-        parser.error("--sweeps, the folder, and --sweep, the covariates, go together")
+        parser.error("--sweeps (the folder) and --sweep (the covariates) need each other")
     options.tables = {GENERATED: options.measured, SCANS: options.real_measured, THROUGH: options.reconstructed_measured}
     return options
 

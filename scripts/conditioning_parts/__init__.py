@@ -1,1 +1,1 @@
-"""The answers of conditioning.py: requested against measured, sweeps of one covariate, distributions of sizes."""
+"""The analyses of conditioning.py: requested against measured, sweeps of one covariate, and distributions of sizes."""

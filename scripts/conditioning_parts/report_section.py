@@ -1,4 +1,4 @@
-"""One answer of conditioning.py: a section of the report page with its figures and files of numbers."""
+"""Write one answer of conditioning.py: a section of the report page with its figures and files of numbers."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ NOTICE = "All generated volumes are synthetic. For research, not for clinical us
 
 @dataclass
 class ReportSection:
-    """What one answer writes."""
+    """The content of the files that one answer writes."""
 
-    name: str  # of the file NAME.section.json
+    name: str  # NAME in NAME.section.json
     title: str
     text: str  # paragraphs, separated by blank lines
-    tables: list[dict]  # "header" and "rows", all cells as text
+    tables: list[dict]  # each has "header" and "rows"; all cells are text
     figures: dict[str, tuple[Figure, str]]  # name of the PNG -> figure, caption
     numbers: dict[str, dict | pd.DataFrame] = field(default_factory=dict)  # name of the JSON or TSV -> content
 

@@ -1,4 +1,4 @@
-"""Figure 3 of Pinaya et al. 2022: the values requested of a model against the values measured in its volumes."""
+"""Make Figure 3 of Pinaya et al. 2022: values requested of a model against values measured in its volumes."""
 
 from __future__ import annotations
 
@@ -16,25 +16,26 @@ from conditioning_parts.report_section import NOTICE, ReportSection
 
 GENERATED, SCANS, THROUGH = "generated", "scans", "scans through the autoencoder"
 MARKS = {SCANS: ("#4a90d9", "x"), THROUGH: ("#3b8686", "+"), GENERATED: ("#e07b39", "o")}  # drawn in this order
-COLUMNS = 3  # of panels
+COLUMNS = 3  # panels per row
 HEADER = ["", "n", "Pearson r [95 %]", "partial r [95 %]", "slope [95 %]", "bias", "mean absolute error"]
 
 
 @dataclass
 class Reading:
-    """One quantity, measured by one tool. The keys are kinds of volumes: `GENERATED`, then perhaps `SCANS` and `THROUGH`."""
+    """One quantity, measured by one tool. The keys of the dicts are `GENERATED` and, where given, `SCANS` and `THROUGH`."""
 
-    name: str  # such as `ventricles_ml`
+    name: str  # quantity, such as `ventricles_ml`
     tool: str
-    cohorts: dict[str, Cohort]  # with the measurements of this tool
-    numbers: dict[str, dict]  # see `numbers_of`
+    cohorts: dict[str, Cohort]  # cohorts with only the measurements of this tool
+    numbers: dict[str, dict]  # results of `numbers_of`
 
 
 def compare(cohorts: Mapping[str, Cohort]) -> tuple[list[Reading], dict[str, str]]:
     """Compute the agreement of all quantities that were both requested and measured, separately for each tool.
 
     Returns:
-        The readings, and for each quantity without numbers the reason: too few pairs, or values that are all the same.
+        The readings, and a dict with the reason for each quantity without numbers. The reason is too few pairs, or equal
+        values.
     """
     generated = cohorts[GENERATED]
     requested = [name for name in generated.expected if name not in (*BOOKKEEPING, "split")]
@@ -58,7 +59,7 @@ def compare(cohorts: Mapping[str, Cohort]) -> tuple[list[Reading], dict[str, str
 
 
 def numbers_of(cohort: Cohort, name: str, others: Sequence[str]) -> dict:
-    """Compute agreement, partial correlation with `others` held constant, error of the mean answer, and unmeasured volumes."""
+    """Compute the agreement of one quantity. The partial correlation holds the covariates `others` constant."""
     pairs = cohort.pairs(name)
     found = agreement(pairs["expected"], pairs["measured"])
     known = cohort.expected.loc[pairs.index, [other for other in others if other in cohort.expected]].dropna()
@@ -71,7 +72,7 @@ def numbers_of(cohort: Cohort, name: str, others: Sequence[str]) -> dict:
 
 
 def table_rows(readings: Sequence[Reading]) -> list[list[str]]:
-    """Return for each reading a row for the generated volumes, one for always answering the mean, and those of the scans."""
+    """Return for each reading the rows of the generated volumes, of always answering the mean, and of the scans."""
     rows = []
     for reading in readings:
         cohort = reading.cohorts[GENERATED]
@@ -93,7 +94,7 @@ def _partial_text(numbers: Mapping) -> str:
 
 
 def figure3(readings: Sequence[Reading]) -> Figure:
-    """Draw one panel per quantity and tool: measured against requested, the fitted line, and the same tool on scans."""
+    """Draw one panel per quantity and tool. It shows measured against requested values, the fit, and the same tool on scans."""
     columns = min(len(readings), COLUMNS)
     rows = -(-len(readings) // columns)
     figure = Figure(figsize=(4.6 * columns, 6.4 * rows), layout="constrained")
@@ -126,7 +127,7 @@ def draw_panel(axes, reading: Reading) -> None:
         f"by {reading.tool}, n = {a['n']}\n"
         f"r {a['r']:.2f} [{a['r_low']:.2f}, {a['r_high']:.2f}]{partial}\n"
         f"slope {a['slope']:.2f} [{a['slope_low']:.2f}, {a['slope_high']:.2f}], bias {a['bias']:+.1f}\n"
-        f"mean absolute error {a['mae']:.1f}; of always the mean {a['mae_of_the_mean']:.1f}",
+        f"mean absolute error {a['mae']:.1f}; always answering the mean {a['mae_of_the_mean']:.1f}",
         fontsize=9,
     )
     axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14))
@@ -137,18 +138,18 @@ def explain(cohorts: Mapping[str, Cohort], readings: Sequence[Reading], without:
     text = f"{len(generated.expected)} volumes of {generated.name}. "
     unmeasured = {generated.title(r.name, r.tool): r.numbers[GENERATED]["unmeasured"] for r in readings}
     if counts := ", ".join(f"{count} of {name}" for name, count in unmeasured.items() if count):
-        text += f"Some volumes could not be measured and are in no number below: {counts}. "
+        text += f"Some volumes could not be measured and do not count below: {counts}. "
     if several := [kind for kind, cohort in cohorts.items() if cohort.has_several_per_participant()]:
-        text += f"Some participants have several volumes ({', '.join(several)}); this makes the intervals too narrow. "
+        text += f"Some participants have several volumes ({', '.join(several)}). This makes the intervals too narrow. "
     text += "".join(f"There are no numbers for {name}: {reason}. " for name, reason in without.items())
     text += (
         "r is Pearson's correlation, with the 95 % interval of Fisher's z. The slope is the least-squares slope of measured on "
         "requested values, with its 95 % t interval. The bias is the mean of measured - requested. The partial r is the "
-        "correlation that is left after a linear regression of both on the k other requested covariates; its interval is "
-        "Fisher's for n - k values, and it has n - 2 - k degrees of freedom. The partial r matters because requests are drawn "
-        "together, so that a tool may infer one covariate from another.\n\n"
-        "A model that ignored the request, and whose volumes were all measured as the mean request, would have the error in "
-        "the lines 'always answering the mean'. "
+        "correlation that remains after a linear regression of both on the k other requested covariates. Its interval is "
+        "Fisher's for n - k values, and it has n - 2 - k degrees of freedom. The partial r matters because the covariates are "
+        "correlated in the requests, so that a tool may infer one covariate from another.\n\n"
+        "The lines 'always answering the mean' give the error of a model that ignored the request, and whose volumes were all "
+        "measured as the mean request. "
     )
     if yardsticks := [f"{len(cohort.expected)} {kind}" for kind, cohort in cohorts.items() if kind != GENERATED]:
         return text + (
@@ -160,7 +161,7 @@ def explain(cohorts: Mapping[str, Cohort], readings: Sequence[Reading], without:
 
 
 def requested_against_measured(cohorts: Mapping[str, Cohort]) -> ReportSection:
-    """Return Figure 3 with its table; `cohorts` holds `GENERATED` and, for comparison, `SCANS` and `THROUGH`."""
+    """Return Figure 3 with its table. `cohorts` has the key `GENERATED` and, for comparison, `SCANS` and `THROUGH`."""
     readings, without = compare(cohorts)
     generated = cohorts[GENERATED]
     content = [{"quantity": r.name, "unit": generated.unit(r.name), "tool": r.tool, **r.numbers} for r in readings]

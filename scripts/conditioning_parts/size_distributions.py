@@ -1,4 +1,4 @@
-"""Are the ventricles, brains and heads of generated volumes distributed as real ones? Distances in mL between samples."""
+"""Compare the distributions of ventricle, brain and head sizes in generated and real volumes, by distances in mL."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from conditioning_parts.report_section import NOTICE, ReportSection
 from conditioning_parts.requested_against_measured import GENERATED, SCANS, THROUGH
 
 SIZES = {name: QUANTITIES[name][0] for name in (*VOLUMES, NORMALISED)}
-REAL = "real scans"  # name of `SCANS` in tables and figures
+REAL = "real scans"  # what tables and figures call `SCANS`
 COLOURS = {REAL: "#4a90d9", THROUGH: "#3b8686", GENERATED: "#e07b39"}  # as on the report page
-FEWEST = 4  # volumes of a kind; halves of fewer are single volumes
+FEWEST = 4  # smallest number of volumes of a kind; with fewer, half a sample is a single volume
 RESAMPLES = 2000
 SPLITS = 500
 
 
 class ImpossibleSize(ValueError):
-    """A size that no head has. Such a table is refused, while sizes that only cannot be compared are left out."""
+    """A table has a size that no head has. It is refused, whereas sizes that cannot be compared are only left out."""
 
 
 def sizes_of(table: pd.DataFrame, where: str) -> pd.DataFrame:
-    """Return a table of measured volumes, by participant_id, with all sizes as numbers; `where` names it in messages."""
+    """Return a table of measured volumes with all sizes as numbers. Error messages call the table `where`."""
     found = [name for name in SIZES if name in table]
     if not found:
         raise ValueError(f"{where}: expected some of the columns {', '.join(SIZES)}, got {', '.join(table)}")
     if table.empty:
-        raise ValueError(f"{where}: the table has no rows, nothing was measured")
+        raise ValueError(f"{where}: the table has no rows, so nothing was measured")
     if (twice := table.index.duplicated()).any():
         raise ValueError(
             f"{where}: {table.index[twice][0]} has several rows. Scans of one participant are not independent samples: keep "
@@ -47,7 +47,7 @@ def sizes_of(table: pd.DataFrame, where: str) -> pd.DataFrame:
             who = bad.idxmax()
             raise ImpossibleSize(f"{where}, {who}: {name} must be a volume in mL, got {table.loc[who, name]}")
         table[name] = numbers
-    # Brain and head show the unit: the ventricles of a failed model may be as small as if they were in litres.
+    # Brain and head show the unit better: the ventricles of a failed model may be so small that they seem to be in litres.
     for name in [name for name in ("brain_ml", "icv_ml") if name in found] or found:
         try:
             check_unit({name: table[name].median()}, f"{where}, its median")
@@ -57,13 +57,13 @@ def sizes_of(table: pd.DataFrame, where: str) -> pd.DataFrame:
 
 
 def volume_distance(real: np.ndarray, generated: np.ndarray, seed: int = 0) -> dict[str, float]:
-    """Compute the Wasserstein-1 distance of two samples in their unit, and what is needed to judge it.
+    """Compute the Wasserstein-1 distance of two samples in their unit, and the numbers to compare it with.
 
     Returns:
-        Size, mean and SD of both samples. distance, with its percentile bootstrap interval distance_low to distance_high
-        (95 %, both samples are resampled). floor, the mean distance between random halves of the real sample, with the range
-        floor_low to floor_high of 95 % of these distances. trivial, the distance between the real sample and its mean. p, from
-        the one-sided permutation test that both samples are one.
+        A dict with size, mean and SD of both samples, and these entries. distance has the percentile bootstrap interval
+        distance_low to distance_high (95 %, both samples are resampled). floor is the mean distance between random halves of
+        the real sample, and 95 % of these distances lie between floor_low and floor_high. trivial is the distance between the
+        real sample and its mean. p is from a one-sided permutation test that both samples come from one population.
     """
     real, generated = np.asarray(real, float), np.asarray(generated, float)
     for name, values in (("real", real), ("generated", generated)):
@@ -97,12 +97,13 @@ def volume_distance(real: np.ndarray, generated: np.ndarray, seed: int = 0) -> d
 
 
 def compare(tables: Mapping[str, pd.DataFrame], seed: int = 0) -> tuple[pd.DataFrame, list[str]]:
-    """Compute `volume_distance` of each size that all tables of `sizes_of` hold, between all pairs of tables.
+    """Compute `volume_distance` for each size that all tables have, between all pairs of tables.
 
     Returns:
-        One row per size and pair: volume, first and second (kinds), the numbers of `volume_distance`, and p_holm, corrected
-        for all tests of the table. Scans and scans through the autoencoder show the same heads, so this pair has no test.
-        Second, the reasons for missing distances. An autoencoder that gives all heads one volume is such a reason.
+        A table with one row per size and pair, and a list of the reasons for missing distances. The columns are volume, first
+        and second (the kinds), the numbers of `volume_distance`, and p_holm, which is corrected for all tests of the table.
+        Scans and scans through the autoencoder show the same heads, so this pair has no test. A distance is missing, for
+        example, if an autoencoder gives all heads the same volume.
     """
     common = [name for name in SIZES if all(name in table and table[name].notna().any() for table in tables.values())]
     if not common:
@@ -129,7 +130,7 @@ def compare(tables: Mapping[str, pd.DataFrame], seed: int = 0) -> tuple[pd.DataF
 
 
 def draw_histograms(tables: Mapping[str, pd.DataFrame], distances: pd.DataFrame) -> Figure:
-    """Draw a panel per size with the histograms of all kinds, as percentages of the kind, with common bins."""
+    """Draw a panel per size with histograms of all kinds in common bins, as a percentage of each kind."""
     names = list(dict.fromkeys(distances["volume"]))
     figure = Figure(figsize=(3.6 * len(names), 3.6), layout="constrained")
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names):
@@ -146,7 +147,7 @@ def draw_histograms(tables: Mapping[str, pd.DataFrame], distances: pd.DataFrame)
 
 
 def section_tables(tables: Mapping[str, pd.DataFrame], distances: pd.DataFrame) -> list[dict]:
-    """Return mean and SD of each kind, and the distances between kinds."""
+    """Return a table with mean and SD of each kind, and a table of the distances between kinds."""
     kinds = [kind for kind in COLOURS if kind in tables]
     sizes = [
         [SIZES[name], *(f"{tables[kind][name].mean():.1f} ± {tables[kind][name].std():.1f}" for kind in kinds)]
@@ -159,7 +160,7 @@ def section_tables(tables: Mapping[str, pd.DataFrame], distances: pd.DataFrame) 
         p_values = ["—" if np.isnan(p) else f"{p:.3f}" if p >= 0.001 else "< 0.001" for p in (row.p, row.p_holm)]
         title, n = f"{SIZES[row.volume]}: {row.second} from {row.first}", f"{row.n_generated}, {row.n_real}"
         rows.append([title, n, f"{row.distance:.1f}{interval}", floor, f"{row.trivial:.1f}", *p_values])
-    header = ["", "n", "distance, mL [95 %]", "floor, mL [95 % of halves]", "everyone the mean, mL", "p", "p (Holm)"]
+    header = ["", "n", "distance, mL [95 %]", "floor, mL [95 % of halves]", "always the mean, mL", "p", "p (Holm)"]
     return [{"header": ["mean ± SD, mL", *kinds], "rows": sizes}, {"header": header, "rows": rows}]
 
 
@@ -170,12 +171,12 @@ def explain(tables: Mapping[str, pd.DataFrame], tool: str, tests: int, seed: int
     through = "Before you attribute a distance to the model, add the scans through the autoencoder (--reconstructed)."
     if THROUGH in tables:
         through = (
-            "The same scans through the autoencoder are as smooth. The distance of the generated volumes from these is due to "
-            "the diffusion model. The distance of these from the scans, which show the very same heads, is due to the tool and "
+            "The same scans through the autoencoder are as smooth. Their distance from the generated volumes is due to the "
+            "diffusion model. Their distance from the scans, which show the same heads, is due to the tool and "
             "the autoencoder."
         )
     return f"""\
-{tool} measured {counts}. Rows that the tool flagged as unusual count as well: {flagged}.
+{tool} measured {counts}. Rows that the tool flagged as unusual are included: {flagged}.
 
 Generated volumes are smoother than scans, and the tool may measure the same head differently when it is smooth. {through}
 
@@ -183,9 +184,9 @@ The Wasserstein-1 distance is the mean distance in mL by which volumes would hav
 the other. Its interval is a percentile bootstrap of both samples ({RESAMPLES} resamples). The interval never reaches \
 0, because two small samples of one population are never at distance 0. Compare the distance with the floor and with \
 the trivial answer. The floor is the mean distance between halves ({SPLITS} random splits) of the kind named after \
-'from'; halves hold fewer volumes, so they lie rather farther apart. The trivial answer is a generator that gives \
-everyone the mean. p is from a one-sided permutation test that both samples come from one population, for these sample \
-sizes; Holm's correction is for all {tests} tests.
+'from'; halves have fewer volumes, so they tend to lie farther apart. The trivial answer is a generator that gives \
+every head the mean. p is from a one-sided permutation test that both samples come from one population, for these sample \
+sizes. Holm's correction is for all {tests} tests.
 
 A small distance means that the sizes are distributed alike. It does not mean that each head has the volumes that were \
 requested, and it means little unless the requests were distributed as the real heads are. The seed of the resampling \
@@ -195,11 +196,11 @@ is {seed}. For research, not for clinical use."""
 def size_distributions(
     measured: Mapping[str, Mapping[str, pd.DataFrame]], files: Mapping[str, Sequence[Path]], seed: int
 ) -> ReportSection:
-    """Compare the sizes by the first tool that measured sizes of every kind.
+    """Compare the sizes that the first tool measured in every kind of volumes.
 
     Args:
-        measured: tables of `SCANS`, `GENERATED` and, where there are any, `THROUGH`, by kind and tool.
-        files: files of these tables, by kind.
+        measured: tables by kind and tool. The kinds are `SCANS`, `GENERATED` and, where given, `THROUGH`.
+        files: files of these tables by kind, for error messages.
         seed: seed of the resampling.
     """
     measured, files = ({REAL if kind == SCANS else kind: of for kind, of in given.items()} for given in (measured, files))

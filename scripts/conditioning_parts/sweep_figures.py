@@ -1,4 +1,4 @@
-"""Figures 2 and 4 of Pinaya et al. 2022: one covariate changes, the noise stays, within and beyond the range of the model."""
+"""Make Figures 2 and 4 of Pinaya et al. 2022: one covariate changes within or beyond its range, and the noise stays."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from scipy import stats
 from conditioning_parts.report_section import NOTICE, ReportSection
 from conditioning_parts.sweeps import Sweep, by_tool, model_range, scan_pairs
 
-COLUMNS = 8  # of pictures
-PANELS = 4  # in a row of plots
-FEWEST_NOISES = 3  # for an interval
+COLUMNS = 8  # pictures per row
+PANELS = 4  # plots per row
+FEWEST_NOISES = 3  # smallest number of noises for an interval
 SLOPE = "mean of the noises [95 %] (range)"
 INSIDE, OUTSIDE = "#2b6cb0", "#c05621"
 ORIENTATION = "Axial and coronal plane; the subject's left is at the picture's right."
 
 
 def two_planes(path: Path, white: float) -> np.ndarray:
-    """Return an axial and a coronal plane side by side, (rows, columns) in 0 to 1; intensities from `white` on are white."""
+    """Return an axial and a coronal plane side by side, (rows, columns) in [0, 1]. The intensity `white` becomes 1."""
     volume, affine = read_canonical(path)
     spacing_mm = nib.affines.voxel_sizes(affine)
     width = round(volume.shape[0] * spacing_mm[0] / spacing_mm.min()) + 2
@@ -35,7 +35,7 @@ def two_planes(path: Path, white: float) -> np.ndarray:
 
 
 def picture_rows(figure, cohort: Cohort, sweeps: Sequence[Sweep], shown: Sequence[Sequence[str]]) -> None:
-    """Draw one row per sweep, with the volumes `shown` in one brightness, and requested and measured values below them."""
+    """Draw one row of volumes per sweep. A row has one brightness, and requested and measured values below the volumes."""
     for axes, sweep, volumes in zip(figure.subplots(len(sweeps), max(map(len, shown)), squeeze=False), sweeps, shown):
         white = float(np.median([white_level(read_canonical(cohort.images[volume])[0]) for volume in volumes]))
         for panel in axes:
@@ -60,12 +60,12 @@ def figure2(cohort: Cohort, sweeps: Sequence[Sweep]) -> Figure:
     figure = Figure(figsize=size, layout="constrained")
     picture_rows(figure, cohort, sweeps, shown)
     measured = f" by {', '.join(cohort.tables)}" if cohort.tables else ""
-    figure.supxlabel(f"{ORIENTATION} One noise a row; below: requested, measured{measured}. {NOTICE}", fontsize=8)
+    figure.supxlabel(f"{ORIENTATION} Each row has one noise. Below: requested, measured{measured}. {NOTICE}", fontsize=8)
     return figure
 
 
 def figure4(cohort: Cohort, sweeps: Sequence[Sweep], scans: Cohort | None) -> Figure:
-    """Draw values beyond the range, and at its ends and middle; below, each tool's measured against requested values."""
+    """Draw volumes beyond the range and at its ends and middle, and plot each tool's measured against requested values."""
     shown = []
     for sweep in sweeps:
         volumes = {*sweep.outside.index, *evenly(list(sweep.inside.index), 3)}
@@ -84,7 +84,7 @@ def figure4(cohort: Cohort, sweeps: Sequence[Sweep], scans: Cohort | None) -> Fi
 
 
 def draw_response(axes, cohort: Cohort, sweeps: Sequence[Sweep], tool: str | None, scans: Cohort | None) -> None:
-    """Plot measured against requested values of one covariate and tool, with the range, the line of equality, and scans."""
+    """Plot measured against requested values of one covariate and tool, with the range, the identity line and scans."""
     name = sweeps[0].name
     axes.axvspan(*model_range(sweeps), color="#e8eef6", label="range of the model")
     requested = pd.concat([sweep.rows["requested"] for sweep in sweeps])
@@ -105,9 +105,10 @@ def draw_response(axes, cohort: Cohort, sweeps: Sequence[Sweep], tool: str | Non
 
 
 def slope_cell(parts: Sequence[pd.DataFrame], tool: str | None) -> str:
-    """Return the mean slope of measured on requested values, its 95 % t interval (3 or more noises), and the range.
+    """Return the mean slope of measured on requested values, its 95 % t interval and its range, as text.
 
-    `parts` holds the rows of each noise. They are points of one curve, not independent samples, so each noise has one slope.
+    The interval needs at least 3 noises. `parts` has the rows of each noise. These are points of one curve, not independent
+    samples, so each noise gives one slope.
     """
     slopes = []
     for part in parts if tool else ():
@@ -124,7 +125,7 @@ def slope_cell(parts: Sequence[pd.DataFrame], tool: str | None) -> str:
 
 
 def inside_table(cohort: Cohort, sweeps: Sequence[Sweep]) -> dict:
-    """Return what was measured within the range, and the error of always answering the mean, by covariate and tool."""
+    """Return slope and error within the range, and the error of always answering the mean, by covariate and tool."""
     rows = []
     for name, tool, own in by_tool(sweeps):
         inside = [sweep.inside for sweep in own]
@@ -139,7 +140,7 @@ def inside_table(cohort: Cohort, sweeps: Sequence[Sweep]) -> dict:
 
 
 def slope_table(cohort: Cohort, sweeps: Sequence[Sweep]) -> dict:
-    """Return slopes. The lines below and above the range begin at the value within it that is nearest to its end."""
+    """Return the slopes within and beyond the range. A line beyond it begins at the nearest value within it."""
     rows = []
     for name, tool, own in by_tool(sweeps):
         inside = [sweep.inside for sweep in own]
@@ -150,7 +151,7 @@ def slope_table(cohort: Cohort, sweeps: Sequence[Sweep]) -> dict:
 
 
 def value_table(cohort: Cohort, sweeps: Sequence[Sweep]) -> dict:
-    """Return for each value beyond the range what was measured over all noises, and the nearest end of the range."""
+    """Return for each value beyond the range its measurements over all noises, and the nearest end of the range."""
     rows = []
     for name, tool, own in by_tool(sweeps):
         low, high = model_range(own)
@@ -166,7 +167,7 @@ def value_table(cohort: Cohort, sweeps: Sequence[Sweep]) -> dict:
 
 
 def tool_table(cohort: Cohort, sweeps: Sequence[Sweep], scans: Cohort | None) -> dict:
-    """Return for each tool the smallest and the largest scan of known value, between which the tool was tested."""
+    """Return for each tool the smallest and the largest known value of the scans on which it was tested."""
     rows = []
     for name, tool, _ in by_tool(sweeps):
         if (pairs := scan_pairs(scans, name, tool)) is not None:
@@ -177,7 +178,7 @@ def tool_table(cohort: Cohort, sweeps: Sequence[Sweep], scans: Cohort | None) ->
 
 
 def sweep_figures(cohort: Cohort, sweeps: Sequence[Sweep], scans: Cohort | None) -> list[ReportSection]:
-    """Return Figure 2 and Figure 4, or the one that has volumes; `scans` have known values, measured by the same tools."""
+    """Return Figure 2 and Figure 4, or the one that has volumes. `scans` have known values and the same tools."""
     tools = f"by {' and '.join(cohort.tables)}" if cohort.tables else "by no tool"
     within = [sweep for sweep in sweeps if len(sweep.inside) >= 2]
     beyond = [sweep for sweep in sweeps if len(sweep.outside) and len(sweep.inside)]
@@ -188,7 +189,7 @@ def sweep_figures(cohort: Cohort, sweeps: Sequence[Sweep], scans: Cohort | None)
             "difference is due to the one covariate. Each row is drawn in one brightness. The volumes were measured "
             f"{tools}.\n\n"
             "The table compares requested and measured values within the range of the model. The values of one noise are "
-            "points of one curve and no independent samples. Therefore each noise has a slope, the interval needs "
+            "points of one curve, not independent samples. Therefore each noise has a slope, the interval needs "
             f"{FEWEST_NOISES} noises, and there is no correlation. A model that ignored the covariate would have slope 0 "
             "and the error of the last column."
         )
@@ -200,11 +201,11 @@ def sweep_figures(cohort: Cohort, sweeps: Sequence[Sweep], scans: Cohort | None)
         text = (
             f"These are volumes of {cohort.name}, with one noise per row. The model's covariates.json scales the range to "
             "0 to 1. The range was declared for the training data, which need not fill it; Pinaya et al. 2022 requested "
-            "scaled values of -0.5 to 1.9. No head can have a volume below 0 mL: such requests show where the model "
+            "scaled values of -0.5 to 1.9. No head can have a volume below 0 mL. Such requests show where the model "
             "leads.\n\n"
-            "A slope of 1 beyond the range means that the model continues as within the range; a slope of 0 means that it "
+            "A slope of 1 beyond the range means that the model continues as within the range. A slope of 0 means that it "
             "stays at the end. The lines beyond the range begin at the value within it that is nearest to the end. Each "
-            f"noise has a slope; the interval needs {FEWEST_NOISES} noises.\n\n"
+            f"noise has a slope. The interval needs {FEWEST_NOISES} noises.\n\n"
             f"The volumes were measured {tools}. A tool that measures its largest scan too small does the same in "
             "generated volumes, whatever the model does"
             + (". The last table shows how far each tool was tested." if known["rows"] else ": measure scans as well (--real).")

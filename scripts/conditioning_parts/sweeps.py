@@ -1,4 +1,4 @@
-"""Sweeps in a generated folder: volumes of one noise, whose requests differ in one covariate alone."""
+"""Find sweeps in a generated folder. A sweep is a set of volumes of one noise whose requests differ in one covariate."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from shared.files import read_json
 class Sweep:
     """Volumes of one noise whose requests differ in one covariate alone.
 
-    `rows` has a row per volume, by rising request: `requested`, `scaled` (0 to 1 is the range of the model), and a column per
-    tool with what it measured, NaN where it could not.
+    `rows` has one row per volume, by rising request. The columns are `requested`, `scaled` (the range of the model is 0 to 1),
+    and one per tool with its measurements, which are NaN where it could not measure.
     """
 
-    name: str  # the covariate
+    name: str  # covariate that changes
     rows: pd.DataFrame
     tools: tuple[str, ...]
 
@@ -34,7 +34,7 @@ class Sweep:
 
 
 def read_requested(cohort: Cohort) -> pd.DataFrame:
-    """Read from the sidecars the seed of each volume, and the value and scaled value of each covariate."""
+    """Read the seed of each volume, and the value and scaled value of each covariate, from the sidecars."""
     rows = {}
     for volume, image in cohort.images.items():
         path = image.with_name(f"{image.name.split('.nii')[0]}.json")
@@ -49,7 +49,7 @@ def read_requested(cohort: Cohort) -> pd.DataFrame:
 
 
 def find_sweeps(cohort: Cohort, name: str) -> list[Sweep]:
-    """Find the sweeps of a covariate: volumes of one seed, equal in all other covariates, with 3 or more values of this one."""
+    """Find the sweeps of a covariate. Their volumes share one seed and all other covariates, and have 3 or more values."""
     requested = read_requested(cohort)
     names = list(requested["value"])
     if name not in names:
@@ -66,14 +66,14 @@ def find_sweeps(cohort: Cohort, name: str) -> list[Sweep]:
             sweeps.append(Sweep(name, rows.sort_values("requested", kind="stable"), tuple(measured)))
     if not sweeps:
         raise ValueError(
-            f"{cohort.folder}: no three volumes of one noise that differ in {name} alone. Request them with: "
+            f"{cohort.folder}: no three volumes of one noise differ in {name} alone. Request them with: "
             f"python scripts/make_requests.py PARTICIPANTS_TSV OUT_TSV --sweep {name} LOW HIGH"
         )
     return sweeps
 
 
 def by_tool(sweeps: Sequence[Sweep]) -> Iterator[tuple[str, str | None, list[Sweep]]]:
-    """Iterate over covariates and the tools that measured them (None where none did), with the covariate's sweeps."""
+    """Yield each covariate and tool with the covariate's sweeps. The tool is None if no tool measured the covariate."""
     for name in dict.fromkeys(sweep.name for sweep in sweeps):
         own = [sweep for sweep in sweeps if sweep.name == name]
         for tool in own[0].tools or (None,):
@@ -81,7 +81,7 @@ def by_tool(sweeps: Sequence[Sweep]) -> Iterator[tuple[str, str | None, list[Swe
 
 
 def model_range(sweeps: Sequence[Sweep]) -> tuple[float, float]:
-    """Return the values of the covariate that are scaled to 0 and 1; exact for linear and for logarithmic scales."""
+    """Return the values of the covariate that are scaled to 0 and 1. Both linear and logarithmic scales are exact."""
     rows = pd.concat([sweep.rows for sweep in sweeps]).drop_duplicates("requested").sort_values("scaled")
     linear = abs(stats.pearsonr(rows["scaled"], rows["requested"]).statistic) > 1 - 1e-9
     logarithmic = not linear and (rows["requested"] > 0).all()
@@ -91,7 +91,7 @@ def model_range(sweeps: Sequence[Sweep]) -> tuple[float, float]:
 
 
 def scan_pairs(scans: Cohort | None, name: str, tool: str | None) -> pd.DataFrame | None:
-    """Return true and measured values of the scans that this tool measured; None where there are none."""
+    """Return true and measured values of the scans that this tool measured, or None without such scans."""
     cohort = scans.tools().get(tool) if scans else None
     pairs = cohort.pairs(name) if cohort and name in cohort.quantities() else None
     return None if pairs is None or pairs.empty else pairs

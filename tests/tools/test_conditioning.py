@@ -90,7 +90,7 @@ def test_what_two_tools_measured_is_shown_of_both_each_beside_the_same_tool_on_s
 
 
 def test_what_follows_from_another_request_has_no_partial_correlation(generated, tmp_path):
-    """Requests go together: a tool that reads ventricles alone had a good r of age."""
+    """Covariates are correlated in requests: a tool that reads ventricles alone had a good r of age."""
     generated["age"] = 50 + generated["ventricles_ml"] / 4 + np.random.default_rng(1).normal(0, 2, 12)
     save(generated, tmp_path / "generated" / "participants.tsv")
     noise = np.random.default_rng(5).normal(0, 1, 12)
@@ -122,7 +122,7 @@ def test_several_volumes_of_a_participant_are_named_as_no_independent_ones(gener
     assert "have several volumes" not in section(tmp_path)["text"]
     shutil.copy(tmp_path / "generated" / "sub-00" / "anat" / "sub-00_T1w.nii.gz", second)
     run(tmp_path, table)
-    said = "Some participants have several volumes (generated); this makes the intervals too narrow"
+    said = "Some participants have several volumes (generated). This makes the intervals too narrow"
     assert said in section(tmp_path)["text"]
 
 
@@ -144,7 +144,7 @@ def test_what_could_not_be_measured_is_counted(generated, tmp_path):
     expected = agreement(generated["ventricles_ml"].loc[kept.index], kept["ventricles_ml"])
     assert found["n"] == 9 and found["unmeasured"] == 3
     assert found["r"] == pytest.approx(expected["r"], abs=1e-6)
-    assert "are in no number below: 3 of lateral ventricles by v.tsv." in section(tmp_path)["text"]
+    assert "do not count below: 3 of lateral ventricles by v.tsv." in section(tmp_path)["text"]
 
 
 def test_a_constant_quantity_does_not_stop_the_others(generated, tmp_path):
@@ -194,7 +194,7 @@ def test_one_run_gives_all_answers_of_the_same_tables(generated, tmp_path, capsy
 
 
 def test_sizes_that_cannot_be_compared_are_left_out_with_the_reason_and_an_old_section_goes(generated, tmp_path, capsys):
-    """Figure 3 needs no independent participants, the distributions of sizes do."""
+    """Figure 3 does not need independent participants, but the distributions of sizes do."""
     scans = shutil.copytree(tmp_path / "generated", tmp_path / "real")
     again = scans / "sub-00" / "ses-2" / "anat" / "sub-00_ses-2_T1w.nii.gz"
     again.parent.mkdir(parents=True)

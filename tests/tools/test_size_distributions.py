@@ -146,7 +146,7 @@ def test_one_table_given_twice_is_refused(tmp_path):
     [
         ("participant_id\tage\nsub-1\t70\n", "expected some of the columns ventricles_ml"),
         ("participant_id\tventricles_ml\nsub-1\t7\nsub-1\t8\n", "sub-1 has several rows. .* keep one row of each"),
-        ("participant_id\tventricles_ml\n", "the table has no rows, nothing was measured"),
+        ("participant_id\tventricles_ml\n", "the table has no rows, so nothing was measured"),
         (
             "participant_id\tbrain_ml\nsub-1\t1.2\n",
             "its median: brain_ml would be 1.2 mL, possible are 300 to 2500; .* like L for mL",

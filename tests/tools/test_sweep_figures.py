@@ -88,7 +88,7 @@ def test_slopes_are_measured_within_and_beyond_the_range(swept):
 
 
 def test_the_values_of_one_noise_are_no_samples():
-    """Six points of one deterministic curve had r 0.995 [0.951, 0.999]; an interval is that of noises, from three on."""
+    """Six points of one deterministic curve had r 0.995 [0.951, 0.999]. An interval is over noises and needs three."""
     parts = [
         pd.DataFrame({"requested": [10.0, 20.0, 40.0], "a tool": [slope * x + 5 for x in (10, 20, 40)]})
         for slope in (0.2, 0.4, 0.9)
@@ -185,7 +185,7 @@ def test_mistakes_are_named_and_nothing_is_written(swept, tmp_path):
 
 def test_volumes_with_noise_of_their_own_are_no_sweep(tmp_path):
     folder = generate(tmp_path / "generated", [request(f"{v}", None, v) for v in (10, 50, 90)])
-    with pytest.raises(SystemExit, match="no three volumes of one noise that differ in ventricles_ml alone.*make_requests.py"):
+    with pytest.raises(SystemExit, match="no three volumes of one noise differ in ventricles_ml alone.*make_requests.py"):
         conditioning.main(["--sweeps", str(folder), "--sweep", "ventricles_ml", "--output", str(tmp_path / "out")])
 
 
