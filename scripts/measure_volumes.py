@@ -3,7 +3,7 @@
     python scripts/measure_volumes.py GENERATED_DIR --output volumes.tsv
 
 A small U-Net labels each volume at 2 mm, and its probabilities sum to volumes in mL; nothing is calibrated. The command
-prints its accuracy on simulated images (volume_net.json) beside every result. `--accuracy COHORT_DIR` measures the accuracy
+prints its accuracy on simulated images (volume_net.json) after every run. `--accuracy COHORT_DIR` measures the accuracy
 on any BIDS cohort whose participants.tsv holds the true volumes. The command is for research, not for clinical use.
 """
 
@@ -27,12 +27,12 @@ TOOL = "measure_volumes.py"
 
 @torch.inference_mode()
 def measure(images: Iterable[Path], weights: Path = WEIGHTS) -> Iterator[dict]:
-    """Measure T1w volumes in MNI space, one after the other.
+    """Measure T1w volumes in MNI space.
 
     Yields:
-        For each image a row of `complete_row` with ventricles_ml (lateral, with choroid plexus), brain_ml (grey and white
-        matter, cerebellum and brain stem, down to z = -61 mm) and icv_ml (brain and all CSF). Its `error` is the reason why an
-        image was refused, with volumes NaN, or "".
+        One row of `complete_row` for each image. ventricles_ml counts the lateral ventricles with choroid plexus. brain_ml
+        counts grey and white matter, cerebellum, and brain stem down to z = -61 mm. icv_ml counts brain and all CSF. If an
+        image is refused, `error` has the reason and the volumes are NaN. Otherwise `error` is "".
     """
     network = load_network(weights)
     for path in images:
@@ -47,7 +47,7 @@ def measure(images: Iterable[Path], weights: Path = WEIGHTS) -> Iterator[dict]:
 
 
 def find_images(paths: Iterable[Path]) -> list[Path]:
-    """List the volumes to measure: files as given, and of a folder all *_T1w.nii[.gz] below it, or else its own *.nii[.gz]."""
+    """List the volumes to measure. A folder stands for all *_T1w.nii[.gz] below it or, without any, its own *.nii[.gz]."""
     images = []
     for path in paths:
         if not path.exists():
@@ -60,7 +60,7 @@ def find_images(paths: Iterable[Path]) -> list[Path]:
 
 
 def accuracy(cohort: Path, weights: Path = WEIGHTS) -> list[dict]:
-    """Compare measured volumes with those in a BIDS cohort's participants.tsv; return one row per volume, see `agreement`."""
+    """Return how well measured volumes agree with a BIDS cohort's participants.tsv, one row of `accuracy_row` per quantity."""
     table = read_by_participant(cohort / "participants.tsv")
     if missing := set(VOLUMES) - set(table.columns):
         raise ValueError(f"{cohort / 'participants.tsv'}: no column {sorted(missing)}")

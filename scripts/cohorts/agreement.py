@@ -1,4 +1,4 @@
-"""Agreement of measured with requested or true values: its numbers, and how tables show them."""
+"""Compute the agreement of measured with requested or true values, and format it for tables."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from scipy import stats
 def partial_correlation(requested: Sequence[float], measured: Sequence[float], others: np.ndarray) -> dict[str, float]:
     """Correlate what remains of requested and measured values after a linear regression on other covariates.
 
-    Requests are drawn together: large ventricles come with high ages. A tool that measures the one then seems to measure the
-    other as well.
+    Covariates are correlated in the requests. For example, subjects with large ventricles are older. A tool that measures the
+    ventricles then seems to measure age as well.
 
     Args:
         requested: requested values, shape (n,).
@@ -22,11 +22,12 @@ def partial_correlation(requested: Sequence[float], measured: Sequence[float], o
         others: values of the covariates that are held constant, shape (n, k).
 
     Returns:
-        partial_r with its 95 % interval by Fisher's z for n - k values (partial_r_low, partial_r_high; Fisher 1924, Metron 3),
-        and held, the number k of linearly independent columns. r has n - 2 - k degrees of freedom.
+        A dict with these entries. partial_r is the partial correlation, with n - 2 - k degrees of freedom. partial_r_low and
+        partial_r_high are its 95 % interval by Fisher's z for n - k values (Fisher 1924, Metron 3). held is the number k of
+        linearly independent columns.
 
     Raises:
-        ValueError: fewer than k + 4 pairs, or values that the other covariates determine completely.
+        ValueError: there are fewer than k + 4 pairs, or the other covariates determine the values completely.
     """
     values = np.column_stack([requested, measured]).astype(float)
     others = np.asarray(others, float).reshape(len(values), -1)
@@ -38,7 +39,7 @@ def partial_correlation(requested: Sequence[float], measured: Sequence[float], o
     values -= values.mean(axis=0)
     left = values - others @ np.linalg.lstsq(others, values, rcond=None)[0]
     if (left.std(axis=0) <= 1e-9 * values.std(axis=0)).any():
-        raise ValueError("requested or measured values follow from the other covariates: nothing is left to correlate")
+        raise ValueError("the other covariates determine the requested or measured values, so nothing is left to correlate")
     r = float(np.corrcoef(left.T)[0, 1])
     margin = stats.norm.ppf(0.975) / np.sqrt(n - held - 3)
     z = np.arctanh(np.clip(r, -1 + 1e-12, 1 - 1e-12))
@@ -51,12 +52,12 @@ def partial_correlation(requested: Sequence[float], measured: Sequence[float], o
 
 
 def mean_answer_error(expected: pd.Series) -> float:
-    """Mean absolute error of a tool or model that always answers the mean of these values."""
+    """Return the mean absolute error of a tool or model that always answers the mean of these values."""
     return float((expected - expected.mean()).abs().mean())
 
 
 def agreement_cells(numbers: Mapping[str, float], decimals: int, unit: str) -> list[str]:
-    """Cells of a table for r, slope, bias and mean absolute error; the last two have `decimals` and the unit."""
+    """Return table cells for r, slope, bias and mean absolute error. The last two have `decimals` and the unit."""
     return [
         f"{numbers['r']:.3f} [{numbers['r_low']:.3f}, {numbers['r_high']:.3f}]",
         f"{numbers['slope']:.2f} [{numbers['slope_low']:.2f}, {numbers['slope_high']:.2f}]",
@@ -66,6 +67,6 @@ def agreement_cells(numbers: Mapping[str, float], decimals: int, unit: str) -> l
 
 
 def decimals_of(values: pd.Series) -> int:
-    """Decimals that show differences between values: one, and more where they spread over less than 1."""
+    """Return how many decimals show differences between values: one, or more if the values span less than 1."""
     spread = float(values.std())
     return max(1, 1 - math.floor(math.log10(spread))) if spread > 0 else 1

@@ -1,4 +1,4 @@
-"""A folder of volumes: what they should be, what was measured in them, and where their images lie."""
+"""Read a folder of volumes: their expected values, their measured values, and the paths of their images."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ QUANTITIES = {  # title and unit
     "age": ("age", "years"),
 }
 BOOKKEEPING = ("variant",)  # columns of numbers that do not describe a volume
-TRAINING = ("train", "training")  # names of the split
+TRAINING = ("train", "training")  # possible names of the training split
 MNI_CODES = (3, 4)  # sform_code of Talairach and MNI space
 
 
@@ -33,28 +33,28 @@ MNI_CODES = (3, 4)  # sform_code of Talairach and MNI space
 class Cohort:
     """Volumes of a BIDS folder with their expected and measured values.
 
-    The tables `expected` and `measured` have one row per volume, in the order of participants.tsv. A volume is named after its
-    participant, or sub-X_ses-Y if the participant has several. `measured` is NaN where nothing was measured. If two tools
-    measured a quantity, `measured` has the value of the first; `tools` returns both.
+    The tables `expected` and `measured` have one row per volume, in the order of participants.tsv. A volume has the name of its
+    participant, or sub-X_ses-Y if the participant has several volumes. `measured` is NaN where nothing was measured. If two
+    tools measured a quantity, `measured` has the value of the first; `tools` returns both.
     """
 
     folder: Path
-    name: str  # of dataset_description.json
+    name: str  # name in dataset_description.json, or the folder's name
     expected: pd.DataFrame  # columns of participants.tsv
     measured: pd.DataFrame  # columns of the tables of measurement
-    listed: pd.DataFrame  # participants.tsv, everyone
+    listed: pd.DataFrame  # all rows of participants.tsv
     images: dict[str, Path]  # volume -> its T1w
-    tables: dict[str, pd.DataFrame] = field(default_factory=dict)  # tool -> what it measured, by volume
+    tables: dict[str, pd.DataFrame] = field(default_factory=dict)  # tool -> its measurements, indexed by volume
     units: dict[str, str] = field(default_factory=dict)  # column -> unit, from participants.json
 
     def label_map(self, volume: str) -> Path | None:
-        """Return the label map beside the image, such as SPADE fusion writes; None if there is none."""
+        """Return the label map in the image's folder, as SPADE fusion writes it, or None."""
         image = self.images[volume]
         beside = [image.with_name(image.name.split("_T1w.nii")[0] + ending) for ending in ("_dseg.nii.gz", "_dseg.nii")]
         return next((path for path in beside if path.is_file()), None)
 
     def point_mm(self, volume: str) -> tuple[float, float, float]:
-        """Return where to cut planes: `POINT_MM`, or the middle of the labels if the label map is not in MNI space."""
+        """Return the point on the planes to draw: `POINT_MM`, or the middle of the labels if the map is not in MNI space."""
         path = self.label_map(volume)
         if path is None:
             return POINT_MM
@@ -69,20 +69,20 @@ class Cohort:
         return tuple(float(mm) for mm in nib.affines.apply_affine(labels.affine, middle[:3]))
 
     def quantities(self) -> list[str]:
-        """Return the columns of numbers that are both expected and measured; those of `QUANTITIES` come first."""
+        """Return the columns of numbers that are both expected and measured. The keys of `QUANTITIES` come first."""
         both = [name for name in self.expected if name in self.measured and _is_number(self.measured[name])]
         known = [name for name in QUANTITIES if name in both]
         return known + [name for name in both if name not in QUANTITIES and _is_number(self.expected[name])]
 
     def tools(self) -> dict[str, Cohort]:
-        """Return for each tool the cohort with the measurements of this tool alone."""
+        """Return by tool the cohort with only the measurements of this tool."""
         return {
             tool: replace(self, measured=table.reindex(self.expected.index), tables={tool: table})
             for tool, table in self.tables.items()
         }
 
     def readings(self) -> list[tuple[str, str, Cohort]]:
-        """Return (quantity, tool, cohort with the measurements of this tool) for all that is both expected and measured."""
+        """Return (quantity, tool, cohort with only this tool's measurements) for all quantities both expected and measured."""
         tools = self.tools().items()
         return [(name, tool, by_tool) for name in self.quantities() for tool, by_tool in tools if name in by_tool.quantities()]
 
@@ -91,7 +91,7 @@ class Cohort:
         return pd.DataFrame({"expected": self.expected[name], "measured": self.measured[name]}).astype(float).dropna()
 
     def main_quantity(self) -> str | None:
-        """Return the quantity that sorts the volumes: a measured one, else one of `QUANTITIES`, else any numbers."""
+        """Return the quantity to sort the volumes by: a measured one, otherwise one of `QUANTITIES` or any other numbers."""
         numbers = self.numbers()
         return next(iter([*self.quantities(), *(name for name in QUANTITIES if name in numbers), *numbers]), None)
 
@@ -100,7 +100,7 @@ class Cohort:
         return [name for name in self.expected if _is_number(self.expected[name]) and name not in BOOKKEEPING]
 
     def unseen(self) -> Cohort:
-        """Return the cohort without its training split, which a tool may know, unless nothing else was measured."""
+        """Return the cohort without its training split, which a tool may know. If only that was measured, return all."""
         if "split" not in self.expected:
             return self
         rest = ~self.expected["split"].isin(TRAINING) & self.measured[self.quantities()].notna().any(axis=1)
@@ -113,31 +113,31 @@ class Cohort:
         return len(set(map(self.participant, self.images))) < len(self.images)
 
     def rows_by_tool(self) -> dict[str, pd.DataFrame]:
-        """Return for each tool its rows, with all columns, by participant; rows outside of `expected` are left out."""
+        """Return by tool its rows with all columns, indexed by participant. Rows that are not in `expected` are left out."""
         rows = {tool: table[table.index.isin(self.expected.index)] for tool, table in self.tables.items()}
         return {tool: table.set_axis(table.index.map(self.participant), axis=0) for tool, table in rows.items()}
 
     def by(self, name: str, tool: str) -> str:
-        """Return " by the tool" if several tools measured the quantity, else ""."""
+        """Return " by TOOL" if several tools measured the quantity, else ""."""
         return f" by {tool}" if sum(name in table for table in self.tables.values()) > 1 else ""
 
     def title(self, name: str, tool: str | None = None) -> str:
-        """Return the title of a quantity, such as "lateral ventricles", or with its tool "lateral ventricles by SynthSeg"."""
+        """Return a title such as "lateral ventricles", or "lateral ventricles by SynthSeg" if a tool is given."""
         title = QUANTITIES[name][0] if name in QUANTITIES else name
         return f"{title} by {tool}" if tool else title
 
     def unit(self, name: str) -> str:
-        """Return the unit of a quantity, such as "mL"; "" if it is unknown."""
+        """Return the unit of a quantity such as "mL", or "" if it is unknown."""
         return QUANTITIES[name][1] if name in QUANTITIES else self.units.get(name, "")
 
     def value(self, name: str, number: float, decimals: int | None = None) -> str:
-        """Write a number and its unit, with a no-break space. By default: 4 digits, or all digits of a whole number."""
+        """Format a number with its unit. The default is 4 significant digits, or all digits of a whole number."""
         digits = 4 if abs(number) < 1e4 and number != round(number) else 12
         text = f"{number:.{digits}g}" if decimals is None else f"{number:.{decimals}f}"
         return f"{text}\N{NO-BREAK SPACE}{self.unit(name)}".strip()
 
     def sorted_by(self, quantity: str | None) -> list[str]:
-        """Return all volumes by rising expected value, unknown ones last; for None in the order of the table."""
+        """Return all volumes by rising expected value, with unknown values last. None keeps the order of the table."""
         volumes = self.expected if quantity is None else self.expected[quantity].sort_values(kind="stable")
         return list(volumes.index)
 
@@ -147,8 +147,8 @@ def read_cohort(folder: Path, measured_files: Sequence[Path] = (), everyone: boo
 
     Args:
         folder: BIDS folder with participants.tsv and sub-*/**/sub-*_T1w.nii.gz.
-        measured_files: tables of measurements of all or some volumes of the folder, see `read_measured`.
-        everyone: whether to keep volumes that were not measured.
+        measured_files: tables with measurements of all or some volumes of the folder, see `read_measured`.
+        everyone: True keeps volumes that were not measured. False drops them if there are tables.
     """
     participants = folder / "participants.tsv"
     listed = read_by_participant(participants)
@@ -173,7 +173,7 @@ def read_cohort(folder: Path, measured_files: Sequence[Path] = (), everyone: boo
         _refuse_text(expected[[name for name in expected if name in measured]], participants)
         if not cohort.quantities():
             raise ValueError(
-                f"{participants}: nothing to compare, it has none of the columns of numbers of "
+                f"{participants}: nothing to compare, because it has none of the columns of numbers in "
                 f"{', '.join(map(str, measured_files))}: {', '.join(measured.select_dtypes('number'))}"
             )
     return cohort
@@ -191,7 +191,7 @@ def refuse_other_tools(first: Cohort, second: Cohort) -> None:
 def _refuse_text(table: pd.DataFrame, path: Path) -> None:
     for quantity in [name for name in QUANTITIES if name in table and not _is_number(table[name])]:
         row = pd.to_numeric(table[quantity], errors="coerce").isna().idxmax()
-        raise ValueError(f"{path}, {row}: {quantity} is {table.loc[row, quantity]!r}, a number is needed")
+        raise ValueError(f"{path}, {row}: {quantity} is {table.loc[row, quantity]!r}, but it must be a number")
 
 
 def _images(folder: Path, participant: str) -> dict[str, Path]:
@@ -213,7 +213,7 @@ def _read_optional(path: Path) -> dict:
 
 
 def describe(cohort: Cohort) -> str:
-    """Return a cohort's name, and how many subjects it has and how many of them were measured."""
+    """Return a sentence part with a cohort's name, its number of subjects, and how many of them were measured."""
 
     def counts(table: pd.DataFrame) -> str:
         splits = table["split"].value_counts().items() if "split" in table else ()
@@ -224,14 +224,14 @@ def describe(cohort: Cohort) -> str:
 
 
 def evenly(items: Sequence[str], count: int) -> list[str]:
-    """Return `count` items, evenly spaced from the first to the last, or all items if there are fewer."""
+    """Return `count` items at even steps from the first to the last, or all items if there are fewer."""
     if len(items) <= count:
         return list(items)
     return [items[i] for i in np.linspace(0, len(items) - 1, count).round().astype(int)]
 
 
 def nearest(cohort: Cohort, quantity: str, wanted: Sequence[float]) -> list[str | None]:
-    """Return for each wanted value a volume near it, with the least total distance; None if there are too few volumes."""
+    """Return a different volume for each wanted value, with the least total distance. It is None if volumes run out."""
     known = cohort.expected[quantity].dropna()
     distance = np.nan_to_num(np.abs(np.subtract.outer(np.asarray(wanted, float), known.to_numpy(float))))
     rows, columns = linear_sum_assignment(distance)

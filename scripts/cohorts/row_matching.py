@@ -11,7 +11,7 @@ import pandas as pd
 
 
 def read_by_participant(path: Path, several_rows: bool = False) -> pd.DataFrame:
-    """Read a tab-separated table, indexed by participant_id; "n/a" becomes NaN. A participant may have `several_rows`."""
+    """Read a TSV table, indexed by participant_id. Only `several_rows` allows more than one row per participant."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such table")
     table = pd.read_csv(path, sep="\t", dtype={"participant_id": str}, encoding="utf-8-sig")
@@ -19,7 +19,7 @@ def read_by_participant(path: Path, several_rows: bool = False) -> pd.DataFrame:
         raise ValueError(f"{path}: expected a column participant_id, got {', '.join(map(str, table))}")
     names = table["participant_id"]
     if (bad := ~names.fillna("").str.fullmatch(r"[\w.+-]*\w[\w.+-]*")).any():
-        raise ValueError(f"{path}: a participant_id such as sub-0001 is needed, got {names[bad].iloc[0]!r}")
+        raise ValueError(f"{path}: a participant_id must look like sub-0001, got {names[bad].iloc[0]!r}")
     table = table.set_index("participant_id")
     if not several_rows:
         _refuse_twice(table, path)
@@ -33,12 +33,12 @@ def read_measured(path: Path, folder: Path, images: Mapping[str, Mapping[str, Pa
     The column `file` names the volume. Without this column, participant_id names it.
 
     Args:
-        path: file of the table.
-        folder: folder that was measured.
-        images: name and file of each volume, by participant.
+        path: TSV file of the table.
+        folder: BIDS folder that was measured.
+        images: for each participant, a dict of the name and the file of each volume.
 
     Returns:
-        The rows of each tool (column `tool`, else the table's file name), indexed by volume.
+        For each tool a table of its rows, indexed by volume. The column `tool` names the tool; without it, the file name does.
     """
     table = read_by_participant(path, several_rows=True)
     files = table["file"] if "file" in table else pd.Series(np.nan, table.index)
@@ -49,7 +49,7 @@ def read_measured(path: Path, folder: Path, images: Mapping[str, Mapping[str, Pa
 
 
 def split_by_tool(table: pd.DataFrame, default: str) -> dict[str, pd.DataFrame]:
-    """Return the rows of each tool; `default` names the tool of rows without an entry in the column `tool`."""
+    """Return the rows of each tool. `default` is the tool of rows without an entry in the column `tool`."""
     tools = table["tool"].fillna(default).astype(str) if "tool" in table else pd.Series(default, table.index)
     measured = table.drop(columns=["file", "tool"], errors="ignore")
     return {tool: measured[tools == tool] for tool in tools.unique()} or {default: measured}
@@ -80,7 +80,7 @@ def _refuse_twice(table: pd.DataFrame, path: Path) -> None:
 
 
 def _is_measured(file: Path, image: Path, folder: Path) -> bool:
-    """Return whether a table's path names this image of the folder, which may have been moved or copied since.
+    """Return whether a table's path names this image. The folder may have been moved or copied since the measurement.
 
     If the file exists, it must be the image or an equal file of the same name. If not, the path must end with the folder's name
     and the image's path inside the folder.

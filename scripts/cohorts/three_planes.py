@@ -1,4 +1,4 @@
-"""Three planes of a volume as one picture, placed by its affine: the subject's left is at the picture's right."""
+"""Draw three planes of a volume as one picture. The affine gives the sides: the subject's left is at the picture's right."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import nibabel as nib
 import numpy as np
 from shared.nifti import read_whole, refuse_not_3d
 
-POINT_MM = (4.0, -20.0, 12.0)  # MNI space, RAS: cuts both lateral ventricles in all three planes (chosen)
-WHITE_PERCENTILE = 99.8  # of a volume's voxels, drawn white
+POINT_MM = (4.0, -20.0, 12.0)  # MNI space, RAS. The axial and coronal planes here cut both lateral ventricles (chosen)
+WHITE_PERCENTILE = 99.8  # percentile of a volume's voxels that is drawn white
 
 
 def three_planes(path: Path, point_mm: tuple[float, float, float] = POINT_MM) -> np.ndarray:
-    """Return the axial, coronal and sagittal plane through `point_mm` side by side, see `cut`, scaled to 0 to 1."""
+    """Return the axial, coronal and sagittal plane through `point_mm` side by side, with intensities in [0, 1]."""
     volume, affine = read_canonical(path)
     return (cut(volume, affine, point_mm) / white_level(volume)).clip(0, 1)
 
 
 def three_planes_of_labels(path: Path, point_mm: tuple[float, float, float] = POINT_MM) -> np.ndarray:
-    """Return the same planes of a label map, as int32 label values; the frame is 0."""
+    """Return the same planes of a label map as int32 label values. The frame is 0."""
     volume, affine = read_canonical(path)
     return cut(np.rint(volume).astype(np.int32), affine, point_mm)
 
@@ -28,7 +28,7 @@ def read_canonical(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Read a volume as float32, with axes to the subject's right, front and top, and its affine. NaN becomes 0.
 
     Raises:
-        ValueError: the file is damaged, or not one 3-D volume.
+        ValueError: the file is damaged, or it is not one 3-D volume.
     """
     try:
         image = nib.squeeze_image(read_whole(path))
@@ -45,14 +45,14 @@ def white_level(volume: np.ndarray) -> float:
 
 
 def cut(volume: np.ndarray, affine: np.ndarray, point_mm: tuple[float, float, float]) -> np.ndarray:
-    """Return the axial, coronal and sagittal plane side by side as (rows, columns), first row on top.
+    """Return the axial, coronal and sagittal plane side by side as one picture (rows, columns).
 
-    Radiological convention: the subject's right is at the left of the axial and coronal plane. The front is on top in the axial
-    plane and at the left in the sagittal plane. Pixels are square: voxels are repeated where their sides differ. One black
-    column frames each plane.
+    The picture follows the radiological convention: the subject's right is at the left of the axial and coronal plane. The
+    front is on top in the axial plane and at the left in the sagittal plane. If voxel sides differ, voxels are repeated so that
+    pixels are square. Each plane has a black column at either side.
 
     Args:
-        volume: (X, Y, Z), with axes to the subject's right, front and top.
+        volume: voxel values (X, Y, Z), with axes to the subject's right, front and top.
         affine: matrix (4, 4) from voxel indices to RAS mm.
         point_mm: point on all three planes, RAS. A point outside the volume is moved to the nearest voxel.
     """
@@ -74,7 +74,7 @@ def cut(volume: np.ndarray, affine: np.ndarray, point_mm: tuple[float, float, fl
 
 
 def _square(picture: np.ndarray, rows: float, columns: float) -> np.ndarray:
-    """Repeat rows and columns until pixels are square: exact for whole ratios, nearest voxel otherwise."""
+    """Repeat rows and columns so that pixels are square. Ratios that are not whole use the nearest voxel."""
     height, width = round(picture.shape[0] * rows), round(picture.shape[1] * columns)
     return picture[(np.arange(height) / rows).astype(int)][:, (np.arange(width) / columns).astype(int)]
 

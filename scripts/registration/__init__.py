@@ -1,1 +1,1 @@
-"""Rigid registration to MNI space: of scans by intensities, of label maps by deep grey structures."""
+"""Register scans (by intensities) and label maps (by deep grey structures) rigidly to MNI space."""

@@ -1,11 +1,11 @@
-"""Rigid alignment of a FreeSurfer label map with MNI space, by the centres of its deep grey structures."""
+"""Align a FreeSurfer label map rigidly with MNI space, by the centres of its deep grey structures."""
 
 import nibabel as nib
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-# Label values on the left and right, and the centre of the right structure in MNI space, RAS mm. Rounded by hand: the error of
-# about 2 mm does not matter for placing a map in the box.
+# Label values on the left and right, and the centre of the right structure in MNI space (RAS, mm). The centres were rounded by
+# hand. The error of about 2 mm does not matter for the position of a map in the box.
 CENTRES_MM = {
     (10, 49): (11, -19, 7),  # thalamus
     (11, 50): (13, 9, 10),  # caudate
@@ -18,10 +18,10 @@ CENTRES_MM = {
 
 
 def rigid_to_mni(labels: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    """Find the rigid matrix (4, 4) from the map's mm to MNI mm. The size of the head is kept.
+    """Find the rigid matrix (4, 4) from the map's mm to MNI mm. The head keeps its size.
 
     Args:
-        labels: FreeSurfer label values (X, Y, Z), in any orientation.
+        labels: FreeSurfer label values, shape (X, Y, Z), in any orientation.
         affine: matrix (4, 4) from voxel indices to the map's mm.
 
     Raises:
@@ -35,7 +35,7 @@ def rigid_to_mni(labels: np.ndarray, affine: np.ndarray) -> np.ndarray:
                 found.append(nib.affines.apply_affine(affine, voxels.mean(0)))
                 wanted.append((side * x, y, z))
     if len(found) < 6:
-        raise ValueError(f"only {len(found)} of 14 deep grey structures found, 6 are needed to place the map in MNI space")
+        raise ValueError(f"only {len(found)} of 14 deep grey structures found, but 6 are needed to place the map in MNI space")
     found, wanted = np.array(found), np.array(wanted, float)
     rotation = Rotation.align_vectors(wanted - wanted.mean(0), found - found.mean(0))[0].as_matrix()
     return nib.affines.from_matvec(rotation, wanted.mean(0) - rotation @ found.mean(0))

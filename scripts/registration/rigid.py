@@ -1,4 +1,4 @@
-"""Rigid registration of a T1-weighted scan to the ICBM152 template (MNI152NLin2009aSym), and how good it is.
+"""Register a T1-weighted scan rigidly to the ICBM152 template (MNI152NLin2009aSym), and assess the registration.
 
 Points are in millimetres, in SimpleITK's LPS convention. Transforms map MNI points to points of the scan.
 """
@@ -14,13 +14,13 @@ from scipy.linalg import polar
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
-BRAIN_CENTRE_LPS_MM = (0.0, 18.0, 5.0)  # of the template
+BRAIN_CENTRE_LPS_MM = (0.0, 18.0, 5.0)  # centre of the template's brain
 BRAIN_HEIGHT_MM = 150.0
-USUAL_HEAD_SCALE = 0.9  # length in a head / length in the template, whose head is large
+USUAL_HEAD_SCALE = 0.9  # length of a usual head / length of the template's head, which is large
 
 # A registration outside these limits is called suspicious (chosen). In 12 simulated heads with skull and neck the correlation
-# was 0.54 to 0.66; rotated by 10 degrees it was 0.44 to 0.52, moved by 10 mm 0.23 to 0.33. Adult heads have about 0.65 to 0.9
-# of the volume of the template's head.
+# was 0.54 to 0.66. After a rotation by 10 degrees it was 0.44 to 0.52, and after a shift by 10 mm it was 0.23 to 0.33. The
+# volume of adult heads is about 0.65 to 0.9 of the template's.
 LOWEST_CORRELATION = 0.5
 LOWEST_COVERAGE = 0.98
 HEAD_VOLUME_RATIOS = (0.5, 1.3)
@@ -39,7 +39,7 @@ def to_sitk(data: np.ndarray, spacing_mm, directions: np.ndarray, origin_mm) -> 
 
 @lru_cache(maxsize=1)
 def template() -> tuple[sitk.Image, sitk.Image]:
-    """The brain of the ICBM152 T1 template at 2 mm, and its mask."""
+    """Return the brain of the ICBM152 T1 template at 2 mm, and its mask."""
     image = load_mni152_template(resolution=1)
     at_1_mm = to_sitk(image.get_fdata(), [1, 1, 1], np.eye(3), image.affine[:3, 3])
     at_2_mm = sitk.BinShrink(at_1_mm, [2, 2, 2])
@@ -49,13 +49,14 @@ def template() -> tuple[sitk.Image, sitk.Image]:
 def register(scan: sitk.Image) -> tuple[sitk.AffineTransform, sitk.AffineTransform]:
     """Find the rigid and the affine transform from MNI points to points of the scan.
 
-    The affine fit absorbs head size. Its rotation about the centre of the template's brain is the rigid transform.
+    The affine transform also fits the size of the head. The rigid transform is its rotation about the centre of the template's
+    brain, with its translation.
 
     Raises:
         ValueError: the scan does not overlap the template.
     """
     fixed, brain = template()
-    # A margin of one voxel around the brain. A wider one would let the template's brain grow, see below.
+    # The mask has a margin of one voxel around the brain. A wider margin would let the template's brain grow, see below.
     margin = sitk.BinaryDilate(brain, [1, 1, 1])
     moving = sitk.BinShrink(scan, [max(1, round(2 / size)) for size in scan.GetSpacing()])
 
@@ -74,8 +75,8 @@ def register(scan: sitk.Image) -> tuple[sitk.AffineTransform, sitk.AffineTransfo
         method.Execute(*(sitk.SmoothingRecursiveGaussian(image, float(shrink)) for image in pair))
         return method.GetMetricValue()
 
-    # A single start could end in a wrong optimum if the head nods or its centre is estimated badly. The size is fixed at first,
-    # because it could otherwise grow until the template's brain fills the skull.
+    # From a single start, the fit could reach a wrong optimum if the head is pitched or its centre is estimated badly. The size
+    # is fixed at first. Otherwise it could grow until the template's brain fills the skull.
     rotation_and_translation = (1, 1, 1, 1, 1, 1, 0)
     starts = []
     centre_mm = head_centre_lps_mm(moving)
@@ -107,7 +108,7 @@ def register(scan: sitk.Image) -> tuple[sitk.AffineTransform, sitk.AffineTransfo
 
 
 def head_centre_lps_mm(scan: sitk.Image) -> np.ndarray:
-    """Centroid of the head down to the height of a brain, so that the neck does not count."""
+    """Return the centroid of the top 150 mm of the head, so that the neck does not count."""
     parts = sitk.RelabelComponent(sitk.ConnectedComponent(sitk.OtsuThreshold(scan, 0, 1)))
     indices = np.argwhere(sitk.GetArrayViewFromImage(parts) == 1)[:, ::-1]
     directions = np.reshape(scan.GetDirection(), (3, 3))
@@ -120,10 +121,11 @@ def assess(scan: sitk.Image, affine: sitk.AffineTransform) -> dict:
     """Measure how well the affine fit explains the scan, inside the template's brain at 2 mm.
 
     Returns:
+        A dict with these entries.
         template_correlation: Pearson's r of the intensities of scan and template.
         brain_coverage: fraction of the template's brain that lies inside the scan's field of view.
         head_volume_ratio: volume of this head / volume of the template's head.
-        suspicious: names of the measures outside the limits, or an empty text.
+        suspicious: names of the measures outside their limits, separated by commas, or "".
     """
     fixed, brain = template()
     inside = sitk.GetArrayViewFromImage(brain) > 0

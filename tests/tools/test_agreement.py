@@ -29,7 +29,7 @@ def test_without_other_covariates_it_is_pearsons_r():
     ("x", "others", "message"),
     [
         ([1, 2, 3, 4], [[1], [5], [2], [2]], "4 pairs are too few to hold 1 covariates constant, 5 are needed"),
-        ([1, 2, 3, 4, 6], [[2], [4], [6], [8], [12]], "requested or measured values follow from the other covariates"),
+        ([1, 2, 3, 4, 6], [[2], [4], [6], [8], [12]], "the other covariates determine the requested or measured values"),
     ],
 )
 def test_where_nothing_is_left_there_is_no_partial_correlation(x, others, message):
