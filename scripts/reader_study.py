@@ -46,9 +46,7 @@ def parse() -> argparse.Namespace:
     make = commands.add_parser("make", help="write the page for the readers, and its key")
     make.add_argument("--real", type=Path, nargs="+", required=True, metavar="DIR", help="folders or files of real volumes")
     make.add_argument("--split", metavar="NAME", help="take only this split of participants.tsv in --real, such as test")
-    make.add_argument(
-        "--synthetic", type=Path, nargs="+", required=True, metavar="DIR", help="folders or files of synthetic volumes"
-    )
+    make.add_argument("--synthetic", type=Path, nargs="+", required=True, metavar="DIR", help="the same for synthetic volumes")
     make.add_argument("--output", type=Path, required=True, metavar="STUDY_DIR", help="folder of this study")
     make.add_argument("--slices", type=int, default=60, help="number of different slices, a multiple of 6 (default 60)")
     make.add_argument("--repeats", type=float, default=0.1, help="fraction of the slices that are shown twice (default 0.1)")
