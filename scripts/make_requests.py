@@ -1,4 +1,4 @@
-"""Make a table of volumes to generate, one row each, from the participants.tsv of a real or simulated cohort.
+"""Make a table of volumes to generate, with one row per volume, from the participants.tsv of a cohort.
 
     python scripts/make_requests.py participants.tsv requests.tsv --rows 100000 --seed 0
     python scripts/make_requests.py participants.tsv sweep.tsv --rows 8 --sweep ventricles_ml 10 150 --sweep age 45 80
@@ -7,7 +7,7 @@
 Rows are drawn from the cohort's training rows with replacement, so that covariates are combined as in the cohort. Each quantity
 then moves by a small random fraction of its standard deviation.
 
-A sweep changes one quantity and keeps the other covariates and the noise. Rows with the same entry in the column `noise` begin
+A sweep changes one quantity and keeps the other covariates and the noise. Rows with the same entry in the column `noise` start
 from the same noise. --extrapolate adds the values that Pinaya et al. 2022 requested beyond the range of their training data
 (Figure 4), and the ends and the middle of the range. scripts/conditioning.py --sweeps draws the result.
 """
@@ -34,9 +34,9 @@ EXTRAPOLATED = {
 
 
 def read_training_rows(path: Path, columns: Sequence[str]) -> pd.DataFrame:
-    """Read the training rows of a participants.tsv (all rows if it has no column `split`) that have all covariates.
+    """Read the training rows of a participants.tsv that have all covariates. Without a column `split`, all rows count.
 
-    Categories are text, quantities floats. Numbers are categories if participants.json beside the table gives them `Levels`.
+    Categories are text and quantities are floats. Numbers are categories if participants.json gives them `Levels`.
     """
     table = pd.DataFrame(read_table(path)).replace(["", "n/a"], np.nan)
     if absent := [column for column in columns if column not in table]:
@@ -67,7 +67,7 @@ def draw(cohort: pd.DataFrame, rows: int, seed: int, spread: float) -> pd.DataFr
 
 
 def base_row(cohort: pd.DataFrame, base: Mapping[str, str]) -> dict[str, float | str]:
-    """Return the covariates that stay the same in a sweep: those of `base`, else the cohort's median or most frequent level."""
+    """Return the constant covariates of a sweep. Those not in `base` get the cohort's median or most frequent level."""
     _refuse_unknown(cohort, base)
     kept = {column: values.mode()[0] for column, values in cohort.items()} | dict(cohort.median(numeric_only=True))
     for column, text in base.items():
@@ -85,17 +85,17 @@ def sweep(cohort: pd.DataFrame, name: str, values: Sequence[float], base: Mappin
     _refuse_unknown(cohort, [name])
     quantities = sorted(cohort.select_dtypes("number"))
     if name not in quantities:
-        raise ValueError(f"{name} is a category, only a quantity can be swept: {', '.join(quantities)}")
+        raise ValueError(f"{name} is a category, but only a quantity can be swept: {', '.join(quantities)}")
     return pd.DataFrame({**base_row(cohort, base), name: np.asarray(values, float)}, columns=cohort.columns)
 
 
 def unscaled(covariates_file: Path, name: str, scaled: Sequence[float]) -> np.ndarray:
-    """Convert scaled values to the covariate's unit; 0 and 1 are the ends of its range in the model's covariates.json."""
+    """Convert scaled values to the covariate's unit. 0 and 1 are the ends of its range in the model's covariates.json."""
     if not covariates_file.is_file():
         raise FileNotFoundError(f"{covariates_file}: no such file. Name the model's covariates.json with --covariates_file")
     entry = next((entry for entry in read_json(covariates_file)["covariates"] if entry["name"] == name), {})
     if "range" not in entry:
-        raise ValueError(f"{covariates_file}: it gives {name} no range beyond which to extrapolate")
+        raise ValueError(f"{covariates_file}: {name} has no range, so it cannot be extrapolated")
     log = entry.get("scale") == "log"
     low, high = np.log(entry["range"]) if log else entry["range"]
     values = low + np.asarray(scaled) * (high - low)
@@ -104,7 +104,7 @@ def unscaled(covariates_file: Path, name: str, scaled: Sequence[float]) -> np.nd
 
 def _refuse_unknown(cohort: pd.DataFrame, names: Iterable[str]) -> None:
     if unknown := [name for name in names if name not in cohort]:
-        raise ValueError(f"no covariate is called {unknown[0]!r}; there are {', '.join(cohort)}")
+        raise ValueError(f"no covariate is called {unknown[0]!r}; the covariates are {', '.join(cohort)}")
 
 
 def _number(text: str, what: str) -> float:
@@ -127,14 +127,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("participants", type=Path, metavar="PARTICIPANTS_TSV", help="a cohort's table")
     add("output", type=Path, metavar="OUT_TSV", help="the table of requests to write")
-    add("--rows", type=int, default=64, help="volumes to request; in a sweep, its number of values (default 64)")
-    add("--seed", type=int, default=0, help="same seed, same rows (default 0)")
+    add("--rows", type=int, default=64, help="number of volumes to request, or of values in a sweep (default 64)")
+    add("--seed", type=int, default=0, help="the same seed gives the same rows (default 0)")
     add("--columns", nargs="+", default=COLUMNS, help=f"the model's covariates (default: {' '.join(COLUMNS)})")
     add("--spread", type=float, default=0.1, help="standard deviations by which quantities move (default 0.1)")
     varied = "vary this quantity alone, in --rows even steps; may be given several times"
     add("--sweep", nargs=3, action="append", default=[], metavar=("NAME", "LOW", "HIGH"), help=varied)
     add("--extrapolate", action="store_true", help="add the paper's values beyond the training range")
-    add("--noises", type=int, default=1, help="repeat sweeps and extrapolation with so many noises (default 1)")
+    add("--noises", type=int, default=1, help="number of noises that repeat sweeps and extrapolation (default 1)")
     add("--base", type=parse_base, default={}, help="values of the covariates that are not swept, such as age=65,sex=F")
     ranges = "the model's covariates.json, for --extrapolate (default: the bundle's)"
     add("--covariates_file", type=Path, default=COVARIATES_FILE, help=ranges)
@@ -145,7 +145,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     if not 0 <= options.spread <= 1:
         parser.error(f"--spread must be 0 to 1 standard deviations, got {options.spread}")
     if (options.base or options.noises > 1) and not (options.sweep or options.extrapolate):
-        parser.error("--base and --noises go with --sweep or --extrapolate")
+        parser.error("--base and --noises need --sweep or --extrapolate")
     return options
 
 

@@ -1,8 +1,8 @@
-"""Convert volumes that SynthSeg or FreeSurfer measured, or segmentations, into a table like that of measure_volumes.py.
+"""Convert volumes of SynthSeg or FreeSurfer, or segmentations, into a table in the format of measure_volumes.py.
 
     python scripts/read_volumes.py SOURCE [SOURCE ...] --output volumes.tsv
 
-A source is one of
+A SOURCE is one of
 
   synthseg_volumes.csv   the output of SynthSeg with --vol (also of FreeSurfer's mri_synthseg)
   aseg.stats             from FreeSurfer 5.2 or later, or a folder of recon-all, or a folder of such folders (SUBJECTS_DIR)
@@ -49,7 +49,7 @@ SYNTHSEG = (  # all labels that it can write, with and without --parc; CSF since
     *(2, 3, 4, 5, 7, 8, 10, 11, 12, 13, 14, 15, 16, 17, 18, 24, 26, 28),
     *(41, 42, 43, 44, 46, 47, 49, 50, 51, 52, 53, 54, 58, 60, *range(1000, 1036), *range(2000, 2036)),
 )
-CSF_AROUND_BRAIN_ML = 50  # label 24 is all CSF for SynthSeg, and a few mL between the ventricles for FreeSurfer
+CSF_AROUND_BRAIN_ML = 50  # label 24 is all CSF in SynthSeg, but only a few mL in FreeSurfer
 
 # Columns of `SynthSeg --vol` in lower case. Parcels (ctx-...) are parts of the cerebral cortex and are not added again.
 SYNTHSEG_PARTS = (
@@ -72,7 +72,7 @@ ASEG_OLD_ICV = ("IntraCranialVol", "ICV")
 
 
 def read_source(path: Path) -> Iterator[dict]:
-    """Read a source into rows of `complete_row`; the `error` of a row is the reason why it was refused, or ""."""
+    """Yield rows of `complete_row`. The `error` of a row is the reason why it was refused, or ""."""
     if path.is_dir():
         for inside in _sources_in(path):
             yield from read_source(inside)
@@ -100,7 +100,7 @@ def _sources_in(folder: Path) -> list[Path]:
 
 
 def _subject_name(path: Path) -> str:
-    """The file's name, or the name of the subject's folder for FreeSurfer's files, which are the same in all folders."""
+    """Return the file's name or, for a file of FreeSurfer with a fixed name, the name of the subject's folder."""
     return path.parents[1].name if path.parent.name in ("stats", "mri") else path.name
 
 
@@ -114,7 +114,7 @@ def _row(file: Path, name: str, where: str, read: Callable[[], tuple[dict[str, f
 
 
 def segmentation_volumes(path: Path) -> tuple[dict[str, float], str]:
-    """Return volumes in mL of a label map with FreeSurfer's labels, and the tool that made it, as its labels show."""
+    """Return the volumes in mL of a map with FreeSurfer's labels. The labels also show the tool, which is returned, too."""
     try:
         image = nib.squeeze_image(read_whole(path))
         refuse_not_3d(image.shape)
@@ -123,7 +123,7 @@ def segmentation_volumes(path: Path) -> tuple[dict[str, float], str]:
     values = np.asanyarray(image.dataobj)
     spacing_mm = nib.affines.voxel_sizes(image.affine)
     if not ((0.1 <= spacing_mm) & (spacing_mm <= 10)).all():
-        raise ValueError(f"{path}: voxels of {np.round(spacing_mm, 4).tolist()}; are they in mm? 0.1 to 10 mm are possible")
+        raise ValueError(f"{path}: voxels of {np.round(spacing_mm, 4).tolist()}; are they in mm? Expected 0.1 to 10 mm")
     voxel_ml = float(abs(np.linalg.det(image.affine[:3, :3]))) / 1000
 
     labels, counts = np.unique(values, return_counts=True)  # NaN sorts last
@@ -146,7 +146,7 @@ def segmentation_volumes(path: Path) -> tuple[dict[str, float], str]:
 
 
 def read_stats(path: Path) -> dict[str, str]:
-    """Read the volumes in mm3 of an aseg.stats, as text: structures by name, and measures by their second name, as eTIV."""
+    """Read the volumes in mm3 of an aseg.stats as text, keyed by structure or by the second name of a measure, such as eTIV."""
     volumes_mm3, columns = {}, []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         words = line.lstrip("#").split()
@@ -169,7 +169,7 @@ def read_stats(path: Path) -> dict[str, str]:
 
 
 def aseg_volumes(cells: Mapping[str, str], where: str) -> dict[str, float]:
-    """Convert FreeSurfer's volumes in mm3, of aseg.stats or a row of asegstats2table, to ours in mL."""
+    """Convert volumes in mm3 from aseg.stats or a row of asegstats2table to this project's volumes in mL."""
     icv = next((name for name in ASEG_ICV if name in cells), None)
     if icv is None and set(ASEG_OLD_ICV) & set(cells):
         raise ValueError(f"{where}: FreeSurfer before 5.2 defines brain volume differently. Use a later version")
@@ -177,12 +177,12 @@ def aseg_volumes(cells: Mapping[str, str], where: str) -> dict[str, float]:
 
 
 def own_volumes(cells: Mapping[str, str], where: str) -> dict[str, float]:
-    """Read volumes that are in mL already; missing ones are NaN."""
+    """Read volumes that are already in mL. Missing ones are NaN."""
     return {name: _number(cells[name], f"{where}: {name}") for name in VOLUMES if not _is_empty(cells.get(name, ""))}
 
 
 def _summed_ml(cells: Mapping[str, str], where: str, names: Mapping[str, list[str]], remedy: str = "") -> dict[str, float]:
-    """Sum the named cells, in mm3, to each volume in mL; `remedy` ends the message about missing ones."""
+    """Sum cells in mm3 to volumes in mL. `remedy` ends the message about missing cells."""
     if missing := [name for group in names.values() for name in group if _is_empty(cells.get(name, ""))]:
         raise ValueError(f"{where}: no {', '.join(missing[:MOST_LISTED])}{remedy}")
     return {volume: sum(_number(cells[name], f"{where}: {name}") for name in group) / 1000 for volume, group in names.items()}
@@ -203,7 +203,7 @@ def _number(text: str, where: str) -> float:
 
 
 def _table_rows(path: Path) -> Iterator[dict]:
-    """Read a table of SynthSeg, of asegstats2table, or with our own columns."""
+    """Yield the rows of a table from SynthSeg or asegstats2table, or of a table with this project's columns."""
     table = _read_text_table(path)
     lower = [column.strip().lower() for column in table.columns]
     who = table.columns[0]
@@ -221,7 +221,7 @@ def _table_rows(path: Path) -> Iterator[dict]:
             f"one with participant_id and {', '.join(VOLUMES)}; its columns are {', '.join(table.columns[:6])}, ..."
         )
     if table.empty:
-        raise ValueError(f"{path}: no rows in it")
+        raise ValueError(f"{path}: the table has no rows")
     for number, cells in enumerate(table.to_dict("records"), 2):
         name = Path(cells[who].rstrip("/")).name  # asegstats2table may write the folder's path
         if not name:
@@ -231,7 +231,7 @@ def _table_rows(path: Path) -> Iterator[dict]:
 
 
 def _read_text_table(path: Path) -> pd.DataFrame:
-    """Read cells as text, separated by tab, comma, semicolon or space."""
+    """Read a table with all cells as text. The separator may be tab, comma, semicolon or space."""
     header = path.read_text(encoding="utf-8-sig", errors="replace").partition("\n")[0]
     separator = next((mark for mark in "\t,;" if mark in header), r"\s+")
     try:

@@ -2,8 +2,8 @@
 
     python scripts/train_volume_net.py --labels LABEL_MAPS_DIR --steps 750 --output volume_net.pt
 
-Every step draws a new subject, see measurement/domain_randomisation.py. A .json beside the weights states how they were
-made, and how well they measure images of label maps that they were not trained on.
+Every step draws a new subject, see measurement/domain_randomisation.py. A .json file of the same name as the weights states how
+they were trained, and how well they measure images of label maps that they were not trained on.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from monai.losses import DiceCELoss
 from shared.files import read_json, read_tensors, save_weights, sha256, write_json
 from tqdm import tqdm
 
-SUMMED = {  # classes of the network that sum to each volume
+SUMMED = {  # for each volume, the classes of the network that it sums
     "ventricles_ml": ("ventricles",),
     "brain_ml": ("grey", "white"),
     "icv_ml": ("csf", "grey", "white", "ventricles"),
@@ -33,10 +33,10 @@ SUMMED = {  # classes of the network that sum to each volume
 
 
 def find_label_maps(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Return (training, held-out) label maps below a folder: every fourth, in order of name, is held out."""
+    """Return the training and the held-out label maps below a folder. Every fourth, in order of name, is held out."""
     paths = sorted(folder.rglob("*seg*.nii*"))
     if len(paths) < 4:
-        raise FileNotFoundError(f"{folder}: found {len(paths)} label maps (*seg*.nii.gz), at least 4 are needed")
+        raise FileNotFoundError(f"{folder}: found {len(paths)} label maps (*seg*.nii.gz), but at least 4 are needed")
     return [path for i, path in enumerate(paths) if i % 4 != 3], paths[3::4]
 
 
@@ -47,7 +47,7 @@ def summed_ml(fractions: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 def volume_loss(probabilities: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Return the mean |log ratio| of measured to true ventricles, brain and ICV; both (1, 5, 80, 112, 80), summing to 1."""
+    """Return the mean |log ratio| of measured to true ventricles, brain and ICV. Both are class fractions (1, 5, ...)."""
     measured, true = summed_ml(probabilities[0]), summed_ml(target[0])
     return torch.stack([((measured[name] + 1) / (true[name] + 1)).log().abs() for name in VOLUMES]).mean()
 
@@ -57,13 +57,13 @@ def train(
 ) -> None:
     """Train on one drawn subject per step, and save the weights every 100 steps.
 
-    Every list in `sources` is drawn from equally often. `peak_rate` is the highest learning rate of the one-cycle schedule.
+    Each list in `sources` is used equally often. `peak_rate` is the highest learning rate of the one-cycle schedule.
     """
     rng = np.random.default_rng(seed)
     network.train().to(memory_format=torch.channels_last_3d)
     optimizer = torch.optim.AdamW(network.parameters(), peak_rate, weight_decay=1e-5)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, peak_rate, total_steps=steps, pct_start=0.1)
-    # Dice alone widens what is uncertain, and so the small ventricles: cross entropy and the volumes weigh more.
+    # Dice alone enlarges uncertain structures such as small ventricles, so cross entropy and volumes get more weight.
     shape_loss = DiceCELoss(softmax=True, include_background=False, lambda_dice=0.25, lambda_ce=2)
     running = None
     progress = tqdm(range(1, steps + 1), unit="step", mininterval=5)
@@ -86,7 +86,7 @@ def train(
 
 @torch.inference_mode()
 def held_out_accuracy(network: torch.nn.Module, name: str, maps: Sequence[Anatomy], native_mm: int) -> list[dict]:
-    """Measure 30 simulated T1w volumes of held-out maps, and compare with the volumes that were drawn."""
+    """Measure 30 simulated T1w volumes of held-out maps, and compare them with the volumes that were drawn."""
     rng = np.random.default_rng(1000 + native_mm)
     true, measured = [], []
     for i in tqdm(range(30), unit="scan"):
@@ -107,9 +107,9 @@ def main() -> None:
     parser.add_argument("--labels", type=Path, action="append", required=True, help=labels_help)
     parser.add_argument("--steps", type=int, required=True, help=steps_help)
     parser.add_argument("--test", type=Path, action="append", default=[], help="BIDS cohort to test on; repeat for more")
-    parser.add_argument("--start", type=Path, help="weights to continue from; default: random ones")
-    parser.add_argument("--output", type=Path, default=WEIGHTS, help="file of the weights; a .json beside it describes them")
-    parser.add_argument("--seed", type=int, default=0, help="same seed, same subjects (default 0)")
+    parser.add_argument("--start", type=Path, help="weights to continue from (default: random ones)")
+    parser.add_argument("--output", type=Path, default=WEIGHTS, help="file of the weights; its .json file describes them")
+    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same subjects (default 0)")
     arguments = parser.parse_args()
 
     folders = {folder: find_label_maps(folder) for folder in arguments.labels}
@@ -141,7 +141,7 @@ def main() -> None:
             rows += held_out_accuracy(network, f"{folder.name}, simulated T1w", maps, native_mm)
     for cohort in arguments.test:
         rows += accuracy(cohort, arguments.output)
-    limits = f"The T1w of label maps are simulated, of few anatomies in several shapes ({shapes}): intervals are too narrow."
+    limits = f"The T1w are simulated and show few anatomies in several shapes ({shapes}), so intervals are too narrow."
     facts |= {"sha256": sha256(arguments.output), "limits": limits, "accuracy": rows}
     write_json(sidecar, facts)
     print(format_table(rows))

@@ -55,7 +55,7 @@ def find_sweeps(cohort: Cohort, name: str) -> list[Sweep]:
     if name not in names:
         raise ValueError(f"{cohort.folder}: no covariate is called {name!r}; there are {', '.join(names)}")
     if not pd.api.types.is_numeric_dtype(requested["value", name]):
-        raise ValueError(f"{name} is a category, only a quantity can be swept")
+        raise ValueError(f"{name} is a category, but only a quantity can be swept")
     constant = [("", "seed"), *(("value", other) for other in names if other != name)]
     measured = {tool: by_tool.measured[name] for quantity, tool, by_tool in cohort.readings() if quantity == name}
     sweeps = []

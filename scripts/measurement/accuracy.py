@@ -1,4 +1,4 @@
-"""How well measure_volumes.py measures: the table in volume_net.json, beside the weights that it describes."""
+"""Compute, read and print the accuracy of measure_volumes.py, which volume_net.json stores."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from shared.files import read_json, sha256
 
 
 def accuracy_row(images: str, spacing_mm: float, volume: str, true: Sequence[float], measured: Sequence[float]) -> dict:
-    """Return one row of the accuracy table, rounded as it is printed and stored; `images` names the set, values are in mL."""
+    """Return one row of the accuracy table, rounded as it is printed and stored. `images` names the set. Values are in mL."""
     numbers = agreement(true, measured)
     row = {"images": images, "spacing_mm": round(spacing_mm, 2), "volume": volume, "n": numbers.pop("n")}
     return row | {key: round(value, 3 if key[:1] in "rs" else 1) for key, value in numbers.items()}
 
 
 def read_accuracy(weights: Path) -> dict:
-    """Read the facts stored beside the weights: the rows of the table ("accuracy") and its "limits".
+    """Read the JSON file of the weights. "accuracy" has the rows of the table, and "limits" explains what they do not show.
 
     Raises:
         ValueError: the file with the facts is missing, or describes other weights.
@@ -33,7 +33,7 @@ def read_accuracy(weights: Path) -> dict:
 
 
 def describe_accuracy(weights: Path) -> str:
-    """Return the accuracy table stored beside the weights, as text."""
+    """Return the accuracy table of the weights as text."""
     try:
         facts = read_accuracy(weights)
     except ValueError as error:

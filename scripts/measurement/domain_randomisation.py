@@ -1,7 +1,7 @@
 """Draw T1w volumes with known volumes from label maps, to train the network of measure_volumes.py and to test it.
 
-A label map is warped and scaled, its lateral ventricles grow or shrink, and random intensities paint its tissues. The idea is
-SynthSeg's (Billot et al. 2023, Med. Image Anal. 86:102789).
+A label map is warped and scaled, its lateral ventricles grow or shrink, and its tissues get random intensities. The method
+follows SynthSeg (Billot et al. 2023, Med. Image Anal. 86:102789).
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from simulation.acquisition import smooth_field
 from measurement.label_values import read_label_values
 from measurement.volume_net import CLASSES, SHAPE, SPACING_MM, scale_intensity
 
-# Tissue: its class in CLASSES; T1w intensity (white matter = 1), its spread between scans, and its texture inside a scan, all
-# chosen after typical MPRAGE contrasts; and its classes in the label tables `freesurfer` and `demo`, see label_values.py.
+# Each tissue has its class in CLASSES, its T1w intensity (white matter = 1), the spread of the intensity between scans, the
+# texture inside a scan, and its classes in the label tables `freesurfer` and `demo` (see label_values.py). The numbers were
+# chosen from typical MPRAGE contrasts.
 TISSUES = {
     "background": ("other", 0.03, 0.02, 0.02, ("background",)),
     "csf": (
@@ -68,8 +69,8 @@ class Anatomy:
     """One label map on the project's box.
 
     Attributes:
-        tissue: (160, 224, 160) uint8 at 1 mm, index into TISSUES.
-        distance_mm: (80, 112, 80) signed distance to the surface of the lateral ventricles, negative inside.
+        tissue: index into TISSUES of each 1 mm voxel, uint8, shape (160, 224, 160).
+        distance_mm: signed distance to the surface of the lateral ventricles, negative inside, shape (80, 112, 80) at 2 mm.
     """
 
     tissue: torch.Tensor
@@ -77,7 +78,7 @@ class Anatomy:
 
 
 def read_anatomy(path: Path) -> Anatomy:
-    """Read a label map with FreeSurfer or SynthSeg values (any space) or with demo values (in MNI space)."""
+    """Read a label map with FreeSurfer or SynthSeg values in any space, or with demo values in MNI space."""
     image = nib.load(path)
     labels = np.rint(np.asarray(image.dataobj)).astype(np.int32)
     table = "freesurfer" if labels.max() > LARGEST_DEMO_LABEL else "demo"
@@ -105,14 +106,14 @@ def read_anatomy(path: Path) -> Anatomy:
 
 
 def sample(volume: torch.Tensor, position_mm: torch.Tensor) -> torch.Tensor:
-    """Interpolate (C, 80, 112, 80) at positions (3, ...) in mm from the box's corner."""
+    """Interpolate a volume (C, 80, 112, 80) at positions (3, ...) in mm from the corner of the box."""
     size_mm = torch.tensor(SHAPE)[:, None, None, None] * SPACING_MM
     grid = (2 * position_mm / size_mm - 1).flip(0).movedim(0, -1)[None]
     return F.grid_sample(volume[None], grid, padding_mode="border", align_corners=False)[0]
 
 
 def grow_ventricles(anatomy: Anatomy, position_mm: torch.Tensor, target_ml: float) -> torch.Tensor:
-    """Move sampling positions so that the lateral ventricles fill `target_ml`; tissue around them is pushed, not erased."""
+    """Move sampling positions so that the lateral ventricles fill `target_ml`. Tissue around them moves away."""
     distance = sample(anatomy.distance_mm[None], position_mm)[0]
     voxels = max(1, int(target_ml * 1000 / SPACING_MM**3))
     level = float(distance.flatten().kthvalue(voxels).values)
@@ -125,10 +126,10 @@ def grow_ventricles(anatomy: Anatomy, position_mm: torch.Tensor, target_ml: floa
 
 
 def draw_tissue(anatomy: Anatomy, rng: np.random.Generator) -> torch.Tensor:
-    """Draw a subject from a map: (4, 80, 112, 80) tissue indices at four points inside each 2 mm voxel.
+    """Draw a subject from a map. Return tissue indices (4, 80, 112, 80) at four points inside each 2 mm voxel.
 
-    Four of the voxel's eight 1 mm parts (a tetrahedron) give the same partial volume to the image and to the target, at half
-    the cost of all eight.
+    The points are a tetrahedron of four of the voxel's eight 1 mm parts. They give the image and the target the same partial
+    volume, at half the cost of all eight parts.
     """
     centre_mm = torch.stack(torch.meshgrid(*[torch.arange(n) * 2.0 + 1 for n in SHAPE], indexing="ij"))
     middle_mm = torch.tensor([80.0, 108.0, 70.0])[:, None, None, None]
@@ -151,7 +152,7 @@ def draw_tissue(anatomy: Anatomy, rng: np.random.Generator) -> torch.Tensor:
 
 
 def class_fractions(tissue: torch.Tensor) -> torch.Tensor:
-    """Return the fraction of each class in each voxel: (5, 80, 112, 80), summing to 1."""
+    """Return the fraction of each class in each voxel, shape (5, 80, 112, 80). Fractions sum to 1."""
     classes = CLASS_OF_TISSUE[tissue.long()]
     return torch.stack([(classes == k).float().mean(0) for k in range(len(CLASSES))])
 
@@ -162,11 +163,11 @@ def draw_image(
     """Paint tissue as an MR image (80, 112, 80) in 0 to 1.
 
     Args:
-        tissue: (4, 80, 112, 80) tissue indices of `draw_tissue`.
-        rng: source of the intensities.
+        tissue: tissue indices of `draw_tissue`, shape (4, 80, 112, 80).
+        rng: random generator of the intensities.
         ordinary: True always draws a whole head with T1w contrast of usual quality, for tests. False also draws other contrasts
             (20 %), stripped skulls and blurred images.
-        native_mm: voxel size before resampling to 2 mm, 2 or 4; None draws it.
+        native_mm: voxel size before resampling to 2 mm, either 2 or 4. None draws it.
     """
     t1w = ordinary or rng.random() < 0.8
     native_mm = (4 if rng.random() < 0.45 else 2) if native_mm is None else native_mm

@@ -1,4 +1,4 @@
-"""Values of label maps, from the SPADE bundle's label table: the project's only table of what a value means."""
+"""Read the meaning of label values from the SPADE bundle's label tables, which the whole project uses."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ LABELS_FILE = Path(__file__).resolve().parents[2] / "spade_fusion_bundle" / "con
 
 
 def read_label_values(table: str = "freesurfer") -> dict[str, set[int]]:
-    """Return the label values of each class of a table (`freesurfer` or `demo`), by the class's name."""
+    """Return the label values of each class of a table (`freesurfer` or `demo`), keyed by the name of the class."""
     values: dict[str, set[int]] = {}
     for value, _, name in _entries(table):
         values.setdefault(name, set()).add(value)
@@ -24,7 +24,7 @@ def read_label_names(table: str) -> dict[int, str]:
 
 
 def _entries(table: str) -> Iterator[tuple[int, str, str]]:
-    """Value, side and class name."""
+    """Yield value, side and class name of each label."""
     for entry in read_json(LABELS_FILE)[table]:
         for side in ("left", "right", "midline"):
             for item in entry.get(side, []):
@@ -33,10 +33,10 @@ def _entries(table: str) -> Iterator[tuple[int, str, str]]:
 
 
 def read_volume_labels() -> dict[str, set[int]]:
-    """Return the FreeSurfer label values inside the head, summed to each quantity.
+    """Return the FreeSurfer label values that belong to each volume.
 
-    `ventricles_ml` holds the lateral ventricles, `brain_ml` brain tissue without CSF, choroid plexus and vessels, and `icv_ml`
-    every value inside the skull. SynthSeg's training maps use 500 to 999 outside it.
+    `ventricles_ml` has the lateral ventricles. `brain_ml` has brain tissue without CSF, choroid plexus and vessels. `icv_ml`
+    has every value inside the skull. SynthSeg's training maps use the values 500 to 999 outside the skull.
     """
     content = read_json(LABELS_FILE)
     values, sums = read_label_values(), content["_volumes"]

@@ -1,4 +1,4 @@
-"""The table of volumes in mL, one row per scan, that measure_volumes.py and read_volumes.py write: columns, limits, flags."""
+"""Check and write the table of volumes in mL of measure_volumes.py and read_volumes.py, with one row per scan."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ VOLUMES = ("ventricles_ml", "brain_ml", "icv_ml")
 NORMALISED = "brain_normalised_ml"
 TEMPLATE_ICV_ML = 1902.0  # intracranial volume of ICBM152 2009a, as in make_demo_data.py
 USUAL_ML = {"ventricles_ml": (3, 200), "brain_ml": (700, 1900), "icv_ml": (900, 2200)}  # wide limits for adults; chosen
-# No adult head has other volumes, whatever its disease; a wrong unit, a factor of 1000, lies far outside.
+# No adult head has volumes outside these limits, whatever its disease. In a wrong unit, a volume is 1000 times too large or
+# small.
 POSSIBLE_ML = {"ventricles_ml": (0.5, 700), "brain_ml": (300, 2500), "icv_ml": (500, 3000)}
 
 
 def complete_row(name: str, file: Path, volumes: Mapping[str, float], tool: str, error: str = "") -> dict:
-    """Return a row with the participant in `name`, the volumes in mL (NaN if missing), the normalised brain and the flags."""
+    """Return a row with the participant of the file `name`, volumes in mL (NaN if missing), normalised brain and flags."""
     row = {"participant_id": participant_of(name), "file": str(file), "tool": tool, "error": error}
     row |= {name: volumes.get(name, math.nan) for name in VOLUMES}
     # Brain volume scaled to the head size of the MNI template, as in SIENAX and in field 25009 of UK Biobank.
@@ -28,13 +29,13 @@ def complete_row(name: str, file: Path, volumes: Mapping[str, float], tool: str,
 
 
 def quality_flags(volumes: Mapping[str, float]) -> str:
-    """Name the volumes that are missing (NaN) or unusual, separated by commas; "" if there are none."""
+    """Return the names of volumes that are missing (NaN) or unusual, separated by commas, or ""."""
     flagged = [name for name, (low, high) in USUAL_ML.items() if not low <= volumes[name] <= high]
     return ",".join(f"{name}_{'missing' if math.isnan(volumes[name]) else 'unusual'}" for name in flagged)
 
 
 def check_unit(volumes_ml: Mapping[str, float], where: str) -> None:
-    """Refuse volumes outside `POSSIBLE_ML`, and name the unit that they seem to have; NaN passes."""
+    """Refuse volumes outside `POSSIBLE_ML`, and name the unit that they seem to have. NaN is accepted."""
     for name, (low, high) in POSSIBLE_ML.items():
         value = volumes_ml.get(name, math.nan)
         if math.isnan(value) or low <= value <= high:
@@ -42,11 +43,11 @@ def check_unit(volumes_ml: Mapping[str, float], where: str) -> None:
         unit = "; it looks like mm3 where mL were expected" if low <= value / 1000 <= high else ""
         if low <= value * 1000 <= high:
             unit = "; it looks 1000 times too small, like L for mL or mL for mm3"
-        raise ValueError(f"{where}: {name} would be {value:g} mL, possible are {low:g} to {high:g}{unit}")
+        raise ValueError(f"{where}: {name} would be {value:g} mL, but only {low:g} to {high:g} mL are possible{unit}")
 
 
 def participant_of(name: str) -> str:
-    """Return `sub-X` of a file's or folder's name, or else the name without its endings."""
+    """Return the `sub-X` in the name of a file or folder, or the name without its endings."""
     subject = re.search(r"sub-[a-zA-Z0-9]+", name)
     return subject[0] if subject else name.split(".")[0]
 

@@ -1,4 +1,4 @@
-"""The network of measure_volumes.py: it labels a T1w volume in MNI space, and probabilities sum to volumes in mL."""
+"""The network of measure_volumes.py. It labels a T1w volume in MNI space, and its probabilities sum to volumes in mL."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BRAIN_EXTENT_MM = ((-65, 65), (-98, 66), (-45, 74))  # MNI space; a volume must 
 
 
 def build_network() -> UNet:
-    """Return the untrained network: (B, 1, 80, 112, 80) scaled intensities -> (B, 5, 80, 112, 80) logits of CLASSES."""
+    """Return the untrained network. It maps intensities (B, 1, 80, 112, 80) in [0, 1] to logits (B, 5, ...) of CLASSES."""
     return UNet(
         spatial_dims=3,
         in_channels=1,
@@ -40,24 +40,26 @@ def build_network() -> UNet:
 def load_network(weights: Path) -> UNet:
     """Return the trained network, ready to measure."""
     if not weights.exists():
-        raise FileNotFoundError(f"{weights}. Train it first: python scripts/train_volume_net.py --help")
+        raise FileNotFoundError(f"{weights}: no such file. Train it first: python scripts/train_volume_net.py --help")
     network = build_network()
     network.load_state_dict(read_tensors(weights))
-    return network.eval().to(memory_format=torch.channels_last_3d)  # a third less time on a CPU
+    return network.eval().to(memory_format=torch.channels_last_3d)  # saves a third of the time on a CPU
 
 
 def scale_intensity(image: torch.Tensor) -> torch.Tensor:
     """Scale a volume to [0, 1]: 0 stays 0, the 99.5th percentile becomes 1."""
-    # Every third voxel is enough. NumPy's quantile sorts no more than it needs.
+    # Every third voxel is enough. NumPy's quantile is faster than PyTorch's, because it sorts only in part.
     high = float(np.quantile(image.flatten()[::3].numpy(), 0.995))
     return (image / max(high, 1e-6)).clamp(0, 1)
 
 
 def read_on_grid(path: Path) -> torch.Tensor:
-    """Read a T1w volume in MNI space, of any orientation and 1 to 4 mm, as (80, 112, 80) at 2 mm in RAS order, 0 to 1.
+    """Read a T1w volume in MNI space as (80, 112, 80) at 2 mm in RAS order, with intensities in [0, 1].
+
+    The file may have any orientation and voxels of 1 to 4 mm.
 
     Raises:
-        ValueError: the volume cannot be measured; the message names the file.
+        ValueError: the volume cannot be measured. The message names the file.
     """
     try:
         image = nib.squeeze_image(read_whole(path))
@@ -73,11 +75,11 @@ def read_on_grid(path: Path) -> torch.Tensor:
         raise ValueError(f"{path}: the header holds no affine (sform_code and qform_code are 0)")
     spacing_mm = nib.affines.voxel_sizes(image.affine)
     if not ((0.45 < spacing_mm) & (spacing_mm < 4.5)).all():
-        raise ValueError(f"{path}: voxels of {np.round(spacing_mm, 2).tolist()} mm; 1 to 4 mm can be measured")
+        raise ValueError(f"{path}: voxels of {np.round(spacing_mm, 2).tolist()} mm, but only 1 to 4 mm can be measured")
     covered = _fraction_of_brain_covered(image.affine, values.shape)
     if covered < 0.95:
         raise ValueError(
-            f"{path}: its affine places {covered:.0%} of the brain of MNI space inside the volume; "
+            f"{path}: its affine places only {covered:.0%} of the MNI brain inside the volume; "
             "register it to MNI space first (rigid, 6 degrees of freedom)"
         )
 
@@ -91,7 +93,7 @@ def read_on_grid(path: Path) -> torch.Tensor:
 
 
 def _fraction_of_brain_covered(affine: np.ndarray, shape: tuple[int, ...]) -> float:
-    """Fraction of the MNI brain's bounding box that lies inside a volume."""
+    """Return the fraction of the MNI brain's bounding box that lies inside a volume."""
     points_mm = np.stack(np.meshgrid(*[np.linspace(low, high, 12) for low, high in BRAIN_EXTENT_MM])).reshape(3, -1)
     voxels = nib.affines.apply_affine(np.linalg.inv(affine), points_mm.T)
     return float(((voxels > -0.5) & (voxels < np.array(shape) - 0.5)).all(1).mean())
@@ -100,13 +102,14 @@ def _fraction_of_brain_covered(affine: np.ndarray, shape: tuple[int, ...]) -> fl
 def volumes_ml(probabilities: torch.Tensor) -> dict[str, float]:
     """Sum probabilities to volumes in mL.
 
-    Only the largest connected part of the intracranial space counts, and for the lateral ventricles the two largest parts of
-    that class and 4 mm around them: islands elsewhere are mistakes of the network.
+    For brain and intracranial volume, only the largest connected part of the intracranial space counts. For the lateral
+    ventricles, only the two largest parts of that class and 4 mm around them count. Islands elsewhere are errors of the
+    network.
 
     Args:
-        probabilities: (5, 80, 112, 80), of CLASSES.
+        probabilities: probability of each of CLASSES in each voxel, shape (5, 80, 112, 80).
     """
-    labels = probabilities.max(0).indices.numpy()  # as argmax, which takes 15 times as long along this axis
+    labels = probabilities.max(0).indices.numpy()  # equals argmax, which takes 15 times as long along this axis
     inside = _near_largest(labels > 0, 1)
     near_ventricles = _near_largest(labels == CLASSES.index("ventricles"), 2)
     other, _, grey, white, ventricles = probabilities

@@ -177,7 +177,7 @@ def test_mistakes_are_named_and_nothing_is_written(participants, tmp_path, argum
 def test_what_belongs_to_sweeps_is_refused_without_one(participants, tmp_path, capsys, arguments):
     with pytest.raises(SystemExit):
         make_requests.main([str(participants), str(tmp_path / "out.tsv"), *arguments])
-    assert "--base and --noises go with --sweep or --extrapolate" in capsys.readouterr().err
+    assert "--base and --noises need --sweep or --extrapolate" in capsys.readouterr().err
 
 
 def test_a_missing_table_is_named(tmp_path):

@@ -149,7 +149,7 @@ def test_one_table_given_twice_is_refused(tmp_path):
         ("participant_id\tventricles_ml\n", "the table has no rows, so nothing was measured"),
         (
             "participant_id\tbrain_ml\nsub-1\t1.2\n",
-            "its median: brain_ml would be 1.2 mL, possible are 300 to 2500; .* like L for mL",
+            "its median: brain_ml would be 1.2 mL, but only 300 to 2500 mL are possible; .* like L for mL",
         ),
         ("participant_id\tventricles_ml\nsub-1\t7\nsub-2\tmany\n", "sub-2: ventricles_ml must be a volume in mL, got many"),
         ("participant_id\tventricles_ml\nsub-1\t7\nsub-2\t-8\n", "sub-2: ventricles_ml must be a volume in mL, got -8"),
