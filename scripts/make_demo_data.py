@@ -3,8 +3,9 @@
     python scripts/make_demo_data.py DIR --subjects 120 --spacing_mm 4 --seed 0
 
 Each head is the ICBM152 template (part of the nilearn package), warped to the subject's head size, ventricular volume and brain
-volume. With `--labels MAPS`, heads are your own FreeSurfer or SynthSeg label maps, painted with T1w contrast: one subject per
-map, and deformed copies if there are more subjects than maps. For demonstrations and tests. Research only, not clinical use.
+volume. With `--labels MAPS`, heads are your own FreeSurfer or SynthSeg label maps with simulated T1w contrast. There is one
+subject per map, and deformed copies if there are more subjects than maps. The command is for demonstrations, tests and
+research, not for clinical use.
 """
 
 import argparse
@@ -34,7 +35,7 @@ SPLIT_BY_LAST_DIGIT = ["train"] * 7 + ["validation"] + ["test"] * 2
 
 
 def describe_columns(volumes: dict[str, tuple]) -> dict:
-    """Content of participants.json, where `volumes` gives the label values that each volume counts."""
+    """Return the content of participants.json. `volumes` has the label values that each volume counts."""
     voxels = {name: f"voxels labelled {_ranges(values)} in the dseg times voxel volume" for name, values in volumes.items()}
     normalised = f"brain_ml * {TEMPLATE_ICV_ML:.0f} / icv_ml, where {TEMPLATE_ICV_ML:.0f} mL is the ICBM152 template's icv"
     return {
@@ -55,7 +56,7 @@ def describe_columns(volumes: dict[str, tuple]) -> dict:
 
 
 def _ranges(values) -> str:
-    """(2, 3, 4, 9) as '2-4, 9'."""
+    """Format (2, 3, 4, 9) as '2-4, 9'."""
     starts = [value for value in sorted(values) if value - 1 not in values]
     ends = [value for value in sorted(values) if value + 1 not in values]
     return ", ".join(f"{a}-{b}" if b > a else f"{a}" for a, b in zip(starts, ends, strict=True))
@@ -64,9 +65,9 @@ def _ranges(values) -> str:
 def draw_person(rng: np.random.Generator) -> Person:
     """Draw the covariates of a subject.
 
-    Volumes are spread widely: ventricles are log-uniform over 8 to 150 mL and brain / ICV is uniform over 0.60 to 0.86,
-    independent of each other, so that a model can learn each of them. Age and sex follow both volumes, in the directions that
-    they have in life.
+    Volumes have a wide spread: ventricles are log-uniform over 8 to 150 mL, and brain / ICV is uniform over 0.60 to 0.86. Both
+    are independent, so that a model can learn each of them. Age and sex depend on both volumes, in the same directions as in
+    real people.
     """
     ventricle_rank, brain_rank = rng.random(2)
     tendency = ventricle_rank - brain_rank  # -1 looks youngest, 1 looks oldest
@@ -116,7 +117,7 @@ def write_subject(folder: Path, number: int, settings: dict, maps: list[Path]) -
 
 @lru_cache(maxsize=1)
 def _atlas(spacing_mm):
-    torch.set_num_threads(1)  # one subject per process; also, sums then do not depend on the number of threads
+    torch.set_num_threads(1)  # one thread per process, so that sums do not depend on the number of threads
     return load_atlas(spacing_mm)
 
 
@@ -131,7 +132,7 @@ def save_image(values: np.ndarray, affine: np.ndarray, path: Path, stored_type) 
 
 
 def prepare_folder(folder: Path, settings: dict, label_names: dict[int, str], fresh: bool) -> None:
-    """Write the descriptions of the data set; refuse a folder that holds anything but this cohort."""
+    """Write the descriptions of the data set, and refuse a folder that holds anything but this cohort."""
     description_path = folder / "dataset_description.json"
     found = None
     if folder.exists() and any(folder.iterdir()):
@@ -181,10 +182,10 @@ def write_participants(folder: Path, volumes: dict[str, tuple]) -> pd.DataFrame:
 def make_cohort(
     folder: Path, subjects: int, settings: dict, maps: list[Path] = (), workers: int = 1, fresh: bool = False
 ) -> pd.DataFrame:
-    """Make subjects 1 to `subjects` from label maps, or from the template without maps; keep those that are complete.
+    """Make subjects 1 to `subjects` from label maps or, without maps, from the template. Complete subjects stay.
 
     Returns:
-        participants.tsv.
+        The content of participants.tsv.
 
     Raises:
         ValueError: a label map cannot be used, or the folder holds something else.
@@ -205,7 +206,7 @@ def make_cohort(
                 job.result()
                 progress.update()
         except BaseException:
-            pool.shutdown(cancel_futures=True)  # do not make the other subjects first
+            pool.shutdown(cancel_futures=True)  # without this, the pool would make the other subjects first
             raise
     return write_participants(folder, anatomy.VOLUMES)
 
@@ -216,9 +217,9 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
     parser.add_argument("--subjects", type=int, help="number of subjects (default 120, or one per label map)")
     parser.add_argument("--spacing_mm", type=int, default=4, choices=SPACINGS_MM, help="voxel size (default 4)")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same subjects (default 0)")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="number of processes (default: one per core)")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="number of processes (default one per core)")
     parser.add_argument("--labels", type=Path, metavar="MAPS", help="folder of FreeSurfer or SynthSeg maps, *.nii.gz")
-    parser.add_argument("--fresh", action="store_true", help="replace a demo cohort of other settings in DIR")
+    parser.add_argument("--fresh", action="store_true", help="replace a demo cohort with other settings in DIR")
     options = parser.parse_args(arguments)
     for name, least in {"subjects": 1, "workers": 1, "seed": 0}.items():
         value = getattr(options, name)

@@ -42,7 +42,7 @@ PATTERN = "sub-*/**/anat/*_T1w.nii*"
 
 
 def read_scan(path: Path) -> sitk.Image:
-    """Read a scan in RAS voxel order as float32, with its place in space."""
+    """Read a scan in RAS voxel order as float32, with its geometry."""
     image = open_image(path)
     refuse_not_3d(image.shape)
     data = read_grey_values(path)
@@ -56,12 +56,12 @@ def read_scan(path: Path) -> sitk.Image:
         raise ValueError("has an affine with shear; resample it to a rectangular grid first")
     low, high = np.percentile(data, (1, INTENSITY_PERCENTILE))
     if low < -0.1 * abs(high):
-        raise ValueError(f"has a first percentile of {low:.4g}, so it is no magnitude image; give intensities that start at 0")
+        raise ValueError(f"has a first percentile of {low:.4g}, so it is not a magnitude image; give intensities from 0")
     return to_sitk(data, spacing_mm, directions, affine[:3, 3])
 
 
 def read_mask(path: Path, scan: sitk.Image) -> sitk.Image:
-    """Read a brain mask on the grid of its scan, as float32 0 and 1."""
+    """Read a brain mask on the grid of its scan, as float32 values 0 and 1."""
     try:
         mask = read_scan(path)
         if not mask.IsSameImageGeometryAs(scan, 0.01, 0.01):
@@ -74,7 +74,7 @@ def read_mask(path: Path, scan: sitk.Image) -> sitk.Image:
 
 
 def box(spacing_mm: float) -> sitk.Image:
-    """The empty grid of the models, in RAS voxel order."""
+    """Return an empty image on the models' grid, in RAS voxel order."""
     origin_mm = mni_box.affine(spacing_mm, "RAS")[:3, 3]
     return to_sitk(np.zeros(mni_box.size(spacing_mm)), [spacing_mm] * 3, np.eye(3), origin_mm)
 
@@ -88,7 +88,7 @@ def correct_bias(scan: sitk.Image) -> sitk.Image:
 
 
 def resample(image: sitk.Image, grid: sitk.Image, rigid: sitk.AffineTransform, interpolator) -> np.ndarray:
-    """Resample an image to a grid, as an array (X, Y, Z). Axes on which the grid is coarser are smoothed first."""
+    """Resample an image to a grid, and return an array (X, Y, Z). Axes on which the grid is coarser are smoothed first."""
     for axis, (size, wanted) in enumerate(zip(image.GetSpacing(), grid.GetSpacing(), strict=True)):
         if wanted > 1.2 * size:  # full widths at half maximum add in squares
             image = sitk.RecursiveGaussian(image, float(np.sqrt(wanted**2 - size**2) / 2.355), direction=axis)
@@ -96,7 +96,7 @@ def resample(image: sitk.Image, grid: sitk.Image, rigid: sitk.AffineTransform, i
 
 
 def scale_intensities(volume: np.ndarray) -> tuple[np.ndarray, float]:
-    """Scale a volume to [0, 1], and give the intensity that became 1: the 99.8th percentile of the foreground."""
+    """Scale a volume to [0, 1], and return the intensity that became 1 (the 99.8th percentile of the foreground)."""
     foreground = volume[volume > 0.1 * np.percentile(volume, 99)]
     if not foreground.size:
         raise ValueError("no part of the scan lies inside the box after registration")
@@ -134,7 +134,7 @@ def prepare(scan_path: Path, subject: str, out_dir: Path, settings: dict) -> Non
     }
     affine = mni_box.affine(settings["spacing_mm"], "RAS")
     image = nib.Nifti1Image(volume, affine)
-    image.set_data_dtype(np.uint16)  # nibabel stores the slope; half the size of float32
+    image.set_data_dtype(np.uint16)  # half the size of float32; nibabel stores the slope
     image.set_sform(affine, code="mni")
     image.set_qform(affine, code="mni")
     image_path, sidecar_path = outputs(out_dir, subject)
@@ -152,7 +152,7 @@ def outputs(out_dir: Path, subject: str) -> tuple[Path, Path]:
 
 
 def find_scans(inputs: list[Path], pattern: str) -> tuple[dict[str, Path], dict[str, str], pd.DataFrame]:
-    """Find the scan of each subject, the reasons why other subjects fail, and the table of participants (all text)."""
+    """Return the scan of each subject, the reasons why other subjects fail, and the table of participants as text."""
     scans: dict[str, list[Path]] = {}
     table = None
     if len(inputs) == 1 and inputs[0].is_dir():
@@ -161,7 +161,7 @@ def find_scans(inputs: list[Path], pattern: str) -> tuple[dict[str, Path], dict[
         if (inputs[0] / "participants.tsv").is_file():
             table = pd.DataFrame(read_table(inputs[0] / "participants.tsv"))
             if "participant_id" not in table or table["participant_id"].duplicated().any():
-                raise ValueError(f"{inputs[0] / 'participants.tsv'}: a column participant_id without repetitions is needed")
+                raise ValueError(f"{inputs[0] / 'participants.tsv'}: expected a column participant_id without repetitions")
     else:
         for path in inputs:
             if path.is_dir():
@@ -187,7 +187,7 @@ def find_scans(inputs: list[Path], pattern: str) -> tuple[dict[str, Path], dict[
 
 
 def done(out_dir: Path, subject: str, settings: dict) -> bool:
-    """Whether the subject was prepared before; other settings are refused."""
+    """Return whether the subject was prepared before, and refuse other settings."""
     image_path, sidecar_path = outputs(out_dir, subject)
     if not (image_path.is_file() and sidecar_path.is_file()):
         return False
@@ -209,11 +209,11 @@ def prepare_all(
     """Prepare every scan that is not done yet; `main` describes the arguments.
 
     Returns:
-        participant_id to reason for each subject that failed.
+        A dict from the participant_id of each subject that failed to the reason.
 
     Raises:
-        FileNotFoundError: there are no scans.
-        ValueError: a setting is wrong, or differs from that of an earlier run.
+        FileNotFoundError: no scans were found.
+        ValueError: a setting is wrong, or it differs from the setting of an earlier run.
     """
     if len(inputs) == 1 and not inputs[0].exists():
         raise FileNotFoundError(f"{inputs[0]}: no such file or folder")
@@ -248,7 +248,7 @@ def prepare_all(
 
 
 def worker_pool(workers: int) -> ThreadPoolExecutor | ProcessPoolExecutor:
-    """One thread, or several processes that divide the cores. They are spawned, because ITK's threads do not survive a fork."""
+    """Return a pool of one thread, or of processes that divide the cores. ITK's threads do not survive a fork, so it spawns."""
     if workers == 1:
         return ThreadPoolExecutor(1)
     threads = max(1, (os.cpu_count() or 1) // workers)
@@ -293,11 +293,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--mask_suffix",
         default="",
-        help="keep only the brain: ending of the brain mask (from HD-BET, SynthStrip, ...) that lies beside each X.nii.gz as "
-        "X<mask_suffix>, for instance _mask.nii.gz (default: keep the skull)",
+        help="keep only the brain: X<mask_suffix> is the brain mask (from HD-BET, SynthStrip, ...) in the folder of each "
+        "X.nii.gz, for instance _mask.nii.gz (default: keep the skull)",
     )
     parser.add_argument("--pattern", default=PATTERN, help="which files of a BIDS folder are scans (default: %(default)s)")
-    parser.add_argument("--workers", type=int, default=1, help="scans at a time, about 1 GB of memory each (default: 1)")
+    parser.add_argument("--workers", type=int, default=1, help="parallel scans, each with about 1 GB of memory (default: 1)")
     options = vars(parser.parse_args(arguments))
     try:
         return 1 if prepare_all(**options) else 0

@@ -1,4 +1,4 @@
-"""Effects of a scanner on tissue intensities: receive-coil bias, Rician noise, scaling to [0, 1]; and smooth random fields."""
+"""Simulate the effects of a scanner on tissue intensities: receive-coil bias and Rician noise. Draw smooth random fields."""
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ def smooth_field(
 def acquire(signal: torch.Tensor, brain: torch.Tensor, spacing_mm: float, generator: torch.Generator) -> torch.Tensor:
     """Add coil bias (about 8 %) and Rician noise to `signal` (X, Y, Z), and scale the brain's brightest voxels to 1."""
     biased = signal * torch.exp(0.08 * smooth_field(generator, signal.shape, spacing_mm, 90.0)[0])
-    noise_sd = 0.022 * spacing_mm**-0.75  # larger voxels, less noise
+    noise_sd = 0.022 * spacing_mm**-0.75  # larger voxels have less noise
     real, imaginary = noise_sd * torch.randn((2, *signal.shape), generator=generator)
     magnitude = torch.sqrt((biased + real) ** 2 + imaginary**2)
     return (magnitude / np.quantile(magnitude[brain].numpy(), 0.998)).clamp(0, 1)

@@ -1,4 +1,4 @@
-"""The ICBM152 2009a template as soft tissue classes, from the T1w, GM and WM maps in the nilearn package.
+"""Divide the ICBM152 2009a template into soft tissue classes, from the T1w, GM and WM maps in the nilearn package.
 
 The markers and boxes below were placed by hand in MNI millimetres (RAS) and checked by eye on this template only.
 """
@@ -44,14 +44,14 @@ class Atlas:
 
     spacing_mm: int
     icv_ml: float  # intracranial volume
-    classes: torch.Tensor  # (8, X, Y, Z) soft memberships in the order of CLASSES; lateral ventricles are a distance instead
+    classes: torch.Tensor  # (8, X, Y, Z) soft memberships of CLASSES, without the lateral ventricles
     ventricle_distance: torch.Tensor  # (X, Y, Z) mm to the lateral ventricles, negative inside
     skull_distance: torch.Tensor  # (X, Y, Z) mm to the inner skull surface, negative inside
     ventricle_normal: torch.Tensor  # (3, X, Y, Z) smoothed gradient of ventricle_distance
     t1w: torch.Tensor  # (X, Y, Z) intensity in [0, 1]
 
     def sample(self, points_mm: torch.Tensor, *names: str) -> list[torch.Tensor]:
-        """Trilinear values of the named maps at `points_mm` (3, ...) in MNI RAS mm."""
+        """Interpolate the named maps linearly at `points_mm` (3, ...), MNI space, RAS."""
         first_mm, sampled = ORIGIN_MM + (self.spacing_mm - 1) / 2, []
         for name in names:
             values = getattr(self, name)
@@ -61,7 +61,7 @@ class Atlas:
 
 
 def sample_grid(channels: torch.Tensor, points_mm: torch.Tensor, first_mm, spacing_mm: float) -> torch.Tensor:
-    """Trilinear values of `channels` (C, X, Y, Z), whose first voxel centre is `first_mm`, at `points_mm` (3, ...)."""
+    """Interpolate `channels` (C, X, Y, Z) linearly at `points_mm` (3, ...). `first_mm` is the centre of the first voxel."""
     size = channels.shape[1:]
     unit = [2 * (points_mm[a] - float(first_mm[a])) / (spacing_mm * (size[a] - 1)) - 1 for a in (2, 1, 0)]
     grid = torch.stack(unit, -1)[None]
@@ -69,7 +69,7 @@ def sample_grid(channels: torch.Tensor, points_mm: torch.Tensor, first_mm, spaci
 
 
 def load_atlas(spacing_mm: int) -> Atlas:
-    """Load the atlas at `spacing_mm`. It is built once, in half a minute, and stored in the user's cache folder."""
+    """Load the atlas at `spacing_mm`. The first call builds it in half a minute and stores it in the user's cache."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "brain-mri-demo"
     path = cache / f"icbm152_v{CODE_VERSION}_nilearn{version('nilearn')}_{spacing_mm}mm.npz"
     if not path.exists():
@@ -99,7 +99,7 @@ def _signed_distance(mask: np.ndarray) -> np.ndarray:
 
 
 def _build() -> dict:
-    """Soft classes and distances on the template's 1 mm grid (197, 233, 189)."""
+    """Compute soft classes and distances on the template's 1 mm grid (197, 233, 189)."""
     folder = Path(find_spec("nilearn").origin).parent / "datasets" / "data"
     t1w, gm, wm = (
         nib.load(folder / f"mni_icbm152_{name}_tal_nlin_sym_09a_converted.nii.gz").get_fdata(dtype=np.float32) / 255
@@ -118,7 +118,7 @@ def _build() -> dict:
     lateral, third_fourth, box = _ventricles(csf, x, y, z)
     cerebellum, brain_stem = _infratentorial(csf, t1w, skull, x, y, z)
 
-    # Deep grey: grey voxels well below the surface, in an ellipsoid round striatum and thalamus.
+    # Deep grey matter is all grey voxels well below the surface, in an ellipsoid around striatum and thalamus.
     ellipsoid = ((side - 20) / 14.5) ** 2 + ((y + 4) / 33) ** 2 + ((z - 6) / 17) ** 2 < 1
     deep = (gm > 0.35) & ellipsoid & (skull_distance < -22)
     deep = ndimage.binary_opening(deep & ~lateral & ~third_fourth & ~cerebellum & ~brain_stem)
@@ -146,7 +146,7 @@ def _build() -> dict:
 
 
 def _ventricles(csf, x, y, z):
-    """Masks of the lateral ventricles and of the third and fourth, and the box that may hold the lateral ones."""
+    """Return masks of the lateral ventricles and of the third and fourth, and the box that may hold the lateral ones."""
     side = abs(x)
     box = (side < 42) & (y > -58) & (y < 42) & (z > -4) & (z < 36)
     box &= ~((side < 5) & ((y < -18) | (z < 0)))  # third ventricle, cistern of the great vein
@@ -162,7 +162,7 @@ def _ventricles(csf, x, y, z):
 
 
 def _infratentorial(csf, t1w, skull, x, y, z):
-    """Masks of cerebellum and brain stem: watershed on CSF from the markers above."""
+    """Return masks of cerebellum and brain stem, by a watershed on CSF from the markers above."""
     markers = np.zeros(csf.shape, np.int32)
     for label, balls in enumerate((CEREBRUM, CEREBELLUM, BRAIN_STEM), start=1):
         for i, j, k, radius in balls:

@@ -1,4 +1,4 @@
-"""A T1w head painted on a FreeSurfer or SynthSeg label map: the map gives the anatomy, the contrast is simulated."""
+"""Simulate a T1w head from a FreeSurfer or SynthSeg label map. The map gives the anatomy, and the contrast is simulated."""
 
 from pathlib import Path
 
@@ -14,9 +14,10 @@ from shared.mni_box import FIELD_OF_VIEW_MM
 from simulation.acquisition import acquire, smooth_field
 from simulation.subject import deform, voxel_centres_mm
 
-# T1w signal of each tissue out of 255: mean and its spread between scans, then texture and its spread. Source: SynthSeg's T1w
-# priors (github.com/BBillot/SynthSeg, data/labels_classes_priors, prior_means_t1.npy and prior_stds_t1.npy, Apache-2.0; Billot
-# et al. 2023, Med. Image Anal. 86:102789), rounded, except for the background, which is air here.
+# T1w signal of each tissue, from 0 to 255: its mean, the spread of the mean between scans, its texture, and the spread of the
+# texture. The source is SynthSeg's T1w priors, rounded (github.com/BBillot/SynthSeg, data/labels_classes_priors,
+# prior_means_t1.npy and prior_stds_t1.npy, Apache-2.0; Billot et al. 2023, Med. Image Anal. 86:102789). The background differs:
+# here it is air.
 SIGNALS = {
     "background": (2, 1, 2, 1),
     "CSF": (44.4, 11.2, 25.6, 9.8),
@@ -57,7 +58,7 @@ VOLUMES = {name: tuple(sorted(values)) for name, values in read_volume_labels().
 
 
 def read_label_map(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Read a label map (int16, any orientation) and its affine, voxel to mm. Values must be in the label table."""
+    """Read a label map in any orientation as int16, and its affine from voxels to mm. Values must be in the label table."""
     image = nib.load(path)
     labels = np.rint(np.asarray(image.dataobj)).astype(np.int16)
     unknown = sorted(set(np.unique(labels).tolist()) - LABELS.keys())
@@ -69,9 +70,9 @@ def read_label_map(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 @torch.no_grad()
 def make_subject(path: Path, spacing_mm: int, seed: int, warp: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Make a T1w (float32, 0 to 1) and its labels (int16) of a label map on the project's box, in RAS order and MNI space.
+    """Make a T1w (float32, 0 to 1) and its labels (int16) from a label map, on the project's box in RAS order and MNI space.
 
-    `warp` deforms the anatomy smoothly by some millimetres, for a second subject from the same map.
+    `warp` deforms the anatomy smoothly by a few millimetres, to make another subject from the same map.
     """
     labels, affine = read_label_map(path)
     try:
@@ -94,11 +95,11 @@ def make_subject(path: Path, spacing_mm: int, seed: int, warp: bool) -> tuple[np
 
 
 def paint(labels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Simulate a T1w, 0 to 1, of a label map (X, Y, Z) at 1 mm, with borders as blurred as a scanner's."""
+    """Simulate a T1w in [0, 1] from a label map (X, Y, Z) at 1 mm. Its borders are as blurred as in a scan."""
     mean, texture = torch.zeros(max(LABELS) + 1), torch.zeros(max(LABELS) + 1)
     for tissue, (mean_mean, mean_sd, texture_mean, texture_sd) in SIGNALS.items():
         values = [value for value, name in LABELS.items() if name == tissue]
-        a, b = 0.6 * torch.randn(2, generator=generator)  # 0.6: closer to the typical T1w than SynthSeg's training
+        a, b = 0.6 * torch.randn(2, generator=generator)  # 0.6 gives less variation between scans than SynthSeg's training
         mean[values] = max(mean_mean + mean_sd * float(a), 0) / 255
         texture[values] = max(texture_mean + texture_sd * float(b), 1) / 255
     pattern = 0.45 * torch.randn(labels.shape, generator=generator)
@@ -110,7 +111,7 @@ def paint(labels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 
 def _most_frequent(labels, factor):
-    """The most frequent value in each cube of `factor` voxels per side."""
+    """Return the most frequent value in each cube of `factor` voxels per side."""
     best, count = torch.zeros(()), torch.zeros([size // factor for size in labels.shape])
     for value in labels.unique():
         share = F.avg_pool3d((labels == value)[None, None].float(), factor)[0, 0]

@@ -1,4 +1,4 @@
-"""Skull, scalp, orbits and face around the brain: simple solids in MNI mm, chosen by eye in comparison with real T1w MRI."""
+"""Draw skull, scalp, orbits and face as simple solids in MNI space, chosen by eye in comparison with real T1w MRI."""
 
 import torch
 
@@ -6,8 +6,9 @@ from simulation.acquisition import smooth_field
 
 SKULL, SOFT_TISSUE = 16, 17  # label values
 
-THICKNESS_MM = [(6.5, 0.7), (6.0, 0.6), (3.0, 0.6)]  # skull, scalp, fat under the skin: mean and spread
-# Ellipsoids: centre (x, y, z), semi-axes; x is mirrored. All soft tissue is inside the first two, or on the skull.
+THICKNESS_MM = [(6.5, 0.7), (6.0, 0.6), (3.0, 0.6)]  # mean and spread for skull, scalp and fat under the skin
+# Ellipsoids have a centre (x, y, z) and semi-axes in mm, and are mirrored in x. All soft tissue is in FACE and NECK or on the
+# skull.
 FACE = [((0, 30, -55), (64, 63, 62))]
 NECK = [((0, -45, -75), (62, 56, 60))]
 ORBITS = [((31, 51, -35), (17, 27, 16))]
@@ -26,17 +27,17 @@ def surround(skull_distance, in_template_mm, spacing_mm, generator):
     """Draw the signal outside the inner skull surface, and its labels (16 skull, 17 soft tissue, 0 air), both (X, Y, Z).
 
     Args:
-        skull_distance: (X, Y, Z) mm to the inner skull surface, positive outside.
-        in_template_mm: (3, X, Y, Z) position of every voxel in the template, MNI RAS mm.
+        skull_distance: distance in mm to the inner skull surface, positive outside, shape (X, Y, Z).
+        in_template_mm: position of every voxel in the template (MNI space, RAS), shape (3, X, Y, Z).
         spacing_mm: voxel size.
-        generator: source of the random draws.
+        generator: random generator of the draws.
     """
     shape = skull_distance.shape
     variation = torch.randn(3, generator=generator)
     skull_mm, scalp_mm, fat_mm = (mean + sd * v for (mean, sd), v in zip(THICKNESS_MM, variation, strict=True))
     depth = skull_distance + 0.6 * smooth_field(generator, shape, spacing_mm, 35.0)[0]
 
-    def within(distance):  # share of a voxel on the negative side
+    def within(distance):  # fraction of a voxel on the negative side
         return (0.5 - distance / spacing_mm).clamp(0, 1)
 
     def solids(ellipsoids):
@@ -45,7 +46,7 @@ def surround(skull_distance, in_template_mm, spacing_mm, generator):
     scalp_mm = scalp_mm + 9 * (-solids(TEMPLES) / 16).clamp(0, 1)
     outside = _blend(_blend(solids(FACE), solids(NECK)), depth - skull_mm - scalp_mm)  # mm to the skin, negative inside
 
-    # From inside to outside; each tissue covers those before it.
+    # Tissues are drawn from inside to outside, and each covers the earlier ones.
     muscle = 0.36 + 0.05 * smooth_field(generator, shape, spacing_mm, 5.0)[0]
     streaks = torch.sigmoid(4 * (smooth_field(generator, shape, spacing_mm, 14.0)[0] - 1.0))
     fat = 0.80 + 0.08 * smooth_field(generator, shape, spacing_mm, 10.0)[0]
@@ -66,14 +67,14 @@ def surround(skull_distance, in_template_mm, spacing_mm, generator):
 
 
 def _distance_mm(points_mm, centre, semi_axes):
-    """Approximate distance to an ellipsoid and its mirror image across x = 0, negative inside."""
+    """Return the approximate distance to an ellipsoid and its mirror image across x = 0, negative inside."""
     x, y, z = points_mm
     scaled = [(value - c) / s for value, c, s in zip((x.abs(), y, z), centre, semi_axes, strict=True)]
     return (torch.sqrt(sum(value**2 for value in scaled)) - 1) * min(semi_axes)
 
 
 def _blend(first, second):
-    """Distance to the union of two solids, with a rounded crease."""
+    """Return the distance to the union of two solids, with a rounded crease."""
     round_mm = 10.0
     share = (0.5 + 0.5 * (second - first) / round_mm).clamp(0, 1)
     return second + (first - second) * share - round_mm * share * (1 - share)

@@ -1,4 +1,4 @@
-"""One simulated head: the ICBM152 template, warped to a requested head size, ventricular volume and brain volume."""
+"""Simulate a head: warp the ICBM152 template to a requested head size, ventricular volume and brain volume."""
 
 from dataclasses import dataclass
 
@@ -21,13 +21,13 @@ VOLUMES = {
     "icv_ml": tuple(range(1, 16)),
 }
 BRAIN_STEM = 15
-LEFT_LABEL = {  # the label on the right is one more; only the brain stem has no sides
+LEFT_LABEL = {  # the right label is the left label + 1; only the brain stem has no sides
     **{"cortex": 2, "white_matter": 4, "deep_grey": 9, "cerebellar_cortex": 11, "cerebellar_white_matter": 13},
     "brain_stem": BRAIN_STEM,
 }
 TISSUES = tuple(LEFT_LABEL)
 
-# T1w signal: mean and spread between subjects, chosen by eye in comparison with the template.
+# Mean T1w signal and its spread between subjects, chosen by eye in comparison with the template.
 SIGNAL = {
     "sulcal_csf": (0.10, 0.01),
     "cortex": (0.46, 0.02),
@@ -48,7 +48,7 @@ CENTRE_MM = torch.tensor([0.0, -18.0, 20.0])[:, None, None, None]  # heads are s
 
 @dataclass(frozen=True)
 class Person:
-    """Covariates of a subject, which the simulated head must have."""
+    """Covariates of a subject. The simulated head must have these volumes."""
 
     age_years: float
     sex: str
@@ -58,7 +58,7 @@ class Person:
 
 
 def measure_ml(labels: np.ndarray, spacing_mm: float, groups: dict[str, tuple] = VOLUMES) -> dict[str, float]:
-    """Volume of each group of label values in a label map, in mL."""
+    """Return the volume in mL of each group of label values in a label map."""
     voxel_ml = spacing_mm**3 / 1000
     return {name: float(np.isin(labels, values).sum() * voxel_ml) for name, values in groups.items()}
 
@@ -72,7 +72,7 @@ def make_subject(person: Person, atlas: Atlas, seed: int) -> tuple[np.ndarray, n
     spacing_mm = atlas.spacing_mm
     shape = tuple(size // spacing_mm for size in FIELD_OF_VIEW_MM)
     generator = torch.Generator().manual_seed(seed)
-    # Draws that do not depend on the spacing come first, so that a seed gives about the same head at every spacing.
+    # Random draws that do not depend on the spacing come first, so that a seed gives about the same head at every spacing.
     mean_signal = {name: mean + sd * float(torch.randn((), generator=generator)) for name, (mean, sd) in SIGNAL.items()}
     mean_signal["cortex"] += 0.0005 * (person.age_years - 63)  # grey and white matter lose contrast with age
     mean_signal["white_matter"] -= 0.0012 * (person.age_years - 63)
@@ -96,16 +96,16 @@ def make_subject(person: Person, atlas: Atlas, seed: int) -> tuple[np.ndarray, n
 
 
 def voxel_centres_mm(shape, spacing_mm):
-    """Positions (3, X, Y, Z) of the voxel centres of the project's box, MNI RAS mm."""
+    """Return the positions (3, X, Y, Z) of the voxel centres of the project's box, in MNI space (RAS, mm)."""
     first_mm = CORNER_MM + spacing_mm / 2
     axes = [first + spacing_mm * torch.arange(size) for first, size in zip(first_mm, shape, strict=True)]
     return torch.stack(torch.meshgrid(*axes, indexing="ij")).float()
 
 
 def deform(points_mm: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Draw a smooth displacement without folds and give it at `points_mm` (3, ...), in mm: a few mm at most places.
+    """Draw a smooth displacement without folds, and return it in mm at `points_mm` (3, ...). It is a few mm at most places.
 
-    A stationary velocity field on a 4 mm lattice is integrated by scaling and squaring, which keeps the anatomy in one piece.
+    Scaling and squaring integrates a stationary velocity field on a 4 mm lattice. This keeps the topology of the anatomy.
     """
     velocity = 2.0 * torch.cat([smooth_field(generator, LATTICE, 4, 45.0) for _ in range(3)])
     velocity += 0.75 * torch.cat([smooth_field(generator, LATTICE, 4, 20.0) for _ in range(3)])
@@ -116,7 +116,7 @@ def deform(points_mm: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 
 def _warp(person, atlas, shape, generator):
-    """Position of every voxel in the template (mm), and the linear scale that gives the requested intracranial volume."""
+    """Return the position in mm of every voxel in the template, and the scale that gives the requested intracranial volume."""
     spacing_mm = atlas.spacing_mm
     aspect = np.exp(0.02 * torch.randn(3, generator=generator).numpy())
     aspect /= aspect.prod() ** (1 / 3)
@@ -128,7 +128,7 @@ def _warp(person, atlas, shape, generator):
     scale = (person.icv_ml / atlas.icv_ml) ** (1 / 3)
     step = max(1, 4 // spacing_mm)  # every 4 mm is enough to count litres
     coarse, lattice_ml = slice(step // 2, None, step), (step * spacing_mm) ** 3 / 1000
-    for _ in range(5):  # only the part of the skull inside the box counts, so the scale is found by trial
+    for _ in range(5):  # only the part of the skull inside the box counts, so the scale is iterated
         matrix = torch.tensor(rotation @ np.diag(1 / (scale * aspect)), dtype=torch.float32)
         in_template_mm = torch.einsum("ij,jxyz->ixyz", matrix, centred_mm) + CENTRE_MM + shift_mm
         (distance,) = atlas.sample(in_template_mm[:, coarse, coarse, coarse], "skull_distance")
@@ -140,7 +140,7 @@ def _warp(person, atlas, shape, generator):
 
 
 def _tissues(person, atlas, head_mm, scale, skull_distance, ventricle_distance, normal, generator):
-    """Soft weight of each class, labels of everything inside the skull (0 outside), and the template's own detail."""
+    """Return the soft weight of each class, the labels inside the skull (0 outside), and the template's own detail."""
     spacing_mm, shape = atlas.spacing_mm, skull_distance.shape
     inside = (0.5 - skull_distance / spacing_mm).clamp(0, 1)
     intracranial = skull_distance < 0
@@ -155,7 +155,7 @@ def _tissues(person, atlas, head_mm, scale, skull_distance, ventricle_distance, 
     within_edge = ((edge - distance) / spacing_mm + 0.5).clamp(0, 1) * inside
     lateral, septum = within_edge * (1 - septum), within_edge * septum
 
-    # Tissue makes room: the ventricle's wall moves to its new edge, and tissue REACH_MM away does not move.
+    # Tissue is displaced: the wall of the ventricle moves to its new edge, and tissue REACH_MM away does not move.
     pushed = torch.where(distance < edge, distance - edge, (distance - edge) * REACH_MM / (REACH_MM - edge))
     pushed = torch.where(distance > REACH_MM, distance, pushed)
     in_template_mm = head_mm + normal * ((pushed - distance) / scale)
@@ -192,6 +192,6 @@ def _tissues(person, atlas, head_mm, scale, skull_distance, ventricle_distance, 
 
 
 def _value_of_rank(values: torch.Tensor, count: float) -> float:
-    """The threshold with `count` of `values` below it."""
+    """Return the threshold that has `count` of `values` below it."""
     rank = min(max(round(count), 1), values.numel() - 1)
     return float(np.partition(values.numpy(), rank)[rank])

@@ -130,7 +130,7 @@ def test_intensities_lie_in_0_to_1_and_the_constant_restores_the_scan(prepared):
         ("sub-4d", r"has 4 dimensions \(.*, 2\)"),
         ("sub-nan", r"\d+ voxels that are NaN"),
         ("sub-zero", "is 0 everywhere"),
-        ("sub-zscored", "no magnitude image"),
+        ("sub-zscored", "not a magnitude image"),
         ("sub-coarse", r"5\.00 .* mm; each side must be 0.1 to 3 mm long"),
         ("sub-shear", "shear"),
         ("sub-truncated", "cannot be read to its end"),
