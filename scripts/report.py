@@ -1,11 +1,11 @@
-"""One HTML page and one picture about a folder of generated volumes: how they look, and whether they show what was requested.
+"""Write an HTML page and a picture that show how generated volumes look, and whether they show what was requested.
 
     python scripts/report.py GENERATED_DIR [--measured volumes.tsv [ages.tsv ...]] [--evaluation DIR ...] [--output report.html]
         [--real COHORT_DIR --real_measured real_volumes.tsv ...] [--training TRAINING_DIR] [--gallery 64] [--viewer 24]
 
-GENERATED_DIR is the output folder of inference, of either bundle. To compare requested with measured values, first measure the
-volumes with scripts/measure_volumes.py. The page contains all its pictures and volumes, so it opens without a network; the
-picture lies beside it as .png. Research tool, not for clinical use.
+GENERATED_DIR is the output folder of inference with either bundle. To compare requested with measured values, first measure the
+volumes with scripts/measure_volumes.py. The page contains all its pictures and volumes, so it opens without a network. The
+picture is a .png file with the same name. The tool is for research, not for clinical use.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ LARGE_MB = 50  # some browsers take seconds to open such a page
 
 
 def read_content(options: argparse.Namespace) -> Content:
-    """Read and check all that the page shows, except the voxels of the volumes."""
+    """Read and check everything that the page shows, except the voxels of the volumes."""
     sections = find_sections(options.evaluation)
     cohorts = {"generated": read_cohort(options.generated, options.measured)}
     if options.real:
@@ -58,18 +58,18 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     paths = {"type": Path, "nargs": "+", "default": []}
     parser.add_argument("generated", type=Path, metavar="GENERATED_DIR", help="output of inference, with participants.tsv")
     parser.add_argument("--measured", **paths, metavar="TSV", help="tables of measure_volumes.py or a regressor (column age)")
-    parser.add_argument("--evaluation", **paths, metavar="DIR", help="output folders of evaluations; all sections are shown")
+    parser.add_argument("--evaluation", **paths, metavar="DIR", help="output folders of evaluations, whose sections are shown")
     parser.add_argument("--real", type=Path, metavar="COHORT_DIR", help="BIDS cohort with true values, for comparison")
-    parser.add_argument("--real_measured", **paths, metavar="TSV", help="tables of measurement for all or part of the cohort")
-    parser.add_argument("--training", type=Path, help="output_dir of training, for its steps, time and curves")
+    parser.add_argument("--real_measured", **paths, metavar="TSV", help="tables of measurements for all or part of the cohort")
+    parser.add_argument("--training", type=Path, help="output_dir of training, to show its steps, time and curves")
     parser.add_argument("--gallery", type=int, default=64, metavar="N", help="generated volumes to show (default 64)")
     parser.add_argument(
         "--viewer", type=int, default=24, metavar="N", help="generated volumes that the page's viewer can open (default 24)"
     )
-    scans = "scans that the viewer can open (default 0, because these are whole heads of persons)"
+    scans = "scans that the viewer can open (default 0, because a whole head can identify a person)"
     parser.add_argument("--viewer_scans", type=int, default=0, metavar="N", help=scans)
     parser.add_argument("--viewer_spacing_mm", type=float, help="resample the viewer's volumes (default: keep all voxels)")
-    parser.add_argument("--output", type=Path, help="HTML file (default: GENERATED_DIR_report.html, beside the folder)")
+    parser.add_argument("--output", type=Path, help="HTML file (default: GENERATED_DIR_report.html, next to the folder)")
     options = parser.parse_args(arguments)
     if options.real is None and (options.real_measured or options.viewer_scans):
         parser.error("--real_measured and --viewer_scans need --real")

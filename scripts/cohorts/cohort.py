@@ -50,8 +50,8 @@ class Cohort:
     def label_map(self, volume: str) -> Path | None:
         """Return the label map in the image's folder, as SPADE fusion writes it, or None."""
         image = self.images[volume]
-        beside = [image.with_name(image.name.split("_T1w.nii")[0] + ending) for ending in ("_dseg.nii.gz", "_dseg.nii")]
-        return next((path for path in beside if path.is_file()), None)
+        maps = [image.with_name(image.name.split("_T1w.nii")[0] + ending) for ending in ("_dseg.nii.gz", "_dseg.nii")]
+        return next((path for path in maps if path.is_file()), None)
 
     def point_mm(self, volume: str) -> tuple[float, float, float]:
         """Return the point on the planes to draw: `POINT_MM`, or the middle of the labels if the map is not in MNI space."""

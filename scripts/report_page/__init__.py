@@ -1,1 +1,1 @@
-"""The HTML page of report.py."""
+"""Make the HTML page of report.py."""

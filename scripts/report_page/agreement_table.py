@@ -1,4 +1,4 @@
-"""Rows of the page's tables of agreement: generated volumes, scans, and the measuring tool itself."""
+"""Make the rows of the page's tables of agreement, for generated volumes, scans and the measuring tool."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ AGREEMENT_HEADER = ["", "n", "Pearson r [95 %]", "slope [95 %]", "bias", "mean a
 
 
 def agreement_rows(cohort: Cohort, title: str) -> list[list[str]]:
-    """For each quantity one row of agreement, and one of the trivial answer, which is always the mean."""
+    """Return for each quantity a row of agreement and a row for the trivial answer, which is always the mean."""
     rows = []
     for quantity, tool, by_tool in cohort.readings():
         pairs = by_tool.pairs(quantity)
@@ -31,7 +31,7 @@ def agreement_rows(cohort: Cohort, title: str) -> list[list[str]]:
 
 
 def tool_accuracy(weights: Path) -> tuple[list[list[str]], str]:
-    """Rows of measure_volumes.py's accuracy, as stored beside its weights, and the limits of it; no rows if it is unknown."""
+    """Return the rows of measure_volumes.py's accuracy and a text about its limits. Unknown accuracy gives no rows."""
     try:
         facts = read_accuracy(weights)
     except ValueError as error:

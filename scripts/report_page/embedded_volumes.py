@@ -1,4 +1,4 @@
-"""Volumes inside the report page, for its viewer: 8-bit NIfTI, compressed, as base64 text."""
+"""Embed volumes in the report page for its viewer, as base64 text of compressed 8-bit NIfTI."""
 
 from __future__ import annotations
 
@@ -22,13 +22,17 @@ def viewer_entry(
     """Prepare a volume for the viewer.
 
     Args:
-        spacing_mm: voxel size to resample to where voxels are smaller; None keeps all voxels.
-        synthetic: mark it as synthetic in the header; not for scans.
+        cohort: cohort of the volume.
+        volume: name of the volume.
+        names: names and colours of label values.
+        spacing_mm: voxel size to resample to if voxels are smaller. None keeps all voxels.
+        synthetic: True marks the volume as synthetic in its header. False is for scans.
 
     Returns:
-        Facts for JSON: "white" (intensity that is drawn white, as in the gallery), "bounds_mm" (centres of the first and the
-        last voxel along right, front, top), "point_mm" (first position of the crosshair), "labels" (names and colours of the
-        label map's values, or None). And the base64 text of "image" and, with a label map, of "labels".
+        A dict for JSON, and the base64 text of "image" and, with a label map, of "labels". In the first dict, "white" is the
+        intensity that is drawn white, as in the gallery. "bounds_mm" has the centres of the first and the last voxel along
+        right, front and top. "point_mm" is the first position of the crosshair. "labels" has the names and colours of the label
+        map's values, or is None.
     """
     array, affine = _read(cohort.images[volume], spacing_mm, labels=False)
     mark = "Synthetic, not for clinical use" if synthetic else ""
@@ -48,7 +52,7 @@ def viewer_entry(
         if values[0] != 0:  # index 0 is transparent in the viewer
             values, index = np.concatenate([[0], values]), index + 1
         if len(values) > 256:
-            raise ValueError(f"{label_map}: {len(values)} labels, the viewer can show 255. --viewer 0 makes a page without it")
+            raise ValueError(f"{label_map}: {len(values)} labels, but the viewer can show 255. Use --viewer 0")
         colours = names.colours(values.tolist()).T.tolist()
         entry["labels"] = {"names": [names.name(value) for value in values.tolist()], "colours": colours}
         data["labels"] = _encode(index.reshape(labels.shape), label_affine, 1, 0, mark)
@@ -60,7 +64,7 @@ def _read(path: Path, spacing_mm: float | None, labels: bool) -> tuple[np.ndarra
     sizes_mm = nib.affines.voxel_sizes(affine)
     if spacing_mm is None or spacing_mm <= sizes_mm.min() * 1.001:
         return array, affine
-    if not labels:  # against aliasing, with the width that skimage.transform.resize takes
+    if not labels:  # avoids aliasing, with the width of skimage.transform.resize
         array = gaussian_filter(array, [max(0, (spacing_mm / size - 1) / 2) for size in sizes_mm])
     image = resample_to_output(nib.Nifti1Image(array, affine), [spacing_mm] * 3, order=0 if labels else 1)
     return np.asarray(image.dataobj, dtype=np.float32), image.affine

@@ -1,4 +1,4 @@
-"""The report page's gallery: three planes of each volume with its values, and controls that filter and sort."""
+"""Make the report page's gallery: three planes of each volume with its values, and controls that filter and sort."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from PIL import Image  # a dependency of matplotlib
 from report_page.html import escape, img
 from report_page.label_names import LabelNames
 
-MOST_LEVELS = 12  # columns with more different texts get no tick boxes; the search finds their texts
-SLIDER_STEPS = 100  # a slider has at least this many
+MOST_LEVELS = 12  # columns with more different texts get no tick boxes, but the search finds the texts
+SLIDER_STEPS = 100  # smallest number of steps of a slider
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column that the gallery can be sorted by, and filtered by unless its kind is "sorted"."""
+    """A column by which the gallery can be sorted. Unless its kind is "sorted", it can also filter the gallery."""
 
     title: str
     values: pd.Series  # numbers or text, by volume
@@ -32,7 +32,7 @@ class Column:
 
 
 def columns(cohort: Cohort) -> list[Column]:
-    """Covariates, measured values, and differences of measured and requested values. Columns with one value are left out."""
+    """Return covariates, measured values, and measured - requested values. Columns with one value are left out."""
     found = [_column(_titled(cohort, name), cohort.expected[name]) for name in cohort.expected]
     for name, tool, by_tool in cohort.readings():
         measured, title = by_tool.measured[name], f"{_titled(cohort, name)}{cohort.by(name, tool)}"
@@ -53,7 +53,7 @@ def _column(title: str, values: pd.Series) -> Column:
 
 
 def slider(values: pd.Series) -> tuple[float, float, float]:
-    """Lowest value, highest value and step of a slider that reaches all values. Steps are 1, 2 or 5 times a power of ten.
+    """Return lowest value, highest value and step of a slider for these values. Steps are 1, 2 or 5 times a power of ten.
 
     For whole numbers the step is at least 1.
     """
@@ -69,7 +69,7 @@ def slider(values: pd.Series) -> tuple[float, float, float]:
 
 
 def controls(found: Sequence[Column], shown: int) -> str:
-    """The form above the gallery. It is hidden where scripts do not run."""
+    """Return the form above the gallery. It is hidden if scripts do not run."""
     fields = []
     for number, column in enumerate(found):
         title = escape(column.title)
@@ -110,10 +110,10 @@ def gallery(
     found: Sequence[Column] = (),
     element_id: str = "",
 ) -> Iterator[str]:
-    """Yield the figures of the volumes, one by one.
+    """Yield the figures of the volumes, one at a time.
 
-    `asked` is the word for expected values, "requested" or "true". `in_viewer` numbers the volumes that the viewer can open.
-    `found` are the columns of the controls; the figures store their values.
+    `asked` is the word for expected values, "requested" or "true". `in_viewer` has the number of each volume that the viewer
+    can open. `found` has the columns of the controls, whose values are stored in the figures.
     """
     yield f'<div class="gallery" id="{element_id}">' if element_id else '<div class="gallery">'
     for volume in volumes:
@@ -135,7 +135,7 @@ def gallery(
 
 
 def planes_image(cohort: Cohort, volume: str, names: LabelNames) -> bytes:
-    """Three planes of a volume as a grey PNG. If there is a label map, its planes are below in colours."""
+    """Return three planes of a volume as a grey PNG. If there is a label map, its planes are below in colour."""
     point_mm, label_map = cohort.point_mm(volume), cohort.label_map(volume)
     picture = Image.fromarray((three_planes(cohort.images[volume], point_mm) * 255).round().astype(np.uint8))
     if label_map is not None:
@@ -152,7 +152,7 @@ def planes_image(cohort: Cohort, volume: str, names: LabelNames) -> bytes:
 
 
 def caption(cohort: Cohort, volume: str, asked: str) -> str:
-    """Expected and measured values of a volume, and the warnings of the measuring tool."""
+    """Return the expected and measured values of a volume and the warnings of the measuring tool, as HTML."""
     expected, flags = cohort.expected.loc[volume], cohort.measured.loc[volume].get("flags")
     main, compared = cohort.main_quantity(), cohort.quantities()
     heading, rest = volume, []
@@ -174,7 +174,7 @@ def caption(cohort: Cohort, volume: str, asked: str) -> str:
 
 
 def _measured(cohort: Cohort, volume: str, name: str, decimals: int | None = None) -> str:
-    """Values that the tools measured, such as "measured 41.6 mL"; "" if there are none."""
+    """Return the measured values, such as "measured 41.6 mL", or ""."""
     texts = [
         f"{cohort.value(name, float(number), decimals)}{cohort.by(name, tool)}"
         for of, tool, by_tool in cohort.readings()

@@ -1,4 +1,4 @@
-"""Pieces of HTML for the report page. Text from files is escaped here."""
+"""Make pieces of HTML for the report page, and escape text from files."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import json
 import re
 from collections.abc import Sequence
 
-BROAD = 700  # pixels; on narrow screens, broader pictures keep a readable width and scroll sideways
-WORDS = "of|n/a|nan|undefined|mL|years|dB|mm|min|MB|GB|h|s|e"  # words that may stand in a cell of numbers
+BROAD = 700  # pixels; on narrow screens, wider pictures keep a readable width and scroll sideways
+WORDS = "of|n/a|nan|undefined|mL|years|dB|mm|min|MB|GB|h|s|e"  # words that may appear in a cell of numbers
 NUMBERS = re.compile(rf"(?:\b(?:{WORDS})\b|(?<=\d)e(?=[-+\d])|[^A-Za-z])*")
 
 
@@ -27,7 +27,7 @@ def img(png: bytes, alt: str, css_class: str = "", lazy: bool = False) -> str:
 
 
 def table(header: Sequence[object], rows: Sequence[Sequence[object]], css_class: str = "") -> str:
-    """A table that scrolls sideways if it is too wide. Columns of numbers are aligned at the right."""
+    """Return a table that scrolls sideways if it is too wide. Columns of numbers are aligned at the right."""
     columns = list(zip(*rows)) or [()] * len(header)
     classes = [
         ' class="number"' if k and all(NUMBERS.fullmatch(str(cell)) for cell in c) else "" for k, c in enumerate(columns)
@@ -44,11 +44,11 @@ def table(header: Sequence[object], rows: Sequence[Sequence[object]], css_class:
 
 
 def paragraphs(text: str) -> str:
-    """Paragraphs of plain text, which blank lines separate."""
+    """Return plain text as paragraphs. Blank lines separate paragraphs in the text."""
     return "".join(f"<p>{escape(part.strip())}</p>" for part in re.split(r"\n\s*\n", text) if part.strip())
 
 
 def json_block(element_id: str, content: object) -> str:
-    """JSON for the page's scripts. No value in it can end the block."""
+    """Return a block of JSON for the page's scripts. No value in it can end the block."""
     text = json.dumps(content, allow_nan=False).replace("<", "\\u003c").replace("&", "\\u0026")
     return f'<script type="application/json" id="{element_id}">{text}</script>'

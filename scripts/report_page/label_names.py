@@ -1,4 +1,4 @@
-"""Names and colours of label values on the report page."""
+"""Read the names of label values, and choose their colours on the report page."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import numpy as np
 from matplotlib.colors import hsv_to_rgb
 from shared.tables import read_table
 
-GOLDEN_ANGLE = 0.381966  # of a turn: neighbours in a list get very different hues
+GOLDEN_ANGLE = 0.381966  # fraction of a turn, so that neighbours in a list get very different hues
 
 
 class LabelNames:
     """Names and colours of label values. Left and right of a structure share a colour; 0 is background.
 
     Args:
-        names: label value to name, such as "left lateral ventricle"; other values are named by their number.
+        names: dict from label value to name, such as "left lateral ventricle". Other values are named by their number.
     """
 
     def __init__(self, names: dict[int, str]) -> None:
@@ -28,7 +28,7 @@ class LabelNames:
         return self.names.get(value, "background" if value == 0 else f"label {value}")
 
     def colours(self, values: Iterable[int]) -> np.ndarray:
-        """(n, 3) uint8 RGB; background is black."""
+        """Return the RGB colours as uint8, shape (n, 3). Background is black."""
         values = list(values)
         order = np.array([self._order.get(_without_side(self.name(value)), value) for value in values], float)
         hsv = np.stack([order * GOLDEN_ANGLE % 1, np.where(order % 2, 0.55, 0.75), np.where(order % 3, 0.95, 0.75)], axis=-1)
@@ -38,7 +38,7 @@ class LabelNames:
 
 
 def read_label_names(folder: Path) -> LabelNames:
-    """Names from a folder's dseg.tsv (BIDS: columns index and name); numbers if there is no such file."""
+    """Read the names in a folder's dseg.tsv (BIDS: columns index and name). Without this file, names are numbers."""
     path = folder / "dseg.tsv"
     rows = read_table(path) if path.is_file() else []
     for row in rows:

@@ -1,4 +1,4 @@
-"""The report page as HTML, complete in itself. It is made in parts, so that volumes are read one at a time."""
+"""Make the self-contained report page. It is made in parts, so that volumes are read one at a time."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from report_page.plots import scatter_image
 PARTS = Path(__file__).with_name("viewer")
 NET = Path(__file__).parents[1] / "measurement" / "volume_net.pt"  # the network of scripts/measure_volumes.py
 NOTE = "Synthetic images, made by a generative model{}. For research only, not for clinical use."
-FROM_LABELS = " from label maps; each has the anatomy of its map"
+FROM_LABELS = " from label maps. Each image has the anatomy of its map"
 NOTE_SIMULATED = (
     "The scans of this cohort are simulated heads, not scans of persons. Where this page says real, scan or participant, it "
     "means these heads."
 )
-SIMULATOR = "make_demo_data.py"  # in GeneratedBy of the data sets that it makes
-FIGURE_3 = "conditioning.section.json"  # of scripts/conditioning.py: requested against measured values, in more detail
-TOOL = ("ventricles_ml", "brain_ml", "icv_ml", "brain_normalised_ml")  # what scripts/measure_volumes.py measures
+SIMULATOR = "make_demo_data.py"  # name in GeneratedBy of its data sets
+FIGURE_3 = "conditioning.section.json"  # section of scripts/conditioning.py with more details
+TOOL = ("ventricles_ml", "brain_ml", "icv_ml", "brain_normalised_ml")  # quantities of scripts/measure_volumes.py
 PLANES = (
     "Axial, coronal and sagittal plane at x 4, y -20, z 12 mm in MNI space. Radiological convention: the subject's left is at "
     "the picture's right, and the front of the sagittal plane is at the left. Black is 0, and white is the volume's 99.8th "
@@ -41,7 +41,7 @@ PLANES_LABELS = (
 
 @dataclass
 class Content:
-    """What the page shows. Cohorts have the keys "generated" and, for scans to compare with, "cohort"."""
+    """The content of the page. Cohorts have the key "generated" and, if there are scans to compare with, "cohort"."""
 
     cohorts: dict[str, Cohort]
     names: LabelNames
@@ -63,17 +63,17 @@ class Content:
         self.viewed = [(kind, name) for kind, drawn in self.drawn.items() for name in evenly(drawn, self.in_viewer[kind])]
 
     def numbers(self, kind: str) -> dict[str, int]:
-        """Number in the viewer of each volume of a cohort."""
+        """Return the number in the viewer of each volume of a cohort."""
         return {name: number for number, (of, name) in enumerate(self.viewed) if of == kind}
 
 
 def page(content: Content) -> Iterator[str]:
-    """The page's HTML, in parts."""
+    """Yield the HTML of the page in parts."""
     size = 0
     for part in _parts(content):
         size += len(part)
         yield part
-    text = f"This page contains all that it shows ({size / 1e6:.1f} MB) and uses no network."
+    text = f"This page contains everything that it shows ({size / 1e6:.1f} MB) and uses no network."
     yield f'</main>\n<footer class="soft">{text}</footer>\n</body></html>\n'
 
 
@@ -89,7 +89,7 @@ def _parts(content: Content) -> Iterator[str]:
         yield _note(NOTE_SIMULATED)
     links = "".join(f'<li><a href="#{element_id}">{escape(title)}</a></li>' for element_id, title, _ in sections)
     yield f'</header><nav aria-label="On this page"><ul>{links}</ul></nav>\n<main>\n'
-    alt = "Generated volumes in rows" + (", scans beside them" if scans else "")
+    alt = "Generated volumes in rows" + (", with scans next to them" if scans else "")
     yield img(content.picture, alt + (", measured against requested values" if generated.quantities() else ""), "picture")
     for element_id, title, parts in sections:
         yield f'<section id="{element_id}"><h2>{escape(title)}</h2>\n'
@@ -99,7 +99,7 @@ def _parts(content: Content) -> Iterator[str]:
 
 
 def _head(with_viewer: bool) -> str:
-    """Up to <body>. The policy allows the page's own scripts, no other script, and no request to anywhere."""
+    """Return the HTML up to <body>. The policy allows only the page's own scripts, and no requests."""
     scripts = [_part("gallery.js")] + ([_part("niivue.umd.js"), _part("viewer.js")] if with_viewer else [])
     policy = (
         f"default-src 'none'; img-src data: blob:; style-src {_hash(_part('page.css'))}; "
@@ -133,12 +133,12 @@ def _summary(content: Content) -> str:
     text = f"{len(generated.expected)} generated volumes in <code>{escape(generated.folder.resolve().name)}</code>"
     if generated.quantities():
         refused = int(generated.measured[generated.main_quantity()].isna().sum())
-        text += f"; <b>{refused} could not be measured and are part of no number below</b>" if refused else ""
+        text += f"; <b>{refused} could not be measured and do not count in the numbers below</b>" if refused else ""
     return f"<p>{text}.{f' Scans for comparison: {escape(describe(scans))}.' if scans else ''}</p>"
 
 
 def _sections(content: Content, labelled: bool) -> Iterator[tuple[str, str, Iterable[str]]]:
-    """Id, title and HTML of each section of the page."""
+    """Yield id, title and HTML of each section of the page."""
     generated, scans = content.cohorts["generated"], content.cohorts.get("cohort")
     if generated.quantities() and not any(section["name"] == FIGURE_3 for section in content.sections):
         yield "agreement", "Do they show what was requested?", _agreement(content)
@@ -146,7 +146,7 @@ def _sections(content: Content, labelled: bool) -> Iterator[tuple[str, str, Iter
         yield f"evaluation-{number}", section["title"], _evaluation(section)
     if any(name in TOOL for name in generated.quantities()):
         accuracy, limits = tool_accuracy(NET)
-        text = "Volumes that scripts/measure_volumes.py measured in images that it was not trained on, against label maps."
+        text = "Volumes by scripts/measure_volumes.py are compared with label maps, in images that it was not trained on."
         parts = [paragraphs(f"{text}\n\n{limits}"), table(AGREEMENT_HEADER, accuracy) if accuracy else ""]
         yield "tool", "How well does the measuring tool measure?", parts
     if content.provenance:
@@ -171,10 +171,11 @@ def _agreement(content: Content) -> Iterator[str]:
     left_out = len(scans.expected) - len(unseen.expected) if scans else 0
     note = f" {left_out} measured scans of the training split are left out, because the measuring network may know them."
     yield (
-        "<p>For generated volumes, requested values are compared with measured ones; for scans of the cohort, true values with "
-        "measured ones. The measuring tool does not know the request. Its scatter on the scans shows how much of the scatter "
-        "comes from the tool. A model that ignores the request would do no better than <i>always answering the mean</i>. "
-        f"Measured values: by {escape(' and '.join(generated.tables))}.{note if left_out else ''}</p>"
+        "<p>For generated volumes, measured values are compared with requested ones. For scans of the cohort, they are "
+        "compared with true values. The measuring tool does not know the request. Its scatter on the scans shows how much of "
+        "the scatter comes from the tool. A model that ignores the request would do no better than "
+        "<i>always answering the mean</i>. "
+        f"Values were measured by {escape(' and '.join(generated.tables))}.{note if left_out else ''}</p>"
     )
     rows = agreement_rows(generated, "Generated") + (agreement_rows(unseen, "Scans") if scans else [])
     yield table(AGREEMENT_HEADER, rows)
@@ -212,7 +213,7 @@ def _viewer(content: Content) -> str:
     if scans := content.numbers("cohort"):
         counts.append(f"{len(scans)} of {len(content.cohorts['cohort'].expected)} scans")
     spacing = content.viewer_spacing_mm
-    text = f"{' and '.join(counts)} {'are' if len(content.viewed) > 1 else 'is'} inside this page, in 8 bit and " + (
+    text = f"{' and '.join(counts)} {'are' if len(content.viewed) > 1 else 'is'} inside this page, with 8 bits and " + (
         f"resampled to {spacing:g} mm" if spacing else "with all voxels"
     )
     options = "".join(

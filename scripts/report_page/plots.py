@@ -1,4 +1,4 @@
-"""Plots of the report page, as PNG: the overview and scatter plots."""
+"""Draw the overview and the scatter plots of the report page as PNG."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ COLOURS = {"generated": "#e07b39", "cohort": "#4a90d9"}
 
 
 def draw_scatter(axes, cohorts: dict[str, Cohort], quantity: str) -> None:
-    """Draw measured over expected values, and the line where both are equal."""
+    """Plot measured against expected values, with the line where both are equal."""
     values = []
     for kind, cohort in cohorts.items():
         if quantity not in cohort.quantities():
@@ -39,7 +39,7 @@ def draw_scatter(axes, cohorts: dict[str, Cohort], quantity: str) -> None:
 
 @rc_context(LITERAL)
 def overview(cohorts: dict[str, Cohort]) -> bytes:
-    """Generated volumes by requested value, beside them scans with the same true value, and the scatter plot.
+    """Draw generated volumes by requested value, scans with the same true values next to them, and the scatter plot.
 
     The scatter plot is left out without measurements, and the scans are left out if their value is not known.
     """
@@ -79,7 +79,7 @@ def overview(cohorts: dict[str, Cohort]) -> bytes:
         axes = plot.subplots()
         axes.set_box_aspect(1)
         draw_scatter(axes, cohorts, quantity)
-    return png(figure, bbox_inches="tight")  # the texts beside the axes belong to the picture
+    return png(figure, bbox_inches="tight")  # includes the texts outside of the axes
 
 
 def _rounded(cohort: Cohort, table: pd.DataFrame, volume: str, quantity: str) -> str:
@@ -89,7 +89,7 @@ def _rounded(cohort: Cohort, table: pd.DataFrame, volume: str, quantity: str) ->
 
 @rc_context(ON_THE_PAGE | LITERAL)
 def scatter_image(cohorts: dict[str, Cohort], quantity: str) -> bytes:
-    """One scatter plot without background, for light and dark pages."""
+    """Draw one scatter plot without background, for light and dark pages."""
     figure = Figure(figsize=(5, 4.6), layout="constrained")
     draw_scatter(figure.subplots(), cohorts, quantity)
     return png(figure, transparent=True)

@@ -1,4 +1,4 @@
-"""How generated volumes were made, from their sidecars."""
+"""Read from the sidecars how generated volumes were made."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SYNTHESIS = ("LabelTable", "DeformationMm", "WeightsSHA256", "SoftwareVersions")
 
 
 def provenance_rows(generated: Cohort, volumes: Sequence[str]) -> list[list[str]]:
-    """Name and values of each setting; several values if the volumes differ."""
+    """Return the name and the value of each setting, or its values if the volumes differ."""
     contents = []
     for volume in volumes:
         image = generated.images[volume]

@@ -11,10 +11,10 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def find_sections(folders: Sequence[Path]) -> list[dict]:
-    """Read all sections below some folders, each once and in order of path.
+    """Read all sections below some folders, each once and sorted by path.
 
     Returns:
-        Sections with their file's "name" and the "path" of each figure.
+        The content of each section, with the "name" of its file and the "path" of each figure.
 
     Raises:
         FileNotFoundError: a folder or a figure is missing.
@@ -42,16 +42,16 @@ def _read(path: Path) -> dict:
                 raise ValueError(f"{path}: the row {bad[0]} has {len(bad[0])} cells, its header {cells}")
         section["figures"] = [figure | {"path": _figure(path, figure["file"])} for figure in section["figures"]]
     except (KeyError, TypeError) as error:
-        raise ValueError(f"{path}: a table needs header and rows, a figure its file ({error!r})") from None
+        raise ValueError(f"{path}: a table needs header and rows, and a figure needs a file ({error!r})") from None
     return section
 
 
 def _figure(path: Path, name: str) -> Path:
     figure = path.parent / name
     if figure.parent != path.parent:
-        raise ValueError(f"{path}: a figure must lie beside the section, got {name!r}")
+        raise ValueError(f"{path}: a figure must be in the folder of its section, got {name!r}")
     if not figure.is_file():
-        raise FileNotFoundError(f"{path}: its figure {name} is not beside it")
+        raise FileNotFoundError(f"{path}: its figure {name} is not in the same folder")
     with open(figure, "rb") as file:
         if file.read(len(PNG)) != PNG:
             raise ValueError(f"{path}: its figure {name} is not a PNG file")

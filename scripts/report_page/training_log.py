@@ -1,4 +1,4 @@
-"""How training went, from TensorBoard's files: steps and time of each stage, curves of loss and validation."""
+"""Read TensorBoard's files of a training: steps and time of each stage, and curves of loss and validation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from report_page.plots import COLOURS, INK, ON_THE_PAGE, png
 
 
 def _stages(training_dir: Path) -> dict[str, list[Path]]:
-    """Event files of each stage below training's output_dir, the oldest first."""
+    """Return the event files of each stage below the output_dir of training, from old to new."""
     folders = sorted(path for path in (training_dir / "tensorboard").glob("*") if path.is_dir())
     return {
         folder.name: sorted(folder.rglob("events.out.tfevents.*"), key=lambda file: file.stat().st_mtime) for folder in folders
@@ -20,7 +20,7 @@ def _stages(training_dir: Path) -> dict[str, list[Path]]:
 
 
 def training_rows(training_dir: Path) -> list[list[str]]:
-    """Steps and wall time of each stage. Time between two runs of a resumed training does not count."""
+    """Return steps and wall time of each stage. Time between two runs of a resumed training does not count."""
     from tensorboard.backend.event_processing.event_file_loader import EventFileLoader  # slow to import
 
     rows = []
@@ -41,7 +41,7 @@ def training_rows(training_dir: Path) -> list[list[str]]:
 
 
 def read_scalars(files: list[Path]) -> dict[str, np.ndarray]:
-    """Steps and values (n, 2) of each scalar of one stage. Where runs overlap, the later run counts."""
+    """Return the steps and values of each scalar of one stage, shape (n, 2). Where runs overlap, the later run counts."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # slow to import
 
     scalars: dict[str, dict[int, float]] = {}
@@ -54,9 +54,10 @@ def read_scalars(files: list[Path]) -> dict[str, np.ndarray]:
 
 @rc_context(ON_THE_PAGE)
 def draw_curves(training_dir: Path) -> bytes | None:
-    """PNG with one row per stage: training loss with its running mean over 50 steps, and validation by epoch.
+    """Draw one row per stage: training loss with its running mean over 50 steps, and validation by epoch.
 
-    None where there are no curves.
+    Returns:
+        The PNG, or None without curves.
     """
     stages = {name: read_scalars(files) for name, files in _stages(training_dir).items()}
     stages = {name: scalars for name, scalars in stages.items() if "loss" in scalars}

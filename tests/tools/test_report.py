@@ -1,4 +1,4 @@
-"""report.py and three_planes.py: sides are drawn from the affine, numbers are those of agreement.py, nothing is hidden."""
+"""Test report.py and three_planes.py: sides follow the affine, numbers equal agreement.py, and nothing is hidden."""
 
 import base64
 import hashlib
@@ -227,7 +227,7 @@ def test_mistakes_are_named_and_no_page_is_written(generated, change):
 
 
 def test_requested_against_measured_is_shown_once(generated, tmp_path):
-    """The page held the rows of Figure 3 twice, the second time without those of the tool on scans."""
+    """The page had the rows of Figure 3 twice, the second time without the rows of the tool on scans."""
     assert "Do they show what was requested?" in page_of(generated, "--evaluation", write_section(tmp_path / "evaluation"))
     write_section(tmp_path / "evaluation", "conditioning")
     page = page_of(generated, "--evaluation", tmp_path / "evaluation")
@@ -353,7 +353,7 @@ def test_ages_of_another_table_are_joined_and_are_in_years(tmp_path):
     assert cells(page, f"{ventricles} generated.tsv")[3] == "+1.0 mL"
     assert cells(page, f"{ventricles} ages.tsv")[1] == "measured values are all 0: a correlation needs values that differ"
     assert re.search(r"requested 40.0\smL, measured 42.0\smL by generated.tsv, 0.0\smL by ages.tsv", page)
-    assert "Measured values: by generated.tsv and ages.tsv." in page
+    assert "Values were measured by generated.tsv and ages.tsv." in page
     assert re.search(r"age 61\syears \(measured 63\syears\)", page)
 
 
@@ -497,12 +497,12 @@ def test_sections_stand_in_the_order_of_their_paths_with_their_tables_and_figure
     ("changes", "message"),
     [
         ({"tables": [{"header": ["a", "b"], "rows": [["1"]]}]}, r"a.section.json: the row \['1'\] has 1 cells, its header 2"),
-        ({"figures": [{"file": "absent.png"}]}, "a.section.json: its figure absent.png is not beside it"),
-        ({"figures": [{"file": "../secret.png"}]}, "a figure must lie beside the section"),
+        ({"figures": [{"file": "absent.png"}]}, "a.section.json: its figure absent.png is not in the same folder"),
+        ({"figures": [{"file": "../secret.png"}]}, "a figure must be in the folder of its section"),
         ({"figures": [{"file": "a.section.json"}]}, "its figure a.section.json is not a PNG file"),
         ({"title": None}, "a section needs a title and a text"),
-        ({"tables": [{"head": ["a"], "rows": []}]}, "a table needs header and rows, a figure its file"),
-        ({"figures": [{}]}, "a table needs header and rows, a figure its file"),
+        ({"tables": [{"head": ["a"], "rows": []}]}, "a table needs header and rows, and a figure needs a file"),
+        ({"figures": [{}]}, "a table needs header and rows, and a figure needs a file"),
     ],
 )
 def test_a_section_that_cannot_be_shown_is_named_and_no_page_is_written(generated, tmp_path, changes, message):

@@ -1,4 +1,4 @@
-// Filters and sorts the figures of the gallery by the values that each carries in data-values.
+// Filters and sorts the figures of the gallery by the values in their data-values.
 (() => {
   "use strict";
   const form = document.getElementById("filters");
