@@ -3,7 +3,7 @@
 set -euo pipefail
 
 SUBJECTS=120
-SEED=1                                           # other heads than those that the shipped weights were trained on (seed 0)
+SEED=1                                           # the shipped weights were trained on the heads of seed 0
 REQUESTS=64
 # Training continues from the shipped weights on this cohort, at low learning rates, so that they keep what they learnt.
 TRAINING="--autoencoder_epochs 1 --autoencoder_lr 2e-4 --diffusion_epochs 3 --diffusion_lr 1e-4 --val_interval 1"
@@ -25,7 +25,7 @@ bash scripts/demo.sh [--output DIR] [--fresh] [--tiny]
 
   --output DIR  folder for all results (default: demo)
   --fresh       delete the results of an earlier demo in this folder, and start over
-  --tiny        20 subjects, 8 volumes and hardly any training, only to see that everything runs
+  --tiny        use 20 subjects, 8 volumes and hardly any training, only to check that everything runs
 
 After an interruption, run the same command again: it skips the steps that are done.
 TEXT
@@ -76,7 +76,7 @@ if [ -d "$output" ] && [ -n "$(ls -A "$output")" ] && [ ! -f "$mark" ]; then
     exit 1
 fi
 if [ -f "$mark" ] && [ "$(cat "$mark")" != "$settings" ]; then
-    echo "$output holds a demo of other settings ($(cat "$mark")). Add --fresh to replace it, or --output DIR" >&2
+    echo "$output holds a demo with other settings ($(cat "$mark")). Add --fresh to replace it, or --output DIR" >&2
     exit 1
 fi
 mkdir -p "$output"
@@ -168,7 +168,7 @@ test_scans() {  # one path per line
 }
 
 measure_volumes() {  # TABLE, then what to measure
-    # The demo does not stop if volumes cannot be measured: the page counts them.
+    # The demo does not stop if volumes cannot be measured, because the page counts them.
     rm -f "$1"
     python scripts/measure_volumes.py "${@:2}" --output "$1" || [ -f "$1" ]
 }
@@ -198,7 +198,7 @@ evaluate() {
         --output_dir "$folder" --cache_dir "$output/cache" --pairs "$PAIRS" $COMPONENTS \
         --reconstructions_dir "$output/reconstructions" \
         --samples "{'LDM, 1000 steps':'$output/generated_1000','LDM, 50 DDIM steps':'$output/generated'}"
-    # An audit that finds copies ends with an error. The demo continues, because the page shows the finding.
+    # An audit that finds copies exits with an error. The demo continues, because the page shows the result.
     rm -f "$folder/memorisation.section.json"
     bundle brain_ldm_bundle auditing --config_file configs/evaluate.json --dataset_dir "$output/data" \
         --models_dir "$output/models" --output_dir "$folder" --cache_dir "$output/cache" --audited_dir "$output/generated" ||
@@ -223,7 +223,7 @@ train_spade() {
 }
 
 synthesise() {
-    local name=sub-0009  # the first of the test split
+    local name=sub-0009  # first subject of the test split
     bundle spade_fusion_bundle --config_file configs/inference.json --models_dir "$output/spade/models" \
         --label_maps "$output/data/derivatives/labels/$name/anat/${name}_dseg.nii.gz" --variants "$VARIANTS" \
         --output_dir "$output/spade/synthetic"
@@ -246,7 +246,7 @@ evaluate_spade() {
 make_study() {  # NAME SYNTHETIC
     python scripts/reader_study.py make --real "$output/data" --split test --synthetic "$2" --slices "$SLICES" --output "$output/$1"
     python scripts/reader_study.py rate "$output/$1/page/reader_study.html" --output "$output/$1/computed"
-    mkdir -p "$output/$1/results"  # for the files that people save
+    mkdir -p "$output/$1/results"  # folder for the files that people save
 }
 
 make_studies() {
@@ -254,7 +254,7 @@ make_studies() {
     make_study spade_reader_study "$output/spade/test"
 }
 
-score_study() {  # NAME BUNDLE TITLE; scores the computed readers, and people if there are files of theirs
+score_study() {  # NAME BUNDLE TITLE; scores the computed readers, and people if they saved files
     local files=()
     mapfile -t files < <(find "$output/$1/computed" "$output/$1/results" -name '*.tsv' | sort)
     python scripts/reader_study.py score "$output/$1/key/key.tsv" "${files[@]}" --partial --title "$3" \

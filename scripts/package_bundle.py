@@ -1,13 +1,13 @@
-"""Check a bundle and pack it as the MONAI model zoo does: dist/<name>_v<version>.zip, with its sha256 beside it.
+"""Check a bundle and pack it as the MONAI model zoo does, into dist/<name>_v<version>.zip and a file with its sha256.
 
     python scripts/package_bundle.py brain_ldm_bundle
     python scripts/package_bundle.py spade_fusion_bundle --weights spade_fusion_bundle/models
 
 `monai.bundle download --name ... --url ...` reads such a file. The same content gives the same bytes on any machine.
 
-Weights that you trained are packed only with --weights, and only the files that configs/inference.json names. Without it, the
-weights that come with this project (models/demo_*) are packed. A file over 25 MB, the zoo's limit, must be named in
-large_files.yml, which says where to download it; it is then left out.
+With --weights, the command packs your trained weights, but only the files that configs/inference.json names. Without it, the
+command packs the weights that come with this project (models/demo_*). A file over 25 MB, the zoo's limit, must have an entry in
+large_files.yml with its download address. It is then left out of the zip.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from monai.bundle import ConfigParser
 from shared.files import atomic, sha256, write_text
 
 MOST_BYTES = 25_000_000
-CONTENT = {  # folder: what it may hold
+CONTENT = {  # folder: the files that it may hold
     ".": ("LICENSE", "large_files.yml"),
     "configs": ("*.json", "logging.conf"),
     "docs": ("*.md", "*.txt", "*.png"),
@@ -49,9 +49,9 @@ WEIGHTS_OF_A_CONFIG = re.compile(r"@models_dir \+ '/([\w.-]+\.pt)'")
 
 
 def files_of(bundle: Path, weights: Path | None = None) -> dict[str, Path]:
-    """Files of a release, sorted: path inside the bundle to file on disk. Caches, results and checkpoints are left out."""
+    """Return the files of a release, sorted by their path inside the bundle. Caches, results and checkpoints are left out."""
     if not (bundle / "configs" / "metadata.json").is_file():
-        raise FileNotFoundError(f"{bundle}: not a bundle, there is no configs/metadata.json. Give the folder of a bundle")
+        raise FileNotFoundError(f"{bundle}: not a bundle, because it has no configs/metadata.json. Give the folder of a bundle")
     files = {}
     for folder, patterns in CONTENT.items():
         for path in (bundle / folder).glob("*" if folder == "." else "**/*"):
@@ -71,14 +71,14 @@ def files_of(bundle: Path, weights: Path | None = None) -> dict[str, Path]:
 
 
 def large_files(bundle: Path) -> dict[str, Mapping]:
-    """Entries of large_files.yml, by path inside the bundle."""
+    """Return the entries of large_files.yml, keyed by path inside the bundle."""
     path = bundle / "large_files.yml"
     entries = (yaml.safe_load(path.read_text()) or {}).get("large_files", []) if path.is_file() else []
     return {entry["path"]: entry for entry in entries}
 
 
 def problems(bundle: Path, files: Mapping[str, Path]) -> Iterator[str]:
-    """Reasons why the model zoo would refuse the bundle, or why it would not run for others; one sentence each."""
+    """Yield the reasons why the model zoo would refuse the bundle, or why it would not run for other people."""
     listed = large_files(bundle)
     yield from (f"{name} is missing" for name in NECESSARY if name not in files)
     if not any(name.endswith(".pt") for name in (*files, *listed)):
@@ -86,8 +86,8 @@ def problems(bundle: Path, files: Mapping[str, Path]) -> Iterator[str]:
     for name, path in files.items():
         if path.stat().st_size > MOST_BYTES and name not in listed:
             yield (
-                f"{name} has {path.stat().st_size / 1e6:.0f} MB, the zoo takes 25. Upload it, and add its path, url, hash_val "
-                "and hash_type to large_files.yml"
+                f"{name} has {path.stat().st_size / 1e6:.0f} MB, but the zoo accepts only 25. Upload it, and add "
+                "its path, url, hash_val and hash_type to large_files.yml"
             )
         kind = listed.get(name, {}).get("hash_type")
         if kind and hashlib.new(kind, path.read_bytes()).hexdigest() != listed[name].get("hash_val"):
@@ -105,7 +105,7 @@ def problems(bundle: Path, files: Mapping[str, Path]) -> Iterator[str]:
 
 
 def metadata_problems(metadata: Mapping) -> Iterator[str]:
-    """Problems of the content of configs/metadata.json."""
+    """Yield the problems of configs/metadata.json."""
     if absent := [key for key in METADATA if key not in metadata]:
         yield f"configs/metadata.json lacks {', '.join(absent)}"
         return
@@ -121,7 +121,7 @@ def metadata_problems(metadata: Mapping) -> Iterator[str]:
 
 
 def config_problems(name: str, path: Path, files: Mapping[str, Path]) -> Iterator[str]:
-    """Problems of one config: it must be JSON without repeated keys, and its code must be among the files."""
+    """Yield the problems of a config. It must be JSON without repeated keys, and the files must include its code."""
     text = path.read_text(encoding="utf-8")
     try:
         json.loads(text, object_pairs_hook=refuse_twice)
@@ -131,7 +131,7 @@ def config_problems(name: str, path: Path, files: Mapping[str, Path]) -> Iterato
         return
     for dotted in sorted(set(re.findall(r"\bscripts\.([a-z]\w*(?:\.\w+)*)", text))):
         place = "scripts"
-        for part in dotted.split("."):  # down to the module; what follows is an object in it
+        for part in dotted.split("."):  # up to the module; the rest is an object in it
             place = f"{place}/{part}"
             if f"{place}.py" in files:
                 break
@@ -141,7 +141,7 @@ def config_problems(name: str, path: Path, files: Mapping[str, Path]) -> Iterato
 
 
 def refuse_twice(pairs: list[tuple[str, object]]) -> dict:
-    """Hook for `json.loads`, which silently keeps the last of two equal keys."""
+    """Refuse repeated keys, as a hook for `json.loads`, which silently keeps the last one."""
     keys = [key for key, _ in pairs]
     if twice := {key for key in keys if keys.count(key) > 1}:
         raise ValueError(f"given twice: {', '.join(sorted(twice))}")
@@ -149,11 +149,11 @@ def refuse_twice(pairs: list[tuple[str, object]]) -> dict:
 
 
 def checked_files(bundle: Path, weights: Path | None = None) -> dict[str, Path]:
-    """Files of a release as `files_of`, without those that large_files.yml names.
+    """Return the result of `files_of` without the files that large_files.yml names.
 
     Raises:
-        FileNotFoundError: there is no such bundle, or weights are missing.
-        ValueError: the bundle cannot be released; the message lists all reasons.
+        FileNotFoundError: the bundle or its weights do not exist.
+        ValueError: the bundle cannot be released. The message lists all reasons.
     """
     files = files_of(bundle, weights)
     if found := list(problems(bundle, files)):
@@ -162,9 +162,10 @@ def checked_files(bundle: Path, weights: Path | None = None) -> dict[str, Path]:
 
 
 def release(bundle: Path, output: Path, weights: Path | None = None) -> Path:
-    """Check a bundle and write its zip, with the sha256 beside it.
+    """Check a bundle, and write its zip and a file with the sha256 into the same folder.
 
-    The zip is not compressed: weights and pictures would hardly shrink, and its bytes depend on no version of a compressor.
+    The zip is not compressed. Weights and pictures would hardly shrink, and without compression the bytes do not depend on the
+    version of a compressor.
     """
     files = checked_files(bundle, weights)
     version = json.loads(files["configs/metadata.json"].read_text())["version"]
@@ -172,7 +173,7 @@ def release(bundle: Path, output: Path, weights: Path | None = None) -> Path:
     with atomic(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for name, source in files.items():
             entry = zipfile.ZipInfo(f"{bundle.name}/{name}", date_time=(1980, 1, 1, 0, 0, 0))
-            entry.create_system, entry.external_attr = 3, 0o100644 << 16  # Unix, and the mode of a file there
+            entry.create_system, entry.external_attr = 3, 0o100644 << 16  # Unix, mode of a regular file
             archive.writestr(entry, source.read_bytes())
     write_text(path.with_name(f"{path.name}.sha256"), f"{sha256(path)}  {path.name}\n")
     return path
@@ -192,7 +193,7 @@ def main(arguments: list[str] | None = None) -> None:
         names = archive.namelist()
     print(f"{path}: {len(names)} files, {path.stat().st_size / 1e6:.1f} MB, sha256 {sha256(path)}")
     if f"{options.bundle.resolve().name}/models/model.pt" not in names:
-        print("models/model.pt is not included: inference needs a training first, or the weights that large_files.yml names.")
+        print("models/model.pt is not included. Train first, or download the weights that large_files.yml names.")
 
 
 if __name__ == "__main__":

@@ -3,9 +3,9 @@
     python scripts/publish_bundle.py brain_ldm_bundle --repo USER/brain_ldm_bundle --weights models --dry_run
     python scripts/publish_bundle.py brain_ldm_bundle --repo USER/brain_ldm_bundle --weights models
 
-Uploads exactly what `package_bundle.py` would pack, as a private repository with a tag of the version. It needs
-`pip install huggingface_hub` and `hf auth login` first; --dry_run needs neither, nor a network. This script exists because the
-command line of MONAI 1.6.1 has no `push_to_hf_hub`.
+The command uploads exactly the files that `package_bundle.py` would pack. The repository is private, and its tag is the
+version. Run `pip install huggingface_hub` and `hf auth login` first. --dry_run needs neither of them, and no network. This
+script exists because the command line of MONAI 1.6.1 has no `push_to_hf_hub`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("bundle", type=Path, help="folder of the bundle")
     parser.add_argument("--repo", required=True, help="USER/NAME or ORGANISATION/NAME on the hub")
     parser.add_argument("--weights", type=Path, help="upload the weights from this folder, the models_dir of a training")
-    parser.add_argument("--public", action="store_true", help="visible to everybody; weights can reveal training scans")
+    parser.add_argument("--public", action="store_true", help="make it visible to everybody; weights can reveal training scans")
     parser.add_argument("--dry_run", action="store_true", help="check everything and list the files, but upload nothing")
     options = parser.parse_args(arguments)
     bundle = options.bundle.resolve()

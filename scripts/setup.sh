@@ -1,4 +1,4 @@
-# demo.sh and test.sh source this file at the repository's root. Afterwards `python` has what $requirements lists (by default
+# demo.sh and test.sh source this file at the repository's root. Afterwards `python` has the packages of $requirements (by default
 # requirements.txt), in the versions of constraints.txt. It uses the active virtual environment, or makes `.venv`.
 
 supported() { "$1" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; }
@@ -22,7 +22,7 @@ else
     . .venv/bin/activate
 fi
 
-# The copy of what was installed last shows whether a list has changed since.
+# A copy of the lists that were installed last shows whether a list has changed since.
 requirements=${requirements:-requirements.txt}
 if ! cat requirements.txt requirements-dev.txt constraints.txt | cmp -s - "$VIRTUAL_ENV/installed-$requirements"; then
     echo "Installing $requirements into $VIRTUAL_ENV (some minutes the first time)."

@@ -8,9 +8,9 @@ bash scripts/start_monailabel.sh [--demo DIR] [--port N] [--host ADDRESS]
 
   --demo DIR      output folder of scripts/demo.sh (default: demo); the server's files go to DIR/label
   --port N        port of the server (default: 8000)
-  --host ADDRESS  address of the server (default: 127.0.0.1, this computer only). The server asks for no password
+  --host ADDRESS  address of the server (default: 127.0.0.1, this computer only). The server does not ask for a password
 
-Runs until Ctrl+C. Uses the active virtual environment if it has MONAI Label, else .venv-label, which it makes.
+The server runs until Ctrl+C. It uses the active virtual environment if that has MONAI Label. Otherwise it makes .venv-label.
 TEXT
 }
 
@@ -56,7 +56,7 @@ fi
 # Clients can store labels, delete images and train. They work on copies, so that the demo does not change.
 label="$demo/label"
 if ! [ -f "$label/.complete" ]; then
-    echo "Copying the cohort to $label/studies: MONAI Label wants all images in one folder"
+    echo "Copying the cohort to $label/studies, because MONAI Label needs all images in one folder"
     rm -rf "$label"
     mkdir -p "$label/studies/labels/final" "$label/app"
     for image in "$demo"/data/sub-*/anat/sub-*_T1w.nii.gz; do
@@ -67,7 +67,7 @@ if ! [ -f "$label/.complete" ]; then
     done
     touch "$label/.complete"
 fi
-refresh() { # FILE FOLDER: copy the file unless the folder has one that is as new, from the demo or from training here
+refresh() { # FILE FOLDER: copy the file unless the folder has one that is as new (from the demo or from training in the server)
     mkdir -p "$2"
     if [ "$1" -nt "$2/$(basename "$1")" ]; then cp "$1" "$2"; fi
 }
@@ -80,7 +80,7 @@ for bundle in brain_ldm_bundle spade_fusion_bundle; do
     rm -rf "$label/app/model/$bundle"/{configs,scripts}
     cp -r "$root/$bundle/configs" "$root/$bundle/scripts" "$label/app/model/$bundle"
 done
-# Training at the demo's size: MONAI Label reads one file.
+# MONAI Label reads one config file, so merge the demo's settings into train.json.
 "$python" - "$label/app/model/spade_fusion_bundle/configs" <<'PYTHON'
 import json, pathlib, sys
 configs = pathlib.Path(sys.argv[1])
@@ -93,13 +93,14 @@ if ! "$python" -W ignore -c 'import torchvision.utils' 2>/dev/null; then
 fi
 cat <<TEXT
 
-MONAI Label starts at http://$host:$port (its API: that page; logs below and in $label/app/logs). For example, from another window:
+MONAI Label starts at http://$host:$port. This page describes its API. Logs are below and in $label/app/logs.
+For example, run in another window:
 
   curl -X POST "http://$host:$port/infer/spade_fusion_bundle?image=sub-0009_dseg&output=image" -F 'params={}' -o t1w.nii.gz
   curl -X POST "http://$host:$port/infer/brain_ldm_bundle?image=sub-0009_T1w&output=image" \\
       -F 'params={"age":70,"sex":"F","ventricles_ml":120,"brain_normalised_ml":1450,"strength":0.6}' -o edited.nii.gz
 
-All images it makes are synthetic. For research, not for clinical use. Ctrl+C ends the server.
+All images that it makes are synthetic. For research, not for clinical use. Ctrl+C ends the server.
 
 TEXT
 cd "$label"

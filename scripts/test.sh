@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Check style and run the tests. Further arguments go to pytest, for instance: bash scripts/test.sh -m slow
+# Check the style and run the tests. Arguments are passed to pytest, for example: bash scripts/test.sh -m slow
 set -euo pipefail
 cd "$(dirname "$0")/.."
 requirements=requirements-dev.txt

@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/report_page/viewer"
 
-# The bundled file contains these packages: dependencies in package.json, and theirs. They are listed for their licences.
+# The bundled file contains these packages, which are direct and indirect dependencies. They are listed for their licences.
 PACKAGES="
 @niivue/niivue@0.69.0       sha512-YMjQvJgD1W2b7DuoxkwlC4VxbrgIePRJ5qyQzXKxi2v2MBVg285P/CIQyg46oDDGDIcaNlbd+MhtO/edMbXJkA==
 @lukeed/uuid@2.0.1          sha512-qC72D4+CDdjGqJvkFMMEAtancHUQ7/d/tAiHf64z8MopFDmcrtbcJuerDtFceuAfQJ2pDSfCKCtbqoGBNnwg0w==
@@ -21,7 +21,7 @@ BUNDLED=package/dist/niivue.umd.js
 
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
-cp niivue.notices.txt "$folder/licences"  # notices that the packages lack
+cp niivue.notices.txt "$folder/licences"  # notices that are missing in the packages
 
 while read -r package integrity; do
     [ -n "$package" ] || continue

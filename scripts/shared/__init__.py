@@ -1,4 +1,4 @@
-"""The bundles' room `shared`, for the tools: `from shared.files import atomic` reads that of brain_ldm_bundle."""
+"""Give the tools the package `shared` of brain_ldm_bundle, for example by `from shared.files import atomic`."""
 
 from pathlib import Path
 

@@ -175,7 +175,7 @@ def test_both_bundles_are_served(client):
 
 @pytest.mark.parametrize("axcodes", ["LAS", "PIR"])
 def test_a_label_map_becomes_a_t1w_on_its_own_grid(client, axcodes, spade_bundle, tmp_path):
-    """The values are those of the bundle on the command line."""
+    """The values equal the output of the bundle on the command line."""
     given = client.studies / f"map{axcodes}.nii.gz"
     made, result = infer(client, SPADE, f"map{axcodes}")
     assert made.shape == nib.load(given).shape and made.get_data_dtype() == np.float32
@@ -225,7 +225,7 @@ def test_no_request_takes_the_values_or_the_mark_from_an_answer_of_our_app(clien
 
 
 def test_a_head_is_edited_toward_the_requested_covariates(client, bundle, tmp_path):
-    """The volume is that of the run id `editing`, on the head's own grid, and the same again."""
+    """The volume equals the output of the run id `editing`, lies on the head's own grid, and is reproducible."""
     request = COVARIATES | {"strength": 0.5, "seed": 3}
     made, _ = infer(client, LDM, "head", **request)
     given = client.studies / "head.nii.gz"
@@ -261,7 +261,7 @@ def test_a_head_is_edited_toward_the_requested_covariates(client, bundle, tmp_pa
     ("model", "image", "params", "sentence"),
     [
         ("spade_bundle", "mapLAS", {}, "There is no model 'spade_bundle' available"),
-        (LDM, "nobody", COVARIATES, "there is no image 'nobody' in the datastore"),
+        (LDM, "nobody", COVARIATES, "the datastore has no image 'nobody'"),
         (LDM, "", COVARIATES, "Neither Image nor File"),
         (LDM, "head", COVARIATES | {"age": "old"}, "age must be a number in years.*got 'old'"),
         (LDM, "head", COVARIATES | {"sex": "W"}, "sex must be 'F' or 'M', got 'W'"),
@@ -343,7 +343,7 @@ def test_the_spade_bundle_trains_from_the_datastore(client):
     after, _ = infer(client, SPADE, "mapLAS")
     assert np.abs(after.get_fdata() - before.get_fdata()).max() > 0.01
     assert after.get_fdata().std() > 0.01
-    if not client.own:  # it would go on from the first training, which had other data
+    if not client.own:  # it would continue the first training, which had other data
         assert train(client, max_epochs=1, val_split=0.4)[0] == "ERROR"
         assert "was made by a run with other settings (data: " in client.log.read_text()
 
@@ -374,7 +374,7 @@ def test_training_what_cannot_be_trained_is_refused_by_our_app(client):
 
     with pytest.raises(MONAILabelClientException) as caught:
         client.train_start(LDM, {})
-    assert f"no model '{LDM}' can be trained here. There are: {SPADE}" in caught.value.msg
+    assert f"no model '{LDM}' can be trained here, only {SPADE}" in caught.value.msg
 
 
 @pytest.mark.parametrize("fault", ["missing", "wrong", "no model.pt"])

@@ -97,7 +97,10 @@ def test_without_weights_only_those_of_the_project_go(bundle):
         (lambda b: edit(b / "configs/demo.json", a="/home/me/data"), "names a place on one computer: /home/me/data"),
         (lambda b: edit(b / "configs/demo.json", a="$scripts.gone.f()"), "uses scripts/gone.py, which is missing"),
         (lambda b: edit(b / "configs/demo.json", a="$scripts.cellar.f()"), "uses scripts/cellar.py, which is missing"),
-        (lambda b: (b / "models/model.pt").write_bytes(bytes(25_000_001)), "models/model.pt has 25 MB, the zoo takes 25"),
+        (
+            lambda b: (b / "models/model.pt").write_bytes(bytes(25_000_001)),
+            "models/model.pt has 25 MB, but the zoo accepts only 25",
+        ),
         (lambda b: (b / "configs/notes.doc").touch(), "notes.doc: does not belong in a bundle"),
         (lambda b: write(b / "scripts/cellar/notes.doc"), "notes.doc: does not belong in a bundle"),
     ],

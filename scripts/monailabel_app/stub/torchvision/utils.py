@@ -1,4 +1,4 @@
-"""The two functions. They draw pictures while DeepEdit trains, which does not happen here."""
+"""Define the two functions. MONAI Label calls them only when it trains DeepEdit, which does not happen here."""
 
 
 def make_grid(*args, **kwargs):
