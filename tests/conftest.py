@@ -1,4 +1,4 @@
-"""What all tests share: the repository's root, one thread per test process, a clean way into a bundle."""
+"""Fixtures of all tests: the repository's root, one thread per process, and a clean working folder in a bundle."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""Label maps of the table "demo" on all kinds of grids."""
+"""Label maps of the table "demo" on various grids."""
 
 import nibabel as nib
 import numpy as np

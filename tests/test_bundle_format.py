@@ -1,4 +1,4 @@
-"""MONAI's own bundle commands work with our bundles, offline, on copies that hold weights of tiny networks."""
+"""MONAI's own bundle commands work offline with our bundles, on copies with weights of tiny networks."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The configs hold together: overlays change what exists, knobs are used, and every file runs from anywhere."""
+"""The configs are consistent: overlays change existing keys, settings are used, and every config runs from any folder."""
 
 import json
 import re

@@ -1,6 +1,6 @@
-"""Every command that the documents show is right: its files, settings and options exist, and a slow test runs it small.
+"""Every command in the documents is valid: its files, settings and options exist, and a slow test runs it at a small size.
 
-A command of a form that is not known here makes these tests fail: teach them to run it.
+A command of an unknown form makes these tests fail. Add code that runs it.
 """
 
 import json
@@ -41,7 +41,7 @@ RUN_ELSEWHERE = {
     "/data/results_ben.tsv --output /data/reader_scores": "needs people; test_reader_study_browser.py",
 }
 
-# The small training goes on from these: later commands refuse what shows no heads.
+# The small training continues from these weights, because later commands refuse volumes without heads.
 SHIPPED = {"autoencoder": "autoencoder", "diffusion": "model"}
 
 
@@ -260,5 +260,5 @@ def small_spade(command, folder):
     configs = "spade_fusion_bundle/configs"
     command = command.replace(f"{configs}/train.json --", f"\"['{configs}/train.json','{configs}/demo.json']\" --")
     sizes = "--ngf 2 --hidden 4 --spade_epochs 1 --fusion_epochs 1 --fusion_visits 1 --batch_norm_batches 2"
-    clean = f"rm -rf {folder}/spade; " if "--plane axial" in command else ""  # after all planes in one command: start anew
+    clean = f"rm -rf {folder}/spade; " if "--plane axial" in command else ""  # start over after all planes in one command
     return f"{clean}{command} --output_dir {folder}/spade_eval --cache_dir {folder}/spade_cache {sizes}"

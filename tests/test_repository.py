@@ -1,4 +1,4 @@
-"""The layout of the repository, its documents and its requirements hold together."""
+"""The layout of the repository, its documents and its requirements are consistent."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Imports inside a bundle run downwards only: evaluation, generation, training, model, data, shared. So there is no circle."""
+"""Imports inside a bundle run downwards only: evaluation, generation, training, model, data, shared. None is circular."""
 
 import ast
 

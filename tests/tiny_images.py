@@ -1,4 +1,4 @@
-"""One image of 20 x 28 x 20 random voxels of 8 mm, that fills the model's grid; and ways to spoil it."""
+"""One image of 20 x 28 x 20 random voxels of 8 mm, which fills the model's grid, and functions that damage it."""
 
 from pathlib import Path
 

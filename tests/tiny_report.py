@@ -37,7 +37,7 @@ def stored_as(image, axes):
 
 
 def make_cohort(folder, participants, ventricles_ml, measured_ml, name="A <cohort>", split=None, **columns):
-    """A generated folder or cohort and, beside it, a table of measurement. Gives both paths."""
+    """Write a generated folder or cohort, and a table of measurements next to it. Return both paths."""
     for participant in participants:
         anat = folder / participant / "anat"
         anat.mkdir(parents=True)
@@ -54,7 +54,7 @@ def make_cohort(folder, participants, ventricles_ml, measured_ml, name="A <cohor
 
 
 def make_labelled(folder, participants):
-    """A folder as SPADE fusion writes it: label maps beside the images; the last participant is stored from left to right."""
+    """Write a folder as SPADE fusion does, with label maps. The last participant is stored from left to right."""
     for participant in participants:
         anat = folder / participant / "anat"
         anat.mkdir(parents=True)
@@ -71,7 +71,7 @@ def make_labelled(folder, participants):
 
 
 def write_section(folder, name="a", **changes):
-    """A section as evaluations write it, with a figure beside it."""
+    """Write a section as evaluations do, with a figure."""
     folder.mkdir(parents=True, exist_ok=True)
     from PIL import Image
 

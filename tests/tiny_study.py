@@ -1,4 +1,4 @@
-"""Small volumes of a head for reader studies, real and synthetic ones."""
+"""Small real and synthetic volumes of a head for reader studies."""
 
 import nibabel as nib
 import numpy as np

@@ -1,4 +1,4 @@
-"""Each bundle is downloaded alone, so what both need exists twice: the two copies must not drift apart."""
+"""Each bundle is downloaded alone, so both have a copy of the shared code. The copies must stay equal."""
 
 import filecmp
 
@@ -16,4 +16,4 @@ def differences(ours, theirs):
 
 def test_both_bundles_hold_the_same_shared_folder():
     ours, theirs = (ROOT / bundle / "scripts" / "shared" for bundle in ("brain_ldm_bundle", "spade_fusion_bundle"))
-    assert not differences(ours, theirs), f"{differences(ours, theirs)} differ. To take those of brain_ldm_bundle: {COPY}"
+    assert not differences(ours, theirs), f"{differences(ours, theirs)} differ. To copy the files of brain_ldm_bundle: {COPY}"

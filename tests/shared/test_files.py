@@ -1,4 +1,4 @@
-"""Files are whole or not there, and damaged ones are refused by name."""
+"""Files are complete or absent, and damaged ones are refused by name."""
 
 import hashlib
 import resource

@@ -1,4 +1,4 @@
-"""What keeps a long run safe: seeds by epoch, resuming, the best weights, stopping at NaN."""
+"""Handlers keep a long run safe: they set seeds by epoch, resume, keep the best weights, and stop at NaN."""
 
 import math
 import os
@@ -67,7 +67,7 @@ def test_two_and_two_epochs_are_four_bit_for_bit(tmp_path):
 
 
 @pytest.mark.parametrize("stop_at", [3, 4])  # the end of an epoch, and its middle
-def test_sigterm_saves_and_ends_with_143_and_the_next_run_goes_on(tmp_path, stop_at):
+def test_sigterm_saves_and_ends_with_143_and_the_next_run_continues(tmp_path, stop_at):
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as end:
         train(tmp_path / "resume.pt", 4, stop_at=stop_at)
@@ -177,7 +177,7 @@ def test_what_was_best_before_the_adversarial_phase_does_not_count_in_it(tmp_pat
     assert [written(*pair) for pair in [(1, 0.8), (2, 0.9), (3, 0.6), (4, 0.7), (5, 0.65)]] == [1, 2, 3, 4, 4]
 
 
-def test_other_data_or_spacing_does_not_go_on_from_this_checkpoint(tmp_path):
+def test_other_data_or_spacing_does_not_continue_from_this_checkpoint(tmp_path):
     network, _ = fresh()
     objects = {"network": network}
     for settings in ({"data": "a"}, {"data": "b"}):

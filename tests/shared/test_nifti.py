@@ -1,4 +1,4 @@
-"""Images are read to their end, and checked in threads; sound ones are remembered."""
+"""Images are read completely and checked in threads. Valid images are not checked twice."""
 
 import gzip
 

@@ -1,4 +1,4 @@
-"""A scan is known by its voxels, in both bundles: a copy under another name is refused, another scan of that name is not."""
+"""Both bundles identify a scan by its voxels: a copy with another name is refused, another scan with its name is not."""
 
 import warnings
 

@@ -1,4 +1,4 @@
-"""One reader of tables for all that users write: what it takes, and in which words it refuses the rest."""
+"""One reader reads all tables of users. It refuses bad tables with a clear message."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Weights: every layout in circulation loads exactly, everything else is refused by name, no file is ever half written."""
+"""Every published layout of weights loads exactly, everything else is refused by name, and no file is left half written."""
 
 import os
 import pickle

@@ -6,7 +6,7 @@ from cohorts.agreement import partial_correlation
 from shared.agreement import agreement
 
 
-def test_partial_correlation_is_that_of_the_textbook():
+def test_partial_correlation_equals_the_textbook_formula():
     rng = np.random.default_rng(0)
     z = rng.normal(size=30)
     x, y = z + rng.normal(size=30), 2 * z + rng.normal(size=30)

@@ -1,4 +1,4 @@
-"""Computed readers: rules that see the page alone, marked as such, and never counted as people."""
+"""Computed readers see only the page, are marked as such, and are never counted as people."""
 
 import base64
 import io
@@ -139,7 +139,7 @@ def test_a_computed_reader_answers_from_pixels_alone(tmp_path):
 
 
 def test_a_slice_that_comes_again_gets_the_same_answer(tmp_path):
-    """Its picture is dithered anew; of 24 slices with 12 repeats, ranks of both would differ."""
+    """A repeated picture has another dither. Among 24 slices with 12 repeats, the ranks of both would differ."""
     page, key = make_study(*save_cohorts(tmp_path), tmp_path / "study", slices=24, repeats=0.5)
     key = read_key(key)
     again = key[key["repeat_of"] != ""]
@@ -203,7 +203,7 @@ def test_other_files_than_the_page_are_refused(tmp_path, content):
         rate(tmp_path / "absent.html", tmp_path / "computed")
 
 
-# --- Beside people
+# --- Together with people
 
 KINDS = ["real", "synthetic"] * 6
 RATINGS = {"Anna": [1, 3, 2, 4, 1, 5, 2, 5, 1, 2, 3, 3], "Ben": [2, 2, 2, 4, 1, 4, 3, 5, 1, 1, 4, 2]}
@@ -220,13 +220,13 @@ def computed(key):
 
 def test_computed_readers_are_never_counted_as_people(few_resamples):
     key = key_of(KINDS)
-    alone, beside = (score(key, unblind(key, results)) for results in (people(key), people(key) + computed(key)))
+    alone, together = (score(key, unblind(key, results)) for results in (people(key), people(key) + computed(key)))
     for name in alone.keys() - {"computed", "agreement_with_computed"}:
-        assert beside[name] == alone[name], name
-    assert beside["n_readers"] == 2 and beside["ratings"]["all"]["n"] == {"real": 12, "synthetic": 12}
+        assert together[name] == alone[name], name
+    assert together["n_readers"] == 2 and together["ratings"]["all"]["n"] == {"real": 12, "synthetic": 12}
     assert alone["computed"] == {} and alone["agreement_with_computed"] == []
-    assert beside["computed"]["noise (computed)"]["guesses"][0]["right"] == 12
-    assert beside["computed"]["noise (computed)"]["frequencies"]["all"]["real"] == {1: 0, 2: 0, 3: 0, 4: 3, 5: 3}
+    assert together["computed"]["noise (computed)"]["guesses"][0]["right"] == 12
+    assert together["computed"]["noise (computed)"]["frequencies"]["all"]["real"] == {1: 0, 2: 0, 3: 0, 4: 3, 5: 3}
 
 
 def test_the_kappa_of_a_person_and_a_rule_is_given(few_resamples):
@@ -263,7 +263,7 @@ def test_the_section_says_first_that_no_person_has_rated(tmp_path, few_resamples
 
 
 def test_with_people_the_rules_are_the_yardstick_in_rows_and_panels_of_their_own(tmp_path, few_resamples):
-    section = section_of(key_of(KINDS), people(key_of(KINDS)) + computed(key_of(KINDS)), tmp_path / "beside")
+    section = section_of(key_of(KINDS), people(key_of(KINDS)) + computed(key_of(KINDS)), tmp_path / "together")
     assert section["text"].startswith("2 people rated 12 slices")
     assert "uses one cue alone guesses right in: noise 100 %. Below" in section["text"]
     told = {row[0]: row[1] for row in section["tables"][1]["rows"]}
@@ -271,7 +271,7 @@ def test_with_people_the_rules_are_the_yardstick_in_rows_and_panels_of_their_own
     assert [row[0] for row in section["tables"][0]["rows"]][:2] == ["people, all directions", "people, axial"]
     alone = section_of(key_of(KINDS), people(key_of(KINDS)), tmp_path / "alone")
     assert "omputed" not in json.dumps(alone)
-    heights = [Image.open(tmp_path / name / "reader_study.png").height for name in ("alone", "beside")]
+    heights = [Image.open(tmp_path / name / "reader_study.png").height for name in ("alone", "together")]
     assert heights[1] > 1.5 * heights[0]
 
 

@@ -1,4 +1,4 @@
-"""conditioning.py, Figure 3: requested against measured, each quantity in its unit, the trivial answer beside it."""
+"""Test Figure 3 of conditioning.py: requested against measured values in their units, and the trivial answer."""
 
 import json
 import shutil
@@ -61,7 +61,7 @@ def test_volumes_and_ages_of_two_tables_are_compared_in_their_units(generated, t
     assert (tmp_path / "out" / "figure3.png").stat().st_size > 10_000
 
 
-def test_what_two_tools_measured_is_shown_of_both_each_beside_the_same_tool_on_scans(generated, tmp_path):
+def test_two_tools_are_both_shown_each_with_the_same_tool_on_scans(generated, tmp_path):
     """The second table's column was dropped: a model was judged by the worse tool, whose slope on scans nobody saw."""
     cohorts = {"generated": tmp_path / "generated"}
     for name in ("real", "through"):

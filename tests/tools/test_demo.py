@@ -1,6 +1,6 @@
-"""demo.sh: its steps in order, resumed after a failure, and never a folder deleted that is not its own.
+"""demo.sh runs its steps in order, resumes after a failure, and deletes only its own folders.
 
-The fast tests put a shell script in the place of Python, which notes what it is asked to do. The slow one is real.
+The fast tests replace Python by a shell script that records its arguments. The slow test runs the real demo.
 """
 
 import os
@@ -105,7 +105,7 @@ def test_what_people_rated_is_not_deleted(demo, tmp_path):
     assert process.returncode == 1 and str(rated) in process.stderr and commands == [] and rated.exists()
 
 
-def test_a_failure_names_its_step_and_the_next_run_goes_on_there(demo, tmp_path):
+def test_a_failure_names_its_step_and_the_next_run_continues_there(demo, tmp_path):
     process, _ = demo("--output", tmp_path / "out", fail_at="inference.json")
     assert process.returncode != 0
     assert "Stopped in step [5/16] Generate" in process.stderr and "--fresh" in process.stderr
@@ -128,10 +128,10 @@ def test_an_audit_that_finds_copies_does_not_end_the_demo_but_one_that_breaks_do
 def test_fresh_starts_over_in_its_own_folder_only(demo, tmp_path):
     demo("--output", tmp_path / "out")
     (tmp_path / "out" / "old").touch()
-    (tmp_path / "beside").touch()
+    (tmp_path / "other").touch()
     process, commands = demo("--output", tmp_path / "out", "--fresh")
     assert process.returncode == 0 and len(commands) == len(COMMANDS)
-    assert not (tmp_path / "out" / "old").exists() and (tmp_path / "beside").exists()
+    assert not (tmp_path / "out" / "old").exists() and (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize("fresh", [[], ["--fresh"]])

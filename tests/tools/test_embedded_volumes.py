@@ -1,4 +1,4 @@
-"""Volumes come out of the report page as they went in; sliders of its gallery reach all values."""
+"""Volumes in the report page equal the files, and sliders of its gallery reach all values."""
 
 import base64
 import gzip

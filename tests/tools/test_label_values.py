@@ -1,4 +1,4 @@
-"""measurement/label_values.py: what a FreeSurfer value means, by FreeSurferColorLUT.txt; tools share one table."""
+"""Label values have the meaning of FreeSurferColorLUT.txt, and the tools share one table."""
 
 from measurement.label_values import read_label_values, read_volume_labels
 

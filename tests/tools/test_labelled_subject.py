@@ -1,4 +1,4 @@
-"""Heads painted on FreeSurfer / SynthSeg label maps: placement in MNI space, labels kept, contrast, refusals."""
+"""Heads simulated from FreeSurfer or SynthSeg maps lie in MNI space, keep their labels and have T1w contrast."""
 
 import make_demo_data
 import nibabel as nib

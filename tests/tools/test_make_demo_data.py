@@ -1,4 +1,4 @@
-"""The demo cohort: volumes, sides, grid, reproducibility, and what happens to folders that already hold something."""
+"""The demo cohort has the right volumes, sides and grid, is reproducible, and leaves other data in folders alone."""
 
 import json
 import os
@@ -208,7 +208,7 @@ def test_fresh_replaces_a_cohort_of_other_settings(tmp_path):
     assert (tmp_path / "sub-0001/anat/sub-0001_T1w.nii.gz").read_bytes() != before and notes.exists()
 
 
-def test_wide_covariates_are_spread_and_tell_the_two_volumes_apart():
+def test_wide_covariates_are_spread_and_the_two_volumes_are_independent():
     table = draws()
     log_ventricles = np.log(table["ventricles_ml"])
     assert abs(np.corrcoef(log_ventricles, table["brain_fraction"])[0, 1]) < 0.1

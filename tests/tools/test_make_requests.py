@@ -1,4 +1,4 @@
-"""make_requests.py: rows that look like the cohort's, within its range, the same for the same seed."""
+"""The rows of make_requests.py resemble the cohort, stay in its range, and are the same for the same seed."""
 
 import json
 

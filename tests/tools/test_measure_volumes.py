@@ -197,11 +197,11 @@ def test_command_measures_the_rest_and_exits_1(save, tmp_path, monkeypatch, caps
     assert table.participant_id.tolist() == ["sub-a"]
     printed = capsys.readouterr()
     assert "sub-b_T1w.nii.gz: every voxel is 0" in printed.err
-    assert "mae" in printed.out  # the accuracy stands beside the result
+    assert "mae" in printed.out  # the accuracy follows the result
     assert not list(tmp_path.glob("*.part"))
 
 
-def test_the_table_tells_sessions_apart_where_there_are_any(tmp_path):
+def test_the_table_has_a_column_for_sessions_if_there_are_any(tmp_path):
     """The same participant stood there twice, and nothing said which scan was which."""
     row = {"participant_id": "sub-a", "tool": measure_volumes.TOOL, **dict.fromkeys(VOLUMES, 1.0)}
     files = ["x/sub-a_ses-2_run-1_T1w.nii.gz", "ses-9/sub-b_T1w.nii.gz"]
@@ -238,7 +238,7 @@ def test_accuracy_needs_the_true_volumes(tmp_path):
         measure_volumes.accuracy(make_cohort(tmp_path, (8,), ("ventricles_ml", "brain_ml")))
 
 
-def test_accuracy_in_the_repository_is_that_of_the_shipped_weights():
+def test_accuracy_in_the_repository_describes_the_shipped_weights():
     facts = json.loads(volume_net.WEIGHTS.with_suffix(".json").read_text())
     assert facts["sha256"] == hashlib.sha256(volume_net.WEIGHTS.read_bytes()).hexdigest()
     assert volume_net.WEIGHTS.stat().st_size <= 2_000_000

@@ -1,6 +1,6 @@
-"""Both bundles in the real MONAI Label server, driven by the real client: the sample app `monaibundle`, and our own.
+"""The real MONAI Label server serves both bundles to its real client, with the sample app `monaibundle` and with our own app.
 
-Slow, and only where MONAI Label is installed, best in an environment of its own: see requirements-monailabel.txt.
+The tests are slow and need MONAI Label, best in a separate environment (see requirements-monailabel.txt).
 """
 
 import importlib.util
@@ -271,7 +271,7 @@ def test_a_head_is_edited_toward_the_requested_covariates(client, bundle, tmp_pa
         (SPADE, "unknown", {}, r"label values 77 \(60 voxels\) are not in the label table 'demo'"),
     ],
 )
-def test_a_bad_request_is_an_error_and_the_server_goes_on(client, model, image, params, sentence):
+def test_a_bad_request_is_an_error_and_the_server_continues(client, model, image, params, sentence):
     """With our app as a sentence; the sample app says "Internal Server Error" for most, and the sentence in its log."""
     before = client.log.stat().st_size
     status, text = refusal(client, model, image, **params)

@@ -1,4 +1,4 @@
-"""Releases: what goes into the zip, what is refused, and that MONAI downloads and runs it."""
+"""A release has the right files, bad bundles are refused, and MONAI downloads and runs the zip."""
 
 import functools
 import hashlib

@@ -1,4 +1,4 @@
-"""Raw scans become a BIDS data set on the models' box; what cannot be used is refused with its reason."""
+"""Raw scans become a BIDS data set on the models' box. Unusable scans are refused with a reason."""
 
 import json
 import re

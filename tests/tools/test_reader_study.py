@@ -36,7 +36,7 @@ def read_study(page, key):
     return items, pd.read_csv(key, sep="\t", keep_default_na=False).set_index("item").loc[[item["id"] for item in items]]
 
 
-# --- The page tells nothing but the pictures
+# --- The page reveals nothing but the pictures
 
 
 def test_slices_are_balanced_over_kinds_and_directions(tmp_path, cohorts):
@@ -99,7 +99,7 @@ def test_the_page_names_no_file_and_no_kind(tmp_path, cohorts):
     assert [path.name for path in page.parent.iterdir()] == ["reader_study.html"]  # the key lies elsewhere
 
 
-def test_ids_and_order_do_not_tell_the_kind(tmp_path, cohorts):
+def test_ids_and_order_do_not_reveal_the_kind(tmp_path, cohorts):
     """Over many studies neither the place, nor the id as a number, nor the kind before goes with the kind."""
     rows = []
     for seed in range(15):
@@ -154,7 +154,7 @@ def skull_and_noise(seed, air):
     return np.round(255 * (values + (noise if air == "noisy" else noise * (values > 0)))) / 255
 
 
-def test_empty_air_does_not_tell_volumes_of_spade_from_scans(tmp_path):
+def test_empty_air_does_not_reveal_volumes_of_spade(tmp_path):
     """SPADE writes 0 where a map has no label; scans have noise there. The share of black told them apart without an error."""
     for i in range(6):
         save(tmp_path / "scans" / f"sub-{i}_T1w.nii.gz", skull_and_noise(i, "noisy"))
@@ -173,7 +173,7 @@ def test_empty_air_does_not_tell_volumes_of_spade_from_scans(tmp_path):
             assert 0.2 < told < 0.8, (name, direction, told)
 
 
-def test_brains_beside_heads_are_refused(tmp_path):
+def test_brains_compared_with_heads_are_refused(tmp_path):
     for i in range(3):
         save(tmp_path / "scans" / f"sub-{i}_T1w.nii.gz", head(i))
         save(tmp_path / "made" / f"sub-{i}_T1w.nii.gz", np.where(ndimage.binary_erosion(head(i) > 0, iterations=3), head(i), 0))

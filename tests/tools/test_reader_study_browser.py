@@ -1,4 +1,4 @@
-"""A small reader study in a real Chromium, by mouse and keys, from file://, to the scores."""
+"""A small reader study works in Chromium from file://, with mouse and keys, up to the scores."""
 
 import json
 import shutil
@@ -118,7 +118,7 @@ def test_a_reader_answers_by_keys_and_mouse_resumes_saves_and_is_scored(tmp_path
         assert "Reader: Anna <b>B.</b>" in reader.find("#panel").text  # a name is text
         assert reader.find("#image").get_property("naturalWidth") in (20, 28)
 
-        # Nothing goes on before both answers are given; an answer can be changed.
+        # The next image appears only after both answers. An answer can be changed.
         reader.press(Keys.ARROW_RIGHT, "6", "5")
         assert not reader.find("#next").is_enabled() and reader.count == "Image 1 of 18, 0 answered"
         rating, guess = answers[0]

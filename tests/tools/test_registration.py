@@ -1,4 +1,4 @@
-"""Rigid registration: heads moved by a known transform are brought back, and bad registrations are noticed."""
+"""Rigid registration reverses a known transform, and bad registrations are noticed."""
 
 import nibabel as nib
 import numpy as np

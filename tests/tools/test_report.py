@@ -151,7 +151,7 @@ def test_notices_are_there(page):
     assert "not for clinical use" in page and "Synthetic images" in page and "subject's left is at the picture's right" in page
 
 
-def test_sampling_is_told_from_the_sidecars(generated):
+def test_sampling_is_read_from_the_sidecars(generated):
     page = page_of(generated)
     assert cells(page, "Sampling, Steps") == ["7"] and cells(page, "Sampling, WeightsSHA256") == ["unknown"]
     sidecar = generated[0] / "sub-syn0" / "anat" / "sub-syn0_T1w.json"
@@ -159,7 +159,7 @@ def test_sampling_is_told_from_the_sidecars(generated):
     assert cells(page_of(generated), "Sampling, Steps") in (["7 / 50"], ["50 / 7"])
 
 
-def test_training_time_is_that_of_the_event_files_without_pauses(generated, tmp_path):
+def test_training_time_is_the_time_of_the_event_files_without_pauses(generated, tmp_path):
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
@@ -275,7 +275,7 @@ def test_a_row_is_the_scan_that_its_file_names(sessions, tmp_path):
         report_cohort.read_cohort(folder, [saved(table.iloc[[0, 1, 1]], tmp_path / "v.tsv")])
 
 
-def test_a_table_of_another_folder_is_refused_and_that_of_a_moved_one_is_not(sessions, tmp_path, monkeypatch):
+def test_a_table_of_another_folder_is_refused_but_a_moved_folder_is_accepted(sessions, tmp_path, monkeypatch):
     """Generated cohorts all have a sub-syn0001: the table of another one passed, and its numbers stood on the page."""
     folder, table = sessions
     measured = saved(table, tmp_path / "v.tsv")
@@ -327,7 +327,7 @@ class Elements(HTMLParser):
         return [attributes for name, attributes in self.found if name == tag]
 
 
-def test_a_folder_alone_makes_a_page_beside_it_and_nothing_within(generated):
+def test_a_folder_alone_makes_a_page_next_to_it_and_writes_nothing_inside(generated):
     folder = generated[0]
     before = sorted(folder.rglob("*"))
     report.main([str(folder)])
@@ -396,7 +396,7 @@ def test_small_spreads_keep_their_decimals(tmp_path):
     assert cells(page_of((folder, tmp_path / "bpf.tsv")), "Generated: bpf")[3] == "+0.004"
 
 
-def test_long_names_beside_the_pictures_rows_are_not_cut(tmp_path):
+def test_long_names_next_to_the_rows_of_pictures_are_not_cut(tmp_path):
     folder = make_labelled(tmp_path / "generated", [f"sub-0009-with-a-long-name-v{i}" for i in range(2)])
     report.main([str(folder), "--viewer", "0", "--output", str(tmp_path / "report.html")])
     picture = np.asarray(Image.open(tmp_path / "report.png").convert("L"))
@@ -534,7 +534,7 @@ def test_a_label_map_that_is_not_an_image_is_named(generated):
         page_of(generated)
 
 
-def test_scans_go_into_the_viewer_only_when_told(generated, tmp_path):
+def test_scans_are_in_the_viewer_only_on_request(generated, tmp_path):
     real = make_cohort(tmp_path / "real", [f"sub-{i}" for i in range(6)], REQUESTED_ML, MEASURED_ML)
     page = page_of(generated, "--real", real[0], "--viewer", 3)
     assert "3 of 6 generated volumes are inside this page" in page and page.count('type="application/gzip"') == 3

@@ -1,4 +1,4 @@
-"""The report page in a real Chromium: from file://, without a network, in wide and narrow windows, with and without WebGL2."""
+"""The report page works in Chromium from file:// without a network, in wide and narrow windows, with and without WebGL2."""
 
 import base64
 import io

@@ -1,4 +1,4 @@
-"""conditioning.py, distributions of sizes: distances by hand, what may be compared, the numbers beside a distance."""
+"""Test the size distributions of conditioning.py: distances by hand, valid comparisons, and the numbers for each distance."""
 
 import json
 
@@ -99,7 +99,7 @@ def test_volumes_by_two_tools_are_not_compared(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_scans_through_the_autoencoder_tell_what_the_tool_does(tmp_path):
+def test_scans_through_the_autoencoder_show_the_effect_of_the_tool(tmp_path):
     """The tool read the very same heads 40 mL larger when they were smooth, and that counted as the model's mistake."""
     tables = {REAL: HEADS, GENERATED: HEADS[::-1] + 41, THROUGH: HEADS + 40}
     tables = {kind: read(table(tmp_path, f"{kind}.tsv", values)) for kind, values in tables.items()}

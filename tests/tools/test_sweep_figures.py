@@ -1,4 +1,4 @@
-"""conditioning.py, sweeps: which volumes make a sweep, what is within the range, which slopes are measured there."""
+"""Test the sweeps of conditioning.py: which volumes form a sweep, which are within the range, and their slopes."""
 
 import json
 
@@ -87,7 +87,7 @@ def test_slopes_are_measured_within_and_beyond_the_range(swept):
     assert (below, within, above) == ("0.50 (0.50 to 0.50)", "1.00 (1.00 to 1.00)", "0.50 (0.50 to 0.50)")
 
 
-def test_the_values_of_one_noise_are_no_samples():
+def test_the_values_of_one_noise_are_not_independent_samples():
     """Six points of one deterministic curve had r 0.995 [0.951, 0.999]. An interval is over noises and needs three."""
     parts = [
         pd.DataFrame({"requested": [10.0, 20.0, 40.0], "a tool": [slope * x + 5 for x in (10, 20, 40)]})

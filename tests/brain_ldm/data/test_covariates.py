@@ -1,4 +1,4 @@
-"""Physical values become scaled ones. A value that nobody can mean is refused, with its place and what to do."""
+"""Physical values are scaled. An impossible value is refused with its location and a remedy."""
 
 import json
 import warnings

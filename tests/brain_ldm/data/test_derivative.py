@@ -1,4 +1,4 @@
-"""Generated volumes on disk: values, place, provenance, and that nothing half-made counts as made."""
+"""Generated volumes have the right values, geometry and provenance on disk. Incomplete volumes do not count as complete."""
 
 import gzip
 import json
@@ -240,7 +240,7 @@ def test_the_data_set_is_a_bids_derivative_marked_as_synthetic(output):
 
 
 def test_no_word_of_a_data_set_denies_that_an_edit_was_made_from_a_persons_scan(output):
-    """It said "Not a person's" of edited heads of people, beside a sidecar that named the scan."""
+    """Edited heads of people were marked "Not a person's", although the sidecar named the scan."""
     output.write(REQUEST, VOLUME, PROVENANCE | {"EditedImage": "sub-0001_T1w.nii.gz"})
     output.finish([REQUEST])
     texts = [path.read_text() for path in output.output_dir.iterdir() if path.is_file()]

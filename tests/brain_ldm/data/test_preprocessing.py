@@ -1,4 +1,4 @@
-"""Images come onto the model's grid and back, and intensities of scans are scaled to 0 and 1."""
+"""Images are resampled to the model's grid and back, and intensities of scans are scaled to [0, 1]."""
 
 import nibabel as nib
 import numpy as np
@@ -14,7 +14,7 @@ from brain_ldm_bundle.scripts.shared import mni_box
 
 def on_grid(path):
     transform = Compose([LoadImaged("image"), EnsureChannelFirstd("image"), ToGridd("image", SPACING_MM)])
-    # MONAI Label puts the path beside the image under this name
+    # MONAI Label stores the path of the image under this key
     return transform({"image": path, "image_path": str(path)}), transform
 
 

@@ -1,4 +1,4 @@
-"""The regressor learns what volumes show, carries what it needs, and tells how far it can be trusted."""
+"""The regressor learns covariates from volumes, stores what it needs, and reports its accuracy."""
 
 import csv
 import json

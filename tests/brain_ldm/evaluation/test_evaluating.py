@@ -1,4 +1,4 @@
-"""The parts of configs/evaluate.json together: what they refuse, and what stands beside each other afterwards."""
+"""The parts of configs/evaluate.json work together: they refuse bad input, and their results do not overwrite each other."""
 
 import json
 import re

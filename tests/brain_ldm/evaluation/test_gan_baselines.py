@@ -1,4 +1,4 @@
-"""The two baselines learn by the losses of their papers, and draw volumes that depend on nothing but weights and seed."""
+"""The two baselines use the losses of their papers, and their volumes depend only on weights and seed."""
 
 import functools
 import json

@@ -1,4 +1,4 @@
-"""The memorisation audit finds planted copies and a generator of training latents, and lets heads of their own pass."""
+"""The memorisation audit finds planted copies and a generator of training latents, and accepts new heads."""
 
 import csv
 import json

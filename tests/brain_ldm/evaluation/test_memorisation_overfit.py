@@ -1,4 +1,4 @@
-"""The memorisation audit on real weights: passed as they are shipped, not passed once over-fitted on purpose."""
+"""The shipped weights pass the memorisation audit, and deliberately overfitted weights fail it."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""nearest_scan.py: what a vector of anatomy ignores, what a relative distance shows, where the threshold lies."""
+"""Test nearest_scan.py: what an anatomy vector ignores, what a relative distance shows, and which threshold is used."""
 
 import numpy as np
 import pytest

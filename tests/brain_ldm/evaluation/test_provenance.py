@@ -111,7 +111,7 @@ def test_an_empty_split_is_refused_with_what_there_is():
 
 
 def test_scans_that_were_trained_on_are_scored_as_such_or_not_at_all():
-    """Those of a split other than the training's used to pass as held out."""
+    """Scans of any split other than the training split used to count as held out."""
     item = {"image": "a_T1w.nii.gz", "voxels_sha256": "0123456789abcdef"}
     recipe = {"seen_voxels": ["0123456789abcdef"]}
     assert held_out_scans({"training": [item]}, "training", recipe) == [item]

@@ -1,4 +1,4 @@
-"""An edited head lies where the given head lay. Strength 0 reconstructs it, strength 1 makes a new head."""
+"""An edited head lies at the position of the input head. Strength 0 reconstructs it, strength 1 makes a new head."""
 
 import json
 import warnings

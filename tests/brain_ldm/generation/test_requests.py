@@ -1,4 +1,4 @@
-"""Each request becomes one volume, made once, by one process, with its own seed."""
+"""Each request gives one volume, which one process makes once with its own seed."""
 
 import json
 from types import SimpleNamespace

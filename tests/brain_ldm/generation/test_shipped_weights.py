@@ -1,4 +1,4 @@
-"""A newcomer's first volume: the weights in the repository make a head, without training or a download."""
+"""The weights in the repository generate a head without training or a download."""
 
 import json
 

@@ -1,6 +1,6 @@
-"""The brain LDM reproduces tensors that the published design gave, in the published layout of weights.
+"""The brain LDM reproduces tensors of the published design, in the published layout of weights.
 
-LDM_REFERENCE names the file; every size is read from it, so that another file of the same form will do.
+LDM_REFERENCE names the file. Every size is read from it, so that another file of the same format works, too.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""A requested row gives the same volume in any batch; guidance and scaling follow their formulas."""
+"""A requested row gives the same volume in any batch. Guidance and scaling follow their formulas."""
 
 import pytest
 import tiny

@@ -1,4 +1,4 @@
-"""A step of stage one does what the paper says, and nothing else."""
+"""A step of stage one does exactly what the paper describes."""
 
 from types import SimpleNamespace
 

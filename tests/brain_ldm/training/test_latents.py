@@ -1,4 +1,4 @@
-"""Latents are encoded once, as distributions, and only by the autoencoder that was asked for."""
+"""Latents are encoded once, as distributions, and only by the requested autoencoder."""
 
 import os
 

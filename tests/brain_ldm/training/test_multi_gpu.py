@@ -1,6 +1,6 @@
-"""Two processes share one training and one cohort. They do not hang, take each scan once and leave one set of files.
+"""Two processes share one training and one cohort. They do not hang, use each scan once and leave one set of files.
 
-On the CPU, by gloo; what differs on GPUs is the device and nccl.
+The tests run on the CPU with gloo. GPUs differ only in the device and nccl.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""A stopped run continues: bit for bit from the end of an epoch, and after any kill."""
+"""A stopped run continues after any kill, and bit for bit from the end of an epoch."""
 
 import json
 import shutil

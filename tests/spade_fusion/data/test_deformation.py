@@ -1,4 +1,4 @@
-"""Deformed label maps are new anatomies: same tissues, same topology, sizes in millimetres."""
+"""Deformed label maps are new anatomies with the same tissues and topology. Sizes are in millimetres."""
 
 import numpy as np
 import pytest

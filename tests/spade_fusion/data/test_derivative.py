@@ -1,4 +1,4 @@
-"""The data set on disk: a BIDS derivative, marked as synthetic, on the grids of the label maps, without incomplete files."""
+"""The data set on disk is a BIDS derivative, marked as synthetic, on the grids of the label maps, without incomplete files."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Label tables: classes of values, sides, refused tables and maps; and the two transforms that use the tables."""
+"""Label tables have the right classes and sides, bad tables and maps are refused, and two transforms use the tables."""
 
 import copy
 import json

@@ -1,4 +1,4 @@
-"""Pairs of scan and label map: which are found, how they are split, what is refused before training."""
+"""Pairs of scan and label map are found and split, and bad ones are refused before training."""
 
 import json
 import shutil

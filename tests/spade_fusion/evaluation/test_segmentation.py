@@ -328,7 +328,7 @@ def test_the_grid_is_compared_in_the_orientation_of_the_experiment(tmp_path):
 
 
 def written(folder, dice):
-    """Summary of invented Dice: for each arm, those of left white matter and brain stem on each scan."""
+    """Summarise invented Dice scores: for each arm, the scores of left white matter and brain stem on each scan."""
     names = ("left white matter", "brain stem", "skull")
     scores = []
     for arm, scans in dice.items():

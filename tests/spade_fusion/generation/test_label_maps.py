@@ -1,4 +1,4 @@
-"""Label maps that are found or refused, and the images that remain to be made by each process."""
+"""Label maps are found or refused, and each process makes its share of the missing images."""
 
 import shutil
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Label maps become a data set: each image once, on its map's own grid; bad maps are refused before work starts."""
+"""Each label map gives one image on its own grid. Bad maps are refused before work starts."""
 
 import importlib
 import json

@@ -1,4 +1,4 @@
-"""The networks have the sizes of the specification and refuse wrong input; the whole path equals a computation by hand."""
+"""The networks have the specified sizes and refuse wrong input. The whole path equals a computation by hand."""
 
 import copy
 

@@ -1,7 +1,7 @@
-"""Parity with an independent implementation of Park et al.'s networks, losses and gradients.
+"""The networks, losses and gradients equal an independent implementation of Park et al.
 
-The vectors were computed once, with spectral norm by forward hooks. Ours is a parametrisation, which runs the two halves of
-a power iteration in the other order; hence the wider tolerance in training mode.
+The reference vectors were computed with spectral norm by forward hooks. Ours is a parametrisation, which runs the two halves of
+a power iteration in the other order. Therefore the tolerance in training mode is wider.
 """
 
 import os

@@ -1,6 +1,6 @@
-"""Two processes train one SPADE model together: it ends, with one set of files and plain weights.
+"""Two processes train one SPADE model together. The training ends with one set of files and plain weights.
 
-On the CPU, by gloo; what differs on GPUs is the device, nccl and batch norm over all processes.
+The tests run on the CPU with gloo. GPUs differ in the device, nccl and batch norm over all processes.
 """
 
 import re
