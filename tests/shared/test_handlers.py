@@ -201,6 +201,22 @@ def test_a_setting_that_only_an_earlier_version_wrote_is_no_difference(tmp_path)
     assert engine.state.epoch == 2
 
 
+def test_another_wording_of_a_setting_is_no_difference_but_another_value_is(tmp_path):
+    def settings(source, limit, text):
+        return {"_desc_": text, "covariates": [{"name": "age", "source": source, "range": [44, limit]}]}
+
+    def start(*values):
+        network = torch.nn.Linear(2, 1)
+        resume = Resume(tmp_path / "resume.pt", {"network": network}, settings=settings(*values))
+        engine, data = trainer(network, torch.optim.SGD(network.parameters(), 0.1), [resume])
+        engine.run(data, max_epochs=1)
+
+    start("the paper", 82, "settings that travel")
+    start("Table 1 of the paper", 82, "stored settings")
+    with pytest.raises(ValueError, match="made by a run with other settings .covariates: .*'range': .44, 82"):
+        start("the paper", 90, "settings that travel")
+
+
 def test_a_lower_learning_rate_is_taken_up_on_resuming(tmp_path):
     """A run that diverged says "lower the learning rate and run again": the checkpoint's rate must not win."""
 

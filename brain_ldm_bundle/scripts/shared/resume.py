@@ -17,6 +17,8 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from .files import read_tensors, save_weights
 
+PROSE = {"_desc_", "description", "source"}  # keys of settings that only a reader uses
+
 logger = logging.getLogger(__name__)
 
 
@@ -55,9 +57,10 @@ class Resume:
             return
         state = read_tensors(self.path)
         try:
-            for name, value in state.get("settings", {}).items():
-                if self.settings.get(name, value) != value:  # settings of earlier versions that are gone are ignored
-                    raise ValueError(f"{name}: {value}, now {self.settings[name]}")
+            settings = _without_prose(self.settings)
+            for name, value in _without_prose(state.get("settings", {})).items():
+                if settings.get(name, value) != value:  # settings of earlier versions that are gone are ignored
+                    raise ValueError(f"{name}: {value}, now {settings[name]}")
             for name, item in sorted(self.objects.items(), key=lambda pair: isinstance(pair[1], LRScheduler)):
                 _restore(item, state[name])  # schedules after their optimisers
         except (KeyError, RuntimeError, ValueError) as error:
@@ -97,6 +100,13 @@ class Resume:
             signal.signal(signal.SIGTERM, self._before)
         if error is not None:
             raise error
+
+
+def _without_prose(setting: Any) -> Any:
+    """Drop descriptions from nested settings. Their wording may change between versions, and no training depends on it."""
+    if isinstance(setting, Mapping):
+        return {key: _without_prose(value) for key, value in setting.items() if key not in PROSE}
+    return [_without_prose(value) for value in setting] if isinstance(setting, (list, tuple)) else setting
 
 
 def _restore(item: Any, state: Mapping[str, Any]) -> None:
