@@ -10,6 +10,8 @@ from collections.abc import Iterable, Sequence
 
 from monai.bundle import ConfigParser
 
+from .refusals import is_bundle_command
+
 # Arguments of `python -m monai.bundle run` itself (MONAI 1.6).
 RUN_ARGUMENTS = {
     "run_id", "init_id", "final_id", "meta_file", "config_file", "logging_file", "tracking", "args_file",
@@ -23,7 +25,7 @@ def command_line(argv: Sequence[str] | None = None) -> dict[str, object]:
     Python literals such as 3 or [1, 2] are evaluated, and all other values stay text.
     """
     if argv is None:
-        argv = sys.argv if re.search(r"monai\Wbundle", "".join(sys.argv[:1])) else []
+        argv = sys.argv if is_bundle_command() else []
     pairs = {}
     for position, argument in enumerate(argv):
         if not _is_flag(argument):
