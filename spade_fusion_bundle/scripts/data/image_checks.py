@@ -13,37 +13,42 @@ import nibabel as nib
 import numpy as np
 
 from ..shared import nifti
+from ..shared.label_files import refuse_no_map
 from ..shared.scan_identity import voxels_sha256
 from .labels import LabelTable
+from .map_reader import map_files, read_map
 
 READERS = min(4, os.cpu_count())  # each holds one pair in memory, about 0.5 GB at 256 x 256 x 256
 AFFINE_TOLERANCE = 1e-3  # mm; such differences come from rounding of quaternions
 
 
-def check_pairs(items: Sequence[dict], table: LabelTable, cache_file: str | Path | None = None) -> list[str]:
-    """Check that scan and label map of each pair are readable and on the same grid, and that the table has the map's values.
+def check_pairs(
+    items: Sequence[dict], table: LabelTable, cache_file: str | Path | None = None, partial_maps: bool = False
+) -> list[str]:
+    """Check that scan and label map of each pair are readable and on the same grid, and that the map shows a head.
 
     Return one line for each problem. The identity of each scan that passes is added to its item as "voxels_sha256". The JSON
     file `cache_file` records pairs that pass.
     """
     of_table = hashlib.sha256(json.dumps(table.to_dict()).encode()).hexdigest()
-    pairs = [[item["image"], item["label"]] for item in items]
-    problems, identities = nifti.check_files(pairs, partial(_check_pair, table=table), [of_table], READERS, cache_file)
+    pairs = [[item["image"], *map_files(item["label"])] for item in items]
+    check = partial(_check_pair, table=table, partial_maps=partial_maps)
+    problems, identities = nifti.check_files(pairs, check, [of_table, partial_maps], READERS, cache_file)
     for item, identity in zip(items, identities):
         item["voxels_sha256"] = identity
     return problems
 
 
-def map_problems(paths: Sequence[str], table: LabelTable | None = None) -> list[str]:
+def map_problems(paths: Sequence[str], table: LabelTable | None = None, partial_maps: bool = False) -> list[str]:
     """Check the headers of label maps, and their values if a table is given. Return one line for each problem."""
-    check = partial(_named, partial(_open_map, table=table))
+    check = partial(_named, partial(_open_map, table=table, partial_maps=partial_maps))
     return nifti.check_files([[path] for path in paths], check, workers=READERS)[0]
 
 
-def _check_pair(image: str, label: str, table: LabelTable) -> str:
+def _check_pair(image: str, label: str, *_: str, table: LabelTable, partial_maps: bool) -> str:
     """Return the identity of the scan if scan and map pass all checks."""
     found, problems = [], []
-    for path, check in ((image, _open_scan), (label, partial(_open_map, table=table))):
+    for path, check in ((image, _open_scan), (label, partial(_open_map, table=table, partial_maps=partial_maps))):
         try:
             found.append(_named(check, path))
         except ValueError as error:
@@ -75,12 +80,9 @@ def _open_scan(path: str) -> tuple[nib.Nifti1Image, str]:
     return image, voxels_sha256(nifti.read_grey_values(path))
 
 
-def _open_map(path: str, table: LabelTable | None = None) -> nib.Nifti1Image:
+def _open_map(path: str, table: LabelTable | None = None, partial_maps: bool = False) -> nib.Nifti1Image:
     image = nifti.open_image(path, "Copy the orientation of the scan it belongs to")
-    if len(image.shape) != 3 and image.shape[3:] != (1,):  # some tools write a trailing axis of one
-        raise ValueError(f"is a {len(image.shape)}-D map {image.shape}; three dimensions are needed. Extract one volume")
-    if image.header.get_data_dtype().kind not in "iuf":
-        raise ValueError(f"has voxels of type {image.header.get_data_dtype()}; label values are needed")
+    refuse_no_map(image)
     if table is not None:
-        table.classes(np.asanyarray(nifti.read_whole(path).dataobj), path)
+        read_map(path, table, partial_maps)
     return image

@@ -15,6 +15,7 @@ from monai.transforms import MapTransform, RandomizableTransform
 from monai.utils import convert_to_dst_type
 
 from ..shared.files import read_json
+from ..shared.label_files import whole_numbers
 from .planes import AXES
 
 SIDES = ("left", "right", "midline")
@@ -22,8 +23,6 @@ KEYS = ("class", "name", *SIDES, "brain")
 TABLES = 'named tables, {"freesurfer": [{"class": 0, "name": "background", ...}]}'
 MOST_CLASSES = 255  # classes are uint8
 MOST_LISTED = 10
-
-TOLERANCE = 0.01  # allows rounding of float maps; interpolated maps differ far more from integers
 
 
 class LabelTable:
@@ -127,24 +126,41 @@ class LabelTable:
         Raises:
             ValueError: values are not in the table, not finite or not integers, or all are background.
         """
-        values = np.asarray(values)
-        if values.dtype.kind == "f":
-            values = _rounded(values, where)
+        try:
+            values = whole_numbers(np.asarray(values))
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
         index = np.searchsorted(self._table_values, values)
         np.minimum(index, len(self._table_values) - 1, out=index)
         unknown = self._table_values[index] != values
         if unknown.any():
-            found, counts = np.unique(values[unknown], return_counts=True)
-            listed = ", ".join(f"{value:.0f} ({count} voxels)" for value, count in zip(found[:MOST_LISTED], counts))
-            more = f" and {len(found) - MOST_LISTED} more values" if len(found) > MOST_LISTED else ""
             raise ValueError(
-                f"{where}: label values {listed}{more} are not in the label table {self.name!r}. Choose the table that the map "
-                f"was made with, or add the values to a class of configs/labels.json and train with that table"
+                f"{where}: label values {_counted(values[unknown])} are not in the label table {self.name!r}. Choose the table that "
+                f"the map was made with, or add the values to a class of configs/labels.json and train with that table"
             )
         classes = self._table_classes[index]
         if not classes.any():
             raise ValueError(f"{where}: the label map is empty, all {classes.size} voxels are background. Segment it again")
         return classes
+
+    def refuse_other_meaning(self, values: np.ndarray, where: str) -> None:
+        """Refuse a map that lacks most brain structures of the table, because it is no map of a head.
+
+        Each value of a mask 0/255 or a tumour 2/4 is in a table, but has another meaning there. A structure with two sides
+        counts once, so half a head passes.
+
+        Raises:
+            ValueError: the map has fewer than half of the structures with "brain" true. The message names `where`.
+        """
+        present = np.bincount(self.classes(values, where).ravel(), minlength=self.num_classes) > 0
+        brain = {entry["name"] for entry in self._entries if entry["brain"]}
+        found = {entry["name"]: entry["brain"] for entry in self._entries[1:] if present[entry["class"]]}
+        if 2 * sum(found.values()) < len(brain):
+            raise ValueError(
+                f"{where}: its values {_counted(values[values != 0])} mean {', '.join(found)} in the label table {self.name!r}, "
+                f"but a head has at least {(len(brain) + 1) // 2} of its {len(brain)} brain structures. Choose the table that the "
+                f"map was made with, or segment the whole head. If the map shows a part of a head, add --partial_maps True"
+            )
 
 
 def table_of(recipe: Mapping, labels_file: str | Path, name: str | None = None) -> LabelTable:
@@ -271,15 +287,7 @@ def _pairs(entries: Sequence[Mapping], where: str) -> list[tuple[int, int]]:
     return pairs
 
 
-def _rounded(values: np.ndarray, where: str) -> np.ndarray:
-    bad = values.size - np.count_nonzero(np.isfinite(values))
-    if bad:
-        raise ValueError(f"{where}: {bad} voxels are NaN or infinite. Write the label map again as integers")
-    rounded = np.rint(values)
-    fractions = np.abs(values - rounded) > TOLERANCE
-    if fractions.any():
-        raise ValueError(
-            f"{where}: {np.count_nonzero(fractions)} of {values.size} voxels are not integers, such as "
-            f"{values[fractions][0]:g}: the label map looks interpolated. Resample it from the original by nearest neighbour"
-        )
-    return rounded
+def _counted(values: np.ndarray) -> str:
+    found, counts = np.unique(values, return_counts=True)
+    listed = ", ".join(f"{value:.0f} ({count} voxels)" for value, count in zip(found[:MOST_LISTED], counts))
+    return listed + (f" and {len(found) - MOST_LISTED} more values" if len(found) > MOST_LISTED else "")

@@ -28,6 +28,7 @@ from monai.transforms.utils import convert_applied_interp_mode
 
 from .deformation import DeformLabelsd
 from .labels import LabelTable, ToClassesd
+from .map_reader import MapReader
 
 PAIR = ("image", "label")
 FILES = ("scan_file", "map_file")
@@ -67,18 +68,24 @@ def scan_to_segment(table: LabelTable, spacing_mm: float) -> Compose:
 
 
 def label_map_to_synthesise(
-    table: LabelTable, spacing_mm: float, pad_to_multiple: int, deformation_mm: float, deformation_scale_mm: float
+    table: LabelTable,
+    spacing_mm: float,
+    pad_to_multiple: int,
+    deformation_mm: float,
+    deformation_scale_mm: float,
+    partial_maps: bool = False,
 ) -> Compose:
     """Make the transform that prepares a label map for synthesis. `Invertd` resamples the result to the map's own grid.
 
     It maps {"image": path} to "image", classes in RAS order at the model's spacing, "dseg", the label values on the map's own
     grid, and "classes", the classes of "dseg". The map is cropped to its labels, with sides that are multiples of
-    `pad_to_multiple`; 1 keeps the whole map. Items with a "deformation_seed" are deformed, see deformation.py.
+    `pad_to_multiple`; 1 keeps the whole map. Items with a "deformation_seed" are deformed, see deformation.py. A map that lacks
+    most brain structures of the table is refused unless `partial_maps` is True.
     """
     crop = CropForegroundd("image", source_key="image", k_divisible=pad_to_multiple, start_coord_key=None, end_coord_key=None)
     return Compose(
         [
-            LoadImaged("image"),
+            LoadImaged("image", reader=MapReader(table, partial_maps)),
             EnsureChannelFirstd("image"),
             DeformLabelsd("image", deformation_mm, deformation_scale_mm),
             CopyItemsd("image", names="dseg"),
@@ -114,7 +121,8 @@ class ToModelSpacingd(Spacingd):
 def _load_in_ras(table: LabelTable, spacing_mm: float) -> list[Transform]:
     return [
         CopyItemsd(PAIR, names=FILES),
-        LoadImaged(PAIR, image_only=True),
+        LoadImaged("image", image_only=True),
+        LoadImaged("label", reader=MapReader(table, partial_maps=True), image_only=True),  # `read_dataset` has checked it
         EnsureChannelFirstd(PAIR),
         Orientationd(PAIR, axcodes="RAS", labels=None),
         ToClassesd("label", table),

@@ -17,6 +17,7 @@ from ..shared.scan_identity import refuse_copies
 from .derivative import GENERATOR
 from .image_checks import check_pairs
 from .labels import LabelTable
+from .map_reader import map_files
 from .splits import SPLIT_COLUMN, SPLITS, read_splits, split_items
 
 DATALIST = '{"training": [{"image": path, "label": path}], "validation": [...]}'
@@ -31,11 +32,12 @@ def read_dataset(
     folds: int = 0,
     seed: int = 0,
     cache_file: str | Path | None = None,
+    partial_maps: bool = False,
 ) -> dict[str, list[dict]]:
     """Find T1w scans with their label maps, check all of them, and split them.
 
     A scan must be a readable three-dimensional NIfTI of any orientation and spacing. Its map must be on the same grid and
-    have only values of the table. Scans without a map are left out with one warning.
+    have only values of the table, and show most of its brain structures. Scans without a map are left out with one warning.
 
     Args:
         dataset_dir: BIDS folder with scans in `sub-X/[ses-Y/]anat/*_T1w.nii[.gz]`, and maps of the same participant, session
@@ -51,6 +53,7 @@ def read_dataset(
         folds: number of folds of the training participants, or 0. With folds, no participants are set aside for fusion.
         seed: seed of the choice of participants.
         cache_file: JSON file that records pairs that passed the checks, so that each is read only once.
+        partial_maps: whether to accept maps that lack most brain structures of the table.
 
     Returns:
         {"training": [...], "fusion": [...], "validation": [...], "test": [...]} with items {"image": path, "label": path,
@@ -73,7 +76,7 @@ def read_dataset(
         items, problems = _bids_items(dataset_dir)
     else:
         items, problems = _datalist_items(datalist, dataset_dir)
-    problems += check_pairs(items, table, cache_file)
+    problems += check_pairs(items, table, cache_file, partial_maps)
     refuse(problems, f"{dataset_dir} cannot be used for training yet ({len(problems)} problems):")
     data = split_items(items, validation_fraction, fusion_fraction, folds, seed)
     refuse_copies(data, dataset_dir)
@@ -105,7 +108,7 @@ def found_or_listed(
 
 def pair_key(item: Mapping, settings: Sequence) -> bytes:
     """Return the name of a prepared pair in a cache. It depends on the files' paths, sizes and dates, and on `settings`."""
-    paths = [os.path.abspath(item[key]) for key in ("image", "label")]
+    paths = [os.path.abspath(path) for path in (item["image"], *map_files(item["label"]))]
     stats = [(path, os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in paths]
     return hashlib.sha256(json.dumps([stats, settings]).encode()).hexdigest()[:32].encode()
 

@@ -126,10 +126,12 @@ def pending(
     provenance: Mapping,
     rank: int = 0,
     world_size: int = 1,
+    partial_maps: bool = False,
 ) -> list[dict]:
     """List the images of all `rows` that this process must make, without those that exist, and check their maps.
 
-    `provenance` holds entries of every sidecar, such as WeightsSHA256.
+    `provenance` holds entries of every sidecar, such as WeightsSHA256. Maps that lack most brain structures of the table are
+    refused unless `partial_maps` is True.
     """
     mine = [
         {**row, "provenance": {**row["provenance"], "LabelMapSHA256": sha256(row["image"]), **provenance}}
@@ -137,7 +139,7 @@ def pending(
     ]
     left = [row for row in mine if not derivative.is_complete(row)]
     maps = list(dict.fromkeys(row["image"] for row in left))
-    problems = map_problems(maps, table)
+    problems = map_problems(maps, table, partial_maps)
     refuse(problems, f"{len(problems)} of {len(maps)} label maps cannot be used:")
     replaced = [str(file) for row in left if (file := derivative.image_file(row)).exists()]
     if replaced:

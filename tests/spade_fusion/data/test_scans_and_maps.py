@@ -13,6 +13,7 @@ from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
 
 from spade_fusion_bundle.scripts.data import image_checks
 from spade_fusion_bundle.scripts.data.labels import LabelTable, ToClassesd
+from spade_fusion_bundle.scripts.data.map_reader import MapReader
 from spade_fusion_bundle.scripts.data.scans_and_maps import read_dataset
 from spade_fusion_bundle.scripts.data.splits import fingerprint, refuse_too_few
 
@@ -20,7 +21,7 @@ TABLES = ROOT / "spade_fusion_bundle" / "configs" / "labels.json"
 TABLE = LabelTable.from_file(TABLES, "freesurfer")
 AFFINE = np.array([[-1.0, 0, 0, 5], [0, 0, 1.2, 6], [0, -0.9, 0, 7], [0, 0, 0, 1]])  # LIA
 SCAN = np.random.default_rng(0).random((5, 6, 7), dtype=np.float32)
-MAP = np.random.default_rng(1).choice(np.array([0, 2, 3, 41, 42, 515], np.int16), (5, 6, 7))
+MAP = np.random.default_rng(1).choice(np.array([0, 2, 3, 41, 42, 515, 4, 7, 8, 10, 11, 12, 16, 17], np.int16), (5, 6, 7))
 LABELS = "derivatives/synthseg"
 
 
@@ -428,7 +429,7 @@ def test_a_trailing_axis_of_a_map_is_accepted_and_read_as_the_same_classes(cohor
     save(cohort / MAP_5, MAP[..., None])
     save(cohort / f"{LABELS}/sub-06/anat/sub-06_dseg.nii.gz", MAP.astype(np.float32))
     found = pairs(read(cohort))
-    load = Compose([LoadImaged("label"), EnsureChannelFirstd("label"), ToClassesd("label", TABLE)])
+    load = Compose([LoadImaged("label", reader=MapReader(TABLE)), EnsureChannelFirstd("label"), ToClassesd("label", TABLE)])
     for number in ("05", "06"):
         label = load({"label": found[str(cohort / f"sub-{number}/anat/sub-{number}_T1w.nii.gz")]})["label"]
         np.testing.assert_array_equal(label.numpy(), TABLE.classes(MAP, "map")[None])

@@ -120,19 +120,20 @@ def derivative(tmp_path):
 
 def test_ranks_share_the_rows_and_make_each_once(maps, derivative):
     rows = label_maps.rows(maps, variants=3)
-    alone = label_maps.pending(rows, derivative, TABLE, {"WeightsSHA256": "ab"})
-    shared = [label_maps.pending(rows, derivative, TABLE, {"WeightsSHA256": "ab"}, rank, 2) for rank in range(2)]
+    alone = label_maps.pending(rows, derivative, TABLE, {"WeightsSHA256": "ab"}, partial_maps=True)
+    shared = [label_maps.pending(rows, derivative, TABLE, {"WeightsSHA256": "ab"}, rank, 2, True) for rank in range(2)]
     assert [len(share) for share in shared] == [5, 4]
     assert sorted(map(str, shared[0] + shared[1])) == sorted(map(str, alone))
 
 
 def test_finished_rows_are_left_out_until_something_about_them_changes(maps, derivative, caplog):
     def left(weights="ab", **settings):
-        pending = label_maps.pending(label_maps.rows(maps, 2, **settings), derivative, TABLE, {"WeightsSHA256": weights})
+        rows = label_maps.rows(maps, 2, **settings)
+        pending = label_maps.pending(rows, derivative, TABLE, {"WeightsSHA256": weights}, partial_maps=True)
         return [row["participant_id"] for row in pending]
 
     everything = ["sub-m0", "sub-m0v01", "sub-m1", "sub-m1v01", "sub-m2", "sub-m2v01"]
-    for row in label_maps.pending(label_maps.rows(maps, 2), derivative, TABLE, {"WeightsSHA256": "ab"})[1:4]:
+    for row in label_maps.pending(label_maps.rows(maps, 2), derivative, TABLE, {"WeightsSHA256": "ab"}, partial_maps=True)[1:4]:
         derivative.write(row, np.full((4, 5, 6), 0.5), np.full((4, 5, 6), 3))
     assert left() == ["sub-m0", "sub-m2", "sub-m2v01"]
     assert not [record for record in caplog.records if record.levelname == "WARNING"]

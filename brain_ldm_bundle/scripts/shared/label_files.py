@@ -1,0 +1,109 @@
+"""Read label maps as whole numbers, and the BIDS tables `dseg.tsv` that name their values."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from . import nifti
+from .tables import read_table
+
+TOLERANCE = 0.01  # allows rounding of float maps; interpolated maps differ far more from integers
+
+
+def read_labels(path: str | Path) -> tuple[np.ndarray, nib.Nifti1Image]:
+    """Read the label values (X, Y, Z) of a map in the order of the file, as integers, and the image with its affine.
+
+    A header that scales integers gives values that differ from integers by up to half of its slope. These are rounded.
+
+    Raises:
+        ValueError: the file is damaged, is not one volume, or its voxels are not integers. The message does not name the file.
+    """
+    image = nifti.read_whole(path)
+    refuse_no_map(image)
+    stored = image.get_data_dtype()
+    slope = abs(float(getattr(image.dataobj, "slope", 1)))
+    if stored.kind != "f" and slope > 1:
+        raise ValueError(f"its header scales integers by {slope:g}, so labels between are lost. Write it again unscaled")
+    values = np.asanyarray(image.dataobj).reshape(image.shape[:3])
+    rounding = slope / 2 if stored.kind != "f" and slope < 1 else 0
+    return whole_numbers(values, max(TOLERANCE, rounding + 1e-4)), image
+
+
+def refuse_no_map(image: nib.Nifti1Image) -> None:
+    """Refuse an image that is not one volume of numbers. An axis of one after the third is accepted, as some tools write it."""
+    if len(image.shape) != 3 and image.shape[3:] != (1,):
+        raise ValueError(f"is a {len(image.shape)}-D map {image.shape}; three dimensions are needed. Extract one volume")
+    stored = image.get_data_dtype()
+    if stored.kind not in "iuf":
+        raise ValueError(f"has voxels of type {'/'.join(stored.names or [str(stored)])}; label values are needed. Write the map again as integers")
+
+
+def whole_numbers(values: np.ndarray, tolerance: float = TOLERANCE) -> np.ndarray:
+    """Round label values to integers, as int32 if they fit.
+
+    Raises:
+        ValueError: values are not finite, or differ from an integer by more than `tolerance`.
+    """
+    if values.dtype.kind != "f":
+        return values
+    bad = values.size - np.count_nonzero(np.isfinite(values))
+    if bad:
+        raise ValueError(f"{bad} voxels are NaN or infinite. Write the label map again as integers")
+    rounded = np.rint(values)
+    fractions = np.abs(values - rounded) > tolerance
+    if fractions.any():
+        raise ValueError(
+            f"{np.count_nonzero(fractions)} of {values.size} voxels are not integers, such as {values[fractions][0]:g}: the "
+            f"label map looks interpolated, or shows probabilities. Resample it from the original by nearest neighbour"
+        )
+    return rounded.astype(np.int32) if np.abs(rounded).max(initial=0) < 2**31 else rounded
+
+
+def find_lookup(path: str | Path) -> Path | None:
+    """Find the table that names a map's values: `dseg.tsv` or `*_dseg.tsv` with some of the entities of the map's name.
+
+    BIDS lets it lie beside the map or in a folder above, up to the data set's root. The nearest folder with such a table counts,
+    and in it the name with the most entities.
+
+    Raises:
+        ValueError: two tables have equal rights.
+    """
+    path = Path(os.path.abspath(path))  # not resolved, because the name of a link counts, not its target's
+    entities = set(re.sub(r"\.(nii|nii\.gz|mgz|mgh)$", "", path.name).split("_"))
+    for folder in path.parents:
+        names = {table: set(table.stem.split("_")) for table in sorted(folder.glob("*dseg.tsv"))}
+        fitting = {table: len(own) for table, own in names.items() if "dseg" in own and own - {"dseg"} <= entities}
+        if fitting:
+            best = [table for table, count in fitting.items() if count == max(fitting.values())]
+            if len(best) > 1:
+                raise ValueError(f"both {best[0]} and {best[1]} name its values. Keep one")
+            return best[0]
+        if not re.fullmatch(r"anat|(sub|ses)-[0-9A-Za-z+]+", folder.name):
+            return None
+    return None
+
+
+def read_lookup(path: str | Path) -> dict[int, str]:
+    """Read the name of each label value from the columns index and name of a `dseg.tsv`.
+
+    Raises:
+        ValueError: a column is missing, an index is not an integer, or a value has two names.
+    """
+    names = {}
+    for row in read_table(path):
+        if not {"index", "name"} <= row.keys():
+            raise ValueError(f"{path}: expected columns index and name, got {', '.join(row)}")
+        if not re.fullmatch(r"-?\d+(\.0*)?", row["index"].strip()):
+            raise ValueError(f"{path}: index must be a whole number, got {row['index']!r}")
+        value, name = int(float(row["index"])), row["name"].strip()
+        if name in ("", "n/a"):
+            continue
+        if names.setdefault(value, name) != name:
+            raise ValueError(f"{path}: index {value} is {names[value]!r} and {name!r}. Keep one")
+    return names
+

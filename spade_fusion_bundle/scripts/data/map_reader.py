@@ -1,0 +1,54 @@
+"""Read label maps with the values of a label table. The checks and the transforms use the same function."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+from monai.data import NibabelReader
+
+from ..shared.label_files import find_lookup, read_labels, read_lookup
+from .label_names import translated
+from .labels import LabelTable
+
+
+def read_map(path: str | Path, table: LabelTable, partial_maps: bool = False) -> nib.Nifti1Image:
+    """Read a label map (X, Y, Z) with values of `table`, as integers. The names of a `dseg.tsv` count, see `label_names`.
+
+    Args:
+        path: file of the map.
+        table: label table of the map.
+        partial_maps: whether to accept a map that lacks most brain structures of the table.
+
+    Raises:
+        ValueError: the file is damaged, or its values are not the table's or mean another thing. The message names the file.
+    """
+    try:
+        values, image = read_labels(path)
+        if (lookup := find_lookup(path)) is not None:
+            values = translated(values, table, read_lookup(lookup), str(lookup))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    table.classes(values, str(path))
+    if not partial_maps:
+        table.refuse_other_meaning(values, str(path))
+    image.header.set_slope_inter(1, 0)
+    return nib.Nifti1Image(values.astype("int32"), image.affine, image.header, dtype="int32")
+
+
+def map_files(path: str | Path) -> list[str]:
+    """Return the files that determine what `read_map` returns: the map and, if there is one, the table of its names."""
+    lookup = find_lookup(path)
+    return [str(path), *([str(lookup)] if lookup else [])]
+
+
+class MapReader(NibabelReader):
+    """Read label maps with `read_map` in MONAI's `LoadImaged`."""
+
+    def __init__(self, table: LabelTable, partial_maps: bool = False) -> None:
+        super().__init__()
+        self.table, self.partial_maps = table, partial_maps
+
+    def get_data(self, img: nib.Nifti1Image) -> tuple:
+        """Return values (X, Y, Z) and metadata. `read` only opens the file, because MONAI hides the errors of `read`."""
+        return super().get_data(read_map(self.filenames[0], self.table, self.partial_maps))
