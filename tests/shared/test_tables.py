@@ -1,8 +1,16 @@
 """One reader reads all tables of users. It refuses bad tables with a clear message."""
 
+import pandas as pd
 import pytest
 
-from brain_ldm_bundle.scripts.shared.tables import read_numbered, read_table, write_table
+from brain_ldm_bundle.scripts.shared.tables import (
+    is_missing,
+    print_table,
+    read_number,
+    read_numbered,
+    read_table,
+    write_table,
+)
 
 
 @pytest.fixture
@@ -34,14 +42,53 @@ def test_rows_of_another_length_are_named_by_their_number(path):
         read_table(path)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+@pytest.mark.parametrize("separator", ["\t", ",", ";", "   "])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_the_same_cells_come_back_however_a_program_writes_them(tmp_path, encoding, separator, end):
+    path = tmp_path / "table.txt"
+    path.write_bytes(end.join([f"id{separator}größe", f"x{separator}4.5", ""]).encode(encoding))
+    assert read_table(path) == [{"id": "x", "größe": "4.5"}]
+
+
+def test_blanks_and_empty_cells_at_the_end_do_not_count(tmp_path):
+    path = tmp_path / "table.tsv"
+    path.write_text("\n a \tB\t\t\n 1\t 2 \t\n\t\t\t\n3\t\n\n")
+    assert read_numbered(path)[1] == {3: {"a": "1", "B": "2"}, 5: {"a": "3", "B": ""}}
+
+
+def test_a_column_is_found_in_any_case(tmp_path):
+    path = tmp_path / "table.tsv"
+    path.write_text("PARTICIPANT_ID\tage_Years\n1\t2\n")
+    assert read_table(path, ["participant_id", "Age_years"]) == [{"participant_id": "1", "Age_years": "2"}]
+
+
+def test_quotes_belong_to_a_cell_only_where_no_spreadsheet_wrote_it(tmp_path):
+    path = tmp_path / "table.tsv"
+    path.write_text('a\tb\n"x, ""y"""\t5\'2"\n')
+    assert read_table(path) == [{"a": 'x, "y"', "b": "5'2\""}]
+    assert read_table(path, quotes=False) == [{"a": '"x, ""y"""', "b": "5'2\""}]
+
+
+@pytest.mark.parametrize("cell", ['"1', '"1"x', '"1\nsub-2\t2"', "1" * 200_000], ids=["open", "behind", "rows", "huge"])
+def test_a_row_that_cannot_be_read_is_named_and_hides_no_other(tmp_path, cell):
+    path = tmp_path / "table.tsv"
+    path.write_text(f"id\tvalue\nsub-0\nsub-1\t{cell}\nsub-3\t3\n")
+    problems = read_numbered(path)[2]
+    assert sum("row 2: 1 cells for 2 columns" in problem for problem in problems) == 1
+    assert sum("row 3: cannot be read" in problem for problem in problems) == 1
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ("", "empty"),
         ("a\tb\n", "only a header"),
-        ("a,b\n1,2\n", "separated by commas. Save it again with tabs"),
-        ("a;b\n1;2\n", "separated by semicolons. Save it again with tabs"),
-        ("a\ta\n1\t2\n", "a column name appears twice"),
+        ("a\tb\n\t\n  \n", "only a header"),
+        ("a\ta\n1\t2\n", "the column name 'a' appears twice"),
+        ("Age\tage \n1\t2\n", "the column name 'Age' appears twice"),
+        ("a\t\t\tb\n1\t2\t3\t4\n", "the column name '' appears twice"),
+        ("a\tb\n1\t\0\n", "null characters"),
     ],
 )
 def test_what_is_no_such_table_is_refused(tmp_path, content, message):
@@ -54,3 +101,41 @@ def test_what_is_no_such_table_is_refused(tmp_path, content, message):
 def test_a_table_that_is_not_there_is_refused(path):
     with pytest.raises(FileNotFoundError, match="table.tsv: no such table"):
         read_table(path)
+
+
+@pytest.mark.parametrize(
+    "cell", [None, "", " ", "n/a", "N/A", "NA", "NaN", "nan", "None", "NULL", "#N/A", "<NA>", float("nan")]
+)
+def test_words_for_a_missing_value_are_known(cell):
+    assert is_missing(cell)
+
+
+@pytest.mark.parametrize("cell", [0, "0", "-", ".", "nano", "F"])
+def test_other_cells_are_not_missing(cell):
+    assert not is_missing(cell)
+
+
+@pytest.mark.parametrize(
+    ("cell", "value"), [("50", 50), (" 50.5 ", 50.5), ("+.5", 0.5), ("-5.", -5), ("1e-3", 0.001), (7, 7), (0.1, 0.1)]
+)
+def test_numbers_are_read(cell, value):
+    assert read_number(cell) == value
+
+
+@pytest.mark.parametrize(
+    "cell",
+    ["50,5", "89+", "5O", "1_000", "inf", "-Infinity", "1e400", "nan", "", "0x10", "١٢", "1 2", True, None, [1], 10**400],
+)
+def test_what_is_no_finite_number_is_refused(cell):
+    with pytest.raises(ValueError, match="must be a number, decimals after a point, got"):
+        read_number(cell)
+
+
+def test_a_written_cell_comes_back_whatever_it_holds(path):
+    write_table(path, [["file", "n"], ['a\tb "c"\nd', 3]])
+    assert pd.read_csv(path, sep="\t").to_dict("records") == [{"file": 'a\tb "c"\nd', "n": 3}]
+
+
+def test_whole_numbers_are_printed(capsys):
+    print_table({"header": ["a", 2020], "rows": [[1, 2.5], [None, "x"]]})
+    assert capsys.readouterr().out == "a     2020\n1     2.5\nNone  x\n\n"

@@ -10,10 +10,13 @@ from pathlib import Path
 
 from ..shared import mni_box
 from ..shared.files import read_json
+from ..shared.participants import Row, entity, find_row, session_of
 from ..shared.problems import refuse
 from ..shared.scan_identity import refuse_copies
-from .covariates import CovariateSchema, participant_label
+from ..shared.tables import is_missing
+from .covariates import CovariateSchema
 from .image_checks import check_images
+from .measured_rows import measured_values, read_rows
 
 SPLITS = ("training", "validation", "test")
 SPLIT_COLUMN = {"train": "training", "validation": "validation", "test": "test"}
@@ -36,7 +39,8 @@ def read_dataset(
 
     Args:
         dataset_dir: BIDS folder with `participants.tsv` and `sub-X/[ses-Y/]anat/*_T1w.nii[.gz]`. Each run and session is an
-            item with the participant's covariates. Use a datalist if these change between sessions.
+            item. Several sessions of a participant need their own covariates, in `sub-X/sub-X_sessions.tsv` or in rows of
+            `participants.tsv` with a column session_id.
         schema: covariates of the scans.
         spacing_mm: edge length of a voxel of the model's grid.
         datalist: JSON file that replaces BIDS: {"training": [{"image": path, "age": 70, ...}], "validation": [...], "test":
@@ -109,14 +113,13 @@ def fingerprint(data: Mapping[str, Sequence[dict]]) -> str:
 
 def _bids_items(dataset_dir: Path, schema: CovariateSchema) -> tuple[list[dict], list[str]]:
     table = dataset_dir / "participants.tsv"
-    rows = {row["participant_id"]: row for row in schema.read_table(table, optional=["split"], cohort=True)}
+    rows, problems = read_rows(table, schema)
     scans = [
         (path, path.relative_to(dataset_dir).parts[0])
         for folder in ("sub-*/anat", "sub-*/ses-*/anat")
         for path in dataset_dir.glob(f"{folder}/sub-*_T1w.nii*")
         if path.name.endswith((".nii", ".nii.gz"))
     ]
-    problems = []
     with_image = {participant for _, participant in scans}
     for participants, fault in (
         (sorted(set(rows) - with_image), f"participants in {table} without an image sub-X/[ses-Y/]anat/*_T1w.nii.gz"),
@@ -125,17 +128,32 @@ def _bids_items(dataset_dir: Path, schema: CovariateSchema) -> tuple[list[dict],
         if participants:
             more = ", ..." if len(participants) > 10 else ""
             problems.append(f"{len(participants)} {fault}: {', '.join(participants[:10])}{more}. Add or remove them")
-    for participant, row in rows.items():
-        if row.get("split", "train") not in SPLIT_COLUMN:
-            problems.append(f"{table} {participant}: split must be train, validation or test, got {row['split']!r}")
-    items = []
+    split_of = {participant: _split_name(next(iter(sessions.values()))) for participant, sessions in rows.items()}
+    for participant, split in split_of.items():
+        if split not in (None, *SPLIT_COLUMN):
+            problems.append(f"{table} {participant}: split must be train, validation or test, got {split!r}")
+    used, found = {}, []
     for path, participant in sorted(scans):
         if not path.name.startswith(f"{participant}_"):
             problems.append(f"{path}: the file's name is another participant's. It should begin with {participant}_")
         elif participant in rows:
-            row = rows[participant]
-            items.append(_item(path, participant, schema.scale(row), SPLIT_COLUMN.get(row.get("split"))))
-    return items, problems
+            try:
+                session = session_of(path.relative_to(dataset_dir))
+                used.setdefault(participant, {})[session] = find_row(rows, participant, session)
+                found.append((path, participant, session))
+            except ValueError as error:
+                problems.append(f"{path}: {error}")
+    values, faults = measured_values(used | {name: rows[name] for name in rows if name not in with_image}, schema, str(table))
+    items = [
+        _item(path, participant, schema.scale(values[participant, session]), SPLIT_COLUMN.get(split_of[participant]))
+        for path, participant, session in found
+        if (participant, session) in values
+    ]
+    return items, problems + faults
+
+
+def _split_name(row: Row) -> str | None:
+    return None if is_missing(row.cells.get("split")) else row.cells["split"]
 
 
 def _datalist_items(datalist: Path, dataset_dir: Path, schema: CovariateSchema) -> tuple[list[dict], list[str]]:
@@ -156,7 +174,7 @@ def _datalist_items(datalist: Path, dataset_dir: Path, schema: CovariateSchema) 
             path = dataset_dir / entry["image"]
             try:
                 if entry.get("participant_id") is not None:
-                    participant = f"sub-{participant_label(entry['participant_id'])}"
+                    participant = entity("sub", entry["participant_id"])
                 else:  # a scan without an id counts as a separate participant
                     in_name = re.match(r"sub-[0-9A-Za-z+]+(?=_)", path.name)
                     participant = in_name[0] if in_name else str(path)

@@ -5,15 +5,15 @@ from __future__ import annotations
 import difflib
 import json
 import math
-import re
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from ..shared.files import read_json
+from ..shared.participants import entity
 from ..shared.problems import refuse
-from ..shared.tables import read_numbered
+from ..shared.tables import is_missing, read_number, read_numbered
 
 # Scaled value of a missing covariate. For guidance, all covariates have this value, which means "no condition".
 # A schema whose limits reach this value is refused, so that it cannot be confused with a real value.
@@ -24,9 +24,8 @@ NULL = -1.0
 EXTRAPOLATION = (-0.5, 1.9)
 
 SCHEMA = '{"covariates": [one entry or more]}'
-MISSING_CELLS = {"", "n/a", "na", "nan", "none", "null"}
 SLIPS = {  # unit: (value in our unit if the slip was made, what it looks like, remedy)
-    "mL": ((1e-3, "mm3", "divide by 1000"), (1e3, "litres or a ratio", "give mL")),
+    "mL": ((1e-3, "mm3", "divide by 1000"), (1e3, "litres or a ratio", "give mL"), (15, "percent of the head", "give mL")),
     "years": ((1 / 12, "months", "divide by 12"), (1 / 365.25, "days", "divide by 365.25")),
 }
 
@@ -106,7 +105,7 @@ class Covariate:
         Raises:
             ValueError: the value is missing, not a number, not one of the levels, or not plausible.
         """
-        if raw is None or str(raw).strip().lower() in MISSING_CELLS:
+        if is_missing(raw):
             if self.missing == "allowed":
                 return None
             raise ValueError(
@@ -114,17 +113,15 @@ class Covariate:
                 f"covariates.json"
             )
         if self.levels is not None:
-            level = f"{raw:g}" if _is_number(raw) else str(raw)
+            level = f"{raw:g}" if _is_number(raw) else str(raw).strip()
             if level not in self.levels:
                 levels = " or ".join(map(repr, self.levels))
                 raise ValueError(f"{self.name} must be {levels}, got {raw!r}")
             return level
         try:
-            value = float(raw)
-        except (TypeError, ValueError):
-            value = math.nan
-        if not math.isfinite(value):
-            raise ValueError(f"{self.name} must be a number{self._in_unit()}, decimals after a point, got {raw!r}")
+            value = read_number(raw)
+        except ValueError as error:
+            raise ValueError(f"{self.name}{self._in_unit()} {error}") from None
         low, high = self._bounds(request)
         rounding = 1e-5 * (high - low) if request else 0.0  # tables are written with six digits
         if not low - rounding <= value <= high + rounding:
@@ -229,53 +226,54 @@ class CovariateSchema:
 
     def request(self, row: Mapping) -> Request:
         """Make a request from a row of `read_table`, or from a `single_request` with a participant_id."""
-        participant_id = f"sub-{participant_label(row['participant_id'])}"
         values = {name: row[name] for name in self.names}
-        return Request(participant_id, values, tuple(self.scale(values)), row.get("noise"))
+        return Request(entity("sub", row["participant_id"]), values, tuple(self.scale(values)), row.get("noise"))
 
-    def read_table(self, path: str | Path, optional: Collection[str] = (), cohort: bool = False) -> list[dict]:
-        """Read a tab-separated table: "participant_id" (sub-X) and the covariates in physical values.
+    def read_table(self, path: str | Path, optional: Collection[str] = ()) -> list[dict]:
+        """Read a table of requests: "participant_id" (sub-X) and the covariates in physical values.
 
-        Plausible values outside of the range are accepted, with one warning for each column.
+        Plausible values outside of the range are accepted, with one warning for each column. Other columns are refused,
+        because a misspelt covariate must not go unnoticed. `measured_rows` reads the table of a cohort.
 
         Args:
-            path: BIDS' participants.tsv, or a table of requests.
+            path: table with a row for each request, see `read_numbered`.
             optional: names of further columns to read as text; an empty cell gives None.
-            cohort: True for a table of measured data, in which other columns are ignored. In a table of requests they are
-                refused, because a misspelt covariate must not go unnoticed.
 
         Raises:
             FileNotFoundError: there is no such file.
             ValueError: the table has problems. The message names their rows (the header is row 1) and columns.
         """
-        path = Path(path)
-        header, numbered, problems = read_numbered(path)
-        wanted = ["participant_id", *self.names, *optional]
-        if not cohort and (unknown := [column for column in header if column not in wanted]):
+        path, wanted = Path(path), ["participant_id", *self.names, *optional]
+        header, numbered, problems = read_numbered(path, wanted)
+        if unknown := [column for column in header if column not in wanted]:
             raise ValueError(
                 f"{path}: unknown column {unknown[0]!r}{_nearest(unknown[0], wanted)}. Known: {', '.join(wanted)}. "
                 f"Rename or remove it"
             )
-        for column in ["participant_id", *(c.name for c in self.covariates if c.missing == "refused")]:
-            if column not in header:
-                raise ValueError(f"{path}: no column {column!r}{_nearest(column, header)}. It has: {', '.join(header)}")
+        self.refuse_absent(path, header)
         rows, first_row = [], {}
         for number, cells in numbered.items():
             try:
-                participant = f"sub-{participant_label(cells['participant_id'])}"
+                participant = entity("sub", cells["participant_id"])
                 if first_row.setdefault(participant, number) != number:
                     raise ValueError(f"participant_id {participant} is also in row {first_row[participant]}")
-                row = {"participant_id": participant, **self.values(cells, request=not cohort)}
+                row = {"participant_id": participant, **self.values(cells, request=True)}
             except ValueError as error:
                 problems += [f"{path} row {number}: {problem}" for problem in str(error).split("\n")]
                 continue
             for column in optional:
                 if column in header:
-                    row[column] = None if cells[column].strip().lower() in MISSING_CELLS else cells[column]
+                    row[column] = None if is_missing(cells[column]) else cells[column]
             rows.append(row)
         refuse(problems)
         self.warn_extrapolation(rows, str(path))
         return rows
+
+    def refuse_absent(self, path: str | Path, header: Collection[str]) -> None:
+        """Refuse a table without a column for participants or for a covariate that may not be missing."""
+        for column in ["participant_id", *(c.name for c in self.covariates if c.missing == "refused")]:
+            if column not in header:
+                raise ValueError(f"{path}: no column {column!r}{_nearest(column, header)}. It has: {', '.join(header)}")
 
     def warn_extrapolation(self, rows: Sequence[Mapping], where: str) -> None:
         """Warn once for each covariate with values outside of its range."""
@@ -304,15 +302,7 @@ def single_request(schema: CovariateSchema, values: Mapping) -> dict:
     row = schema.values(values, "request", request=True)
     schema.warn_extrapolation([row], "request")
     given = values.get("participant_id")
-    return row if given is None else {"participant_id": f"sub-{participant_label(given)}", **row}
-
-
-def participant_label(participant_id: object) -> str:
-    """Return a BIDS label without its prefix "sub-". It has only letters, digits and +, so it cannot be a path."""
-    match = re.fullmatch(r"(?:sub-)?([0-9A-Za-z+]+)", str(participant_id))
-    if participant_id is None or match is None:
-        raise ValueError(f"participant_id must be 'sub-' and letters or digits, as BIDS asks, got {participant_id!r}")
-    return match[1]
+    return row if given is None else {"participant_id": entity("sub", given), **row}
 
 
 def _nearest(name: str, names: Collection[str]) -> str:

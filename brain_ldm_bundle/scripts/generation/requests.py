@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from ignite.engine import Engine, Events
 
-from ..data.covariates import CovariateSchema, Request, participant_label, single_request
+from ..data.covariates import CovariateSchema, Request, single_request
 from ..data.derivative import Derivative
 from ..model.sampler import row_seed
 from ..shared.overrides import command_line
@@ -72,7 +72,7 @@ def pending(
     mine, items = requests[rank::world_size], []
     for request in mine:
         # An id has no colon, so a noise named "0001" differs from the noise of sub-0001.
-        name = participant_label(request.participant_id) if request.noise is None else f"noise:{request.noise}"
+        name = request.participant_id.removeprefix("sub-") if request.noise is None else f"noise:{request.noise}"
         own = {**provenance, "Seed": row_seed(base_seed, name), "BaseSeed": base_seed}
         if not derivative.is_complete(request, own):
             items.append({"request": request, "provenance": own, "context": torch.tensor([request.scaled])})

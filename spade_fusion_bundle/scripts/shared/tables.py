@@ -1,59 +1,100 @@
-"""Read, write and print tables of tab-separated text."""
+"""Read, write and print tables of text. All tables that a user gives are read here, so all of them follow the same rules."""
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
+import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from .files import write_text
 from .problems import refuse
 
-OTHER_SEPARATORS = {",": "commas", ";": "semicolons"}
+SEPARATORS = "\t,;"  # the first of these in the header separates the cells; without any, blanks do
+MISSING = {"", "n/a", "#n/a", "na", "<na>", "nan", "none", "null"}  # words for a missing value, in lower case
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
+UTF_16_AND_32 = {  # UTF-32 comes first, because its mark begins with UTF-16's
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
 
 
-def read_table(path: str | Path) -> list[dict[str, str]]:
-    """Read the rows of a table, a UTF-8 text file with a header, as dictionaries from column name to cell.
+def is_missing(cell: object) -> bool:
+    """Return whether a cell holds no value: None, an empty text, or a word such as n/a, NA or NaN."""
+    return cell is None or str(cell).strip().lower() in MISSING
+
+
+def read_number(cell: object) -> float:
+    """Read a finite number.
+
+    Raises:
+        ValueError: it is none. The message lacks its subject: "must be a number, decimals after a point, got '50,5'".
+    """
+    text = str(cell).strip()
+    value = float(text) if NUMBER.fullmatch(text) else math.nan
+    if not math.isfinite(value):
+        raise ValueError(f"must be a number, decimals after a point, got {cell!r}")
+    return value
+
+
+def read_table(path: str | Path, names: Iterable[str] = (), quotes: bool = True) -> list[dict[str, str]]:
+    """Read the rows of a table as dictionaries from column name to cell. `read_numbered` describes table and arguments.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is not such a table, has no rows, names a column twice, or has rows of another length.
     """
-    _, rows, problems = read_numbered(path)
+    _, rows, problems = read_numbered(path, names, quotes)
     refuse(problems)
     return list(rows.values())
 
 
-def read_numbered(path: str | Path) -> tuple[list[str], dict[int, dict[str, str]], list[str]]:
-    """Read a table as `read_table` does, but return row numbers, and return problems of rows instead of raising them.
+def read_numbered(
+    path: str | Path, names: Iterable[str] = (), quotes: bool = True
+) -> tuple[list[str], dict[int, dict[str, str]], list[str]]:
+    """Read a table, but return problems of rows instead of raising them.
+
+    A table is text in UTF-8, or in UTF-16 with its mark. It has a header. The first of tab, comma and semicolon in the header
+    separates the cells; if the header has none of these, blanks do. Blanks around a cell do not count, and neither do blank
+    rows and empty cells after the last column.
+
+    Args:
+        path: file of the table.
+        names: columns that the caller reads. A column that differs only in case gets the name that is given here.
+        quotes: True if quotation marks around a cell are not part of it, as spreadsheets write them.
 
     Returns:
-        the header, the cells of each row by row number (the header is row 1) and column, and one line for each row whose
-        length differs from the header's.
+        the header, the cells of each row by row number (the header is row 1) and column, and one line for each row that
+        cannot be read or whose length differs from the header's.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not such a table, has no rows, or names a column twice.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such table. Give a file of text, cells separated by tabs")
-    content = path.read_bytes()
-    try:
-        if b"\0" in content:  # UTF-16 and UTF-32, which spreadsheets call "Unicode text"
-            raise ValueError("null bytes")
-        text = content.decode("utf-8-sig")
-    except ValueError as error:
-        raise ValueError(f"{path}: not encoded in UTF-8 ({error}). Save it as text in UTF-8") from None
-    lines = enumerate(csv.reader(io.StringIO(text, newline=""), delimiter="\t"), start=1)
-    lines = [(number, cells) for number, cells in lines if cells]
+    lines, problems = _lines(path, quotes)
     if len(lines) < 2:
+        refuse(problems)
         raise ValueError(f"{path}: {'only a header' if lines else 'empty'}. It needs a header and one row or more")
-    header = lines[0][1]
-    for other, name in OTHER_SEPARATORS.items():
-        if len(header) == 1 and other in header[0]:
-            raise ValueError(f"{path}: columns are separated by {name}. Save it again with tabs")
-    if len(set(header)) < len(header):
-        raise ValueError(f"{path}: a column name appears twice: {', '.join(header)}. Rename or remove one")
-    rows, problems = {}, []
-    for number, cells in lines[1:]:
+    (_, header), *lines = lines.items()
+    while not header[-1]:
+        header.pop()
+    spelling = {name.lower(): name for name in names}
+    header = [spelling.get(name.lower(), name) for name in header]
+    lower = [name.lower() for name in header]
+    if twice := [name for name in header if lower.count(name.lower()) > 1]:
+        raise ValueError(f"{path}: the column name {twice[0]!r} appears twice: {', '.join(header)}. Rename or remove one")
+    rows = {}
+    for number, cells in lines:
+        while len(cells) > len(header) and not cells[-1]:
+            cells.pop()
         if len(cells) == len(header):
             rows[number] = dict(zip(header, cells))
         else:
@@ -63,14 +104,56 @@ def read_numbered(path: str | Path) -> tuple[list[str], dict[int, dict[str, str]
     return header, rows, problems
 
 
-def write_table(path: str | Path, lines: Iterable[Sequence[str]]) -> None:
+def _lines(path: Path, quotes: bool) -> tuple[dict[int, list[str]], list[str]]:
+    """Return the cells of each row that is not blank, by row number, and one line for each row that cannot be read."""
+    text = _text(path)
+    first = next((line for line in text.splitlines() if line.strip()), "").strip()
+    separator = next((mark for mark in SEPARATORS if mark in first), None)
+    if separator is None:
+        separator = "\t"
+        if len(first.split()) > 1:
+            text = "\n".join("\t".join(line.split()) for line in text.splitlines())
+    style = {"strict": True} if quotes else {"quoting": csv.QUOTE_NONE}
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, **style)
+    lines, problems, number = {}, [], 0
+    while True:
+        number += 1
+        try:
+            cells = next(reader)
+            if any(separator in cell and ("\n" in cell or "\r" in cell) for cell in cells):
+                raise csv.Error("a cell holds several rows")
+        except StopIteration:
+            return lines, problems
+        except csv.Error as error:
+            problems.append(f"{path} row {number}: cannot be read ({error}). Is a quotation mark without its partner?")
+            continue
+        cells = [cell.strip() for cell in cells]
+        if any(cells):
+            lines[number] = cells
+
+
+def _text(path: Path) -> str:
+    content = path.read_bytes()
+    encoding = next((name for mark, name in UTF_16_AND_32.items() if content.startswith(mark)), "utf-8-sig")
+    try:
+        text = content.decode(encoding)
+        if "\0" in text:
+            raise ValueError("null characters")
+    except ValueError as error:
+        raise ValueError(f"{path}: not encoded in UTF-8 ({error}). Save it as text in UTF-8") from None
+    return text
+
+
+def write_table(path: str | Path, lines: Iterable[Sequence]) -> None:
     """Write a tab-separated table with `atomic`; `lines` are the cells of the header, then of each row."""
-    write_text(path, "".join("\t".join(line) + "\n" for line in lines))
+    text = io.StringIO(newline="")
+    csv.writer(text, delimiter="\t", lineterminator="\n").writerows(lines)
+    write_text(path, text.getvalue())
 
 
 def print_table(table: Mapping[str, Sequence]) -> None:
     """Print {"header": cells, "rows": lists of cells} in aligned columns."""
-    lines = [table["header"], *table["rows"]]
+    lines = [[str(cell) for cell in line] for line in (table["header"], *table["rows"])]
     widths = [max(len(cell) for cell in column) for column in zip(*lines)]
     for line in lines:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip())

@@ -1,6 +1,7 @@
 """Scans are found, split and checked, and each problem is named."""
 
 import json
+import re
 import shutil
 
 import nibabel as nib
@@ -29,6 +30,8 @@ def dataset(tmp_path):
         }.get(number, [f"anat/{name}_T1w.nii.gz"]):
             save(folder / name / file, VOLUME + number)
     (folder / "participants.tsv").write_text("\n".join(lines) + "\n")
+    sessions = "session_id\tage\tventricles_ml\tbrain_normalised_ml\nses-1\t52\t32\t1500\nses-2\t57.5\t41\t1450\n"
+    (folder / "sub-02" / "sub-02_sessions.tsv").write_text(sessions)
     save(folder / "derivatives" / "sub-01" / "anat" / "sub-01_desc-other_T1w.nii.gz")
     save(folder / "sub-01" / "anat" / "sub-01_T2w.nii.gz")
     return folder
@@ -171,6 +174,117 @@ def test_faults_of_a_datalist_are_named_by_entry(dataset, datalist):
     path.write_text("[]")
     expected = 'datalist.json: expected {"training": [{"image": path, covariates}], "validation": [...]}, got list'
     assert expected in refusal(dataset, datalist=path)
+
+
+# Sessions
+
+
+def of_second(dataset):
+    """Age and ventricles of the two sessions of sub-02, by session."""
+    items = [item for share in read(dataset).values() for item in share if item["participant_id"] == "sub-02"]
+    covariates = {item["image"].split("_")[-2]: item["covariates"] for item in items}
+    return {session: (44 + 38 * scaled[1], 6.99568 + 164.37932 * scaled[2]) for session, scaled in covariates.items()}
+
+
+def test_a_session_has_its_own_values(dataset):
+    """A follow-up five years later got the age of the baseline."""
+    found = of_second(dataset)
+    assert found["ses-1"] == pytest.approx((52, 32)) and found["ses-2"] == pytest.approx((57.5, 41))
+
+
+def test_a_row_for_each_session_in_participants_tsv_is_read(dataset):
+    (dataset / "sub-02" / "sub-02_sessions.tsv").unlink()
+    table = dataset / "participants.tsv"
+    header, first, second, *rows = table.read_text().splitlines()
+    assert second == "sub-02\t52\tF\t32\t1500\tright"
+    rows = [f"{header}\tsession_id", *(f"{row}\tn/a" for row in (first, *rows))]
+    table.write_text("\n".join([*rows, "sub-02\t52\tF\t32\t1500\tright\t1", "sub-02\t57.5\tF\t41\t1450\tright\tses-2"]))
+    assert of_second(dataset)["ses-2"] == pytest.approx((57.5, 41))
+
+
+@pytest.mark.parametrize(
+    ("sessions", "message"),
+    [
+        (None, r"sub-02 has 2 sessions \(ses-1, ses-2\), but age, ventricles_ml, .* only once.*sub-02/sub-02_sessions.tsv"),
+        ("session_id\tacq_time\nses-1\tx\nses-2\ty\n", r"sub-02 has 2 sessions"),
+        (
+            "session_id\tage\n1\t52\n2\t57\n",
+            r"2 sessions .*but ventricles_ml, brain_normalised_ml only once, in .*sessions.tsv",
+        ),
+        ("session_id\tage\n1\t52\n2\tn/a\n", r"2 sessions .*but ventricles_ml"),
+        (
+            "session_id\tage\tventricles_ml\tbrain_normalised_ml\n1\t52\t30\t1500\n",
+            "no row for sub-02 ses-2, only rows for ses-1",
+        ),
+        ("session_id\tage\n1\t52\n1\t57\n", r"sessions.tsv row 3: session_id ses-1 is also in row 2"),
+        ("session_id\tage\n../1\t52\n", r"sessions.tsv row 2: session_id must be 'ses-' and letters or digits"),
+        ("age\n52\n", r"sessions.tsv: no column 'session_id'"),
+        (
+            'Session_ID , AGE,ventricles_ml,brain_normalised_ml\n1,52,30,1500\n2,"57,5",40,1450\n',
+            r"sessions.tsv row 3, .*participants.tsv row 3: age in years must be a number, decimals after a point, got '57,5'",
+        ),
+        (
+            "session_id\tage\tventricles_ml\tbrain_normalised_ml\n1\t52\t30\t1500\n2\tNA\t40\t1450\n",
+            r"sessions.tsv row 3, .*: age is missing \('NA'\)",
+        ),
+    ],
+)
+def test_sessions_without_their_own_values_are_refused(dataset, sessions, message):
+    path = dataset / "sub-02" / "sub-02_sessions.tsv"
+    path.unlink() if sessions is None else path.write_text(sessions)
+    assert re.search(message, refusal(dataset))
+
+
+def test_a_single_session_has_the_values_of_its_participant(dataset):
+    (dataset / "sub-02" / "sub-02_sessions.tsv").write_text("session_id\tage\nses-2\tn/a\n")
+    shutil.rmtree(dataset / "sub-02" / "ses-1")
+    assert of_second(dataset)["ses-2"] == pytest.approx((52, 32))
+    (dataset / "sub-02" / "sub-02_sessions.tsv").unlink()
+    assert of_second(dataset)["ses-2"] == pytest.approx((52, 32))
+
+
+def test_a_participant_is_in_one_split(dataset):
+    table = dataset / "participants.tsv"
+    table.write_text(
+        "participant_id\tsession_id\tage\tsex\tventricles_ml\tbrain_normalised_ml\tsplit\n"
+        "sub-02\tses-1\t52\tF\t32\t1500\ttrain\nsub-02\tses-2\t57\tF\t41\t1450\ttest\n"
+    )
+    assert "sub-02: its sessions have the splits test, train. Keep one" in refusal(dataset)
+
+
+def test_a_scan_in_the_folder_of_another_session_is_refused(dataset):
+    folder = dataset / "sub-02" / "ses-2" / "anat"
+    (folder / "sub-02_ses-2_T1w.nii").rename(folder / "sub-02_ses-3_T1w.nii")
+    assert "sub-02_ses-3_T1w.nii: the file's name is another session's. It should hold ses-2" in refusal(dataset)
+
+
+# Volumes
+
+
+@pytest.mark.parametrize(
+    ("volumes", "message"),
+    [
+        ("40\t1200\t1230", r"row 2: brain_ml and ventricles_ml are 1240 mL together, more than icv_ml, 1230 mL"),
+        ("40\t1200000\t1500", r"row 2: brain_ml would be 1.2e\+06 mL.*looks like mm3"),
+        ("40\t1200\t1.5", r"row 2: icv_ml would be 1.5 mL.*like L for mL"),
+        ("40\tn/a\t1,5", r"row 2: icv_ml must be a number, decimals after a point, got '1,5'"),
+    ],
+)
+def test_volumes_that_no_head_has_are_refused(dataset, volumes, message):
+    shutil.rmtree(dataset / "derivatives")
+    for path in [path for path in dataset.glob("sub-*") if path.name != "sub-01"]:
+        shutil.rmtree(path)
+    header = "participant_id\tage\tsex\tbrain_normalised_ml\tventricles_ml\tbrain_ml\ticv_ml\n"
+    (dataset / "participants.tsv").write_text(f"{header}sub-01\t50\tF\t1500\t{volumes}\n")
+    assert re.search(message, refusal(dataset))
+
+
+def test_ventricles_in_percent_of_the_head_are_refused(dataset):
+    table = dataset / "participants.tsv"
+    table.write_text(re.sub(r"\t(\d\d)\t1500", lambda match: f"\t{int(match[1]) / 15:.2f}\t1500", table.read_text()))
+    (dataset / "sub-02" / "sub-02_sessions.tsv").unlink()
+    shutil.rmtree(dataset / "sub-02" / "ses-1")
+    assert re.search(r"participants.tsv: the median of ventricles_ml is 2.\d+, which looks like percent", refusal(dataset))
 
 
 # Faults of images

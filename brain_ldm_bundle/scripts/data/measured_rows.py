@@ -1,0 +1,70 @@
+"""Read the covariates of a cohort's participants and sessions, and check them as measured values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from ..shared.participants import Row, Rows, read_participants, refuse_given_once
+from ..shared.tables import is_missing, read_number
+from .covariates import CovariateSchema
+from .volumes import VOLUMES, check_median, check_volumes
+
+
+def read_rows(table: Path, schema: CovariateSchema) -> tuple[Rows, list[str]]:
+    """Read participants.tsv, and the tables of sessions beside it, which must have the columns of the schema.
+
+    Returns:
+        the rows with their text, and one line for each problem.
+    """
+    header, rows, problems = read_participants(table, [*schema.names, "split", *VOLUMES])
+    schema.refuse_absent(table, header)
+    return rows, problems
+
+
+def measured_values(
+    rows: Mapping[str, Mapping[str | None, Row]], schema: CovariateSchema, where: str
+) -> tuple[dict[tuple[str, str | None], dict], list[str]]:
+    """Read the physical values of the sessions that are used; see `CovariateSchema.values`.
+
+    Args:
+        rows: row of each session of each participant.
+        schema: covariates of the scans.
+        where: name of the table in the warning about values outside of their range.
+
+    Returns:
+        the values by participant and session, and one line for each problem.
+    """
+    quantities = [covariate.name for covariate in schema.covariates if covariate.levels is None]
+    values, problems = {}, []
+    for participant, sessions in rows.items():
+        try:
+            refuse_given_once(participant, sessions, quantities)
+        except ValueError as error:
+            problems.append(str(error))
+            continue
+        for session, row in sessions.items():
+            try:
+                values[participant, session] = schema.values(row.cells, row.where)
+                check_volumes(volumes_in(row), row.where)
+            except ValueError as error:
+                problems += str(error).split("\n")
+    if not problems:
+        try:
+            check_median([row["ventricles_ml"] for row in values.values() if row.get("ventricles_ml") is not None], where)
+        except ValueError as error:
+            problems.append(str(error))
+        schema.warn_extrapolation(list(values.values()), where)
+    return values, problems
+
+
+def volumes_in(row: Row) -> dict[str, float]:
+    """Return the volumes of `VOLUMES` that a row has, in mL."""
+    volumes = {}
+    for name in VOLUMES:
+        if not is_missing(cell := row.cells.get(name)):
+            try:
+                volumes[name] = read_number(cell)
+            except ValueError as error:
+                raise ValueError(f"{row.where}: {name} {error}") from None
+    return volumes

@@ -1,0 +1,168 @@
+"""Read participants.tsv of a BIDS data set, and the tables sub-X/sub-X_sessions.tsv of its sessions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from .problems import refuse
+from .tables import is_missing, read_numbered
+
+
+@dataclass(frozen=True)
+class Row:
+    """What the tables say about a participant, or about one session of a participant."""
+
+    where: str  # files and rows, for messages
+    cells: Mapping[str, str]  # column -> text
+    given_once: frozenset[str] = frozenset()  # columns whose cell is the participant's, and not the session's own
+
+
+# Participant "sub-X" -> session "ses-Y" -> its row. The session is None in a row for all sessions of the participant.
+Rows = dict[str, dict[str | None, Row]]
+
+
+def read_participants(table: str | Path, names: Collection[str]) -> tuple[list[str], Rows, list[str]]:
+    """Read the rows of participants.tsv. A session's own values replace those of its participant.
+
+    participants.tsv has one row for each participant or, with a column session_id, one row for each session. If the folder
+    has a table sub-X/sub-X_sessions.tsv with one of the columns `names`, each of its rows becomes a row of its own. A missing
+    value in it stays missing, unless the participant has no other session.
+
+    Args:
+        table: participants.tsv.
+        names: columns that the caller reads, see `read_numbered`.
+
+    Returns:
+        the columns of all tables, the rows, and one line for each problem.
+
+    Raises:
+        FileNotFoundError: there is no such table.
+        ValueError: the file is not a table, or has no column participant_id.
+    """
+    table = Path(table)
+    header, numbered, problems = read_numbered(table, ["participant_id", "session_id", *names])
+    if "participant_id" not in header:
+        raise ValueError(f"{table}: no column 'participant_id'. It has: {', '.join(header)}")
+    columns, rows = dict.fromkeys(header), {}
+    for number, cells in numbered.items():
+        where = f"{table} row {number}"
+        try:
+            participant = entity("sub", cells["participant_id"])
+            session = None if is_missing(cells.get("session_id")) else entity("ses", cells["session_id"])
+            of_sessions = _read_sessions(table.parent / participant / f"{participant}_sessions.tsv", names)
+        except ValueError as error:
+            problems += [f"{where}: {line}" for line in str(error).split("\n")]
+            continue
+        row = Row(where, cells, frozenset(header if session is None else ()))
+        known = rows.setdefault(participant, {})
+        for each in [session] if session or not of_sessions else of_sessions:
+            if each in known or None in known or (each is None and known):
+                other = next(iter(known.values())).where.split(" row ")[-1]
+                problems.append(
+                    f"{where}: participant_id {participant} is also in row {other}. Keep one row, or name the session of each "
+                    f"in a column session_id"
+                )
+                break
+            known[each] = _merged(row, of_sessions[each], alone=len(of_sessions) == 1) if each in of_sessions else row
+            columns |= dict.fromkeys(known[each].cells)
+    for participant, sessions in rows.items():
+        if len(splits := {row.cells.get("split", "") for row in sessions.values()}) > 1:
+            problems.append(f"{table} {participant}: its sessions have the splits {', '.join(sorted(splits))}. Keep one")
+    return list(columns), rows, problems
+
+
+def _read_sessions(path: Path, names: Iterable[str]) -> dict[str, Row]:
+    """Read a table of sessions; without the file, or if it has none of the columns `names`, there are none."""
+    if not path.is_file():
+        return {}
+    header, numbered, problems = read_numbered(path, ["session_id", *names])
+    if not set(names) & set(header):
+        return {}
+    if "session_id" not in header:
+        raise ValueError(f"{path}: no column 'session_id'. It has: {', '.join(header)}")
+    sessions = {}
+    for number, cells in numbered.items():
+        try:
+            session = entity("ses", cells["session_id"])
+            if session in sessions:
+                raise ValueError(f"session_id {session} is also in row {sessions[session].where.split(' row ')[-1]}")
+            sessions[session] = Row(f"{path} row {number}", cells)
+        except ValueError as error:
+            problems.append(f"{path} row {number}: {error}")
+    refuse(problems)
+    return sessions
+
+
+def _merged(participant: Row, session: Row, alone: bool) -> Row:
+    own = {name: cell for name, cell in session.cells.items() if not (alone and is_missing(cell))}
+    own.pop("participant_id", None)
+    cells = {**participant.cells, **own}
+    return Row(f"{session.where}, {participant.where}", cells, participant.given_once - own.keys())
+
+
+def find_row(rows: Rows, participant: str, session: str | None) -> Row:
+    """Return the row of a session, or the row for all sessions of its participant.
+
+    Raises:
+        ValueError: there is no such row.
+    """
+    sessions = rows.get(participant, {})
+    if session in sessions:
+        return sessions[session]
+    if None in sessions:
+        return sessions[None]
+    name = f"{participant} {session}" if session else participant
+    there = f"only rows for {', '.join(map(str, sessions))}" if sessions else "none for this participant"
+    raise ValueError(f"no row for {name}, {there}. Add one to participants.tsv or {participant}_sessions.tsv")
+
+
+def refuse_given_once(participant: str, rows: Mapping[str | None, Row], quantities: Iterable[str]) -> None:
+    """Refuse quantities that were given once for several sessions of a participant, because they change in between.
+
+    Args:
+        participant: "sub-X".
+        rows: row of each session that is used.
+        quantities: columns that may change between sessions, such as age.
+
+    Raises:
+        ValueError: one of the columns has only one value.
+    """
+    once = [
+        name
+        for name in quantities
+        if any(name in row.given_once and not is_missing(row.cells.get(name)) for row in rows.values())
+    ]
+    if len(rows) > 1 and once:
+        raise ValueError(
+            f"{participant} has {len(rows)} sessions ({', '.join(map(str, rows))}), but {', '.join(once)} only once, in "
+            f"{next(iter(rows.values())).where}. Give the values of each session in {participant}/{participant}_sessions.tsv, "
+            f"with a column session_id, or use one session"
+        )
+
+
+def entity(key: str, value: object) -> str:
+    """Return a BIDS entity such as "sub-01" from its value, with or without "sub-". A label is letters, digits and +.
+
+    Raises:
+        ValueError: the value is no label. It could be a path, for example.
+    """
+    match = re.fullmatch(rf"(?:{key}-)?([0-9A-Za-z+]+)", str(value))
+    if value is None or match is None:
+        column = {"sub": "participant_id", "ses": "session_id"}[key]
+        raise ValueError(f"{column} must be '{key}-' and letters or digits, as BIDS asks, got {value!r}")
+    return f"{key}-{match[1]}"
+
+
+def session_of(path: Path) -> str | None:
+    """Return the session "ses-Y" in a file's path inside of its data set, or None.
+
+    Raises:
+        ValueError: folder and name have different sessions.
+    """
+    found = re.findall(r"(?:^|[_/])(ses-[0-9A-Za-z+]+)(?=[_./]|$)", path.as_posix())
+    if len(set(found)) > 1:
+        raise ValueError(f"{path}: the file's name is another session's. It should hold {found[0]}")
+    return found[0] if found else None
