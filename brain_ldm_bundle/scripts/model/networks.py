@@ -93,12 +93,12 @@ class DiffusionUNet(PublishedNames, WithRecipe, DiffusionModelUNet):
     def forward(
         self, x: torch.Tensor, timesteps: torch.Tensor | None = None, context: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Predict the noise (or v) in latents.
+        """Predict the noise in latents, or v or the flow, as the training chose.
 
         Args:
             x: noisy latents (B, 3, d, h, w).
-            timesteps: time steps (B,) from 0 (almost clean) to 999 (noise). None means 0, because MONAI's check of shapes
-                passes `x` alone.
+            timesteps: time steps (B,) from 0 (almost clean) to 999 (noise), for a flow to 1000. None means 0, because MONAI's
+                check of shapes passes `x` alone.
             context: scaled covariates (B, 1, 4), about 0 to 1; -1 withholds one, None withholds all.
         """
         if timesteps is None:

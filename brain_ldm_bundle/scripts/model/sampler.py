@@ -10,8 +10,9 @@ import torch
 from monai.inferers import Inferer
 
 from ..data.covariates import NULL
+from .dpm_solver import DPMSolver
 from .networks import Autoencoder, DiffusionUNet
-from .noise_schedule import DDIM, DDPM
+from .noise_schedule import DDIM, DDPM, Flow
 
 
 def row_seed(base_seed: int, row_id: str) -> int:
@@ -28,7 +29,7 @@ class LatentSampler(Inferer):
     """
 
     autoencoder: Autoencoder
-    scheduler: DDIM | DDPM  # the recipe of the network sets its prediction type
+    scheduler: DDIM | DDPM | DPMSolver | Flow  # from `make_sampler`, for the prediction type of the network
     image_size: Sequence[int]  # voxels (D, H, W); each side a multiple of the autoencoder's factor
     guidance_scale: float = 1.0
     amp: bool = False  # run the networks in bfloat16; noise and steps stay in float32
@@ -51,9 +52,13 @@ class LatentSampler(Inferer):
             inputs: scaled covariates (B, 1, C).
             network: diffusion model.
             seeds: seed of the noise of each row.
-            start: latents (B, 3, d, h, w) of images, times the scale factor. Noise is added to them, and the last `strength`
-                of the steps removes it (SDEdit, Meng et al. 2022, Sec. 3.2). None starts from noise.
-            strength: share of the steps that are taken. 1 starts from noise; 0 decodes `start` unchanged.
+            start: latents (B, 3, d, h, w) of images, times the scale factor. Noise is added to them up to the share
+                `strength` of the time, and removed (SDEdit, Meng et al. 2022, Sec. 3.2). None starts from noise.
+            strength: 1 starts from noise; 0 decodes `start` unchanged.
+
+        Raises:
+            ValueError: the network was trained without condition dropout but shall be guided, or has another prediction type
+                than the scheduler.
         """
         recipe = network.recipe
         if self.guidance_scale != 1 and not recipe.get("condition_dropout"):
@@ -61,18 +66,20 @@ class LatentSampler(Inferer):
                 f"guidance_scale {self.guidance_scale}: this model was trained without condition dropout, so it has no "
                 f"unconditional prediction to guide from. Use guidance_scale 1."
             )
-        self.scheduler.prediction_type = recipe.get("prediction_type", "epsilon")
+        predicts = recipe.get("prediction_type", "epsilon")
+        if predicts != self.scheduler.prediction_type:
+            raise ValueError(f"the sampler is for {self.scheduler.prediction_type}, but the network predicts {predicts}")
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]  # on the CPU: the same noise on any device
         noise = [torch.randn((1, *self.latent_shape), generator=generator) for generator in generators]
         latent = torch.cat(noise).to(inputs.device)  # (B, 3, d, h, w)
-        timesteps = self.scheduler.timesteps.tolist()
+        scheduler = self.scheduler.starting_at(1.0 if start is None else strength)
+        timesteps = scheduler.timesteps.tolist()
         if start is not None and strength < 1:
-            timesteps = timesteps[len(timesteps) - round(strength * len(timesteps)) :]
             first = torch.tensor(timesteps[:1] * len(latent), device=latent.device)  # (B,)
-            latent = self.scheduler.add_noise(start, latent, first) if timesteps else start
+            latent = scheduler.add_noise(start, latent, first) if timesteps else start
         for t in timesteps:
             output = self._predict(network, latent, t, inputs)
-            latent, _ = self.scheduler.step(output.float(), t, latent, generator=generators)
+            latent, _ = scheduler.step(output.float(), t, latent, generator=generators)
         return self._decode(latent / network.scale_factor)
 
     def _predict(self, network: DiffusionUNet, latent: torch.Tensor, t: int, context: torch.Tensor) -> torch.Tensor:

@@ -14,10 +14,9 @@ from ..model.sampler import LatentSampler
 
 
 def denoise(network, scheduler, latent, context, noise, timesteps, amp: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Add noise to latents (B, 3, d, h, w); return the network's prediction and its target, the noise or v."""
+    """Add noise to latents (B, 3, d, h, w); return the network's prediction and its target."""
     noisy = scheduler.add_noise(original_samples=latent, noise=noise, timesteps=timesteps)
-    v_prediction = scheduler.prediction_type == "v_prediction"
-    target = scheduler.get_velocity(latent, noise, timesteps) if v_prediction else noise
+    target = scheduler.target(latent, noise, timesteps)
     with torch.autocast(latent.device.type, dtype=torch.bfloat16, enabled=amp):
         prediction = network(noisy, timesteps, context)
     return prediction.float(), target
@@ -26,12 +25,12 @@ def denoise(network, scheduler, latent, context, noise, timesteps, amp: bool) ->
 def diffusion_step(
     engine: Engine, batch: dict, scheduler, condition_dropout: float, grad_clip: float, amp: bool
 ) -> list[dict[str, float]]:
-    """Minimise the mean squared error of the predicted noise (or v) at random time steps (Pinaya et al. 2022, Sec. 2.2).
+    """Minimise the mean squared error of the prediction (noise, v or flow) at random time steps (Pinaya et al. 2022, Sec. 2.2).
 
     Args:
         engine: MONAI's SupervisedTrainer.
         batch: {"mu": (B, 3, d, h, w), "sigma": (B, 3, d, h, w), "covariates": (B, 1, C)} from a `LatentDataset`.
-        scheduler: `scripts.model.noise_schedule.DDPM`, whose prediction type sets the target.
+        scheduler: result of `scripts.model.noise_schedule.training_schedule`, which sets the target.
         condition_dropout: probability of withholding the covariates of a row, for classifier-free guidance. Paper: 0.
         grad_clip: largest norm of the gradient.
         amp: whether the network runs in bfloat16.
@@ -40,7 +39,7 @@ def diffusion_step(
     mu, sigma, context = (batch[key].to(device, non_blocking=True) for key in ("mu", "sigma", "covariates"))
     scale_factor = getattr(network, "module", network).scale_factor
     latent = scale_factor * (mu + sigma * torch.randn_like(mu))
-    timesteps = torch.randint(scheduler.num_train_timesteps, (len(latent),), device=device)
+    timesteps = scheduler.first_time + torch.randint(scheduler.num_train_timesteps, (len(latent),), device=device)
     dropped = torch.rand(len(latent), device=device) < condition_dropout
     context = torch.where(dropped[:, None, None], NULL, context)
 

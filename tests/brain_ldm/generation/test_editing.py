@@ -15,7 +15,7 @@ from test_bundle_format import write_ldm_weights
 
 from brain_ldm_bundle.scripts.data.covariates import CovariateSchema
 from brain_ldm_bundle.scripts.generation.editing import Editor, read_request
-from brain_ldm_bundle.scripts.model.noise_schedule import make_sampler
+from brain_ldm_bundle.scripts.model.dpm_solver import make_sampler
 from brain_ldm_bundle.scripts.model.sampler import LatentSampler
 
 IMAGE_SIZE = (8, 12, 4)

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from brain_ldm_bundle.scripts.model.noise_schedule import DDIM, DDPM, make_sampler
+from brain_ldm_bundle.scripts.model.dpm_solver import make_sampler
+from brain_ldm_bundle.scripts.model.noise_schedule import DDIM, DDPM
 
 # The published schedule: square roots of beta evenly spaced.
 BETA = torch.linspace(0.0015**0.5, 0.0205**0.5, 1000, dtype=torch.float64) ** 2
@@ -110,5 +111,5 @@ def test_less_than_one_step_is_refused(steps):
 
 
 def test_an_unknown_sampler_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match=r"one of \['ddim', 'ddpm'\], got 'plms'"):
+    with pytest.raises(ValueError, match=r"one of \['ddim', 'ddpm', 'dpm\+\+'\], got 'plms'"):
         make_sampler("plms", 50)

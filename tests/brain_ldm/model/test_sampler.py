@@ -5,7 +5,7 @@ import tiny
 import torch
 
 from brain_ldm_bundle.scripts.data.covariates import NULL
-from brain_ldm_bundle.scripts.model.noise_schedule import make_sampler
+from brain_ldm_bundle.scripts.model.dpm_solver import make_sampler
 from brain_ldm_bundle.scripts.model.sampler import LatentSampler, Reconstructor, row_seed
 
 IMAGE_SIZE = (8, 12, 4)
@@ -44,7 +44,11 @@ def relative_difference(found, wanted):
 # One row, one volume
 
 
-@pytest.mark.parametrize("scheduler", [None, ddpm], ids=["ddim", "ddpm"])
+def dpm_solver():
+    return make_sampler("dpm++", 4)
+
+
+@pytest.mark.parametrize("scheduler", [None, ddpm, dpm_solver], ids=["ddim", "ddpm", "dpm++"])
 def test_a_row_gives_the_same_volume_in_any_batch_and_order(scheduler):
     scheduler = scheduler() if scheduler else None
     together = sampler(scheduler)(CONTEXT, unet(), SEEDS)
@@ -114,16 +118,37 @@ def test_latents_are_divided_by_the_scale_factor_before_they_are_decoded():
         torch.testing.assert_close(found, tiny.autoencoder().decode(noise / 0.25))
 
 
-def test_the_networks_recipe_says_what_it_predicts():
-    epsilon, v = (sampler()(CONTEXT[:1], unet(prediction_type=kind), [11]) for kind in ("epsilon", "v_prediction"))
-    assert torch.equal(sampler()(CONTEXT[:1], unet(), [11]), epsilon)
-    assert relative_difference(v, epsilon) > 1e-2
+@pytest.mark.parametrize("name", ["ddim", "dpm++"])
+def test_each_prediction_type_is_sampled_by_its_own_formula(name):
+    volumes = [
+        sampler(make_sampler(name, 5, kind))(CONTEXT[:1], unet(prediction_type=kind), [11])
+        for kind in ("epsilon", "v_prediction", "flow")
+    ]
+    for i in range(3):
+        assert volumes[i].isfinite().all() and relative_difference(volumes[i - 1], volumes[i]) > 1e-2
 
 
-def test_one_sampler_serves_two_networks_of_different_predictions():
-    shared = sampler()
-    shared(CONTEXT[:1], unet(prediction_type="v_prediction"), [11])
-    assert torch.equal(shared(CONTEXT[:1], unet(), [11]), sampler()(CONTEXT[:1], unet(), [11]))
+def test_weights_without_a_recipe_predict_the_noise():
+    assert torch.equal(sampler()(CONTEXT[:1], unet(), [11]), sampler()(CONTEXT[:1], unet(prediction_type="epsilon"), [11]))
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "flow"])
+def test_both_samplers_approach_the_same_volume(kind):
+    """With more steps the two formulas must agree, because both solve the same equation."""
+    network = unet(prediction_type=kind)
+
+    def difference(steps):
+        volumes = [sampler(make_sampler(name, steps, kind))(CONTEXT[:1], network, [11]) for name in ("ddim", "dpm++")]
+        return relative_difference(*volumes)
+
+    assert difference(50) < 0.5 * difference(5)
+
+
+def test_guidance_acts_on_dpm_solver_as_well():
+    scheduler = make_sampler("dpm++", 4)
+    network = unet(condition_dropout=0.1)
+    plain, strong = (sampler(scheduler, guidance_scale=scale)(CONTEXT[:1], network, [11]) for scale in (1.0, 3.0))
+    assert relative_difference(strong, plain) > 1e-4
 
 
 def test_bfloat16_stays_near_float32():
@@ -146,6 +171,11 @@ def test_a_reconstruction_is_the_decoded_mean_and_the_same_every_time():
 def test_guidance_of_a_model_without_condition_dropout_is_refused(recipe):
     with pytest.raises(ValueError, match=r"guidance_scale 2\.0: this model was trained without condition dropout"):
         sampler(guidance_scale=2.0)(CONTEXT, unet(**recipe), SEEDS)
+
+
+def test_a_sampler_for_another_prediction_type_is_refused():
+    with pytest.raises(ValueError, match="the sampler is for epsilon, but the network predicts flow"):
+        sampler()(CONTEXT, unet(prediction_type="flow"), SEEDS)
 
 
 def test_an_image_size_that_the_autoencoder_cannot_make_is_refused():

@@ -7,7 +7,7 @@ import torch
 
 from brain_ldm_bundle.scripts.data.covariates import NULL
 from brain_ldm_bundle.scripts.model.networks import DiffusionUNet
-from brain_ldm_bundle.scripts.model.noise_schedule import DDPM
+from brain_ldm_bundle.scripts.model.noise_schedule import DDPM, training_schedule
 from brain_ldm_bundle.scripts.training import diffusion
 from brain_ldm_bundle.scripts.training.learning_rate import warmup
 
@@ -68,6 +68,17 @@ def test_the_target_is_the_noise_or_the_velocity(prediction_type):
     alpha = scheduler.alphas_cumprod[timesteps].reshape(2, 1, 1, 1, 1)
     velocity = alpha.sqrt() * noise - (1 - alpha).sqrt() * latent
     torch.testing.assert_close(target, noise if prediction_type == "epsilon" else velocity)
+
+
+def test_a_flow_trains_towards_data_minus_noise_at_all_times_from_1_to_1000():
+    torch.manual_seed(0)
+    network, batch, flow = Recorder(), latents(rows=20_000), training_schedule("flow")
+    [losses] = diffusion.diffusion_step(diffusion_engine(network), batch, flow, condition_dropout=0.0, grad_clip=1.0, amp=False)
+    assert losses["loss"] == pytest.approx(3**2 + 1, rel=0.02)  # the network answers 0; data are 3, noise has variance 1
+    assert (network.timesteps.min(), network.timesteps.max()) == (1, 1000)
+    share = network.timesteps[:, None, None, None, None] / 1000
+    residue = network.x - (1 - share) * 3
+    torch.testing.assert_close((residue / share).std(), torch.tensor(1.0), rtol=0.02, atol=0)
 
 
 def test_validation_gives_the_same_number_twice_and_changes_no_weight():
