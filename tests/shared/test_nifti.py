@@ -42,7 +42,7 @@ def test_a_file_without_its_end_is_refused(path, lost_bytes):
     """Four bytes are lost after the last voxel: nibabel alone reads such a file without an error."""
     write_nifti(path, image())
     path.write_bytes(path.read_bytes()[:-lost_bytes])
-    with pytest.raises(ValueError, match="cannot be read to its end"):
+    with pytest.raises(ValueError, match="Compressed file ended before"):
         read_whole(path)
 
 

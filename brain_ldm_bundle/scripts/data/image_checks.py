@@ -11,7 +11,7 @@ import nibabel as nib
 import numpy as np
 
 from ..shared.mni_box import BRAIN_MM
-from ..shared.nifti import check_files, open_image, read_grey_values, refuse_not_3d
+from ..shared.nifti import check_files, named, open_image, read_grey_values, refuse_not_3d
 from ..shared.scan_identity import voxels_sha256
 
 # A head may be smaller than the template's, so the image may cut off this much of the template's brain on each side.
@@ -38,12 +38,10 @@ def check_images(
     from_scanner = []
 
     def check(path: str) -> list:
-        try:
+        with named(path):
             image = open_image(path, PREPARE)
             _check_place(image, spacing_mm)
             values = read_grey_values(path)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
         if max(int(image.header["sform_code"]), int(image.header["qform_code"])) == 1:
             from_scanner.append(path)
         return [voxels_sha256(values), float(values.min()), float(values.max())]

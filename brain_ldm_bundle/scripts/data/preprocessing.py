@@ -24,6 +24,7 @@ from monai.transforms import (
     SpatialResample,
 )
 
+from ..shared.image_reader import CheckedReader
 from ..shared.mni_box import affine, size
 
 # Images at most this far from the grid count as on it, because affines are stored in float32.
@@ -48,7 +49,7 @@ def preprocessing(
     return Compose(
         [
             CopyItemsd("image", names="file"),
-            LoadImaged("image", image_only=True),
+            LoadImaged("image", reader=CheckedReader(), image_only=True),
             EnsureChannelFirstd("image"),
             ToGridd("image", spacing_mm),
             *([ScaleIntensityd("image", minv=0.0, maxv=1.0)] if scale_intensities else []),

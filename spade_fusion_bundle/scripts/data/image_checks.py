@@ -68,10 +68,8 @@ def _check_pair(image: str, label: str, *_: str, table: LabelTable, partial_maps
 
 def _named(check: Callable[[str], object], path: str) -> object:
     """Call `check(path)`, and start its error message with the path."""
-    try:
+    with nifti.named(path):
         return check(path)
-    except ValueError as error:
-        raise ValueError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from error
 
 
 def _open_scan(path: str) -> tuple[nib.Nifti1Image, str]:

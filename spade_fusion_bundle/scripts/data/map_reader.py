@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import nibabel as nib
-from monai.data import NibabelReader
 
+from ..shared.image_reader import CheckedReader
 from ..shared.label_files import find_lookup, read_labels, read_lookup
 from .label_names import translated
 from .labels import LabelTable
@@ -42,13 +43,8 @@ def map_files(path: str | Path) -> list[str]:
     return [str(path), *([str(lookup)] if lookup else [])]
 
 
-class MapReader(NibabelReader):
+class MapReader(CheckedReader):
     """Read label maps with `read_map` in MONAI's `LoadImaged`."""
 
     def __init__(self, table: LabelTable, partial_maps: bool = False) -> None:
-        super().__init__()
-        self.table, self.partial_maps = table, partial_maps
-
-    def get_data(self, img: nib.Nifti1Image) -> tuple:
-        """Return values (X, Y, Z) and metadata. `read` only opens the file, because MONAI hides the errors of `read`."""
-        return super().get_data(read_map(self.filenames[0], self.table, self.partial_maps))
+        super().__init__(partial(read_map, table=table, partial_maps=partial_maps))

@@ -26,6 +26,7 @@ from monai.transforms import (
 )
 from monai.transforms.utils import convert_applied_interp_mode
 
+from ..shared.image_reader import CheckedReader
 from .deformation import DeformLabelsd
 from .labels import LabelTable, ToClassesd
 from .map_reader import MapReader
@@ -121,7 +122,7 @@ class ToModelSpacingd(Spacingd):
 def _load_in_ras(table: LabelTable, spacing_mm: float) -> list[Transform]:
     return [
         CopyItemsd(PAIR, names=FILES),
-        LoadImaged("image", image_only=True),
+        LoadImaged("image", reader=CheckedReader(), image_only=True),
         LoadImaged("label", reader=MapReader(table, partial_maps=True), image_only=True),  # `read_dataset` has checked it
         EnsureChannelFirstd(PAIR),
         Orientationd(PAIR, axcodes="RAS", labels=None),
