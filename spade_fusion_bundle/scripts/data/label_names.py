@@ -116,5 +116,7 @@ def _agrees(value: int, found: Meaning, ours: Mapping[int, Meaning]) -> bool:
 def _value_of(found: Meaning, ours: Mapping[int, Meaning]) -> int | None:
     """Return the table's first value with this meaning, or None if there is none, or several structures or sides fit."""
     fitting = [value for value, own in ours.items() if own.fits(found)]
+    if len({ours[value].words for value in fitting}) > 1:
+        return None
     fitting = [value for value in fitting if ours[value].side == found.side] or fitting
-    return fitting[0] if len({ours[value] for value in fitting}) == 1 else None
+    return fitting[0] if len({ours[value].side for value in fitting}) == 1 else None

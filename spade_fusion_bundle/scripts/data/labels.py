@@ -135,8 +135,8 @@ class LabelTable:
         unknown = self._table_values[index] != values
         if unknown.any():
             raise ValueError(
-                f"{where}: label values {_counted(values[unknown])} are not in the label table {self.name!r}. Choose the table that "
-                f"the map was made with, or add the values to a class of configs/labels.json and train with that table"
+                f"{where}: label values {_counted(values[unknown])} are not in the label table {self.name!r}. Choose the table "
+                f"that the map was made with, or add the values to a class of configs/labels.json and train with that table"
             )
         classes = self._table_classes[index]
         if not classes.any():
@@ -157,9 +157,10 @@ class LabelTable:
         found = {entry["name"]: entry["brain"] for entry in self._entries[1:] if present[entry["class"]]}
         if 2 * sum(found.values()) < len(brain):
             raise ValueError(
-                f"{where}: its values {_counted(values[values != 0])} mean {', '.join(found)} in the label table {self.name!r}, "
-                f"but a head has at least {(len(brain) + 1) // 2} of its {len(brain)} brain structures. Choose the table that the "
-                f"map was made with, or segment the whole head. If the map shows a part of a head, add --partial_maps True"
+                f"{where}: its values {_counted(values[values != 0])} mean {', '.join(found)} in the label table "
+                f"{self.name!r}, but a head has at least {(len(brain) + 1) // 2} of its {len(brain)} brain structures. "
+                f"Choose the table that the map was made with, or segment the whole head. If the map shows a part of a head, "
+                f"add --partial_maps True"
             )
 
 

@@ -40,7 +40,8 @@ def refuse_no_map(image: nib.Nifti1Image) -> None:
         raise ValueError(f"is a {len(image.shape)}-D map {image.shape}; three dimensions are needed. Extract one volume")
     stored = image.get_data_dtype()
     if stored.kind not in "iuf":
-        raise ValueError(f"has voxels of type {'/'.join(stored.names or [str(stored)])}; label values are needed. Write the map again as integers")
+        kind = "/".join(stored.names or [str(stored)])
+        raise ValueError(f"has voxels of type {kind}; label values are needed. Write the map again as integers")
 
 
 def whole_numbers(values: np.ndarray, tolerance: float = TOLERANCE) -> np.ndarray:
@@ -67,8 +68,8 @@ def whole_numbers(values: np.ndarray, tolerance: float = TOLERANCE) -> np.ndarra
 def find_lookup(path: str | Path) -> Path | None:
     """Find the table that names a map's values: `dseg.tsv` or `*_dseg.tsv` with some of the entities of the map's name.
 
-    BIDS lets it lie beside the map or in a folder above, up to the data set's root. The nearest folder with such a table counts,
-    and in it the name with the most entities.
+    BIDS lets it lie beside the map or in a folder above, up to the data set's root. The nearest folder with such a table
+    counts, and in it the name with the most entities.
 
     Raises:
         ValueError: two tables have equal rights.
