@@ -23,6 +23,7 @@ import torch
 from measurement.output_table import TEMPLATE_ICV_ML
 from shared import mni_box
 from shared.files import read_json, write_json, write_text
+from shared.image_files import find_files
 from shared.nifti import write_nifti
 from simulation import labelled_subject, subject
 from simulation.atlas import load_atlas
@@ -142,7 +143,7 @@ def prepare_folder(folder: Path, settings: dict, label_names: dict[int, str], fr
             problem = f"{folder} is not empty and was not made by make_demo_data.py. Name an empty folder."
             raise ValueError(problem) from None
     if found and fresh:
-        for sidecar in folder.glob("sub-*/anat/*_T1w.json"):
+        for sidecar in find_files(folder, "sub-*/anat/*_T1w.json", (".json",)):
             if "DemoSettings" in read_json(sidecar):  # other files stay
                 name = sidecar.parents[1].name
                 shutil.rmtree(folder / name)
@@ -167,7 +168,7 @@ def prepare_folder(folder: Path, settings: dict, label_names: dict[int, str], fr
 def write_participants(folder: Path, volumes: dict[str, tuple]) -> pd.DataFrame:
     """Write participants.tsv and .json from the sidecars of all complete subjects."""
     rows = []
-    for path in sorted(folder.glob("sub-*/anat/*_T1w.json")):
+    for path in find_files(folder, "sub-*/anat/*_T1w.json", (".json",)):
         name, sidecar = path.name.split("_")[0], read_json(path)
         number = int(name[4:]) - 1
         if "LabelMap" in sidecar:  # all heads of one map have one anatomy, so they belong to one split
@@ -231,7 +232,7 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
 def main(arguments=None) -> None:
     options = parse_arguments(arguments)
     settings = {"version": VERSION, "seed": options.seed, "spacing_mm": options.spacing_mm}
-    maps = sorted(options.labels.glob("*.nii.gz")) if options.labels else []
+    maps = find_files(options.labels, "*.nii.gz") if options.labels else []
     if maps:
         settings["labels"] = [path.name for path in maps]  # in the order in which they are used
     elif options.labels:

@@ -20,6 +20,7 @@ from cohorts.row_matching import read_by_participant
 from measurement.accuracy import accuracy_row, describe_accuracy, format_table
 from measurement.output_table import VOLUMES, complete_row, write_table
 from measurement.volume_net import WEIGHTS, load_network, read_on_grid, volumes_ml
+from shared.image_files import find_t1w
 from tqdm import tqdm
 
 TOOL = "measure_volumes.py"
@@ -47,15 +48,16 @@ def measure(images: Iterable[Path], weights: Path = WEIGHTS) -> Iterator[dict]:
 
 
 def find_images(paths: Iterable[Path]) -> list[Path]:
-    """List the volumes to measure. A folder stands for all *_T1w.nii[.gz] below it or, without any, its own *.nii[.gz]."""
+    """List the volumes to measure.
+
+    A BIDS data set stands for its own T1w without derivatives, another folder for all *_T1w.nii[.gz] below it or, without any,
+    for its own *.nii[.gz].
+    """
     images = []
     for path in paths:
         if not path.exists():
             raise FileNotFoundError(f"{path}: no such file or folder")
-        found = sorted(path.rglob("*_T1w.nii*")) or sorted(path.glob("*.nii*")) if path.is_dir() else [path]
-        if not found:
-            raise FileNotFoundError(f"{path}: no *_T1w.nii.gz below it and no *.nii.gz in it")
-        images += found
+        images += find_t1w(path) if path.is_dir() else [path]
     return images
 
 

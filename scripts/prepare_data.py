@@ -33,6 +33,7 @@ from registration.rigid import LPS_TO_RAS, MEASURES, assess, register, to_sitk
 from scipy.linalg import polar
 from shared import mni_box
 from shared.files import read_json, write_json, write_text
+from shared.image_files import find_files
 from shared.nifti import open_image, read_grey_values, refuse_not_3d, write_nifti
 from shared.tables import read_table
 
@@ -156,7 +157,7 @@ def find_scans(inputs: list[Path], pattern: str) -> tuple[dict[str, Path], dict[
     scans: dict[str, list[Path]] = {}
     table = None
     if len(inputs) == 1 and inputs[0].is_dir():
-        for path in sorted(inputs[0].glob(pattern)):
+        for path in find_files(inputs[0], pattern):
             scans.setdefault(path.relative_to(inputs[0]).parts[0], []).append(path)
         if (inputs[0] / "participants.tsv").is_file():
             table = pd.DataFrame(read_table(inputs[0] / "participants.tsv"))

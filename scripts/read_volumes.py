@@ -38,6 +38,7 @@ import numpy as np
 import pandas as pd
 from measurement.label_values import read_volume_labels
 from measurement.output_table import VOLUMES, check_unit, complete_row, write_table
+from shared.image_files import find_files
 from shared.nifti import read_whole, refuse_not_3d
 
 SEGMENTATIONS = (".nii", ".nii.gz", ".mgz", ".mgh")
@@ -89,11 +90,9 @@ def read_source(path: Path) -> Iterator[dict]:
 
 
 def _sources_in(folder: Path) -> list[Path]:
-    for pattern in ("stats/aseg.stats", "*/stats/aseg.stats", "sub-*/**/*_dseg.nii*"):
-        if found := sorted(folder.glob(pattern)):
+    for pattern in ("stats/aseg.stats", "*/stats/aseg.stats", "sub-*/**/*_dseg.*", "*"):
+        if found := find_files(folder, pattern, (".stats",) if pattern.endswith(".stats") else SEGMENTATIONS):
             return found
-    if found := sorted(path for path in folder.iterdir() if path.name.endswith(SEGMENTATIONS)):
-        return found
     raise FileNotFoundError(
         f"{folder}: no stats/aseg.stats, */stats/aseg.stats, sub-*/**/*_dseg.nii.gz or segmentation in it. Give tables by name"
     )

@@ -23,6 +23,7 @@ from measurement.output_table import VOLUMES
 from measurement.volume_net import CLASSES, VOXEL_ML, WEIGHTS, build_network, load_network, volumes_ml
 from monai.losses import DiceCELoss
 from shared.files import read_json, read_tensors, save_weights, sha256, write_json
+from shared.image_files import find_files
 from tqdm import tqdm
 
 SUMMED = {  # for each volume, the classes of the network that it sums
@@ -34,7 +35,7 @@ SUMMED = {  # for each volume, the classes of the network that it sums
 
 def find_label_maps(folder: Path) -> tuple[list[Path], list[Path]]:
     """Return the training and the held-out label maps below a folder. Every fourth, in order of name, is held out."""
-    paths = sorted(folder.rglob("*seg*.nii*"))
+    paths = find_files(folder, "**/*seg*.nii*", skipped=())
     if len(paths) < 4:
         raise FileNotFoundError(f"{folder}: found {len(paths)} label maps (*seg*.nii.gz), but at least 4 are needed")
     return [path for i, path in enumerate(paths) if i % 4 != 3], paths[3::4]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import glob
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import linear_sum_assignment
 from shared.files import read_json
+from shared.image_files import find_files
 from shared.nifti import UNREADABLE
 
 from cohorts.row_matching import read_by_participant, read_measured
@@ -152,7 +152,7 @@ def read_cohort(folder: Path, measured_files: Sequence[Path] = (), everyone: boo
     """
     participants = folder / "participants.tsv"
     listed = read_by_participant(participants)
-    found = {participant: _images(folder, participant) for participant in listed.index}
+    found = _images(folder, listed.index)
     tables: dict[str, pd.DataFrame] = {}
     for path in measured_files:
         for tool, table in read_measured(path, folder, found).items():
@@ -194,14 +194,21 @@ def _refuse_text(table: pd.DataFrame, path: Path) -> None:
         raise ValueError(f"{path}, {row}: {quantity} is {table.loc[row, quantity]!r}, but it must be a number")
 
 
-def _images(folder: Path, participant: str) -> dict[str, Path]:
-    name = glob.escape(participant)
-    paths = [path for ending in ("nii", "nii.gz") for path in sorted(folder.glob(f"{name}/**/{name}*_T1w.{ending}"))]
-    if not paths:
-        raise FileNotFoundError(f"{folder}: no {participant}_T1w.nii.gz below it, though participants.tsv lists it")
-    if len(paths) == 1:
-        return {participant: paths[0]}
-    return {path.name.split("_T1w.nii")[0]: path for path in paths}
+def _images(folder: Path, participants: Iterable[str]) -> dict[str, dict[str, Path]]:
+    """Return for each participant the name and the path of each volume."""
+    of_participant: dict[str, list[Path]] = {}
+    for path in find_files(folder, "*/**/*_T1w.nii*"):
+        of_participant.setdefault(path.relative_to(folder).parts[0], []).append(path)
+    found = {}
+    for participant in participants:
+        paths = [path for path in of_participant.get(participant, ()) if path.name.startswith(participant)]
+        if not paths:
+            raise FileNotFoundError(f"{folder}: no {participant}_T1w.nii.gz below it, though participants.tsv lists it")
+        names = [participant] if len(paths) == 1 else [path.name.split("_T1w.nii")[0] for path in paths]
+        found[participant] = dict(zip(names, paths, strict=True))
+        if len(found[participant]) < len(paths):
+            raise ValueError(f"{folder / participant}: files in several folders have one name ({', '.join(names)}). Keep one")
+    return found
 
 
 def _is_number(values: pd.Series) -> bool:

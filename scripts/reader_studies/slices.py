@@ -14,6 +14,7 @@ from nibabel.filebasedimages import ImageFileError
 from PIL import Image
 from shared.files import sha256
 from shared.head_mask import head_mask
+from shared.image_files import find_t1w
 from shared.tables import read_table
 
 DIRECTIONS = {"sagittal": 0, "coronal": 1, "axial": 2}  # axis of a volume in RAS order
@@ -46,10 +47,7 @@ def find_volumes(sources: Iterable[Path], kind: str, split: str | None = None) -
     paths = []
     for source in sources:
         if source.is_dir():
-            patterns = ("sub-*/**/*_T1w.nii*", "**/*_T1w.nii*", "*.nii*")
-            inside = next(filter(None, (sorted(source.glob(pattern)) for pattern in patterns)), [])
-            if not inside:
-                raise FileNotFoundError(f"{source}: no *_T1w.nii.gz below it and no *.nii.gz in it")
+            inside = find_t1w(source)
             paths += inside if split is None else _of_split(inside, source, split)
         elif not source.is_file():
             raise FileNotFoundError(f"{source}: no such file or folder of {kind} volumes")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from shared.files import read_json
+from shared.image_files import find_files
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -24,7 +25,7 @@ def find_sections(folders: Sequence[Path]) -> list[dict]:
     for folder in folders:
         if not folder.is_dir():
             raise FileNotFoundError(f"{folder}: no such folder. Name the output folder of an evaluation")
-        found = sorted(folder.rglob("*.section.json"))
+        found = find_files(folder, "**/*.section.json", (".json",), skipped=())
         if not found:
             raise ValueError(f"{folder}: no *.section.json below it. Name the output folder of an evaluation")
         files |= dict.fromkeys(path.resolve() for path in found)

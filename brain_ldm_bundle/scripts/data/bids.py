@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ..shared import mni_box
 from ..shared.files import read_json
+from ..shared.image_files import find_files, find_in_anat
 from ..shared.participants import Row, entity, find_row, session_of
 from ..shared.problems import refuse
 from ..shared.scan_identity import refuse_copies
@@ -87,7 +88,7 @@ def find_volumes(folder: str | Path, spacing_mm: float, cache_file: str | Path |
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder of volumes")
-    paths = sorted(path for path in folder.glob("sub-*/**/*_T1w.nii*") if path.name.endswith((".nii", ".nii.gz")))
+    paths = find_files(folder, "sub-*/**/*_T1w.nii*")
     if not paths:
         raise ValueError(f"{folder}: no sub-*/anat/*_T1w.nii.gz below it")
     problems, contents = check_images([str(path) for path in paths], spacing_mm, cache_file)
@@ -114,12 +115,7 @@ def fingerprint(data: Mapping[str, Sequence[dict]]) -> str:
 def _bids_items(dataset_dir: Path, schema: CovariateSchema) -> tuple[list[dict], list[str]]:
     table = dataset_dir / "participants.tsv"
     rows, problems = read_rows(table, schema)
-    scans = [
-        (path, path.relative_to(dataset_dir).parts[0])
-        for folder in ("sub-*/anat", "sub-*/ses-*/anat")
-        for path in dataset_dir.glob(f"{folder}/sub-*_T1w.nii*")
-        if path.name.endswith((".nii", ".nii.gz"))
-    ]
+    scans = [(path, path.relative_to(dataset_dir).parts[0]) for path in find_in_anat(dataset_dir, "T1w")]
     with_image = {participant for _, participant in scans}
     for participants, fault in (
         (sorted(set(rows) - with_image), f"participants in {table} without an image sub-X/[ses-Y/]anat/*_T1w.nii.gz"),
@@ -133,7 +129,7 @@ def _bids_items(dataset_dir: Path, schema: CovariateSchema) -> tuple[list[dict],
         if split not in (None, *SPLIT_COLUMN):
             problems.append(f"{table} {participant}: split must be train, validation or test, got {split!r}")
     used, found = {}, []
-    for path, participant in sorted(scans):
+    for path, participant in scans:
         if not path.name.startswith(f"{participant}_"):
             problems.append(f"{path}: the file's name is another participant's. It should begin with {participant}_")
         elif participant in rows:

@@ -22,6 +22,7 @@ from ..data.derivative import PROVENANCE, Derivative
 from ..model.training_record import what_training_knew
 from ..shared import mni_box
 from ..shared.files import read_json, sha256, write_json
+from ..shared.image_files import find_files
 from ..shared.sections import write_section
 from ..shared.ssim import SSIM
 from ..shared.tables import print_table, write_table
@@ -110,8 +111,8 @@ class KeepReconstructions:
         self.weights = sha256(autoencoder_file)
         self.requests = {item["image"]: _request(item, name, schema) for item, name in zip(items, _names(items), strict=True)}
         names = {request.participant_id for request in self.requests.values()}
-        for sidecar in sorted(Path(output_dir).glob("sub-*/anat/*_T1w.json")):
-            weights = read_json(sidecar)["WeightsSHA256"]
+        for sidecar in find_files(output_dir, "sub-*/anat/*_T1w.json", (".json",)) if description.is_file() else ():
+            weights = str(read_json(sidecar).get("WeightsSHA256"))
             if sidecar.parts[-3] not in names or weights != self.weights:
                 raise ValueError(
                     f"reconstructions_dir {output_dir} holds {sidecar.name}, of another scan or autoencoder ({weights[:12]}) "

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ..shared.base_derivative import made_by
 from ..shared.files import read_json
+from ..shared.image_files import find_in_anat
 from ..shared.problems import refuse
 from ..shared.scan_identity import refuse_copies
 from .derivative import GENERATOR
@@ -114,14 +115,14 @@ def pair_key(item: Mapping, settings: Sequence) -> bytes:
 
 
 def _bids_items(dataset_dir: Path) -> tuple[list[dict], list[str]]:
-    scans = find_files(dataset_dir, "T1w")
+    scans = find_in_anat(dataset_dir, "T1w")
     if not scans:
         raise ValueError(f"{dataset_dir}: no T1w scans sub-X/[ses-Y/]anat/*_T1w.nii.gz. Is it the root of a BIDS data set?")
     maps_of = {}
-    for root in (dataset_dir, *sorted(dataset_dir.glob("derivatives/*/"))):
+    for root in (dataset_dir, *sorted(dataset_dir.glob("derivatives/[!.]*/"))):
         if made_by(root, GENERATOR):  # skip synthetic images and their maps
             continue
-        for path in find_files(root, "dseg"):
+        for path in find_in_anat(root, "dseg"):
             maps_of.setdefault(path.relative_to(root).parent, []).append(path)
     items, problems, without = [], [], []
     for path in scans:
@@ -161,16 +162,6 @@ def _bids_items(dataset_dir: Path) -> tuple[list[dict], list[str]]:
         for item in items:
             item["split"] = SPLIT_COLUMN.get(split_of.get(item["participant_id"]))
     return items, problems
-
-
-def find_files(root: Path, suffix: str) -> list[Path]:
-    """Return the sorted NIfTI files of all participants and sessions with a BIDS suffix such as T1w or dseg."""
-    return sorted(
-        path
-        for folder in ("sub-*/anat", "sub-*/ses-*/anat")
-        for path in root.glob(f"{folder}/sub-*_{suffix}.nii*")
-        if path.name.endswith((".nii", ".nii.gz"))
-    )
 
 
 def _belongs(label: Path, scan: Path) -> bool:

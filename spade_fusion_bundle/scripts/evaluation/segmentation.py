@@ -21,9 +21,9 @@ from monai.utils import convert_to_tensor, set_determinism
 from torch.utils.data import Dataset, RandomSampler
 
 from ..data.labels import LabelTable
-from ..data.scans_and_maps import find_files
 from ..shared.files import sha256
 from ..shared.handlers import Progress, StopAtNonFinite
+from ..shared.image_files import find_in_anat
 from ..shared.problems import refuse
 from ..training.supervised_step import supervised_step
 
@@ -63,7 +63,7 @@ def synthetic_pairs(synthetic_dir: str | Path | None, test: Sequence[Mapping]) -
     if synthetic_dir is None:
         raise ValueError("no synthetic volumes were given. Make some of the training split's maps, then add --synthetic_dir")
     root = Path(synthetic_dir)
-    found = find_files(root, "T1w")
+    found = find_in_anat(root, "T1w")
     if not found:
         raise FileNotFoundError(
             f"synthetic_dir {root}: no synthetic volumes sub-X/anat/*_T1w.nii.gz there. Make them with: python -m monai.bundle "

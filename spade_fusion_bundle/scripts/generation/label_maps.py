@@ -14,10 +14,10 @@ from ..data.deformation import refuse_folding
 from ..data.derivative import GENERATOR, Derivative, name_of
 from ..data.image_checks import map_problems
 from ..data.labels import LabelTable
-from ..data.scans_and_maps import find_files
 from ..data.splits import read_splits
 from ..shared.base_derivative import made_by
 from ..shared.files import sha256
+from ..shared.image_files import NIFTI, find_files, find_in_anat
 from ..shared.problems import refuse
 
 logger = logging.getLogger(__name__)
@@ -47,11 +47,12 @@ def find_maps(label_maps: str | Path | None, output_dir: str | Path | None = Non
     if output_dir is not None and root.resolve() == Path(output_dir).resolve():
         raise ValueError(f"label_maps and output_dir are one folder, {root}. Choose a new one for --output_dir")
     if root.is_dir():
-        derivatives = [folder for folder in root.glob("derivatives/*/") if not made_by(folder, GENERATOR)]
-        found = [path for folder in (root, *derivatives) for path in find_files(folder, "dseg")] or list(root.glob("*.nii*"))
+        derivatives = [folder for folder in root.glob("derivatives/[!.]*/") if not made_by(folder, GENERATOR)]
+        found = [path for folder in (root, *derivatives) for path in find_in_anat(folder, "dseg")]
+        found = found or find_files(root, "*.nii*")
     else:
         found = [root] if root.is_file() else [Path(path) for path in glob(str(label_maps), recursive=True)]
-    paths = sorted(path for path in found if path.name.endswith((".nii", ".nii.gz")))
+    paths = sorted(path for path in found if path.name.endswith(NIFTI))
     if not paths:
         raise FileNotFoundError(
             f"label_maps {label_maps}: no label maps there. Give a NIfTI file, a folder of them, or a BIDS data set with "

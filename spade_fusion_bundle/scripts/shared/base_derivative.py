@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .files import read_json, write_json, write_text
+from .image_files import find_files
 from .nifti import read_whole, write_nifti
 from .tables import write_table
 
@@ -76,7 +77,7 @@ class BaseDerivative:
         folder = os.open(self.output_dir, os.O_RDONLY)
         try:
             fcntl.flock(folder, fcntl.LOCK_EX)  # so that the last of several ranks lists the volumes of all
-            found = sorted(self.output_dir.glob("sub-*/**/anat/sub-*_T1w.nii.gz"))
+            found = find_files(self.output_dir, "sub-*/**/anat/sub-*_T1w.nii.gz")
             made = {file: sidecar for file in found if (sidecar := self._read_sidecar(file)) is not None}
             lines, columns = self._participants(made)
             write_table(self.output_dir / "participants.tsv", lines)

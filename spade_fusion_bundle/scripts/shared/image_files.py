@@ -1,0 +1,114 @@
+"""Find the images of a data set. Every command that looks for scans or label maps in a folder uses `find_files`."""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from collections.abc import Container, Iterable, Iterator, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from .problems import refuse
+
+NIFTI = (".nii", ".nii.gz")
+NO_SCANS = ("derivatives", "sourcedata", "code")  # folders of BIDS that hold no scans of the data set itself
+
+
+def find_files(
+    folder: str | Path, pattern: str, endings: tuple[str, ...] = NIFTI, skipped: Container[str] = NO_SCANS
+) -> list[Path]:
+    """Find the images below a folder. Links are followed. Hidden files and folders are ignored, such as `._sub-01_T1w.nii.gz`.
+
+    Args:
+        folder: BIDS data set, derivative or any other folder.
+        pattern: path inside the folder, such as "sub-*/**/*_T1w.nii*"; `**/` stands for any number of folders.
+        endings: endings of the files. Other files are ignored, such as `sub-01_T1w.nii.gz.md5`.
+        skipped: names of folders to leave out.
+
+    Returns:
+        sorted paths that begin with `folder`. A link to a missing file is among them, so that its reader refuses it by name.
+
+    Raises:
+        OSError: a folder cannot be read, or the link of a participant or session leads nowhere.
+        ValueError: one image exists with two endings, or two names differ only in case.
+    """
+    folder = Path(folder)
+    found = {path for path in _files(folder, pattern.split("/"), skipped) if path.name.endswith(endings)}
+    _refuse_twice(found, folder)
+    return sorted(found)
+
+
+def find_t1w(folder: str | Path) -> list[Path]:
+    """Find the T1w of a BIDS data set or, if there are none, all `*_T1w.nii[.gz]` below a folder, or all NIfTI files in it."""
+    for pattern in ("sub-*/**/*_T1w.nii*", "**/*_T1w.nii*", "*.nii*"):
+        if found := find_files(folder, pattern):
+            return found
+    raise FileNotFoundError(f"{folder}: no *_T1w.nii.gz below it and no *.nii.gz in it")
+
+
+def find_in_anat(folder: str | Path, suffix: str) -> list[Path]:
+    """Find the images `sub-X/[ses-Y/]anat/sub-*_T1w.nii[.gz]` of a BIDS data set, with T1w or another suffix.
+
+    Other images with this suffix in the folders of participants are left out with a warning.
+    """
+    found = find_files(folder, f"sub-*/**/*_{suffix}.nii*")
+    place = re.compile(r"sub-[^/]+/(ses-[^/]+/)?anat/sub-[^/]+")
+    kept = [path for path in found if place.fullmatch(path.relative_to(folder).as_posix())]
+    if others := sorted(set(found) - set(kept)):
+        warnings.warn(
+            f"{len(others)} images in {folder}, such as {others[0].relative_to(folder)}, are left out, because their place or "
+            f"name is not sub-X/[ses-Y/]anat/sub-X_*_{suffix}.nii[.gz]",
+            stacklevel=2,
+        )
+    return kept
+
+
+def _refuse_twice(paths: Iterable[Path], folder: Path) -> None:
+    """Refuse an image with two endings, and names that differ only in case, because many disks cannot hold both."""
+    first, problems = {}, {}
+    for path in paths:
+        inside = path.relative_to(folder)
+        without_ending = inside.with_name(re.sub(r"\.(nii|nii\.gz|mgz|mgh)$", "", inside.name))
+        for name, own in ((without_ending, inside), *((parent, parent) for parent in inside.parents)):
+            key = Path(str(name).lower())
+            if (other := first.setdefault(key, own)) != own:
+                problems[key] = f"{folder / other} and {folder / own} differ only in ending or case. Keep one, or rename it"
+    refuse([problem for key, problem in problems.items() if not problems.keys() & set(key.parents)])
+
+
+def _files(
+    folder: Path, pattern: Sequence[str], skipped: Container[str], above: tuple[tuple[int, int], ...] = ()
+) -> Iterator[Path]:
+    """Yield the files below a folder that match a pattern, split at "/". A link to a folder `above` is not followed."""
+    status = os.stat(folder)
+    if (here := (status.st_dev, status.st_ino)) in above:
+        return
+    any_depth = pattern[0] == "**"
+    name, *deeper = pattern[any_depth:]
+    for entry in _entries(folder):
+        if entry.name in skipped:
+            continue
+        path, is_folder, matches = Path(entry.path), entry.is_dir(), fnmatchcase(entry.name, name)
+        if is_folder and any_depth:
+            yield from _files(path, pattern, skipped, (*above, here))
+        if is_folder and matches and deeper:
+            yield from _files(path, deeper, skipped, (*above, here))
+        elif matches and not (is_folder or deeper):
+            yield path
+
+
+def _entries(folder: Path) -> list[os.DirEntry]:
+    """Return the sorted content of a folder without hidden files."""
+    try:
+        with os.scandir(folder) as content:
+            entries = sorted((entry for entry in content if not entry.name.startswith(".")), key=lambda entry: entry.name)
+    except OSError as error:
+        raise type(error)(
+            f"{folder}: this folder cannot be read ({error.strerror}). Give access to it, or remove it"
+        ) from error
+    for entry in entries:
+        if re.fullmatch(r"(sub|ses)-[^.]*|anat", entry.name) and entry.is_symlink() and not os.path.exists(entry.path):
+            target = os.readlink(entry.path)
+            raise FileNotFoundError(f"{entry.path}: this is a link to {target}, which does not exist. Mend or remove the link")
+    return entries
