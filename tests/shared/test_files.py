@@ -1,12 +1,24 @@
 """Files are complete or absent, and damaged ones are refused by name."""
 
 import hashlib
+import os
 import resource
+import subprocess
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 
-from brain_ldm_bundle.scripts.shared.files import atomic, read_json, save_weights, sha256, write_json
+from brain_ldm_bundle.scripts.shared.files import (
+    atomic,
+    read_json,
+    refuse_unwritable,
+    save_weights,
+    sha256,
+    write_json,
+    write_text,
+)
 
 
 @pytest.fixture
@@ -41,6 +53,66 @@ def test_a_full_disk_leaves_the_older_file_and_nothing_else(path):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert path.read_bytes() == before
     assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder on a disk of 64 kB that can be made read-only. Modes of files do not bind the superuser."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)], capture_output=True).returncode:
+        pytest.skip("mounting a disk needs the superuser")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_or_read_only_disk_is_named_in_one_line_and_keeps_the_older_file(small_disk):
+    path = small_disk / "page.html"
+    write_text(path, "older")
+    with pytest.raises(OSError, match=f"^No space left on device while writing {path}. Make room") as refused:
+        write_text(path, "x" * 100_000)
+    assert "\n" not in str(refused.value)
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    for write in (
+        lambda: write_text(path, "x"),
+        lambda: refuse_unwritable(path),
+        lambda: write_text(small_disk / "a" / "b", ""),
+    ):
+        with pytest.raises(OSError, match=f"^Read-only file system while writing {small_disk}"):
+            write()
+    assert path.read_text() == "older" and os.listdir(small_disk) == ["page.html"]
+
+
+def test_an_output_that_is_a_folder_or_inside_a_file_is_refused_before_and_after_work(tmp_path):
+    (tmp_path / "file").write_text("older")
+    for path, reason in (
+        (tmp_path, "folder|directory"),
+        (tmp_path / "file" / "x", "Not a directory"),
+        (tmp_path / "file" / "x" / "y", "Not a directory"),
+    ):
+        for write in (refuse_unwritable, partial(write_text, text="x")):
+            with pytest.raises(OSError, match=f"(?i)({reason}|File exists).* while writing {path}"):
+                write(path)
+    refuse_unwritable(tmp_path / "new folder" / "x")
+    assert os.listdir(tmp_path) == ["file"] and (tmp_path / "file").read_text() == "older"
+
+
+def test_a_pipe_or_device_is_written_and_not_replaced(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    refuse_unwritable(pipe)
+    write_text(pipe, "table")
+    assert os.read(reader, 100) == b"table" and pipe.is_fifo()
+    os.close(reader)
+    with pytest.raises(OSError, match="No space left on device while writing /dev/full"):
+        write_text("/dev/full", "x")
+    assert not Path("/dev/full").is_file()
+
+
+def test_an_error_about_another_file_is_not_blamed_on_the_output(tmp_path):
+    with pytest.raises(FileNotFoundError, match="No such file or directory: '.*gone.nii'$"), atomic(tmp_path / "page.html"):
+        open(tmp_path / "gone.nii")
 
 
 def test_a_missing_input_of_the_writer_is_named_and_not_the_output(tmp_path):

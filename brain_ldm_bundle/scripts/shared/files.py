@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,22 +17,51 @@ from typing import Any, BinaryIO
 
 @contextmanager
 def atomic(path: str | Path) -> Iterator[BinaryIO]:
-    """Open a file for writing that gets its name only when it is complete. A missing folder is created."""
+    """Open a file for writing that gets its name only when it is complete. A missing folder is created.
+
+    Raises:
+        OSError: the file cannot be written. The message names it, an older file stays, and no incomplete file is left.
+    """
     path = Path(path)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    in_place = _is_device(path)
+    target = path if in_place else path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    own = False
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, "xb") as file:
+        with open(target, "wb" if in_place else "xb") as file:
+            own = not in_place
             yield file
-        os.replace(partial, path)
+        if own:
+            os.replace(target, path)
     except OSError as error:
-        if error.strerror is None:  # the writer's own message, such as about a file that it reads
-            raise
-        raise type(error)(
-            error.errno, f"{error.strerror} while writing {path}. Make room or choose another folder, then run again"
-        ) from error
+        if error.strerror is None or error.filename and Path(error.filename) not in (target, path, *path.parents):
+            raise  # the writer's own message, such as about a file that it reads
+        raise _cannot_write(path, error) from error
     finally:
-        partial.unlink(missing_ok=True)
+        if own:
+            target.unlink(missing_ok=True)
+
+
+def refuse_unwritable(path: str | Path) -> None:
+    """Refuse an output file that cannot be written, before the work whose result it holds. Nothing is created."""
+    path = Path(path).absolute()
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "A folder has this name")
+        if not _is_device(path):
+            with tempfile.TemporaryFile(dir=next(parent for parent in path.parents if parent.exists())):
+                pass
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+
+
+def _cannot_write(path: Path, error: OSError) -> OSError:
+    return type(error)(f"{error.strerror} while writing {path}. Make room or choose another folder, then run again")
+
+
+def _is_device(path: Path) -> bool:
+    """Tell /dev/stdout or a pipe, which must not be replaced, from a file."""
+    return path.parent == Path("/dev") or path.exists() and not (path.is_file() or path.is_dir())
 
 
 def write_text(path: str | Path, text: str) -> None:
