@@ -242,7 +242,7 @@ def main(arguments=None) -> None:
     subjects = options.subjects or len(maps) or 120
     try:
         table = make_cohort(options.folder, subjects, settings, maps, options.workers, options.fresh)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from None
     low, high = table["ventricles_ml"].min(), table["ventricles_ml"].max()
     print(f"{len(table)} synthetic subjects in {options.folder}: lateral ventricles {low:.1f} to {high:.1f} mL")

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from shared.files import atomic, read_json
+from shared.files import atomic, read_json, refuse_unwritable
 from shared.tables import read_table
 
 COLUMNS = ("sex", "age", "ventricles_ml", "brain_normalised_ml")
@@ -152,6 +152,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
     try:
+        refuse_unwritable(options.output, [options.participants])
         ends = [(name, *(_number(end, f"--sweep {name}: each end") for end in pair)) for name, *pair in options.sweep]
         cohort = read_training_rows(options.participants, options.columns)
         parts = [sweep(cohort, name, np.linspace(low, high, options.rows), options.base) for name, low, high in ends]
@@ -167,12 +168,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             table = pd.concat(noises, ignore_index=True)
         else:
             table = draw(cohort, options.rows, options.seed, options.spread)
-    except (ValueError, FileNotFoundError) as error:
+        digits = max(4, len(str(len(table))))
+        table.insert(0, "participant_id", [f"sub-syn{number:0{digits}d}" for number in range(1, len(table) + 1)])
+        with atomic(options.output) as file:
+            table.to_csv(file, sep="\t", index=False, float_format="%.6g")
+    except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from None
-    digits = max(4, len(str(len(table))))
-    table.insert(0, "participant_id", [f"sub-syn{number:0{digits}d}" for number in range(1, len(table) + 1)])
-    with atomic(options.output) as file:
-        table.to_csv(file, sep="\t", index=False, float_format="%.6g")
     print(f"{options.output}: {len(table)} volumes requested, from {len(cohort)} subjects of {options.participants}")
 
 

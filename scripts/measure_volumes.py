@@ -20,6 +20,7 @@ from cohorts.row_matching import read_by_participant
 from measurement.accuracy import accuracy_row, describe_accuracy, format_table
 from measurement.output_table import VOLUMES, complete_row, write_table
 from measurement.volume_net import WEIGHTS, load_network, read_on_grid, volumes_ml
+from shared.files import refuse_unwritable
 from shared.image_files import find_t1w
 from tqdm import tqdm
 
@@ -89,8 +90,7 @@ def main() -> int:
         return 0
     if not arguments.images or not arguments.output:
         parser.error("give images and --output, or --accuracy")
-    if not arguments.output.parent.is_dir():
-        raise FileNotFoundError(f"{arguments.output.parent}: no such folder for --output")
+    refuse_unwritable(arguments.output, arguments.images)
 
     images = find_images(arguments.images)
     rows = list(tqdm(measure(images, arguments.weights), total=len(images), unit="scan"))
@@ -106,5 +106,5 @@ def main() -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

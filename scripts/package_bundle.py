@@ -187,7 +187,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     try:
         path = release(options.bundle.resolve(), options.output, options.weights)
-    except (FileNotFoundError, ValueError) as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()

@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit("error: publish_bundle.py needs huggingface_hub. Install it: pip install huggingface_hub")
     try:
         files = checked_files(bundle, options.weights)
-    except (FileNotFoundError, ValueError) as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     version = json.loads(files["configs/metadata.json"].read_text())["version"]
     if options.dry_run:

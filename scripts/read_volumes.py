@@ -38,6 +38,7 @@ import numpy as np
 import pandas as pd
 from measurement.label_values import read_volume_labels
 from measurement.output_table import VOLUMES, check_unit, complete_row, write_table
+from shared.files import refuse_unwritable
 from shared.image_files import find_files
 from shared.nifti import read_whole, refuse_not_3d
 
@@ -256,8 +257,7 @@ def main() -> int:
     parser.add_argument("sources", nargs="+", type=Path, metavar="SOURCE", help="tables, aseg.stats, segmentations, folders")
     parser.add_argument("--output", type=Path, required=True, help="TSV to write, one row per participant, in mL")
     arguments = parser.parse_args()
-    if not arguments.output.parent.is_dir():
-        raise FileNotFoundError(f"{arguments.output.parent}: no such folder for --output")
+    refuse_unwritable(arguments.output, arguments.sources)
 
     rows = read_all(arguments.sources)
     good, refused = [row for row in rows if not row["error"]], [row for row in rows if row["error"]]
@@ -275,5 +275,5 @@ def main() -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

@@ -38,6 +38,7 @@ from reader_studies.rate import rate
 from reader_studies.score import read_key, read_results, score, unblind
 from reader_studies.score_report import write_scores
 from reader_studies.slices import read_splits
+from shared.files import refuse_unwritable
 
 
 def parse() -> argparse.Namespace:
@@ -82,6 +83,7 @@ def main() -> int:
         paths = rate(options.page, options.output, options.seed)
         print(f"{options.output}: {', '.join(path.name for path in paths)}, for `score`. These are rules, not people")
     else:
+        refuse_unwritable(options.output / "reader_study.json")
         key = read_key(options.key)
         results = [read_results(path, key, options.partial) for path in options.results]
         answers, unfinished = unblind(key, results), any(len(result) < len(key) for result in results)
@@ -93,5 +95,5 @@ def main() -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

@@ -22,7 +22,7 @@ from measurement.domain_randomisation import Anatomy, class_fractions, draw_imag
 from measurement.output_table import VOLUMES
 from measurement.volume_net import CLASSES, VOXEL_ML, WEIGHTS, build_network, load_network, volumes_ml
 from monai.losses import DiceCELoss
-from shared.files import read_json, read_tensors, save_weights, sha256, write_json
+from shared.files import read_json, read_tensors, refuse_unwritable, save_weights, sha256, write_json
 from shared.image_files import find_files
 from tqdm import tqdm
 
@@ -115,6 +115,8 @@ def main() -> None:
 
     folders = {folder: find_label_maps(folder) for folder in arguments.labels}
     sidecar = arguments.output.with_suffix(".json")
+    for path in (arguments.output, sidecar):
+        refuse_unwritable(path)
     if arguments.steps:
         torch.manual_seed(arguments.seed)
         network = build_network()
@@ -151,5 +153,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

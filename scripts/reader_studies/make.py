@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from shared.files import write_text
+from shared.files import refuse_unwritable, write_text
 from sklearn.metrics import roc_auc_score
 
 from reader_studies.slices import DIRECTIONS, KINDS, Volume, common_view, find_volumes, picture, read_windowed
@@ -140,6 +140,9 @@ def make_study(
         raise ValueError(f"--slices must be a multiple of {cells} (two kinds, three directions), got {slices}. Take {near}")
     if not 0 <= repeats <= 0.5:
         raise ValueError(f"--repeats is a share of the slices, 0 to 0.5, got {repeats:g}")
+    page, key = output / "page" / "reader_study.html", output / "key" / "key.tsv"
+    for path in (page, key):
+        refuse_unwritable(path)
     volumes = [*find_volumes(real, "real", split), *find_volumes(synthetic, "synthetic")]
     view = common_view(volumes)
 
@@ -153,7 +156,6 @@ def make_study(
         item.name = hashlib.sha256(f"item {position}".encode() + secret).hexdigest()[:8]
     # The id also depends on the pictures, because other pictures make another study.
     study = hashlib.sha256(secret + b"".join(item.png for item in shown)).hexdigest()[:10]
-    page, key = output / "page" / "reader_study.html", output / "key" / "key.tsv"
     if key.is_file() and (there := set(pd.read_csv(key, sep="\t", dtype=str)["study"])) != {study}:
         # Without its key, all results of a study are worthless.
         raise ValueError(f"{key} is the key of another study, {', '.join(sorted(there))}. Choose another --output")

@@ -8,7 +8,7 @@ import json
 import os
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -42,9 +42,11 @@ def atomic(path: str | Path) -> Iterator[BinaryIO]:
             target.unlink(missing_ok=True)
 
 
-def refuse_unwritable(path: str | Path) -> None:
-    """Refuse an output file that cannot be written, before the work whose result it holds. Nothing is created."""
+def refuse_unwritable(path: str | Path, inputs: Iterable[Path] = ()) -> None:
+    """Refuse an output file that cannot be written, or that is one of the inputs, before work starts. Nothing is created."""
     path = Path(path).absolute()
+    if path.is_file() and any(source.is_file() and source.samefile(path) for source in inputs):
+        raise ValueError(f"{path}: this output is also an input, which would be lost. Give it another name")
     try:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, "A folder has this name")
