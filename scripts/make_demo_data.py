@@ -31,6 +31,17 @@ from simulation.subject import Person, measure_ml
 from tqdm import tqdm
 
 VERSION = "1.2"
+README = """{name}
+
+No person was scanned. make_demo_data.py simulated every image. For demonstrations, tests and research, not for clinical use.
+
+participants.tsv has the age and sex that were drawn, and the volumes that were counted in the label maps.
+"""
+TEMPLATE = {
+    "Acknowledgements": "Made from the ICBM 152 2009a template, (C) McConnell Brain Imaging Centre, MNI",
+    "License": "Terms of the ICBM 152 template: use, copy, modify and distribute without fee, with its copyright notice",
+    "SourceDatasets": [{"URL": "https://www.bic.mni.mcgill.ca/ServicesAtlases/ICBM152NLin2009"}],
+}
 SPACINGS_MM = (1, 2, 4, 8)  # these divide the field of view, 160 x 224 x 160 mm
 SPLIT_BY_LAST_DIGIT = ["train"] * 7 + ["validation"] + ["test"] * 2
 
@@ -154,14 +165,19 @@ def prepare_folder(folder: Path, settings: dict, label_names: dict[int, str], fr
         changes = ", ".join(f"{key} {found.get(key)!r} instead of {settings[key]!r}" for key in differing)
         raise ValueError(f"{folder} holds a demo cohort made with {changes}. Name another folder, or add --fresh.")
 
-    common = {"BIDSVersion": "1.9.0", "DemoSettings": settings}
+    common = {"BIDSVersion": "1.9.0", "Simulated": True, "DemoSettings": settings}
     if "covariates" in settings:
-        common["Acknowledgements"] = "Made from the ICBM 152 2009a template, (C) McConnell Brain Imaging Centre, MNI"
+        common |= TEMPLATE
     common["GeneratedBy"] = [{"Name": "make_demo_data.py", "Version": VERSION}]
     label_folder = folder / "derivatives" / "labels"
-    write_json(description_path, {"Name": "Synthetic brain T1w MRI (not real subjects)", "DatasetType": "raw"} | common)
-    labels = {"Name": "Label maps of the synthetic subjects", "DatasetType": "derivative"} | common
-    write_json(label_folder / "dataset_description.json", labels)
+    for place, name, kind in (
+        (folder, "Simulated brain T1w MRI (not real subjects)", "raw"),
+        (label_folder, "Label maps of the simulated subjects", "derivative"),
+    ):
+        write_json(place / "dataset_description.json", {"Name": name, "DatasetType": kind} | common)
+        write_text(place / "README", README.format(name=name))
+    text = "Label map that the T1w of this subject was simulated from. dseg.tsv names its values."
+    write_json(label_folder / "dseg.json", {"Description": text, "SpatialReference": "MNI152, the grid of the simulated T1w"})
     write_text(label_folder / "dseg.tsv", "index\tname\n" + "".join(f"{v}\t{name}\n" for v, name in label_names.items()))
 
 
@@ -245,7 +261,7 @@ def main(arguments=None) -> None:
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from None
     low, high = table["ventricles_ml"].min(), table["ventricles_ml"].max()
-    print(f"{len(table)} synthetic subjects in {options.folder}: lateral ventricles {low:.1f} to {high:.1f} mL")
+    print(f"{len(table)} simulated subjects in {options.folder}: lateral ventricles {low:.1f} to {high:.1f} mL")
 
 
 if __name__ == "__main__":

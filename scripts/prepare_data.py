@@ -39,6 +39,11 @@ from shared.tables import read_table
 
 INTENSITY_PERCENTILE = 99.8
 COARSEST_SPACING_MM = 3.0
+README = """T1-weighted scans in MNI space, rigidly registered by prepare_data.py. Each head keeps its own size.
+
+The sidecar of each scan states its source, the registration and the intensity that became 1.
+registration.tsv has a quality measure of each registration. failures.tsv says which scans failed, and why.
+"""
 PATTERN = "sub-*/**/anat/*_T1w.nii*"
 
 
@@ -124,6 +129,7 @@ def prepare(scan_path: Path, subject: str, out_dir: Path, settings: dict) -> Non
     mni_to_scan[:3, :3] = np.reshape(rigid.GetMatrix(), (3, 3))
     mni_to_scan[:3, 3] = rigid.TransformPoint((0.0, 0.0, 0.0))
     sidecar = {
+        "Description": "T1w scan, registered rigidly to MNI space",
         "Sources": [scan_path.name],
         "SpatialReference": "MNI152NLin2009aSym",
         "SkullStripped": bool(settings["mask_suffix"]),
@@ -138,6 +144,7 @@ def prepare(scan_path: Path, subject: str, out_dir: Path, settings: dict) -> Non
     image.set_data_dtype(np.uint16)  # half the size of float32; nibabel stores the slope
     image.set_sform(affine, code="mni")
     image.set_qform(affine, code="mni")
+    image.header.set_xyzt_units("mm")
     image_path, sidecar_path = outputs(out_dir, subject)
     write_nifti(image_path, image)
     write_json(sidecar_path, sidecar)
@@ -276,6 +283,8 @@ def write_tables(source: Path, out_dir: Path, table: pd.DataFrame, failures: dic
         "GeneratedBy": [{"Name": "prepare_data.py"}],
     }
     write_json(out_dir / "dataset_description.json", description)
+    write_text(out_dir / ".bidsignore", "registration.tsv\nfailures.tsv\n")
+    write_text(out_dir / "README", README)
 
     suspicious = registrations[registrations["suspicious"] != ""]
     if len(suspicious):

@@ -3,6 +3,7 @@
 import json
 import os
 
+import bids_validator
 import make_demo_data
 import nibabel as nib
 import numpy as np
@@ -178,7 +179,7 @@ def test_a_failed_write_leaves_no_image_and_no_table(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left on device while writing .*sub-0001_dseg.nii.gz"):
         make_demo_data.make_cohort(tmp_path, 1, SETTINGS)
     files = {path.name for path in tmp_path.rglob("*") if path.is_file()}
-    assert files == {"dataset_description.json", "dseg.tsv"}
+    assert files == {"README", "dataset_description.json", "dseg.json", "dseg.tsv"}
 
 
 def test_a_cohort_made_with_other_settings_is_refused_by_name(cohort):
@@ -226,3 +227,7 @@ def test_impossible_options_are_refused_before_anything_is_written(tmp_path, arg
         make_demo_data.main([str(tmp_path / "new"), *arguments])
     assert arguments[0] in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
+
+
+def test_the_bids_validator_accepts_the_cohort(cohort):
+    assert bids_validator.problems(cohort) == []

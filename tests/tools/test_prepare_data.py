@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 
+import bids_validator
 import nibabel as nib
 import numpy as np
 import pandas as pd
@@ -157,7 +158,7 @@ def test_tables_hold_the_subjects_that_succeeded_unchanged(raw, prepared):
     assert list(registrations["participant_id"]) == ["sub-good"]
     assert registrations["template_correlation"][0] > 0.9
     assert registrations["suspicious"][0] == "n/a"
-    assert not [path for path in out_dir.rglob(".*")]
+    assert [path.name for path in out_dir.rglob(".*")] == [".bidsignore"]
 
 
 def test_second_run_skips_what_is_done_and_refuses_other_settings(raw, prepared, capsys):
@@ -246,3 +247,7 @@ def test_a_missing_simpleitk_is_named_with_the_command_that_installs_it():
 def test_several_workers_give_the_same_as_one(raw, prepared, tmp_path):
     prepare_data.main([str(raw[0]), str(tmp_path / "out"), "--spacing_mm", str(SPACING_MM), "--workers", "2"])
     assert scan_of(tmp_path / "out").get_fdata() == pytest.approx(scan_of(prepared[0]).get_fdata(), abs=0.02)
+
+
+def test_the_bids_validator_accepts_the_prepared_scans(prepared):
+    assert bids_validator.problems(prepared[0]) == []

@@ -10,10 +10,12 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..shared.base_derivative import BaseDerivative
+from ..shared.head_mask import head_mask
 from .covariates import CovariateSchema, Request
 
 NOTICE = "Synthetic image, made by a generative model. Not a scan. For research, not for clinical use."
 SPACE = "MNI152, rigid: axes and origin are the template's, the head keeps its own size"
+SMALLEST_HEAD_L = 2.1  # chosen: brains are smaller; heads with skull and scalp, as far as the image shows them, are larger
 PROVENANCE = ("Seed", "Sampler", "Steps", "GuidanceScale", "PredictionType", "WeightsSHA256")
 
 
@@ -76,7 +78,8 @@ class Derivative(BaseDerivative):
         image.set_qform(self.affine, code="mni")
         image.header.set_xyzt_units("mm")
         self._describe(image.header)
-        self._write(image_file, sidecar, {image_file: image})
+        litres = head_mask(np.asarray(volume)).sum() * np.prod(image.header.get_zooms()) / 1e6
+        self._write(image_file, sidecar, {image_file: image}, skull_stripped=litres < SMALLEST_HEAD_L)
         return image_file
 
     def _content(self, request: Request, provenance: Mapping) -> dict:

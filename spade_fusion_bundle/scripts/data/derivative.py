@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..shared.base_derivative import BaseDerivative, read_on_grid
-from ..shared.files import write_text
+from ..shared.files import write_json, write_text
 from .labels import LabelTable
 
 GENERATOR = "spade_fusion_bundle"
 
 # Header entries of a volume's position. They are copied exactly, because a quaternion from the affine differs slightly.
-GEOMETRY = ("pixdim", "xyzt_units", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x",
+GEOMETRY = ("pixdim", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x",
             "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z")  # fmt: skip
 
 
@@ -28,7 +28,7 @@ def name_of(row: Mapping) -> str:
 class Derivative(BaseDerivative):
     """Write synthetic images to a folder, see `BaseDerivative`. The folder also holds
 
-        output_dir/dseg.tsv
+        output_dir/dseg.tsv, dseg.json
         output_dir/sub-X/[ses-Y/]anat/sub-X[_ses-Y]_dseg.nii.gz
 
     A row is {"participant_id": "sub-X", "session_id": "ses-Y" or None, "image": path of the label map,
@@ -84,7 +84,10 @@ class Derivative(BaseDerivative):
         image, label_map = (_on_grid(array, source.header) for array in (self._stored(image_file, volume), _smallest(labels)))
         label_map.header["descrip"] = "Synthetic, not for clinical use"
         self._describe(image.header)
-        self._write(image_file, sidecar, {_label_file(image_file): label_map, image_file: image})
+        classes = self.table.classes(labels, str(row["image"]))
+        brain = np.isin(classes, self.table.brain)
+        stripped = np.count_nonzero((classes > 0) & ~brain) < np.count_nonzero(brain) / 2  # CSF is less, skull and scalp more
+        self._write(image_file, sidecar, {_label_file(image_file): label_map, image_file: image}, stripped)
         return image_file
 
     def _content(self, row: Mapping) -> dict:
@@ -123,6 +126,8 @@ class Derivative(BaseDerivative):
     def _write_description(self) -> None:
         super()._write_description()
         write_text(self.output_dir / "dseg.tsv", self._dseg_table())
+        text = f"Label map that the T1w next to it was made from. dseg.tsv names its values (table {self.table.name})."
+        write_json(self.output_dir / "dseg.json", {"Description": text, "SpatialReference": "orig"})
 
     def _dseg_table(self) -> str:
         rows = [("index", "name"), *((str(value), name) for value, name in sorted(self.table.value_names().items()))]
@@ -138,6 +143,7 @@ def _on_grid(array: np.ndarray, source: nib.Nifti1Header) -> nib.Nifti1Image:
     header.set_data_dtype(array.dtype)
     for key in GEOMETRY:
         header[key] = source[key]
+    header.set_xyzt_units("mm")
     return nib.Nifti1Image(array, None, header)
 
 

@@ -96,12 +96,14 @@ class BaseDerivative:
         image = read_on_grid(image_file, shape, affine)
         return image is not None and image.get_data_dtype() == self.dtype
 
-    def _write(self, image_file: Path, sidecar: Mapping, images: Mapping[Path, nib.Nifti1Image]) -> None:
+    def _write(
+        self, image_file: Path, sidecar: Mapping, images: Mapping[Path, nib.Nifti1Image], skull_stripped: bool
+    ) -> None:
         sidecar_file = _sidecar_file(image_file)
         sidecar_file.unlink(missing_ok=True)  # an interrupted write must not leave the old sidecar with a new image
         for path, image in images.items():
             write_nifti(path, image)
-        write_json(sidecar_file, sidecar)
+        write_json(sidecar_file, {**sidecar, "SkullStripped": bool(skull_stripped)})
 
     def _stored(self, image_file: Path, volume: ArrayLike) -> np.ndarray:
         """Clip the values and convert them to 8 bits or float32, as they are stored."""
@@ -130,11 +132,13 @@ class BaseDerivative:
             **own,
             **provenance,
             "IntensityScaling": INTENSITIES[self.dtype],
-            "SoftwareVersions": {
-                self.generator: _bundle_version(),
-                "python": platform.python_version(),
-                **{package: metadata.version(package) for package in ("torch", "monai", "numpy", "nibabel")},
-            },
+            "SoftwareVersions": ", ".join(
+                [
+                    f"{self.generator} {_bundle_version()}",
+                    f"python {platform.python_version()}",
+                    *(f"{package} {metadata.version(package)}" for package in ("torch", "monai", "numpy", "nibabel")),
+                ]
+            ),
         }
 
     def _read_sidecar(self, image_file: Path) -> dict | None:

@@ -120,8 +120,17 @@ def test_the_sidecar_says_what_made_the_image(output):
     assert sidecar["Synthetic"] is True and "not for clinical use" in sidecar["Description"]
     assert sidecar["Covariates"]["age"] == {"Value": 63.0, "Scaled": 0.5, "Units": "years"}
     assert sidecar["Covariates"]["sex"] == {"Value": "F", "Scaled": 0.0}
-    assert {"torch", "monai", "python", "brain_ldm_bundle"} <= set(sidecar["SoftwareVersions"])
+    for software in ("torch", "monai", "python", "brain_ldm_bundle"):
+        assert f"{software} " in sidecar["SoftwareVersions"]
     assert "MNI" in sidecar["SpatialReference"] and "255" in sidecar["IntensityScaling"]
+
+
+@pytest.mark.parametrize("radius_mm, stripped", [(70, True), (85, False)])
+def test_the_sidecar_says_whether_the_volume_shows_more_than_the_brain(output, radius_mm, stripped):
+    """Spheres of 1.4 and 2.6 litres."""
+    distance = np.linalg.norm((np.indices(SHAPE).T - (np.array(SHAPE) - 1) / 2) * SPACING_MM, axis=-1).T
+    path = output.write(REQUEST, 0.5 * (distance < radius_mm) + 0.01 * VOLUME, PROVENANCE)
+    assert json.loads(path.with_name("sub-A1_T1w.json").read_text())["SkullStripped"] is stripped
 
 
 def test_incomplete_provenance_is_refused(output):

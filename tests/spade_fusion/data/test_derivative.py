@@ -102,7 +102,9 @@ def test_zero_is_zero_and_one_is_not_above_one_in_eight_bits(row, labels, out):
 def test_label_values_keep_an_integer_type_that_holds_them(highest, dtype, row, volume, labels, out):
     labels[0, 0, 0] = highest
     labels[labels == 1035] = 3
-    path = Derivative(out, TABLE).write(row, volume, labels)
+    values = {"class": 1, "name": "all", "midline": [2, 3, 41, highest], "brain": True}
+    table = LabelTable("mine", [{"class": 0, "name": "background", "midline": [0], "brain": False}, values])
+    path = Derivative(out, table).write(row, volume, labels)
     label_map = nib.load(str(path).replace("T1w", "dseg"))
     assert label_map.get_data_dtype() == dtype
     assert label_map.get_fdata().max() == highest
@@ -115,10 +117,20 @@ def test_the_sidecar_says_that_it_is_synthetic_and_where_it_came_from(row, volum
     assert "not for clinical use" in sidecar["Description"]
     assert PROVENANCE.items() <= sidecar.items()
     assert (sidecar["SourceParticipant"], sidecar["LabelTable"]) == ("sub-1", "freesurfer")
-    assert {"torch", "monai", "spade_fusion_bundle"} <= sidecar["SoftwareVersions"].keys()
+    for software in ("torch", "monai", "python", "spade_fusion_bundle"):
+        assert f"{software} " in sidecar["SoftwareVersions"]
     with pytest.raises(ValueError, match="provenance lacks Seed, WeightsSHA256"):
         partial = {key: value for key, value in PROVENANCE.items() if key not in ("Seed", "WeightsSHA256")}
         Derivative(out, TABLE).write({**row, "provenance": partial}, volume, labels)
+
+
+@pytest.mark.parametrize("outside, stripped", [(24, True), (515, False)])
+def test_the_sidecar_says_whether_the_map_holds_more_than_the_brain(row, volume, out, outside, stripped):
+    """CSF around the brain belongs to a stripped map as well; skull does not."""
+    labels = np.full(SHAPE, 2)
+    labels[: SHAPE[0] * (1 if stripped else 2) // 4] = outside
+    path = Derivative(out, TABLE).write(row, volume, labels)
+    assert json.loads((path.parent / "sub-1v01_ses-a_T1w.json").read_text())["SkullStripped"] is stripped
 
 
 def test_the_data_set_names_its_maker_and_its_labels(out):
