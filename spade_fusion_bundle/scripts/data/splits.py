@@ -7,8 +7,8 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from ..shared.participants import read_participants
 from ..shared.problems import refuse
-from ..shared.tables import read_numbered
 
 SPLITS = ("training", "fusion", "validation", "test")
 SPLIT_COLUMN = {"train": "training", "fusion": "fusion", "validation": "validation", "test": "test"}
@@ -16,19 +16,11 @@ SPLIT_COLUMN = {"train": "training", "fusion": "fusion", "validation": "validati
 
 def read_splits(table: Path) -> dict[str, str] | None:
     """Read the split of each participant from the column split of participants.tsv, or return None without this column."""
-    header, rows, problems = read_numbered(table)
+    header, rows, problems = read_participants(table, ["split"])
     if "split" not in header:
         return None
-    if "participant_id" not in header:
-        raise ValueError(f"{table}: no column 'participant_id'. It has: {', '.join(header)}")
     refuse(problems)
-    splits = {}
-    for number, row in rows.items():
-        participant = f"sub-{row['participant_id'].strip().removeprefix('sub-')}"
-        if participant in splits:
-            raise ValueError(f"{table} row {number}: participant_id {participant} has a row already. Keep one")
-        splits[participant] = row["split"].strip()
-    return splits
+    return {participant: next(iter(sessions.values())).cells["split"] for participant, sessions in rows.items()}
 
 
 def split_items(

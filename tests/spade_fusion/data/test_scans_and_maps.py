@@ -227,7 +227,7 @@ def test_a_table_without_a_split_column_changes_nothing(cohort):
         ({3: "val"}, "participant_id\tage\tsplit", "sub-03: split must be train, fusion, validation, test, got 'val'"),
         ({3: ""}, "participant_id\tage\tsplit", "sub-03: split must be train, fusion, validation, test, got ''"),
         ({}, "subject\tage\tsplit", "no column 'participant_id'. It has: subject, age, split"),
-        ({12: "train\nsub-12\t60\ttrain"}, "participant_id\tage\tsplit", "row 3: participant_id sub-12 has a row already"),
+        ({12: "train\nsub-12\t60\ttrain"}, "participant_id\tage\tsplit", "row 3: participant_id sub-12 is also in row 2"),
     ],
 )
 def test_faults_of_the_split_column_are_named(cohort, cells, header, message):
@@ -242,7 +242,7 @@ def test_a_participant_without_a_row_is_refused_where_rows_say_the_split(cohort)
 
 
 def test_a_table_that_is_no_text_is_refused(cohort):
-    (cohort / "participants.tsv").write_text("participant_id\tsplit\nsub-01\ttrain", encoding="utf-16")
+    (cohort / "participants.tsv").write_text("participant_id\tsplit\nsub-01\ttrain", encoding="utf-16-le")
     assert "participants.tsv: not encoded in UTF-8" in refusal(cohort)
 
 
