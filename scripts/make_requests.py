@@ -4,6 +4,9 @@
     python scripts/make_requests.py participants.tsv sweep.tsv --rows 8 --sweep ventricles_ml 10 150 --sweep age 45 80
         --base "sex=F" --noises 3 --extrapolate
 
+Covariates and their ranges come from the model's covariates.json. Several sessions of a participant have their own values, in
+sub-X/sub-X_sessions.tsv or in rows with a column session_id. A cell that is no plausible value is refused.
+
 Rows are drawn from the cohort's training rows with replacement, so that covariates are combined as in the cohort. Each quantity
 then moves by a small random fraction of its standard deviation.
 
@@ -15,15 +18,19 @@ from the same noise. --extrapolate adds the values that Pinaya et al. 2022 reque
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from shared.files import atomic, read_json, refuse_unwritable
-from shared.tables import read_table
+from ldm.data.covariates import Covariate, CovariateSchema
+from ldm.data.measured_rows import measured_values, read_rows
+from shared.files import atomic, refuse_unwritable
+from shared.problems import refuse
+from shared.tables import is_missing
 
-COLUMNS = ("sex", "age", "ventricles_ml", "brain_normalised_ml")
+TRAINING = "train"  # name of the training split in participants.tsv
 COVARIATES_FILE = Path(__file__).resolve().parents[1] / "brain_ldm_bundle" / "configs" / "covariates.json"
 
 # Scaled values that Pinaya et al. 2022 show beyond 0 to 1 (Figure 4), and the ends and middle of the range for comparison.
@@ -33,26 +40,51 @@ EXTRAPOLATED = {
 }
 
 
-def read_training_rows(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+def read_schema(path: Path, names: Sequence[str] | None) -> CovariateSchema:
+    """Read the model's covariates.json; `names` choose some of its covariates."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file. Name the model's covariates.json with --covariates_file")
+    schema = CovariateSchema.from_file(path)
+    return CovariateSchema(tuple(covariate_of(schema, name) for name in names or schema.names))
+
+
+def covariate_of(schema: CovariateSchema, name: str) -> Covariate:
+    if name not in schema.names:
+        raise ValueError(f"no covariate is called {name!r}; the model's covariates are {', '.join(schema.names)}")
+    return schema.covariates[schema.names.index(name)]
+
+
+def requested(schema: CovariateSchema, name: str, text: str, option: str) -> float | str:
+    """Read the value of a covariate in an option as the bundle reads a request, but refuse a missing one."""
+    covariate = covariate_of(schema, name)
+    try:
+        if is_missing(text):
+            raise ValueError(f"{name} needs a value, got {text!r}")
+        return covariate.value(text, request=True)
+    except ValueError as error:
+        raise ValueError(f"{option}: {error}") from None
+
+
+def read_training_rows(path: Path, schema: CovariateSchema) -> pd.DataFrame:
     """Read the training rows of a participants.tsv that have all covariates. Without a column `split`, all rows count.
 
-    Categories are text and quantities are floats. Numbers are categories if participants.json gives them `Levels`.
+    Categories are text and quantities are floats. Each session of a participant is a row.
     """
-    table = pd.DataFrame(read_table(path)).replace(["", "n/a"], np.nan)
-    if absent := [column for column in columns if column not in table]:
-        raise ValueError(f"{path}: no column {', '.join(absent)}. Name the covariates with --columns, of {', '.join(table)}")
-    if "split" in table:
-        table = table[table["split"] == "train"]
-    table = table[list(columns)].dropna()
+    rows, problems = read_rows(path, schema)
+    incomplete_too = CovariateSchema(tuple(replace(covariate, missing="allowed") for covariate in schema.covariates))
+    values, faults = measured_values(rows, incomplete_too, str(path))
+    refuse(problems + faults)
+    splits = {key: rows[key[0]][key[1]].cells.get("split", TRAINING) for key in values}
+    table = pd.DataFrame([row for key, row in values.items() if splits[key] == TRAINING], columns=schema.names)
     if table.empty:
-        raise ValueError(f"{path}: no training row has all of {', '.join(columns)}")
-    sidecar = path.with_suffix(".json")
-    described = read_json(sidecar) if sidecar.is_file() else {}
-    for column in columns:
-        numbers = pd.to_numeric(table[column], errors="coerce")
-        if numbers.notna().all() and "Levels" not in described.get(column, {}):
-            table[column] = numbers.astype(float)
-    return table
+        raise ValueError(f"{path}: no row has the split {TRAINING!r}, only {', '.join(sorted(set(splits.values())))}")
+    complete = table.dropna()
+    if complete.empty:
+        empty = [name for name in table if table[name].isna().all()] or list(table)
+        raise ValueError(f"{path}: no training row has {', '.join(empty)}. Fill them in, or choose others with --columns")
+    if len(complete) < len(table):
+        print(f"{path}: {len(table) - len(complete)} of {len(table)} training rows lack a value and are left out.")
+    return complete
 
 
 def draw(cohort: pd.DataFrame, rows: int, seed: int, spread: float) -> pd.DataFrame:
@@ -66,52 +98,21 @@ def draw(cohort: pd.DataFrame, rows: int, seed: int, spread: float) -> pd.DataFr
     return drawn
 
 
-def base_row(cohort: pd.DataFrame, base: Mapping[str, str]) -> dict[str, float | str]:
+def base_row(cohort: pd.DataFrame, schema: CovariateSchema, base: Mapping[str, str]) -> dict[str, float | str]:
     """Return the constant covariates of a sweep. Those not in `base` get the cohort's median or most frequent level."""
-    _refuse_unknown(cohort, base)
     kept = {column: values.mode()[0] for column, values in cohort.items()} | dict(cohort.median(numeric_only=True))
-    for column, text in base.items():
-        if pd.api.types.is_numeric_dtype(cohort[column]):
-            kept[column] = _number(text, f"--base: {column}")
-        elif text in set(cohort[column]):
-            kept[column] = text
-        else:
-            raise ValueError(f"--base: {column} must be one of {', '.join(sorted(set(cohort[column])))}, got {text!r}")
-    return kept
+    return kept | {name: requested(schema, name, text, "--base") for name, text in base.items()}
 
 
-def sweep(cohort: pd.DataFrame, name: str, values: Sequence[float], base: Mapping[str, str]) -> pd.DataFrame:
-    """Return one row for each value of the quantity `name`, with the other covariates of `base_row`."""
-    _refuse_unknown(cohort, [name])
-    quantities = sorted(cohort.select_dtypes("number"))
-    if name not in quantities:
-        raise ValueError(f"{name} is a category, but only a quantity can be swept: {', '.join(quantities)}")
-    return pd.DataFrame({**base_row(cohort, base), name: np.asarray(values, float)}, columns=cohort.columns)
-
-
-def unscaled(covariates_file: Path, name: str, scaled: Sequence[float]) -> np.ndarray:
-    """Convert scaled values to the covariate's unit. 0 and 1 are the ends of its range in the model's covariates.json."""
-    if not covariates_file.is_file():
-        raise FileNotFoundError(f"{covariates_file}: no such file. Name the model's covariates.json with --covariates_file")
-    entry = next((entry for entry in read_json(covariates_file)["covariates"] if entry["name"] == name), {})
-    if "range" not in entry:
-        raise ValueError(f"{covariates_file}: {name} has no range, so it cannot be extrapolated")
-    log = entry.get("scale") == "log"
-    low, high = np.log(entry["range"]) if log else entry["range"]
-    values = low + np.asarray(scaled) * (high - low)
-    return np.exp(values) if log else values
-
-
-def _refuse_unknown(cohort: pd.DataFrame, names: Iterable[str]) -> None:
-    if unknown := [name for name in names if name not in cohort]:
-        raise ValueError(f"no covariate is called {unknown[0]!r}; the covariates are {', '.join(cohort)}")
-
-
-def _number(text: str, what: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise ValueError(f"{what} must be a number, got {text!r}") from None
+def sweep_ends(schema: CovariateSchema, name: str, texts: Sequence[str]) -> tuple[float, float]:
+    """Read the first and last value of a sweep."""
+    if covariate_of(schema, name).levels is not None:
+        quantities = ", ".join(covariate.name for covariate in schema.covariates if covariate.levels is None)
+        raise ValueError(f"--sweep: {name} is a category, but only a quantity can be swept: {quantities}")
+    low, high = (requested(schema, name, text, f"--sweep {name}") for text in texts)
+    if not low < high:
+        raise ValueError(f"--sweep {name}: LOW must be less than HIGH, got {low:g} and {high:g}")
+    return low, high
 
 
 def parse_base(text: str) -> dict[str, str]:
@@ -129,19 +130,21 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("output", type=Path, metavar="OUT_TSV", help="the table of requests to write")
     add("--rows", type=int, default=64, help="number of volumes to request, or of values in a sweep (default 64)")
     add("--seed", type=int, default=0, help="the same seed gives the same rows (default 0)")
-    add("--columns", nargs="+", default=COLUMNS, help=f"the model's covariates (default: {' '.join(COLUMNS)})")
+    add("--columns", nargs="+", metavar="NAME", help="use only these covariates of the model")
     add("--spread", type=float, default=0.1, help="standard deviations by which quantities move (default 0.1)")
     varied = "vary this quantity alone, in --rows even steps; may be given several times"
     add("--sweep", nargs=3, action="append", default=[], metavar=("NAME", "LOW", "HIGH"), help=varied)
     add("--extrapolate", action="store_true", help="add the paper's values beyond the training range")
     add("--noises", type=int, default=1, help="number of noises that repeat sweeps and extrapolation (default 1)")
     add("--base", type=parse_base, default={}, help="values of the covariates that are not swept, such as age=65,sex=F")
-    ranges = "the model's covariates.json, for --extrapolate (default: the bundle's)"
+    ranges = "the model's covariates.json, which says what is a quantity and which values are plausible (default: the bundle's)"
     add("--covariates_file", type=Path, default=COVARIATES_FILE, help=ranges)
     options = parser.parse_args(arguments)
     for name in ("rows", "noises"):
         if getattr(options, name) < 1:
             parser.error(f"--{name} must be at least 1, got {getattr(options, name)}")
+    if options.seed < 0:
+        parser.error(f"--seed must be at least 0, got {options.seed}")
     if not 0 <= options.spread <= 1:
         parser.error(f"--spread must be 0 to 1 standard deviations, got {options.spread}")
     if (options.base or options.noises > 1) and not (options.sweep or options.extrapolate):
@@ -153,15 +156,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
     try:
         refuse_unwritable(options.output, [options.participants])
-        ends = [(name, *(_number(end, f"--sweep {name}: each end") for end in pair)) for name, *pair in options.sweep]
-        cohort = read_training_rows(options.participants, options.columns)
-        parts = [sweep(cohort, name, np.linspace(low, high, options.rows), options.base) for name, low, high in ends]
+        schema = read_schema(options.covariates_file, options.columns)
+        swept = [(name, np.linspace(*sweep_ends(schema, name, ends), options.rows)) for name, *ends in options.sweep]
         if options.extrapolate:
-            names = [name for name in EXTRAPOLATED if name in cohort]
-            if not names:
+            scaled = {name: EXTRAPOLATED[name] for name in EXTRAPOLATED if name in schema.names}
+            if not scaled:
                 raise ValueError(f"--extrapolate has values only for {', '.join(EXTRAPOLATED)}, and no column is one of them")
-            for name in names:
-                parts.append(sweep(cohort, name, unscaled(options.covariates_file, name, EXTRAPOLATED[name]), options.base))
+            swept += [(name, list(map(covariate_of(schema, name).unscaled, values))) for name, values in scaled.items()]
+        cohort = read_training_rows(options.participants, schema)
+        constant = base_row(cohort, schema, options.base)
+        parts = [pd.DataFrame({**constant, name: values}, columns=schema.names) for name, values in swept]
         if parts:
             rows = pd.concat(parts).drop_duplicates()
             noises = [rows.assign(noise=str(number)) for number in range(1, options.noises + 1)]

@@ -11,6 +11,8 @@ from conftest import ROOT
 from brain_ldm_bundle.scripts.data.covariates import CovariateSchema
 from brain_ldm_bundle.scripts.generation.requests import read_requests
 
+SEX = {"name": "sex", "levels": {"F": 0, "M": 1}}
+
 
 @pytest.fixture
 def participants(tmp_path):
@@ -118,10 +120,10 @@ def test_extrapolation_asks_for_the_papers_scaled_values(participants, tmp_path)
 
 
 def test_extrapolation_follows_the_models_own_ranges(participants, tmp_path):
-    schema = {"covariates": [{"name": "ventricles_ml", "range": [10, 1000], "scale": "log"}]}
+    schema = {"covariates": [SEX, {"name": "ventricles_ml", "range": [10, 1000], "scale": "log"}]}
     (tmp_path / "covariates.json").write_text(json.dumps(schema))
     of_model = ["--covariates_file", tmp_path / "covariates.json"]
-    requests = make(participants, tmp_path / "out.tsv", "--columns", "sex", "ventricles_ml", "--extrapolate", *of_model)
+    requests = make(participants, tmp_path / "out.tsv", "--extrapolate", *of_model)
     asked = (-0.5, -0.3, -0.1, 0, 0.5, 1, 1.5, 1.9)  # and, to compare with, the ends and the middle of the range
     assert sorted(requests["ventricles_ml"]) == pytest.approx([10 * 100**scaled for scaled in asked], rel=1e-5)
 
@@ -135,11 +137,85 @@ def test_the_bundle_accepts_sweeps_and_extrapolation_and_reads_the_noise(partici
 
 
 def test_coded_categories_are_not_moved(participants, tmp_path):
+    """The model's schema says that 0 and 1 are categories."""
     table = pd.read_csv(participants, sep="\t")
     table["sex"] = table["sex"].map({"F": 0, "M": 1})
     table.to_csv(participants, sep="\t", index=False)
-    participants.with_suffix(".json").write_text(json.dumps({"sex": {"Levels": {"0": "female", "1": "male"}}}))
-    assert set(make(participants, tmp_path / "out.tsv")["sex"]) == {0, 1}
+    schema = {"covariates": [{"name": "sex", "levels": {"0": 0, "1": 1}}, {"name": "age", "range": [40, 90]}]}
+    (tmp_path / "covariates.json").write_text(json.dumps(schema))
+    requests = make(participants, tmp_path / "out.tsv", "--covariates_file", tmp_path / "covariates.json")
+    assert set(requests["sex"]) == {0, 1} and set(requests) == {"participant_id", "sex", "age"}
+
+
+def changed(participants, row, column, cell):
+    """Change one cell of the table; row 2 is the first below the header."""
+    lines = [line.split("\t") for line in participants.read_text().splitlines()]
+    lines[row - 1][lines[0].index(column)] = cell
+    participants.write_text("\n".join(map("\t".join, lines)) + "\n")
+
+
+@pytest.mark.parametrize("word", ["n/a", "NA", "NaN", "N/A", "", "none", " "])
+def test_one_missing_value_changes_nothing_for_the_others(participants, tmp_path, word, capsys):
+    """It made the column text, so that ages were drawn, but never moved."""
+    changed(participants, 2, "age", word)
+    requests = make(participants, tmp_path / "out.tsv", "--rows", 30)
+    assert requests["age"].nunique() > 25 and requests["age"].min() > 45.5
+    assert "1 of 30 training rows lack a value and are left out" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("column", "cell", "message"),
+    [
+        ("age", "89+", "age in years must be a number, decimals after a point, got '89.'"),
+        ("age", "50,5", "must be a number, decimals after a point, got '50,5'"),
+        ("age", "inf", "must be a number"),
+        ("age", "1e400", "must be a number"),
+        ("age", "5O", "must be a number"),
+        ("age", "720", "age is 720, which looks like months"),
+        ("age", "-60", "age is -60, outside of the plausible"),
+        ("sex", "f", "sex must be 'F' or 'M', got 'f'"),
+        ("ventricles_ml", "0", "ventricles_ml is 0, outside of the plausible"),
+        ("brain_normalised_ml", "78", "which looks like percent of the head"),
+        ("participant_id", "sub-0001", "participant_id sub-0001 is also in row 3"),
+    ],
+)
+def test_a_bad_cell_is_refused_and_never_drawn(participants, tmp_path, column, cell, message):
+    changed(participants, 5, column, cell)
+    with pytest.raises(SystemExit, match=f"participants.tsv row 5: .*{message}"):
+        make_requests.main([str(participants), str(tmp_path / "out.tsv")])
+    assert not (tmp_path / "out.tsv").exists()
+
+
+def test_a_column_without_values_is_named(participants, tmp_path):
+    for row in range(2, 32):
+        changed(participants, row, "age", "n/a")
+    with pytest.raises(SystemExit, match="no training row has age. Fill them in, or choose others with --columns"):
+        make_requests.main([str(participants), str(tmp_path / "out.tsv")])
+    assert "age" not in make(participants, tmp_path / "out.tsv", "--columns", "sex", "ventricles_ml")
+
+
+def test_a_cohort_with_other_names_of_splits_is_refused(participants, tmp_path):
+    participants.write_text(participants.read_text().replace("\ttrain", "\ttraining"))
+    with pytest.raises(SystemExit, match="no row has the split 'train', only test, training"):
+        make_requests.main([str(participants), str(tmp_path / "out.tsv")])
+
+
+def test_the_table_of_the_cohort_is_not_overwritten(participants):
+    with pytest.raises(SystemExit, match="this output is also an input"):
+        make_requests.main([str(participants), str(participants)])
+
+
+def test_sessions_are_drawn_with_their_own_values(participants, tmp_path):
+    sessions = "session_id\tage\tventricles_ml\tbrain_normalised_ml\n1\t50\t40\t1440\n2\t55\t44\t1400\n"
+    (tmp_path / "sub-0000").mkdir()
+    (tmp_path / "sub-0000" / "sub-0000_sessions.tsv").write_text(sessions)
+    participants.write_text("\n".join(participants.read_text().splitlines()[:2]) + "\n")
+    requests = make(participants, tmp_path / "out.tsv", "--spread", 0)
+    columns = ["age", "ventricles_ml", "brain_normalised_ml"]
+    assert {tuple(row) for row in requests[columns].to_numpy()} == {(50, 40, 1440), (55, 44, 1400)}
+    (tmp_path / "sub-0000" / "sub-0000_sessions.tsv").write_text("session_id\tage\n1\t50\n2\t55\n")
+    with pytest.raises(SystemExit, match="sub-0000 has 2 sessions .*but ventricles_ml, brain_normalised_ml only once"):
+        make_requests.main([str(participants), str(tmp_path / "out.tsv")])
 
 
 def test_incomplete_rows_are_not_drawn(participants, tmp_path):
@@ -153,17 +229,28 @@ def test_incomplete_rows_are_not_drawn(participants, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--columns", "age", "weight"], "no column weight.*--columns.*ventricles_ml"),
+        (["--columns", "age", "weight"], "no covariate is called 'weight'; the model's covariates are sex, age, ventricles_ml"),
+        (["--sweep", "age", "nan", "60"], "--sweep age: age needs a value, got 'nan'"),
+        (["--sweep", "age", "50", "inf"], "--sweep age: age in years must be a number.*got 'inf'"),
+        (["--sweep", "age", "60", "50"], "--sweep age: LOW must be less than HIGH, got 60 and 50"),
+        (["--sweep", "age", "60", "60"], "--sweep age: LOW must be less than HIGH"),
+        (["--sweep", "age", "50", "600"], "--sweep age: age is 600, which looks like months"),
+        (["--sweep", "ventricles_ml", "-500", "60"], "--sweep ventricles_ml: ventricles_ml is -500, outside of the plausible"),
+        (["--sweep", "age", "50", "60", "--base", "age=nan"], "--base: age needs a value, got 'nan'"),
+        (["--sweep", "age", "50", "60", "--base", "ventricles_ml=1e9"], "--base: ventricles_ml is 1e.09, outside"),
         (["--sweep", "height", "1", "2"], "no covariate is called 'height'"),
         (["--sweep", "sex", "0", "1"], "sex is a category"),
-        (["--sweep", "age", "young", "80"], "--sweep age: each end must be a number, got 'young'"),
+        (["--sweep", "age", "young", "80"], "--sweep age: age in years must be a number, decimals after a point, got 'young'"),
         (
             ["--columns", "age", "sex", "--extrapolate"],
             "--extrapolate has values only for ventricles_ml, brain_normalised_ml",
         ),
         (["--extrapolate", "--covariates_file", "none.json"], "none.json: no such file. Name the model's covariates.json"),
-        (["--sweep", "age", "50", "60", "--base", "sex=X"], "sex must be one of F, M, got 'X'"),
-        (["--sweep", "age", "50", "60", "--base", "ventricles_ml=big"], "ventricles_ml must be a number, got 'big'"),
+        (["--sweep", "age", "50", "60", "--base", "sex=X"], "sex must be 'F' or 'M', got 'X'"),
+        (
+            ["--sweep", "age", "50", "60", "--base", "ventricles_ml=big"],
+            "ventricles_ml in mL must be a number, decimals after a point, got 'big'",
+        ),
     ],
 )
 def test_mistakes_are_named_and_nothing_is_written(participants, tmp_path, arguments, message):
