@@ -113,6 +113,13 @@ on_exit() {
 }
 trap on_exit EXIT
 
+lines=()
+read_lines() {  # lines of the standard input to the array `lines`; macOS has bash 3.2, which lacks mapfile
+    local line
+    lines=()
+    while IFS= read -r line; do lines+=("$line"); done
+}
+
 bundle() {  # run a workflow of a bundle: FOLDER [RUN_ID] SETTINGS...
     (cd "$1" && python -m monai.bundle run "${@:2}")
 }
@@ -181,8 +188,8 @@ read_covariates() {  # TABLE FOLDER
 
 measure() {
     measure_volumes "$output/generated_volumes.tsv" "$output/generated"
-    mapfile -t scans < <(test_scans)
-    measure_volumes "$output/cohort_volumes.tsv" "${scans[@]}"
+    read_lines < <(test_scans)
+    measure_volumes "$output/cohort_volumes.tsv" ${lines[@]+"${lines[@]}"}  # bash 3.2 takes an empty array for unset
 }
 
 measure_more() {
@@ -212,7 +219,7 @@ evaluate() {
     python scripts/conditioning.py "$output/generated" --measured "$output"/generated_{volumes,ages}.tsv \
         --real "$output/data" --real_measured "$output/cohort_volumes.tsv" "$folder/regressor.tsv" \
         --reconstructed "$output/reconstructions" --reconstructed_measured "$output"/reconstructed_{volumes,ages}.tsv \
-        --sweeps "$output/sweeps" --sweeps_measured "$output"/sweeps_{volumes,ages}.tsv "${sweeps[@]}" --output "$folder"
+        --sweeps "$output/sweeps" --sweeps_measured "$output"/sweeps_{volumes,ages}.tsv ${sweeps[@]+"${sweeps[@]}"} --output "$folder"
 }
 
 train_spade() {
@@ -255,9 +262,8 @@ make_studies() {
 }
 
 score_study() {  # NAME BUNDLE TITLE; scores the computed readers, and people if they saved files
-    local files=()
-    mapfile -t files < <(find "$output/$1/computed" "$output/$1/results" -name '*.tsv' | sort)
-    python scripts/reader_study.py score "$output/$1/key/key.tsv" "${files[@]}" --partial --title "$3" \
+    read_lines < <(find "$output/$1/computed" "$output/$1/results" -name '*.tsv' | sort)
+    python scripts/reader_study.py score "$output/$1/key/key.tsv" ${lines[@]+"${lines[@]}"} --partial --title "$3" \
         --output "$output/evaluation/$2/reader_study"
 }
 

@@ -26,7 +26,7 @@ cp niivue.notices.txt "$folder/licences"  # notices that are missing in the pack
 while read -r package integrity; do
     [ -n "$package" ] || continue
     file=$(npm pack --silent --pack-destination "$folder" "$package")
-    found="sha512-$(openssl dgst -sha512 -binary "$folder/$file" | base64 -w0)"
+    found="sha512-$(openssl dgst -sha512 -binary "$folder/$file" | base64 | tr -d '\n')"
     if [ "$found" != "$integrity" ]; then
         echo "error: $package has changed: expected $integrity, got $found. No file was changed" >&2
         exit 1
@@ -41,4 +41,4 @@ done <<< "$PACKAGES"
 
 mv "$folder/bundled" niivue.umd.js
 mv "$folder/licences" niivue.LICENSE.txt
-sha256sum niivue.umd.js niivue.LICENSE.txt
+openssl dgst -sha256 niivue.umd.js niivue.LICENSE.txt
