@@ -7,7 +7,7 @@ Each scan is registered to the ICBM152 template (MNI152NLin2009aSym) with six de
 is resampled to a box of 160 x 224 x 160 mm, and its intensities are scaled to [0, 1]. OUT_DIR becomes a BIDS data set: images
 in RAS order, `participants.tsv` without the subjects that failed, `failures.tsv` with the reasons, and `registration.tsv` with
 a quality measure of each registration. Look at the scans that are called suspicious before you train. If you run the command
-again, it skips the scans that are done.
+again, it skips the scans that are done, and prepares a scan again that was replaced since.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import shutil
 import sys
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from multiprocessing import get_context
@@ -32,13 +31,14 @@ except ImportError:
 from registration.rigid import LPS_TO_RAS, MEASURES, assess, register, to_sitk
 from scipy.linalg import polar
 from shared import mni_box
-from shared.files import read_json, write_json, write_text
+from shared.files import atomic, read_json, refuse_unwritable, sha256, write_json, write_text
 from shared.image_files import find_files
 from shared.nifti import open_image, read_grey_values, refuse_not_3d, write_nifti
 from shared.tables import read_table
 
 INTENSITY_PERCENTILE = 99.8
 COARSEST_SPACING_MM = 3.0
+NEW = "there is no image yet"
 README = """T1-weighted scans in MNI space, rigidly registered by prepare_data.py. Each head keeps its own size.
 
 The sidecar of each scan states its source, the registration and the intensity that became 1.
@@ -115,7 +115,7 @@ def prepare(scan_path: Path, subject: str, out_dir: Path, settings: dict) -> Non
     scan = read_scan(scan_path)
     mask = None
     if settings["mask_suffix"]:
-        mask = read_mask(scan_path.with_name(stem(scan_path) + settings["mask_suffix"]), scan)
+        mask = read_mask(sources(scan_path, settings)[1], scan)
     if settings["n4"]:
         scan = correct_bias(scan)
     rigid, full_affine = register(scan * mask if mask else scan)
@@ -130,7 +130,8 @@ def prepare(scan_path: Path, subject: str, out_dir: Path, settings: dict) -> Non
     mni_to_scan[:3, 3] = rigid.TransformPoint((0.0, 0.0, 0.0))
     sidecar = {
         "Description": "T1w scan, registered rigidly to MNI space",
-        "Sources": [scan_path.name],
+        "Sources": [path.name for path in sources(scan_path, settings)],
+        "SourcesSHA256": [sha256(path) for path in sources(scan_path, settings)],
         "SpatialReference": "MNI152NLin2009aSym",
         "SkullStripped": bool(settings["mask_suffix"]),
         "IntensityOfOne": one,
@@ -146,8 +147,15 @@ def prepare(scan_path: Path, subject: str, out_dir: Path, settings: dict) -> Non
     image.set_qform(affine, code="mni")
     image.header.set_xyzt_units("mm")
     image_path, sidecar_path = outputs(out_dir, subject)
+    sidecar_path.unlink(missing_ok=True)  # an interrupted run must not leave the old sidecar with a new image
     write_nifti(image_path, image)
-    write_json(sidecar_path, sidecar)
+    write_json(sidecar_path, sidecar | {"ImageSHA256": sha256(image_path)})
+
+
+def sources(scan_path: Path, settings: dict) -> list[Path]:
+    """Return the files that a prepared image is made from: the scan and, if it is used, its brain mask."""
+    mask = [scan_path.with_name(stem(scan_path) + settings["mask_suffix"])] if settings["mask_suffix"] else []
+    return [scan_path, *mask]
 
 
 def stem(path: Path) -> str:
@@ -194,15 +202,23 @@ def find_scans(inputs: list[Path], pattern: str) -> tuple[dict[str, Path], dict[
     return {subject: paths[0] for subject, paths in scans.items() if subject not in failures}, failures, table
 
 
-def done(out_dir: Path, subject: str, settings: dict) -> bool:
-    """Return whether the subject was prepared before, and refuse other settings."""
+def reason_to_prepare(scan_path: Path, subject: str, out_dir: Path, settings: dict) -> str:
+    """Return why a scan must be prepared, or "" if an earlier run made a complete image of it. Refuse other settings."""
     image_path, sidecar_path = outputs(out_dir, subject)
     if not (image_path.is_file() and sidecar_path.is_file()):
-        return False
-    before = read_json(sidecar_path)["Settings"]
-    if before != settings:
-        raise ValueError(f"{sidecar_path}: prepared with {before}, now {settings}; choose another OUT_DIR")
-    return True
+        return NEW
+    try:
+        before = read_json(sidecar_path)
+        earlier, _, hashes, image_hash = (before[key] for key in ("Settings", "Registration", "SourcesSHA256", "ImageSHA256"))
+    except ValueError as error:
+        return str(error)
+    except KeyError as error:
+        return f"{sidecar_path} lacks the entry {error}"
+    if earlier != settings:
+        raise ValueError(f"{sidecar_path}: prepared with {earlier}, now {settings}; choose another OUT_DIR")
+    if hashes != [sha256(path) for path in sources(scan_path, settings) if path.is_file()]:
+        return f"{scan_path} or its mask has changed"
+    return "" if sha256(image_path) == image_hash else f"{image_path} is damaged"
 
 
 def prepare_all(
@@ -229,25 +245,33 @@ def prepare_all(
         raise ValueError(f"{out_dir}: OUT_DIR must differ from the input")
     if out_dir.is_file():
         raise ValueError(f"{out_dir}: OUT_DIR, the last argument, must be a folder")
+    refuse_unwritable(out_dir / "participants.tsv")
     if workers < 1:
         raise ValueError(f"--workers must be at least 1, got {workers}")
     box(spacing_mm)
     settings = {"spacing_mm": float(spacing_mm), "n4": n4, "mask_suffix": mask_suffix}
     scans, failures, table = find_scans(inputs, pattern)
-    waiting = {subject: path for subject, path in scans.items() if not done(out_dir, subject, settings)}
+    with ThreadPoolExecutor() as pool:
+        found = pool.map(lambda subject: reason_to_prepare(scans[subject], subject, out_dir, settings), scans)
+        waiting = {subject: reason for subject, reason in zip(scans, found, strict=True) if reason}
     print(f"{len(scans)} scans, {len(scans) - len(waiting)} of them done already.", flush=True)
+    for subject, reason in waiting.items():
+        if reason != NEW:
+            print(f"{subject}: prepared again, because {reason}", flush=True)
 
     with worker_pool(workers) as pool:
-        jobs = {pool.submit(prepare, path, name, out_dir, settings): name for name, path in waiting.items()}
+        jobs = {pool.submit(prepare, scans[name], name, out_dir, settings): name for name in waiting}
         try:
             for count, job in enumerate(as_completed(jobs), start=1):
                 subject = jobs[job]
-                # An error of any kind in one subject must not stop the others.
+                # An error of any kind in one subject must not stop the others, except a full disk.
                 if error := job.exception():
+                    if isinstance(error, OSError):
+                        raise error
                     kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
                     failures[subject] = kind + " ".join(str(error).split())
                 print(f"[{count}/{len(jobs)}] {subject}: {failures.get(subject, 'done')}", flush=True)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, OSError):
             pool.shutdown(cancel_futures=True)
             raise
 
@@ -275,7 +299,8 @@ def write_tables(source: Path, out_dir: Path, table: pd.DataFrame, failures: dic
     for name, content in {"participants": table, "registration": registrations, "failures": reasons}.items():
         write_text(out_dir / f"{name}.tsv", content.replace("", "n/a").to_csv(sep="\t", index=False))
     if (source / "participants.json").is_file():
-        shutil.copyfile(source / "participants.json", out_dir / "participants.json")
+        with atomic(out_dir / "participants.json") as file:
+            file.write((source / "participants.json").read_bytes())
     description = {
         "Name": "T1-weighted scans in MNI space, rigidly registered",
         "BIDSVersion": "1.9.0",

@@ -1,9 +1,13 @@
 """Raw scans become a BIDS data set on the models' box. Unusable scans are refused with a reason."""
 
 import json
+import os
 import re
+import resource
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import bids_validator
 import nibabel as nib
@@ -169,6 +173,68 @@ def test_second_run_skips_what_is_done_and_refuses_other_settings(raw, prepared,
     assert "1 of them done already" in capsys.readouterr().out
     with pytest.raises(ValueError, match="prepared with .*choose another OUT_DIR"):
         prepare_data.prepare_all([raw[0]], out_dir, spacing_mm=2)
+
+
+def cut_short(image, sidecar, scan):
+    image.write_bytes(image.read_bytes()[:-100])
+
+
+def flip_a_bit(image, sidecar, scan):
+    content = bytearray(image.read_bytes())
+    content[len(content) // 2] ^= 1
+    image.write_bytes(content)
+
+
+def damage_the_sidecar(image, sidecar, scan):
+    sidecar.write_text('{"Settings": ')
+
+
+def replace_the_scan(image, sidecar, scan):
+    status = scan.stat()
+    flip_a_bit(scan, None, None)
+    os.utime(scan, ns=(status.st_atime_ns, status.st_mtime_ns - 10**9))  # an older copy
+
+
+@pytest.mark.parametrize(
+    ("harm", "reason"),
+    [
+        (cut_short, "sub-good_T1w.nii.gz is damaged"),
+        (flip_a_bit, "sub-good_T1w.nii.gz is damaged"),
+        (damage_the_sidecar, "sub-good_T1w.json: this is not JSON"),
+        (replace_the_scan, "sub-good_T1w.nii.gz or its mask has changed"),
+    ],
+)
+def test_stale_and_damaged_results_are_not_called_done(raw, prepared, tmp_path, harm, reason):
+    """A scan that was replaced, or an image that was cut short, was called done; a damaged sidecar blocked the run."""
+    scan = Path(shutil.copy(raw[0] / "sub-good" / "anat" / "sub-good_T1w.nii.gz", tmp_path))
+    shutil.copytree(prepared[0] / "sub-good", tmp_path / "out" / "sub-good")
+    work = (scan, "sub-good", tmp_path / "out", {"spacing_mm": float(SPACING_MM), "n4": False, "mask_suffix": ""})
+    assert prepare_data.reason_to_prepare(*work) == ""
+    harm(*prepare_data.outputs(tmp_path / "out", "sub-good"), scan)
+    assert reason in prepare_data.reason_to_prepare(*work)
+
+
+def test_a_damaged_result_is_named_and_made_again(raw, prepared, tmp_path, capsys):
+    shutil.copytree(prepared[0], tmp_path / "out")
+    image, sidecar = prepare_data.outputs(tmp_path / "out", "sub-good")
+    cut_short(image, sidecar, None)
+    scan = raw[0] / "sub-good" / "anat" / "sub-good_T1w.nii.gz"
+    assert prepare_data.main([str(scan), str(tmp_path / "out"), "--spacing_mm", str(SPACING_MM)]) == 0
+    assert f"sub-good: prepared again, because {image} is damaged" in capsys.readouterr().out
+    assert image.read_bytes() == (prepared[0] / "sub-good" / "anat" / image.name).read_bytes()
+
+
+def test_a_full_disk_ends_the_run_in_one_line(raw, tmp_path, capsys):
+    scan = raw[0] / "sub-good" / "anat" / "sub-good_T1w.nii.gz"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with pytest.raises(SystemExit):
+            prepare_data.main([str(scan), str(tmp_path / "out"), "--spacing_mm", str(SPACING_MM)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "sub-good_T1w.nii.gz. Make room or choose another folder" in capsys.readouterr().err.splitlines()[-1]
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
 
 
 def test_brain_mask_removes_all_else_and_files_without_bids_names_get_an_id(raw, tmp_path):
