@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 
 from . import nifti
-from .tables import read_table
+from .tables import is_missing, read_table
 
 TOLERANCE = 0.01  # allows rounding of float maps; interpolated maps differ far more from integers
 
@@ -65,14 +65,11 @@ def whole_numbers(values: np.ndarray, tolerance: float = TOLERANCE) -> np.ndarra
     return rounded.astype(np.int32) if np.abs(rounded).max(initial=0) < 2**31 else rounded
 
 
-def find_lookup(path: str | Path) -> Path | None:
+def find_lookups(path: str | Path) -> list[Path]:
     """Find the table that names a map's values: `dseg.tsv` or `*_dseg.tsv` with some of the entities of the map's name.
 
     BIDS lets it lie beside the map or in a folder above, up to the data set's root. The nearest folder with such a table
-    counts, and in it the name with the most entities.
-
-    Raises:
-        ValueError: two tables have equal rights.
+    counts, and in it the name with the most entities. The list is empty without a table, and has several if they are equal.
     """
     path = Path(os.path.abspath(path))  # not resolved, because the name of a link counts, not its target's
     entities = set(re.sub(r"\.(nii|nii\.gz|mgz|mgh)$", "", path.name).split("_"))
@@ -80,31 +77,25 @@ def find_lookup(path: str | Path) -> Path | None:
         names = {table: set(table.stem.split("_")) for table in sorted(folder.glob("*dseg.tsv"))}
         fitting = {table: len(own) for table, own in names.items() if "dseg" in own and own - {"dseg"} <= entities}
         if fitting:
-            best = [table for table, count in fitting.items() if count == max(fitting.values())]
-            if len(best) > 1:
-                raise ValueError(f"both {best[0]} and {best[1]} name its values. Keep one")
-            return best[0]
+            return [table for table, count in fitting.items() if count == max(fitting.values())]
         if not re.fullmatch(r"anat|(sub|ses)-[0-9A-Za-z+]+", folder.name):
-            return None
-    return None
+            break
+    return []
 
 
-def read_lookup(path: str | Path) -> dict[int, str]:
+def read_names(path: str | Path) -> dict[int, str]:
     """Read the name of each label value from the columns index and name of a `dseg.tsv`.
 
     Raises:
         ValueError: a column is missing, an index is not an integer, or a value has two names.
     """
     names = {}
-    for row in read_table(path):
+    for row in read_table(path, ("index", "name")):
         if not {"index", "name"} <= row.keys():
             raise ValueError(f"{path}: expected columns index and name, got {', '.join(row)}")
-        if not re.fullmatch(r"-?\d+(\.0*)?", row["index"].strip()):
+        if not re.fullmatch(r"-?\d+(\.0*)?", row["index"]):
             raise ValueError(f"{path}: index must be a whole number, got {row['index']!r}")
-        value, name = int(float(row["index"])), row["name"].strip()
-        if name in ("", "n/a"):
-            continue
+        value, name = int(float(row["index"])), row["name"]
         if names.setdefault(value, name) != name:
             raise ValueError(f"{path}: index {value} is {names[value]!r} and {name!r}. Keep one")
-    return names
-
+    return {value: name for value, name in names.items() if not is_missing(name)}

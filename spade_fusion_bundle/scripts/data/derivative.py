@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 
 from ..shared.base_derivative import BaseDerivative, read_on_grid
 from ..shared.files import write_json, write_text
+from ..shared.nifti import open_image
 from .labels import LabelTable
 
 GENERATOR = "spade_fusion_bundle"
@@ -58,7 +59,7 @@ class Derivative(BaseDerivative):
 
     def is_complete(self, row: Mapping) -> bool:
         """Check for a complete image and label map on the map's grid, with the same provenance and dtype."""
-        image_file, source = self.image_file(row), nib.load(row["image"])
+        image_file, source = self.image_file(row), open_image(row["image"])
         grid = source.shape[:3], source.affine
         return self._is_made(image_file, self._content(row), *grid) and read_on_grid(_label_file(image_file), *grid) is not None
 
@@ -74,7 +75,7 @@ class Derivative(BaseDerivative):
             ValueError: voxels are not finite, or the shapes do not match the label map's grid.
             OSError: the disk is full or read-only. No incomplete file is left.
         """
-        image_file, sidecar, source = self.image_file(row), self._content(row), nib.load(row["image"])
+        image_file, sidecar, source = self.image_file(row), self._content(row), open_image(row["image"])
         labels = np.asarray(labels)
         if not np.shape(volume) == labels.shape == source.shape[:3]:
             raise ValueError(

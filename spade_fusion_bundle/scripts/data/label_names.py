@@ -71,7 +71,7 @@ def meaning(name: str) -> Meaning:
 
 
 def translated(values: np.ndarray, table: LabelTable, names: Mapping[int, str], names_file: str) -> np.ndarray:
-    """Return the table's values of a map whose values have `names`, as `read_lookup` returns them.
+    """Return the table's values of a map whose values have `names`, as `read_names` returns them.
 
     Values stay as they are if their names agree with the table. If the names of other values are all in the table, these values
     are replaced by the table's, with a warning. A map with such values must have a name for every value.

@@ -8,7 +8,8 @@ from pathlib import Path
 import nibabel as nib
 
 from ..shared.image_reader import CheckedReader
-from ..shared.label_files import find_lookup, read_labels, read_lookup
+from ..shared.label_files import find_lookups, read_labels, read_names
+from ..shared.nifti import named
 from .label_names import translated
 from .labels import LabelTable
 
@@ -24,12 +25,13 @@ def read_map(path: str | Path, table: LabelTable, partial_maps: bool = False) ->
     Raises:
         ValueError: the file is damaged, or its values are not the table's or mean another thing. The message names the file.
     """
-    try:
+    with named(path):
         values, image = read_labels(path)
-        if (lookup := find_lookup(path)) is not None:
-            values = translated(values, table, read_lookup(lookup), str(lookup))
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        lookups = find_lookups(path)
+        if len(lookups) > 1:
+            raise ValueError(f"both {lookups[0]} and {lookups[1]} name its values. Keep one")
+        for lookup in lookups:
+            values = translated(values, table, read_names(lookup), str(lookup))
     table.classes(values, str(path))
     if not partial_maps:
         table.refuse_other_meaning(values, str(path))
@@ -38,9 +40,8 @@ def read_map(path: str | Path, table: LabelTable, partial_maps: bool = False) ->
 
 
 def map_files(path: str | Path) -> list[str]:
-    """Return the files that determine what `read_map` returns: the map and, if there is one, the table of its names."""
-    lookup = find_lookup(path)
-    return [str(path), *([str(lookup)] if lookup else [])]
+    """Return the files that determine what `read_map` returns: the map and the table of its names, if there is one."""
+    return [str(path), *map(str, find_lookups(path))]
 
 
 class MapReader(CheckedReader):

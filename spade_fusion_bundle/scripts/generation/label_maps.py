@@ -6,6 +6,7 @@ import hashlib
 import logging
 import re
 from collections.abc import Mapping, Sequence
+from functools import cache
 from glob import glob
 from itertools import product
 from pathlib import Path
@@ -14,10 +15,11 @@ from ..data.deformation import refuse_folding
 from ..data.derivative import GENERATOR, Derivative, name_of
 from ..data.image_checks import map_problems
 from ..data.labels import LabelTable
+from ..data.map_reader import map_files
 from ..data.splits import read_splits
 from ..shared.base_derivative import made_by
 from ..shared.files import sha256
-from ..shared.image_files import NIFTI, find_files, find_in_anat
+from ..shared.image_files import IMAGES, find_files, find_in_anat
 from ..shared.problems import refuse
 
 logger = logging.getLogger(__name__)
@@ -27,15 +29,17 @@ def find_maps(label_maps: str | Path | None, output_dir: str | Path | None = Non
     """Find label maps and check their headers.
 
     Args:
-        label_maps: NIfTI file, a folder of NIfTI files, a BIDS data set, or a pattern such as
+        label_maps: NIfTI or FreeSurfer file (.mgz), a folder of such files, a BIDS data set, or a pattern such as
             "DIR/**/*_desc-aseg_dseg.nii.gz". In a BIDS data set, every `*_dseg.nii[.gz]` in `sub-X/[ses-Y/]anat` and
             `derivatives/*` is used, except the output of this bundle.
         output_dir: folder of the images to make, which must be another folder.
-        split: train, fusion, validation or test, to use only maps of participants with this split in participants.tsv.
+        split: train, fusion, validation or test, to use only maps of participants with this split in participants.tsv, the
+            nearest one above the map that has a column split.
 
     Returns:
         items {"image": path, "participant_id": "sub-X", "session_id": "ses-Y" or None}, sorted by path. Ids are the BIDS
-        entities of the file name, or else its letters and digits: training_seg_01.nii.gz becomes sub-trainingseg01.
+        entities of the file name, or else its letters and digits: training_seg_01.nii.gz becomes sub-trainingseg01. In
+        FreeSurfer's folder SUBJECT/mri, the name of the subject's folder counts.
 
     Raises:
         FileNotFoundError: there is no label map, or none in the split.
@@ -49,17 +53,17 @@ def find_maps(label_maps: str | Path | None, output_dir: str | Path | None = Non
     if root.is_dir():
         derivatives = [folder for folder in root.glob("derivatives/[!.]*/") if not made_by(folder, GENERATOR)]
         found = [path for folder in (root, *derivatives) for path in find_in_anat(folder, "dseg")]
-        found = found or find_files(root, "*.nii*")
+        found = found or find_files(root, "*", IMAGES)
     else:
         found = [root] if root.is_file() else [Path(path) for path in glob(str(label_maps), recursive=True)]
-    paths = sorted(path for path in found if path.name.endswith(NIFTI))
+    paths = sorted(path for path in found if path.name.endswith(IMAGES))
     if not paths:
         raise FileNotFoundError(
-            f"label_maps {label_maps}: no label maps there. Give a NIfTI file, a folder of them, or a BIDS data set with "
-            f"sub-X/[ses-Y/]anat/*_dseg.nii.gz"
+            f"label_maps {label_maps}: no label maps there. Give a NIfTI file (or .mgz), a folder of them, or a BIDS data set "
+            f"with sub-X/[ses-Y/]anat/*_dseg.nii.gz"
         )
     if split is not None:
-        paths = _of_split(paths, split, root / "participants.tsv")
+        paths = _of_split(paths, split)
     problems, maps = map_problems([str(path) for path in paths]), []
     for path in paths:
         participant, session = _entities(path)
@@ -135,8 +139,7 @@ def pending(
     refused unless `partial_maps` is True.
     """
     mine = [
-        {**row, "provenance": {**row["provenance"], "LabelMapSHA256": sha256(row["image"]), **provenance}}
-        for row in rows[rank::world_size]
+        {**row, "provenance": {**row["provenance"], **_identity(row["image"]), **provenance}} for row in rows[rank::world_size]
     ]
     left = [row for row in mine if not derivative.is_complete(row)]
     maps = list(dict.fromkeys(row["image"] for row in left))
@@ -159,12 +162,19 @@ def inputs(rows: Sequence[Mapping]) -> list[dict]:
     return [item if seed is None else item | {"deformation_seed": seed} for item, seed in zip(named, seeds)]
 
 
+def _identity(label_map: str) -> dict[str, str | None]:
+    """Return the hashes of a map and of the table of its names, which may be missing."""
+    file, *names = map_files(label_map)
+    return {"LabelMapSHA256": sha256(file), "LabelNamesSHA256": sha256(names[0]) if names else None}
+
+
 def _entities(path: Path) -> tuple[str, str | None]:
     """Return subject and session from a file's BIDS entities, or a subject from the letters and digits of its name."""
-    match = re.match(r"(sub-[0-9A-Za-z+]+)(?:_(ses-[0-9A-Za-z+]+))?(?=[_.])", path.name)
+    name = f"{path.absolute().parents[1].name}.mgz" if path.parent.name == "mri" else path.name
+    match = re.match(r"(sub-[0-9A-Za-z+]+)(?:_(ses-[0-9A-Za-z+]+))?(?=[_.])", name)
     if match:
         return match[1], match[2]
-    return "sub-" + re.sub(r"[^0-9A-Za-z]", "", re.sub(r"\.nii(\.gz)?$", "", path.name)), None
+    return "sub-" + re.sub(r"[^0-9A-Za-z]", "", re.sub(r"\.(nii|nii\.gz|mgz|mgh)$", "", name)), None
 
 
 def _clashes(items: Sequence[Mapping]) -> list[str]:
@@ -179,12 +189,33 @@ def _clashes(items: Sequence[Mapping]) -> list[str]:
     return problems
 
 
-def _of_split(paths: Sequence[Path], split: str, table: Path) -> list[Path]:
-    split_of = read_splits(table) if table.is_file() else None
-    if split_of is None:
-        raise ValueError(f"split {split!r}: {table} has no column split. Add the split of each participant")
-    chosen = [path for path in paths if split_of.get(_entities(path)[0]) == split]
+def _of_split(paths: Sequence[Path], split: str) -> list[Path]:
+    @cache
+    def splits_above(folder: Path) -> tuple[Path, dict[str, str]] | None:
+        table = folder / "participants.tsv"
+        splits = read_splits(table) if table.is_file() else None
+        if splits is None:
+            return splits_above(folder.parent) if folder.parent != folder else None
+        return table, splits
+
+    chosen, tables, without = [], {}, []
+    for path in paths:
+        found = splits_above(path.absolute().parent)
+        if found is None:
+            raise ValueError(
+                f"split {split!r}: no participants.tsv with a column split is in a folder above {path}. Add the split of each "
+                f"participant"
+            )
+        tables[found[0]] = found[1]
+        own = found[1].get(_entities(path)[0])
+        if own is None:
+            without.append(path)
+        elif own == split:
+            chosen.append(path)
+    names = ", ".join(map(str, tables))
+    if without:
+        logger.warning(f"{len(without)} label maps, such as {without[0]}, have no row in {names} and are left out")
     if not chosen:
-        found = ", ".join(sorted(set(split_of.values())))
-        raise FileNotFoundError(f"{table}: no participant with a label map is in the split {split!r}. There are: {found}")
+        known = ", ".join(sorted({own for splits in tables.values() for own in splits.values()}))
+        raise FileNotFoundError(f"{names}: no participant with a label map is in the split {split!r}. There are: {known}")
     return chosen

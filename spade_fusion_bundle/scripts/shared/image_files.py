@@ -12,6 +12,7 @@ from pathlib import Path
 from .problems import refuse
 
 NIFTI = (".nii", ".nii.gz")
+IMAGES = (*NIFTI, ".mgz", ".mgh")  # and FreeSurfer's
 NO_SCANS = ("derivatives", "sourcedata", "code")  # folders of BIDS that hold no scans of the data set itself
 
 
@@ -48,11 +49,11 @@ def find_t1w(folder: str | Path) -> list[Path]:
 
 
 def find_in_anat(folder: str | Path, suffix: str) -> list[Path]:
-    """Find the images `sub-X/[ses-Y/]anat/sub-*_T1w.nii[.gz]` of a BIDS data set, with T1w or another suffix.
+    """Find the images `sub-X/[ses-Y/]anat/sub-*_T1w.nii[.gz]` (or .mgz) of a BIDS data set, with T1w or another suffix.
 
     Other images with this suffix in the folders of participants are left out with a warning.
     """
-    found = find_files(folder, f"sub-*/**/*_{suffix}.nii*")
+    found = find_files(folder, f"sub-*/**/*_{suffix}.*", IMAGES)
     place = re.compile(r"sub-[^/]+/(ses-[^/]+/)?anat/sub-[^/]+")
     kept = [path for path in found if place.fullmatch(path.relative_to(folder).as_posix())]
     if others := sorted(set(found) - set(kept)):

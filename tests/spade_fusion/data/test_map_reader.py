@@ -101,6 +101,11 @@ def test_what_is_no_label_map_is_named_in_one_sentence(tmp_path, labels, message
     assert f": {message}" in refusal(save(tmp_path / "map.nii.gz", labels))
 
 
+@pytest.mark.parametrize("name", ["aseg.mgz", "aseg.mgh"])
+def test_maps_of_freesurfer_are_read(tmp_path, name):
+    np.testing.assert_array_equal(values(save(tmp_path / name, head(), image_class=nib.MGHImage)), head())
+
+
 # Meaning
 
 

@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 from phantom_maps import TABLE, grid, phantom, save_map
@@ -28,6 +29,15 @@ def test_maps_are_found_in_files_folders_patterns_and_bids(tmp_path):
     touch("bids", "sub-1", "anat", "sub-1_T1w.nii.gz")
     assert names(tmp_path / "bids") == [("sub-1", None), ("sub-2", "ses-b")]
     assert names(f"{tmp_path}/**/*space-T1w_dseg.nii.gz") == [("sub-2", "ses-b")]
+
+
+def test_maps_of_freesurfer_have_the_name_of_the_subject(tmp_path):
+    for subject in ("bert", "sub-02_ses-1"):
+        path = tmp_path / subject / "mri" / "aparc+aseg.mgz"
+        path.parent.mkdir(parents=True)
+        nib.save(nib.MGHImage(np.ones((2, 3, 4), np.int32), np.eye(4)), path)
+    assert names(f"{tmp_path}/*/mri/aparc+aseg.mgz") == [("sub-bert", None), ("sub-02", "ses-1")]
+    assert names(tmp_path / "bert" / "mri") == [("sub-bert", None)]
 
 
 def test_images_may_go_into_the_data_set_of_the_maps_but_not_over_it(tmp_path):
@@ -99,8 +109,41 @@ def test_a_split_that_nobody_is_in_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="is in the split 'training'. There are: test, train"):
         label_maps.find_maps(write_cohort(tmp_path), split="training")
     (tmp_path / "participants.tsv").unlink()
-    with pytest.raises(ValueError, match=r"split 'train': .*participants.tsv has no column split"):
+    with pytest.raises(ValueError, match=r"split 'train': no participants.tsv with a column split is in a folder above"):
         label_maps.find_maps(tmp_path, split="train")
+
+
+def test_a_pattern_chooses_among_the_maps_of_a_split(tmp_path, caplog):
+    """fMRIPrep writes two maps for each participant. Its own folder may have a participants.tsv without splits."""
+    write_cohort(tmp_path)
+    for path in sorted(tmp_path.glob("derivatives/*/*/anat/*.nii.gz")):
+        for entity in ("aseg", "aparcaseg"):
+            shutil.copy(path, path.with_name(path.name.replace("_dseg", f"_desc-{entity}_dseg")))
+        path.unlink()
+    (tmp_path / "derivatives" / "fs" / "participants.tsv").write_text("participant_id\nsub-1\n")
+    pattern = f"{tmp_path}/derivatives/*/sub-*/anat/*_desc-aseg_dseg.nii.gz"
+    for label_maps_of in (pattern, Path(pattern.replace("*_desc", "sub-1_desc").replace("sub-*", "sub-1").replace("/*/", "/fs/"))):
+        found = label_maps.find_maps(label_maps_of, split="train")
+        assert found[0]["participant_id"] == "sub-1" and all("desc-aseg" in item["image"] for item in found)
+    assert len(label_maps.find_maps(pattern, split="train")) == 2 and not caplog.records
+    (tmp_path / "participants.tsv").write_text("participant_id\tsplit\nsub-1\ttrain\n")
+    assert len(label_maps.find_maps(pattern, split="train")) == 1
+    assert "2 label maps, such as" in caplog.text and "have no row in" in caplog.text
+
+
+def test_another_table_of_names_makes_the_images_again(maps, derivative):
+    def left():
+        rows = label_maps.pending(label_maps.rows(maps), derivative, TABLE, {"WeightsSHA256": "ab"}, partial_maps=True)
+        for row in rows:
+            derivative.write(row, np.full((4, 5, 6), 0.5), np.full((4, 5, 6), 3))
+        return len(rows)
+
+    assert (left(), left()) == (3, 0)
+    names = Path(maps[0]["image"]).with_name("dseg.tsv")
+    names.write_text("index\tname\n3\tright cerebral cortex\n")
+    assert (left(), left()) == (3, 0)
+    names.unlink()
+    assert left() == 3
 
 
 # Which images
