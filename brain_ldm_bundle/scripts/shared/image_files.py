@@ -36,8 +36,9 @@ def find_files(
     """
     folder = Path(folder)
     found = {path for path in _files(folder, pattern.split("/"), skipped) if path.name.endswith(endings)}
+    found = sorted(found)
     _refuse_twice(found, folder)
-    return sorted(found)
+    return found
 
 
 def find_t1w(folder: str | Path) -> list[Path]:

@@ -24,7 +24,7 @@ def read_labels(path: str | Path) -> tuple[np.ndarray, nib.Nifti1Image]:
         ValueError: the file is damaged, is not one volume, or its voxels are not integers. The message does not name the file.
     """
     image = nifti.read_whole(path)
-    refuse_no_map(image)
+    refuse_no_volume(image)
     stored = image.get_data_dtype()
     slope = abs(float(getattr(image.dataobj, "slope", 1)))
     if stored.kind != "f" and slope > 1:
@@ -34,14 +34,10 @@ def read_labels(path: str | Path) -> tuple[np.ndarray, nib.Nifti1Image]:
     return whole_numbers(values, max(TOLERANCE, rounding + 1e-4)), image
 
 
-def refuse_no_map(image: nib.Nifti1Image) -> None:
-    """Refuse an image that is not one volume of numbers. An axis of one after the third is accepted, as some tools write it."""
+def refuse_no_volume(image: nib.Nifti1Image) -> None:
+    """Refuse an image that is not one volume. An axis of one after the third is accepted, because some tools write it."""
     if len(image.shape) != 3 and image.shape[3:] != (1,):
         raise ValueError(f"is a {len(image.shape)}-D map {image.shape}; three dimensions are needed. Extract one volume")
-    stored = image.get_data_dtype()
-    if stored.kind not in "iuf":
-        kind = "/".join(stored.names or [str(stored)])
-        raise ValueError(f"has voxels of type {kind}; label values are needed. Write the map again as integers")
 
 
 def whole_numbers(values: np.ndarray, tolerance: float = TOLERANCE) -> np.ndarray:

@@ -13,7 +13,7 @@ import nibabel as nib
 import numpy as np
 
 from ..shared import nifti
-from ..shared.label_files import refuse_no_map
+from ..shared.label_files import refuse_no_volume
 from ..shared.scan_identity import voxels_sha256
 from .labels import LabelTable
 from .map_reader import map_files, read_map
@@ -80,7 +80,7 @@ def _open_scan(path: str) -> tuple[nib.Nifti1Image, str]:
 
 def _open_map(path: str, table: LabelTable | None = None, partial_maps: bool = False) -> nib.Nifti1Image:
     image = nifti.open_image(path, "Copy the orientation of the scan it belongs to")
-    refuse_no_map(image)
+    refuse_no_volume(image)
     if table is not None:
         read_map(path, table, partial_maps)
     return image

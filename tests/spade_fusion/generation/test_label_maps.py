@@ -122,8 +122,9 @@ def test_a_pattern_chooses_among_the_maps_of_a_split(tmp_path, caplog):
         path.unlink()
     (tmp_path / "derivatives" / "fs" / "participants.tsv").write_text("participant_id\nsub-1\n")
     pattern = f"{tmp_path}/derivatives/*/sub-*/anat/*_desc-aseg_dseg.nii.gz"
-    for label_maps_of in (pattern, Path(pattern.replace("*_desc", "sub-1_desc").replace("sub-*", "sub-1").replace("/*/", "/fs/"))):
-        found = label_maps.find_maps(label_maps_of, split="train")
+    one = tmp_path / "derivatives" / "fs" / "sub-1" / "anat" / "sub-1_desc-aseg_dseg.nii.gz"
+    for some in (pattern, one):
+        found = label_maps.find_maps(some, split="train")
         assert found[0]["participant_id"] == "sub-1" and all("desc-aseg" in item["image"] for item in found)
     assert len(label_maps.find_maps(pattern, split="train")) == 2 and not caplog.records
     (tmp_path / "participants.tsv").write_text("participant_id\tsplit\nsub-1\ttrain\n")
