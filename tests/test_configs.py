@@ -28,7 +28,10 @@ OVERLAYS = {
         "demo_segmentation.json": "segmentation.json",
     },
 }
-DATA = {"brain_ldm_bundle": {"covariates.json", "tracking.json"}, "spade_fusion_bundle": {"labels.json", "tracking.json"}}
+DATA = {
+    "brain_ldm_bundle": {"covariates.json", "settings.json", "tracking.json"},
+    "spade_fusion_bundle": {"labels.json", "settings.json", "tracking.json"},
+}
 BUNDLES = tuple(OVERLAYS)
 WORKFLOWS_OF = [(bundle, name) for bundle in BUNDLES for name in (*WORKFLOWS, *FURTHER[bundle])]
 

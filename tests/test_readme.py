@@ -159,7 +159,7 @@ def check_bundle(words):
     assert run_id in json.loads(base.read_text()), f"no run id {run_id} in {base}"
     schema = base.with_name("covariates.json")
     covariates = CovariateSchema.from_file(schema).names if base.stem == "inference" and schema.is_file() else []
-    overrides.refuse_unknown(covariates, words)
+    overrides.refuse_unknown(lambda: covariates, words)
 
 
 def check_tool(script, words):

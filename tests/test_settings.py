@@ -24,12 +24,21 @@ def settings_of(config):
     return {name: config[name] for name in names[names.index("bundle_root") + 1 : names.index("device")]}
 
 
-def documented(bundle, name):
-    """Name to default of each row of a config's table in docs/settings.md."""
+def documented(bundle, name, column=1):
+    """Name to default, or another column, of each row of a config's table in docs/settings.md."""
     text = (ROOT / bundle / "docs" / "settings.md").read_text()
     section = re.search(rf"^## {re.escape(name)}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)[1]
     rows = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in section.splitlines() if line.startswith("| `")]
-    return {row[0].strip("`"): row[1].strip("`") for row in rows}
+    return {row[0].strip("`"): row[column].strip("`") for row in rows}
+
+
+def rules_of(bundle, name):
+    """The rule of each setting of a config, in the order of the config."""
+    rules = config_of(bundle, "settings.json")
+    return {
+        setting: rules[name[: -len(".json")]].get(setting) or rules.get(setting)
+        for setting in settings_of(config_of(bundle, name))
+    }
 
 
 def shown(value):
@@ -50,6 +59,11 @@ def test_the_table_holds_the_defaults_of_the_config(bundle, name):
     for setting, value in settings_of(config_of(bundle, name)).items():
         found = table[setting] if isinstance(value, str) else json.loads(table[setting])
         assert found == shown(value), setting
+
+
+@pytest.mark.parametrize(("bundle", "name"), CASES)
+def test_the_table_holds_the_rules_of_the_values_and_each_setting_has_one(bundle, name):
+    assert documented(bundle, name, column=2) == rules_of(bundle, name)
 
 
 @pytest.mark.parametrize(("bundle", "name"), CASES)

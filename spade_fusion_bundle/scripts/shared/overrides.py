@@ -6,7 +6,7 @@ import ast
 import difflib
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from monai.bundle import ConfigParser
 
@@ -46,30 +46,34 @@ def _is_flag(argument: str) -> bool:
     return re.match(r"--?[A-Za-z_]", argument) is not None
 
 
-def refuse_unknown(also_known: Iterable[str] = (), argv: Sequence[str] | None = None) -> None:
+def config_files(given: Mapping[str, object]) -> list[str]:
+    """Return the files of `--config_file`, or [] without it."""
+    files = given.get("config_file", [])
+    return [files] if isinstance(files, str) else list(files)
+
+
+def refuse_unknown(also_known: Callable[[], Iterable[str]] = tuple, argv: Sequence[str] | None = None) -> None:
     """Check the names on the command line and in further config files against the first config file.
 
-    Nothing is checked without `--config_file`, as in a workflow that is created in Python. Names in `also_known`, such as
-    covariates, are valid although the config does not contain them.
+    Nothing is checked without `--config_file`. The names that `also_known` returns, such as covariates, are valid although
+    the config does not contain them; it is called only if there are such names.
 
     Raises:
         ValueError: a setting is unknown (the message suggests the nearest name), or true or false is written in lower case,
             which is read as text and so counts as True.
     """
     given = command_line(argv)
-    files = given.get("config_file")
-    if files is None:
+    base, *overlays = config_files(given) or [None]
+    if base is None:
         return
-    base, *overlays = [files] if isinstance(files, str) else files
     config = ConfigParser.load_config_file(base)
-    known = set(config) | set(also_known)
     names = {name: "the command line" for name in given if name not in RUN_ARGUMENTS}
     for overlay in overlays:
         names |= {name: overlay for name in ConfigParser.load_config_file(overlay)}
     for name, place in names.items():
         path = name.lstrip("+").replace("::", "#").split("#")
-        if path[0] not in known:
-            raise ValueError(f"{place}: no setting is called {path[0]!r} in {base}.{_nearest(path[0], known)}")
+        if path[0] not in config and path[0] not in (others := set(also_known())):
+            raise ValueError(f"{place}: no setting is called {path[0]!r} in {base}.{_nearest(path[0], {*config, *others})}")
         here = config[path[0]] if path[0] in config else None
         for position, part in enumerate(path[1:], 1):
             if isinstance(here, list) and part.isdigit() and int(part) < len(here):
@@ -81,6 +85,22 @@ def refuse_unknown(also_known: Iterable[str] = (), argv: Sequence[str] | None = 
         value = given.get(name)
         if value in ("true", "false") or (isinstance(here, bool) and place not in overlays and not isinstance(value, bool)):
             raise ValueError(f"{place}: {name} is {value!r}, which counts as true. Write True or False")
+
+
+def refuse_ineffective(config: Mapping, base: Mapping, path: tuple[str, ...] = ()) -> None:
+    """Refuse names that a workflow in Python was given, that the bundle's config `base` lacks, and that nothing refers to."""
+    used = re.findall(r"@(\w+)", str(config)) if not path else ()
+    for name in config:
+        value, known = config[name], base.get(name)
+        if name not in base and name not in used and name != "_meta_" and not _is_run_id(value):
+            where = f"in {'#'.join(path)}" if path else "in this config"
+            raise ValueError(f"no setting is called {name!r} {where}, and nothing uses it.{_nearest(name, base)}")
+        if known and isinstance(known, dict) and "_target_" not in known and isinstance(value, dict):
+            refuse_ineffective(value, known, (*path, name))
+
+
+def _is_run_id(value: object) -> bool:
+    return isinstance(value, list) and str(value[:1])[2:3] in ("$", "@")
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:

@@ -1,0 +1,123 @@
+"""Refuse settings with a wrong type or out of range, before work starts. configs/settings.json holds the allowed values."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import traceback
+from collections.abc import Mapping
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any
+
+from monai.bundle import ConfigParser
+
+from .overrides import command_line, config_files, refuse_ineffective, refuse_unknown
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+NUMBERS = re.compile(r"(list of (?:(\d+) )?)?(whole )?numbers?(?: (from|above) (\S+))?(?: (to|below) (\S+))?")
+
+
+def check(config: str, covariates: str = "") -> None:
+    """Check names and values of all settings of the config that evaluates this call, whatever their origin.
+
+    Args:
+        config: name of the bundle's config without ".json", whose first block are the settings.
+        covariates: name of the config's covariate schema, if covariates are valid on the command line, too.
+
+    Raises:
+        ValueError: a name is unknown, or a value is not allowed. The message gives both, and the allowed values.
+    """
+    parser = config_in_use()
+    base = json.loads((CONFIGS / f"{config}.json").read_text(encoding="utf-8"))
+    rules, names = rules_of(config), list(base)
+    if "config_file" in command_line():
+        refuse_unknown(lambda: parser.get_parsed_content(covariates).names if covariates else ())
+    else:
+        refuse_ineffective(parser.config, base)
+    for name in names[names.index("bundle_root") + 1 : names.index("device")]:
+        value = parser.get_parsed_content(name)
+        if (problem := fault(rules[name], value)) is not None:
+            default = base[name] if base[name] is None or not str(base[name]).startswith(("$", "@")) else None
+            hint = f" The default is {default!r}." if default is not None else ""
+            raise ValueError(f"{_place(name)}: {name} is {value!r}{problem}. Allowed: {rules[name]}.{hint}")
+
+
+def rules_of(config: str) -> dict[str, str]:
+    """Return the rule of each setting of a config, such as "number above 0 to 1" or "file or None"."""
+    rules = json.loads((CONFIGS / "settings.json").read_text(encoding="utf-8"))
+    return {name: rule for name, rule in rules.items() if isinstance(rule, str)} | rules.get(config, {})
+
+
+def fault(rule: str, value: Any) -> str | None:
+    """Return None if the rule allows the value, or else a remark for the error message, which can be empty."""
+    optional = re.fullmatch(r"(.*) or None", rule)
+    if optional and value is None:
+        return None
+    rule = optional[1] if optional else rule
+    kind, _, _ = rule.partition(",")
+    if kind in ("path", "file", "folder", "output folder"):
+        return None if "content" in rule and isinstance(value, Mapping) else _path_fault(kind, value)
+    if numbers := NUMBERS.fullmatch(rule):
+        many, count, *limits = numbers.groups()
+        if not many:
+            allowed = _in_range(value, *limits)
+        else:
+            allowed = isinstance(value, (list, tuple)) and len(value) == int(count or len(value) or 1)
+            allowed = allowed and all(_in_range(number, *limits) for number in value)
+    elif rule == "True or False":
+        allowed = isinstance(value, bool)
+    elif rule == "values by name":
+        allowed = isinstance(value, Mapping)
+    elif rule == "text":
+        allowed = isinstance(value, str) and bool(value)
+    elif rule.startswith("value of"):  # whoever reads the value knows what is allowed
+        allowed = True
+    else:
+        words = "|".join(re.escape(word).replace("N", r"\d+") for word in re.split(r", | or ", rule))
+        text = f"{value:g}" if isinstance(value, float) else str(value)
+        allowed = isinstance(value, Real) == rule[0].isdigit() and re.fullmatch(words, text)
+    return None if allowed else ", which is no text. Write it within quotes twice, \"'12'\"" * (rule == "text")
+
+
+def _in_range(value: Any, whole: str | None, lower: str | None, low: str, upper: str | None, high: str) -> bool:
+    """Tell if a value is a finite number in a range whose ends are excluded by the words "above" and "below"."""
+    if isinstance(value, bool) or not isinstance(value, Integral if whole else Real) or not math.isfinite(value):
+        return False
+    above = lower is None or value > float(low) or (lower == "from" and value == float(low))
+    return above and (upper is None or value < float(high) or (upper == "to" and value == float(high)))
+
+
+def _path_fault(kind: str, value: Any) -> str | None:
+    """Say what is wrong with a path. Files that are missing are left to whoever reads them."""
+    if not isinstance(value, (str, os.PathLike)):
+        return ", which is no text. Write ./ before a name that looks like a number or a list"
+    if not str(value).strip() or "\0" in str(value):
+        return ""
+    if kind == "file" and os.path.isdir(value):
+        return ", which is a folder"
+    if kind in ("folder", "output folder") and os.path.isfile(value):
+        return ", which is a file"
+    if kind == "output folder":
+        there = next(path for path in (Path(value).absolute(), *Path(value).absolute().parents) if path.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK):
+            return f", but {there} is {'read-only' if there.is_dir() else 'a file'}"
+    return None
+
+
+def _place(name: str) -> str:
+    """Name the origin of a setting."""
+    if name in command_line():
+        return "the command line"
+    files = config_files(command_line())[1:]
+    return next((file for file in reversed(files) if name in ConfigParser.load_config_file(file)), "the settings")
+
+
+def config_in_use() -> ConfigParser:
+    """Return the parser that evaluates the call: it knows overlays, and overrides from the command line and from Python."""
+    for frame, _ in traceback.walk_stack(None):
+        if isinstance(parser := frame.f_locals.get("self"), ConfigParser):
+            return parser
+    raise RuntimeError("settings are checked by a config only")

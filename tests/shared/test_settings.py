@@ -1,0 +1,139 @@
+"""A setting with a wrong type or out of range is refused by name, with its value and with what is allowed."""
+
+import json
+import math
+import os
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from monai.bundle import ConfigParser, create_workflow
+
+from brain_ldm_bundle.scripts.shared.settings import fault, rules_of
+
+CONFIGS = {
+    "brain_ldm_bundle": ["train", "inference", "evaluate", "train_regressor", "baselines"],
+    "spade_fusion_bundle": ["train", "inference", "evaluate", "segmentation"],
+}
+OVERLAYS = [
+    ("brain_ldm_bundle", "train", ["demo", "multi_gpu"]),
+    ("brain_ldm_bundle", "inference", ["published", "shipped"]),
+    ("brain_ldm_bundle", "baselines", ["demo_baselines"]),
+    ("brain_ldm_bundle", "train_regressor", ["demo_regressor"]),
+    ("spade_fusion_bundle", "train", ["demo", "multi_gpu"]),
+    ("spade_fusion_bundle", "segmentation", ["demo_segmentation"]),
+]
+nan, inf = math.nan, math.inf
+
+
+@pytest.mark.parametrize(
+    ("rule", "good", "bad"),
+    [
+        ("whole number from 1", [1, 10**6], [0, -1, 2.5, 2.0, "8", "8mm", None, True, [1], nan, inf, ""]),
+        ("whole number from 2 to 1000", [2, 1000], [1, 1001]),
+        ("number above 0 to 1", [1, 0.5, 1e-9], [0, 0.0, -1, 1.1, nan, inf, "0.5", False, None]),
+        ("number from 0 below 1 or None", [0, 0.99, None], [1, -1e-9, "None", [0.5]]),
+        ("number above 0", [1e30], [inf, 0, "1e-4x"]),
+        ("list of whole numbers from 1", [[1], (64, 128)], [[], 8, [0], [1.5], "8", ["8"], [[8]], None]),
+        ("list of 2 numbers from 0 below 1", [[0.5, 0.999]], [[0.5], [0.5, 1], [0.1, 0.1, 0.1], 0.5]),
+        ("True or False", [True, False], ["True", "yes", "false", 1, 0, None]),
+        ("1, 2, 4 or 8", [1, 4.0, 8], [3, "4", 0, True, nan, 1.5]),
+        ("ddim, dpm++ or ddpm", ["ddim", "dpm++"], ["DDIM", "dpmmm", "", None, 1, ["ddim"], True]),
+        ("auto, cpu, cuda, cuda:N or mps", ["cpu", "cuda:1", "cuda"], ["gpu", "cuda:", "cuda:x", 0, None, "CPU"]),
+        ("text or None", ["dcbb9e9d", None], [12, "", 1.5]),
+        ("values by name", [{}, {"age": 7}], [None, "age", ["age"]]),
+        ("file or None", ["a b/ü.nii", Path("x"), None], [20241130, ("a", "b"), "", " ", True, "tests", "a\0b"]),
+        ("file, its content or None", [{"training": []}, "x.json", None], [["x.json"], 5]),
+        ("folder", ["tests", "not there"], ["pyproject.toml", 5]),
+        ("output folder", ["tests", "not there/below"], ["pyproject.toml", "pyproject.toml/below", None, ["a"]]),
+        ("path", ["tests", "pyproject.toml", "x/**/*.nii"], [5, ""]),
+    ],
+)
+def test_a_rule_allows_the_good_values_alone(monkeypatch, rule, good, bad):
+    monkeypatch.chdir(ROOT)
+    assert [value for value in good if fault(rule, value) is not None] == []
+    assert [value for value in bad if fault(rule, value) is None] == []
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_an_output_folder_must_be_writable(tmp_path):
+    tmp_path.chmod(0o500)
+    assert fault("output folder", tmp_path / "a" / "b") == f", but {tmp_path} is read-only"
+
+
+def refusal(bundle, name, **changed):
+    """The message of the check of a config with changed settings."""
+    config = json.loads((ROOT / bundle / "configs" / f"{name}.json").read_text())
+    parser = ConfigParser(config | changed | {"probe": [f"$scripts.shared.settings.check('{name}')"]})
+    try:
+        parser.get_parsed_content("probe")
+    except RuntimeError as error:
+        return str(error.__cause__)
+
+
+@pytest.mark.parametrize("bundle_name", list(CONFIGS))
+def test_each_setting_of_each_config_refuses_a_wrong_value_by_name(monkeypatch, forget_scripts, bundle_name):
+    """-7.5 is no path, no word, no whole number, and out of each range."""
+    monkeypatch.syspath_prepend(ROOT / bundle_name)
+    for name in CONFIGS[bundle_name]:
+        config = json.loads((ROOT / bundle_name / "configs" / f"{name}.json").read_text())
+        settings = list(config)[list(config).index("bundle_root") + 1 : list(config).index("device")]
+        assert settings and refusal(bundle_name, name) is None
+        rules = json.loads((ROOT / bundle_name / "configs" / "settings.json").read_text())
+        for setting in settings:
+            rule = rules[name].get(setting) or rules[setting]
+            if not rule.startswith("value of"):
+                message = refusal(bundle_name, name, **{setting: -7.5})
+                assert message.startswith(f"the settings: {setting} is -7.5") and rule in message, message
+
+
+@pytest.mark.parametrize(("bundle_name", "base", "overlays"), OVERLAYS)
+def test_the_overlays_hold_allowed_values(bundle_name, base, overlays):
+    rules = json.loads((ROOT / bundle_name / "configs" / "settings.json").read_text())
+    for overlay in overlays:
+        for name, value in json.loads((ROOT / bundle_name / "configs" / f"{overlay}.json").read_text()).items():
+            rule = rules[base].get(name) or rules.get(name)
+            checked = isinstance(rule, str) and name != "_desc_" and str(value)[0] not in "$@"
+            assert not checked or fault(rule, value) is None, name
+
+
+def run(config_file, run_id, **settings):
+    workflow = create_workflow(config_file=config_file, run_id=run_id, logging_file=False, **settings)
+    with pytest.raises(RuntimeError) as error:
+        workflow.run()
+    return str(error.value.__cause__.__cause__ or error.value.__cause__)
+
+
+def test_settings_of_a_workflow_in_python_are_checked(bundle):
+    train = "configs/train.json"
+    assert run(train, "training", grad_clip=-1) == (
+        "the settings: grad_clip is -1. Allowed: number above 0. The default is 1.0."
+    )
+    assert "no setting is called 'grad_clp' in this config, and nothing uses it. Did you mean 'grad_clip'?" in run(
+        train, "training", grad_clp=1.0
+    )
+    assert "no setting is called 'samplr' in train" in run(train, "training", **{"train#samplr": 1})
+    assert "nothing uses it" in run("configs/inference.json", "generating", diagnosis="AD")
+
+
+def test_names_that_a_workflow_of_your_own_uses_are_accepted(bundle, tmp_path):
+    own = json.loads(Path("configs/train.json").read_text())
+    own |= {"my_rate": 5, "diffusion_lr": "@my_rate", "mine": ["@checks"], "dataset_dir": str(tmp_path)}
+    (tmp_path / "own.json").write_text(json.dumps(own))
+    assert "participants.tsv" in run(str(tmp_path / "own.json"), "mine")
+
+
+def test_the_origin_of_a_bad_value_is_named(bundle, tmp_path, monkeypatch):
+    overlay = tmp_path / "mine.json"
+    overlay.write_text('{"seed": "abc"}')
+    files = f"['configs/train.json','{overlay}']"
+    monkeypatch.setattr("sys.argv", ["monai.bundle", "run", "training", "--config_file", files, "--cache_rate", "2"])
+    assert run(["configs/train.json", str(overlay)], "training", cache_rate=0.5) == (
+        f"{overlay}: seed is 'abc'. Allowed: whole number from 0 to 9223372036854775807. The default is 0."
+    )
+    assert run("configs/train.json", "training", cache_rate=2).startswith("the command line: cache_rate is 2. Allowed: ")
+
+
+def test_each_rule_of_a_config_replaces_the_common_one():
+    assert rules_of("baselines")["discriminator_channels"] == "list of whole numbers from 1"
+    assert rules_of("train")["discriminator_channels"] == "whole number from 1"
