@@ -7,11 +7,13 @@ import subprocess
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from brain_ldm_bundle.scripts.shared.files import (
     atomic,
+    is_whole_array,
     read_json,
     refuse_unwritable,
     save_weights,
@@ -113,6 +115,16 @@ def test_a_pipe_or_device_is_written_and_not_replaced(tmp_path):
 def test_an_error_about_another_file_is_not_blamed_on_the_output(tmp_path):
     with pytest.raises(FileNotFoundError, match="No such file or directory: '.*gone.nii'$"), atomic(tmp_path / "page.html"):
         open(tmp_path / "gone.nii")
+
+
+def test_an_array_that_was_cut_short_is_not_whole(tmp_path):
+    path = tmp_path / "latent.npy"
+    assert not is_whole_array(path)
+    np.save(path, np.ones((2, 3, 4)))
+    assert is_whole_array(path)
+    for content in (path.read_bytes()[:-1], path.read_bytes()[:20], b""):
+        path.write_bytes(content)
+        assert not is_whole_array(path)
 
 
 def test_a_missing_input_of_the_writer_is_named_and_not_the_output(tmp_path):

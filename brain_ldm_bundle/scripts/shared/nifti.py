@@ -17,7 +17,7 @@ import nibabel as nib
 import numpy as np
 from tqdm import tqdm
 
-from .files import atomic, read_json, write_text
+from .files import atomic, code_sha256, read_json, write_text
 from .nifti_header import refuse_ambiguous, refuse_flat
 
 GZIP = b"\x1f\x8b"  # first bytes of .nii.gz and .mgz
@@ -196,7 +196,7 @@ def check_files(
             each problem.
         settings: further values that the result of `check` depends on, as JSON can hold them.
         workers: number of threads; None starts one per core.
-        cache_file: JSON file that holds the results by path, size, date and `settings`; None caches nothing.
+        cache_file: JSON file that holds the results by path, size, date, `settings` and code; None caches nothing.
 
     Returns:
         the problems in the order of `items`, and for each item the result of `check`, or None if it has a problem.
@@ -207,14 +207,14 @@ def check_files(
         known = {}
 
     def answer(paths: Sequence[str]) -> tuple[list[str], list | None]:
-        state = list(settings)
+        state = [code_sha256(), *settings]
         for path in paths:
             try:
                 stat = os.stat(path)
             except OSError as error:
                 return [f"{path}: {error.strerror}"], None
             state += [os.path.abspath(path), stat.st_size, stat.st_mtime_ns]
-        key = state[len(settings)]
+        key = os.path.abspath(paths[0])
         if known.get(key, [None])[0] != state:
             try:
                 known[key] = [state, check(*paths)]

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ..model.networks import Autoencoder, DiffusionUNet
-from ..shared.files import atomic, sha256
+from ..shared.files import atomic, code_sha256, is_whole_array, sha256
 from ..shared.weights import load_weights
 
 
@@ -26,7 +26,7 @@ class LatentDataset(Dataset):
 
     Nothing is read before `encode` is called, so the data set may be built before its autoencoder is trained.
 
-    A latent's file name depends on the weights, the scan's path, size and date, the spacing and `amp`, so that any change
+    A latent's file name depends on the code, the weights, the scan's path, size and date, the spacing and `amp`. Any change
     encodes the scan again.
     """
 
@@ -53,15 +53,9 @@ class LatentDataset(Dataset):
         """Return the file of one scan's latent."""
         image = Path(self.data[index]["image"])
         stat = image.stat()
-        identity = f"{sha256(self.weights)} {image.resolve()} {stat.st_mtime_ns} {stat.st_size} {self.spacing_mm} {self.amp}"
+        scan = f"{image.resolve()} {stat.st_mtime_ns} {stat.st_size}"
+        identity = f"{code_sha256()} {sha256(self.weights)} {scan} {self.spacing_mm} {self.amp}"
         return Path(self.cache_dir) / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.npy"
-
-    def _is_encoded(self, index: int) -> bool:
-        try:
-            np.load(self.file(index), mmap_mode="r")  # detects a truncated file without reading it
-        except (OSError, ValueError, EOFError):
-            return False
-        return True
 
     @torch.inference_mode()
     def encode(self, rank: int = 0, world_size: int = 1) -> None:
@@ -69,7 +63,7 @@ class LatentDataset(Dataset):
         load_weights(self.autoencoder, self.weights, made_by="python -m monai.bundle run training_autoencoder ...")
         self.autoencoder.to(self.device).eval()
         scans = list({self.file(i): i for i in range(len(self))}.values())  # a datalist may name one several times
-        todo = [i for i in scans[rank::world_size] if not self._is_encoded(i)]
+        todo = [i for i in scans[rank::world_size] if not is_whole_array(self.file(i))]
         for index in tqdm(todo, desc="encoding", unit="scan", disable=not todo or rank > 0):
             image = self.transform(self.data[index])["image"][None].to(self.device)  # (1, 1, D, H, W)
             with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.amp):

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +15,6 @@ from ..shared.scan_identity import refuse_copies
 from .derivative import GENERATOR
 from .image_checks import check_pairs
 from .labels import LabelTable
-from .map_reader import map_files
 from .splits import SPLIT_COLUMN, SPLITS, read_splits, split_items
 
 DATALIST = '{"training": [{"image": path, "label": path}], "validation": [...]}'
@@ -105,13 +101,6 @@ def found_or_listed(
         raise ValueError("there is nothing to train on. Give --dataset_dir, a BIDS data set of T1w scans and label maps")
     folder = Path(training[0]["image"]).parent
     return read(folder, datalist={"training": list(training), "validation": list(validation)})
-
-
-def pair_key(item: Mapping, settings: Sequence) -> bytes:
-    """Return the name of a prepared pair in a cache. It depends on the files' paths, sizes and dates, and on `settings`."""
-    paths = [os.path.abspath(path) for path in (item["image"], *map_files(item["label"]))]
-    stats = [(path, os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in paths]
-    return hashlib.sha256(json.dumps([stats, settings]).encode()).hexdigest()[:32].encode()
 
 
 def _bids_items(dataset_dir: Path) -> tuple[list[dict], list[str]]:

@@ -14,10 +14,10 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ..data.planes import PLANES, from_the_right
-from ..data.scans_and_maps import pair_key
+from ..data.prepared_pairs import pair_key
 from ..model.networks import SpadeFusion, SpadeGenerator
 from ..model.plane_weights import generator_file, load_generators
-from ..shared.files import atomic, sha256
+from ..shared.files import atomic, is_whole_array, sha256
 
 
 @dataclass(eq=False)
@@ -70,7 +70,7 @@ class FusionDataset(Dataset):
             network = network.to(self.device).eval()
             items = [item for item in self.items if item.get("fold") == fold]
             # Choose this process's part before looking for files, because other processes may already be writing.
-            missing = [item for item in items[rank::world_size] if not self.file(item).exists()]
+            missing = [item for item in items[rank::world_size] if not is_whole_array(self.file(item))]
             for item in tqdm(missing, desc="synthesising for the fusion", disable=rank > 0, unit="subject"):
                 pair = self.preprocessing(item)
                 labels = torch.as_tensor(pair["label"])[None].to(self.device)
@@ -80,7 +80,6 @@ class FusionDataset(Dataset):
                 if self.match_contrast:
                     image = with_contrast_of(volumes.mean(dim=0, keepdim=True), image, classes)
                 stored = torch.cat([volumes, image, classes > 0]).half()
-                self.cache_dir.mkdir(parents=True, exist_ok=True)
                 with atomic(self.file(item)) as file:
                     np.save(file, stored.numpy())
 
