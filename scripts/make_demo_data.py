@@ -23,7 +23,7 @@ import torch
 from measurement.output_table import TEMPLATE_ICV_ML
 from shared import mni_box
 from shared.files import read_json, write_json, write_text
-from shared.image_files import find_files
+from shared.image_files import IMAGES, find_files
 from shared.nifti import write_nifti
 from simulation import labelled_subject, subject
 from simulation.atlas import load_atlas
@@ -235,7 +235,7 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
     parser.add_argument("--spacing_mm", type=int, default=4, choices=SPACINGS_MM, help="voxel size (default 4)")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same subjects (default 0)")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="number of processes (default one per core)")
-    parser.add_argument("--labels", type=Path, metavar="MAPS", help="folder of FreeSurfer or SynthSeg maps, *.nii.gz")
+    parser.add_argument("--labels", type=Path, metavar="MAPS", help="folder of FreeSurfer or SynthSeg maps, .nii.gz or .mgz")
     parser.add_argument("--fresh", action="store_true", help="replace a demo cohort with other settings in DIR")
     options = parser.parse_args(arguments)
     for name, least in {"subjects": 1, "workers": 1, "seed": 0}.items():
@@ -248,11 +248,11 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
 def main(arguments=None) -> None:
     options = parse_arguments(arguments)
     settings = {"version": VERSION, "seed": options.seed, "spacing_mm": options.spacing_mm}
-    maps = find_files(options.labels, "*.nii.gz") if options.labels else []
+    maps = find_files(options.labels, "*", IMAGES) if options.labels else []
     if maps:
         settings["labels"] = [path.name for path in maps]  # in the order in which they are used
     elif options.labels:
-        raise SystemExit(f"error: no *.nii.gz in {options.labels}. --labels takes a folder of label maps.")
+        raise SystemExit(f"error: no *.nii.gz or *.mgz in {options.labels}. --labels takes a folder of label maps.")
     else:
         settings["covariates"] = "wide"  # as `draw_person` draws them; cohorts made earlier have this entry, too
     subjects = options.subjects or len(maps) or 120

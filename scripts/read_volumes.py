@@ -36,11 +36,12 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pandas as pd
-from measurement.label_values import read_volume_labels
+from measurement.label_values import read_label_names, read_volume_labels
 from measurement.output_table import VOLUMES, check_unit, complete_row, write_table
 from shared.files import refuse_unwritable
 from shared.image_files import find_files
-from shared.nifti import read_whole, refuse_not_3d
+from shared.label_files import by_names, read_labels
+from shared.nifti import named
 
 SEGMENTATIONS = (".nii", ".nii.gz", ".mgz", ".mgh")
 TABLES = (".csv", ".tsv", ".txt", ".dat")
@@ -115,20 +116,15 @@ def _row(file: Path, name: str, where: str, read: Callable[[], tuple[dict[str, f
 
 def segmentation_volumes(path: Path) -> tuple[dict[str, float], str]:
     """Return the volumes in mL of a map with FreeSurfer's labels. The labels also show the tool, which is returned, too."""
-    try:
-        image = nib.squeeze_image(read_whole(path))
-        refuse_not_3d(image.shape)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    values = np.asanyarray(image.dataobj)
+    with named(path):
+        values, image = read_labels(path)
+        values = by_names(values, path, read_label_names("freesurfer"), "freesurfer")
     spacing_mm = nib.affines.voxel_sizes(image.affine)
     if not ((0.1 <= spacing_mm) & (spacing_mm <= 10)).all():
         raise ValueError(f"{path}: voxels of {np.round(spacing_mm, 4).tolist()}; are they in mm? Expected 0.1 to 10 mm")
     voxel_ml = float(abs(np.linalg.det(image.affine[:3, :3]))) / 1000
 
-    labels, counts = np.unique(values, return_counts=True)  # NaN sorts last
-    if not np.isfinite(labels).all() or not np.array_equal(labels, np.rint(labels)):
-        raise ValueError(f"{path}: its values are not integers; are they probabilities? Give the label map itself")
+    labels, counts = np.unique(values, return_counts=True)
     volume_ml = {int(label): count * voxel_ml for label, count in zip(labels, counts, strict=True) if label != 0}
     if not volume_ml:
         raise ValueError(f"{path}: the label map is empty, all {values.size} voxels are 0")

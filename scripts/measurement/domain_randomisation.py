@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -18,9 +17,11 @@ from registration.deep_grey import rigid_to_mni
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 from shared import mni_box
+from shared.label_files import by_names, read_labels
+from shared.nifti import named
 from simulation.acquisition import smooth_field
 
-from measurement.label_values import read_label_values
+from measurement.label_values import read_label_names, read_label_values
 from measurement.volume_net import CLASSES, SHAPE, SPACING_MM, scale_intensity
 
 # Each tissue has its class in CLASSES, its T1w intensity (white matter = 1), the spread of the intensity between scans, the
@@ -79,16 +80,14 @@ class Anatomy:
 
 def read_anatomy(path: Path) -> Anatomy:
     """Read a label map with FreeSurfer or SynthSeg values in any space, or with demo values in MNI space."""
-    image = nib.load(path)
-    labels = np.rint(np.asarray(image.dataobj)).astype(np.int32)
-    table = "freesurfer" if labels.max() > LARGEST_DEMO_LABEL else "demo"
-    tissue_of = {value: TISSUE_OF[name] for name, values in read_label_values(table).items() for value in values}
-    if unknown := set(np.unique(labels).tolist()) - tissue_of.keys():
-        raise ValueError(f"{path}: label values {sorted(unknown)} are not in the table {table} of labels.json")
-    try:
+    with named(path):
+        labels, image = read_labels(path)
+        table = "freesurfer" if labels.max() > LARGEST_DEMO_LABEL else "demo"
+        labels = by_names(labels, path, read_label_names(table), table)
+        tissue_of = {value: TISSUE_OF[name] for name, values in read_label_values(table).items() for value in values}
+        if unknown := set(np.unique(labels).tolist()) - tissue_of.keys():
+            raise ValueError(f"label values {sorted(unknown)} are not in the table {table} of labels.json")
         to_mni = rigid_to_mni(labels, image.affine) if table == "freesurfer" else np.eye(4)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
     lookup = np.zeros(max(tissue_of) + 1, np.uint8)
     lookup[list(tissue_of)] = list(tissue_of.values())
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.colors import hsv_to_rgb
-from shared.tables import read_table
+from shared.label_files import read_names
 
 GOLDEN_ANGLE = 0.381966  # fraction of a turn, so that neighbours in a list get very different hues
 
@@ -40,13 +40,7 @@ class LabelNames:
 def read_label_names(folder: Path) -> LabelNames:
     """Read the names in a folder's dseg.tsv (BIDS: columns index and name). Without this file, names are numbers."""
     path = folder / "dseg.tsv"
-    rows = read_table(path) if path.is_file() else []
-    for row in rows:
-        if not {"index", "name"} <= row.keys():
-            raise ValueError(f"{path}: expected columns index and name, got {', '.join(row)}")
-        if not row["index"].isdecimal():
-            raise ValueError(f"{path}: index must be a whole number, got {row['index']!r}")
-    return LabelNames({int(row["index"]): row["name"] for row in rows})
+    return LabelNames(read_names(path) if path.is_file() else {})
 
 
 def _without_side(name: str) -> str:

@@ -2,14 +2,15 @@
 
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import torch
 import torch.nn.functional as F
-from measurement.label_values import read_label_values, read_volume_labels
+from measurement.label_values import read_label_names, read_label_values, read_volume_labels
 from registration.deep_grey import rigid_to_mni
 from scipy.ndimage import gaussian_filter, map_coordinates
+from shared.label_files import by_names, read_labels
 from shared.mni_box import FIELD_OF_VIEW_MM
+from shared.nifti import named
 
 from simulation.acquisition import acquire, smooth_field
 from simulation.subject import deform, voxel_centres_mm
@@ -58,14 +59,19 @@ VOLUMES = {name: tuple(sorted(values)) for name, values in read_volume_labels().
 
 
 def read_label_map(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Read a label map in any orientation as int16, and its affine from voxels to mm. Values must be in the label table."""
-    image = nib.load(path)
-    labels = np.rint(np.asarray(image.dataobj)).astype(np.int16)
-    unknown = sorted(set(np.unique(labels).tolist()) - LABELS.keys())
-    if labels.ndim != 3 or unknown:
-        problem = f"label values {unknown[:10]} are not known" if labels.ndim == 3 else f"shape {labels.shape} is not 3-D"
-        raise ValueError(f"{path}: {problem}. Give FreeSurfer aseg / aparc+aseg or SynthSeg label maps.")
-    return labels, image.affine
+    """Read a label map in any orientation as int16, and the affine from its voxels to MNI space in mm.
+
+    Raises:
+        ValueError: values are not in the label table, or the map shows too little of a brain to place it.
+    """
+    with named(path):
+        labels, image = read_labels(path)
+        labels = by_names(labels, path, read_label_names("freesurfer"), "freesurfer")
+        if unknown := sorted(set(np.unique(labels).tolist()) - LABELS.keys()):
+            raise ValueError(
+                f"label values {unknown[:10]} are not known. Give FreeSurfer aseg / aparc+aseg or SynthSeg label maps"
+            )
+        return labels.astype(np.int16), rigid_to_mni(labels, image.affine) @ image.affine
 
 
 @torch.no_grad()
@@ -74,11 +80,8 @@ def make_subject(path: Path, spacing_mm: int, seed: int, warp: bool) -> tuple[np
 
     `warp` deforms the anatomy smoothly by a few millimetres, to make another subject from the same map.
     """
-    labels, affine = read_label_map(path)
-    try:
-        to_voxels = np.linalg.inv(rigid_to_mni(labels, affine) @ affine)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+    labels, to_mni = read_label_map(path)
+    to_voxels = np.linalg.inv(to_mni)
     generator = torch.Generator().manual_seed(seed)
     points_mm = voxel_centres_mm(FIELD_OF_VIEW_MM, 1)
     if warp:

@@ -8,14 +8,13 @@ from pathlib import Path
 import nibabel as nib
 
 from ..shared.image_reader import CheckedReader
-from ..shared.label_files import find_lookups, read_labels, read_names
+from ..shared.label_files import by_names, find_lookups, read_labels
 from ..shared.nifti import named
-from .label_names import translated
 from .labels import LabelTable
 
 
 def read_map(path: str | Path, table: LabelTable, partial_maps: bool = False) -> nib.Nifti1Image:
-    """Read a label map (X, Y, Z) with values of `table`, as integers. The names of a `dseg.tsv` count, see `label_names`.
+    """Read a label map (X, Y, Z) with values of `table`, as integers. The names of a `dseg.tsv` count.
 
     Args:
         path: file of the map.
@@ -27,11 +26,7 @@ def read_map(path: str | Path, table: LabelTable, partial_maps: bool = False) ->
     """
     with named(path):
         values, image = read_labels(path)
-        lookups = find_lookups(path)
-        if len(lookups) > 1:
-            raise ValueError(f"both {lookups[0]} and {lookups[1]} name its values. Keep one")
-        for lookup in lookups:
-            values = translated(values, table, read_names(lookup), str(lookup))
+        values = by_names(values, path, table.value_names(), table.name)
     table.classes(values, str(path))
     if not partial_maps:
         table.refuse_other_meaning(values, str(path))

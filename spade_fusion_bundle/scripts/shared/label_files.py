@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 
 from . import nifti
+from .label_names import translated
 from .tables import is_missing, read_table
 
 TOLERANCE = 0.01  # allows rounding of float maps; interpolated maps differ far more from integers
@@ -59,6 +61,24 @@ def whole_numbers(values: np.ndarray, tolerance: float = TOLERANCE) -> np.ndarra
             f"label map looks interpolated, or shows probabilities. Resample it from the original by nearest neighbour"
         )
     return rounded.astype(np.int32) if np.abs(rounded).max(initial=0) < 2**31 else rounded
+
+
+def by_names(values: np.ndarray, path: str | Path, table_names: Mapping[int, str], table: str) -> np.ndarray:
+    """Return a map's values in the numbers of a label table, if a `dseg.tsv` names them. See `label_names.translated`.
+
+    Args:
+        values: label values of the map.
+        path: file of the map.
+        table_names: name of each value of the label table.
+        table: name of the label table, for error messages.
+
+    Raises:
+        ValueError: the names contradict the table, or cannot be read, or two files have names. The message names the file.
+    """
+    lookups = find_lookups(path)
+    if len(lookups) > 1:
+        raise ValueError(f"{path}: both {lookups[0]} and {lookups[1]} name its values. Keep one")
+    return translated(values, read_names(lookups[0]), str(lookups[0]), table_names, table) if lookups else values
 
 
 def find_lookups(path: str | Path) -> list[Path]:

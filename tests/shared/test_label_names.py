@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from spade_fusion_bundle.scripts.data.label_names import meaning, translated
+from brain_ldm_bundle.scripts.shared.label_names import meaning, translated
 from spade_fusion_bundle.scripts.data.labels import LabelTable
 
 TABLES = ROOT / "spade_fusion_bundle" / "configs" / "labels.json"
@@ -32,7 +32,8 @@ SYNTHSEG_NAMES = {
 
 
 def read(table, names, values=None):
-    return translated(np.array(list(names) if values is None else values), table, names, "dseg.tsv").tolist()
+    values = np.array(list(names) if values is None else values)
+    return translated(values, names, "dseg.tsv", table.value_names(), table.name).tolist()
 
 
 @pytest.mark.parametrize("names", [FREESURFER_NAMES, SYNTHSEG_NAMES], ids=["FreeSurfer", "SynthSeg"])

@@ -9,8 +9,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .labels import LabelTable
-
 MOST_LISTED = 5
 
 # Words of FreeSurfer, SynthSeg and others, and the same in words of the label tables. They are replaced in this order.
@@ -70,16 +68,18 @@ def meaning(name: str) -> Meaning:
     return Meaning(side, frozenset(word.rstrip("s") for word in words if word not in FILLERS))
 
 
-def translated(values: np.ndarray, table: LabelTable, names: Mapping[int, str], names_file: str) -> np.ndarray:
-    """Return the table's values of a map whose values have `names`, as `read_names` returns them.
+def translated(
+    values: np.ndarray, names: Mapping[int, str], names_file: str, table_names: Mapping[int, str], table: str
+) -> np.ndarray:
+    """Return the values of a label table for a map whose values have `names` in the file `names_file`.
 
-    Values stay as they are if their names agree with the table. If the names of other values are all in the table, these values
-    are replaced by the table's, with a warning. A map with such values must have a name for every value.
+    `table_names` are the names of all values of the label table `table`. Values of the map stay as they are if their names
+    agree with these. If the names of other values are all in the table, these values are replaced by the table's, with a
+    warning. A map with such values must have a name for every value.
 
     Raises:
         ValueError: a name contradicts the table and cannot be translated.
     """
-    table_names = table.value_names()
     ours = {value: meaning(name) for value, name in table_names.items()}
     present = [int(value) for value in np.unique(values)]
     named = {value: meaning(names[value]) for value in present if value in names}
@@ -95,7 +95,7 @@ def translated(values: np.ndarray, table: LabelTable, names: Mapping[int, str], 
     if wrong:
         listed = _listed(f"{value} is {names[value]!r} there and {table_names[value]!r} in the table" for value in wrong)
         raise ValueError(
-            f"{names_file} contradicts the label table {table.name!r}: {listed}. Choose the table that the map was made "
+            f"{names_file} contradicts the label table {table!r}: {listed}. Choose the table that the map was made "
             f"with, or correct the names"
         )
     return values
