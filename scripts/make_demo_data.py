@@ -25,6 +25,7 @@ from shared import mni_box
 from shared.files import read_json, write_json, write_text
 from shared.image_files import IMAGES, find_files
 from shared.nifti import write_nifti
+from shared.problems import of_each
 from simulation import labelled_subject, subject
 from simulation.atlas import load_atlas
 from simulation.subject import Person, measure_ml
@@ -207,8 +208,8 @@ def make_cohort(
     Raises:
         ValueError: a label map cannot be used, or the folder holds something else.
     """
-    for path in maps:
-        labelled_subject.read_label_map(path)  # a bad map is refused before work starts
+    check = labelled_subject.read_label_map  # bad maps are refused before work starts
+    of_each(lambda path: check(path)[1], maps, f"of {len(maps)} label maps cannot be used:")
     anatomy = labelled_subject if maps else subject
     prepare_folder(folder, settings, anatomy.LABELS, fresh)
     names = {number: participant_id(number) for number in range(1, subjects + 1)}

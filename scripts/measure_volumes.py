@@ -22,6 +22,7 @@ from measurement.output_table import VOLUMES, complete_row, write_table
 from measurement.volume_net import WEIGHTS, load_network, read_on_grid, volumes_ml
 from shared.files import refuse_unwritable
 from shared.image_files import find_t1w
+from shared.nifti import open_image
 from tqdm import tqdm
 
 TOOL = "measure_volumes.py"
@@ -72,7 +73,7 @@ def accuracy(cohort: Path, weights: Path = WEIGHTS) -> list[dict]:
     participants = [row["participant_id"] for row in measured]
     if unknown := set(participants) - set(table.index):
         raise ValueError(f"{cohort / 'participants.tsv'}: no row for {sorted(unknown)}")
-    spacing_mm = float(nib.affines.voxel_sizes(nib.load(images[0]).affine).max())
+    spacing_mm = float(nib.affines.voxel_sizes(open_image(images[0]).affine).max())
     true = table.loc[participants]
     return [accuracy_row(cohort.name, spacing_mm, name, true[name], [row[name] for row in measured]) for name in VOLUMES]
 

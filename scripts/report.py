@@ -17,11 +17,12 @@ from pathlib import Path
 from cohorts.cohort import describe, read_cohort
 from report_page.label_names import read_label_names
 from report_page.page import Content, page
-from report_page.plots import overview
+from report_page.plots import in_overview, overview
 from report_page.provenance import provenance_rows
 from report_page.read_sections import find_sections
 from report_page.training_log import draw_curves, training_rows
 from shared.files import atomic, refuse_unwritable
+from shared.nifti import refuse_damaged
 
 LARGE_MB = 50  # some browsers take seconds to open such a page
 
@@ -38,13 +39,16 @@ def read_content(options: argparse.Namespace) -> Content:
     content = Content(
         cohorts=cohorts,
         names=read_label_names(options.generated),
-        picture=overview(cohorts),
         gallery=options.gallery,
         in_viewer={"generated": options.viewer, "cohort": options.viewer_scans},
         viewer_spacing_mm=options.viewer_spacing_mm,
         sections=sections,
         curves=draw_curves(options.training) if options.training else None,
     )
+    shown = in_overview(cohorts)
+    volumes = {kind: {*content.drawn[kind], *shown.get(kind, ())} - {None} for kind in cohorts}
+    refuse_damaged([path for kind, cohort in cohorts.items() for path in cohort.files(sorted(volumes[kind]))])
+    content.picture = overview(cohorts)
     if options.real:
         content.provenance.append(["Cohort", describe(cohorts["cohort"])])
     if options.training:

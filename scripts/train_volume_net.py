@@ -24,6 +24,7 @@ from measurement.volume_net import CLASSES, VOXEL_ML, WEIGHTS, build_network, lo
 from monai.losses import DiceCELoss
 from shared.files import read_json, read_tensors, refuse_unwritable, save_weights, sha256, write_json
 from shared.image_files import find_files
+from shared.problems import of_each
 from tqdm import tqdm
 
 SUMMED = {  # for each volume, the classes of the network that it sums
@@ -39,6 +40,10 @@ def find_label_maps(folder: Path) -> tuple[list[Path], list[Path]]:
     if len(paths) < 4:
         raise FileNotFoundError(f"{folder}: found {len(paths)} label maps (*seg*.nii.gz), but at least 4 are needed")
     return [path for i, path in enumerate(paths) if i % 4 != 3], paths[3::4]
+
+
+def read_anatomies(paths: Sequence[Path]) -> list[Anatomy]:
+    return of_each(read_anatomy, paths, f"of {len(paths)} label maps cannot be used:")
 
 
 def summed_ml(fractions: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -122,7 +127,7 @@ def main() -> None:
         network = build_network()
         if arguments.start:
             network.load_state_dict(read_tensors(arguments.start))
-        sources = [[read_anatomy(path) for path in training] for training, _ in folders.values()]
+        sources = [read_anatomies(training) for training, _ in folders.values()]
         peak_rate = 1e-3 if arguments.start else 3e-3  # chosen
         train(network, sources, arguments.steps, arguments.seed, arguments.output, peak_rate)
         facts = {
@@ -139,7 +144,7 @@ def main() -> None:
     shapes = ", ".join(f"{folder.name}: of {len(held_out)} maps" for folder, (_, held_out) in folders.items())
     rows = []
     for folder, (_, held_out) in folders.items():
-        maps = [read_anatomy(path) for path in held_out]
+        maps = read_anatomies(held_out)
         for native_mm in (2, 4):
             rows += held_out_accuracy(network, f"{folder.name}, simulated T1w", maps, native_mm)
     for cohort in arguments.test:

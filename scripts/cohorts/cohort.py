@@ -12,7 +12,7 @@ import pandas as pd
 from scipy.optimize import linear_sum_assignment
 from shared.files import read_json
 from shared.image_files import find_files
-from shared.nifti import UNREADABLE
+from shared.nifti import read_volume
 
 from cohorts.row_matching import read_by_participant, read_measured
 from cohorts.three_planes import POINT_MM
@@ -53,20 +53,21 @@ class Cohort:
         maps = [image.with_name(image.name.split("_T1w.nii")[0] + ending) for ending in ("_dseg.nii.gz", "_dseg.nii")]
         return next((path for path in maps if path.is_file()), None)
 
+    def files(self, volumes: Iterable[str]) -> list[Path]:
+        """Return the images and label maps of these volumes."""
+        return [path for volume in volumes for path in (self.images[volume], self.label_map(volume)) if path]
+
     def point_mm(self, volume: str) -> tuple[float, float, float]:
         """Return the point on the planes to draw: `POINT_MM`, or the middle of the labels if the map is not in MNI space."""
         path = self.label_map(volume)
         if path is None:
             return POINT_MM
-        try:
-            labels = nib.load(path)
-            if int(labels.header["sform_code"]) in MNI_CODES:
-                return POINT_MM
-            inside = np.argwhere(np.asarray(labels.dataobj) > 0)
-        except UNREADABLE as error:
-            raise ValueError(f"{path}: cannot be read ({error}). Make it again") from error
-        middle = (inside.min(axis=0) + inside.max(axis=0)) / 2 if len(inside) else (np.array(labels.shape[:3]) - 1) / 2
-        return tuple(float(mm) for mm in nib.affines.apply_affine(labels.affine, middle[:3]))
+        labels = read_volume(path)
+        if int(labels.header["sform_code"]) in MNI_CODES:
+            return POINT_MM
+        inside = np.argwhere(np.asarray(labels.dataobj) > 0)
+        middle = (inside.min(axis=0) + inside.max(axis=0)) / 2 if len(inside) else (np.array(labels.shape) - 1) / 2
+        return tuple(float(mm) for mm in nib.affines.apply_affine(labels.affine, middle))
 
     def quantities(self) -> list[str]:
         """Return the columns of numbers that are both expected and measured. The keys of `QUANTITIES` come first."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from shared.nifti import read_whole, refuse_not_3d
+from shared.nifti import read_volume
 
 POINT_MM = (4.0, -20.0, 12.0)  # MNI space, RAS. The axial and coronal planes here cut both lateral ventricles (chosen)
 WHITE_PERCENTILE = 99.8  # percentile of a volume's voxels that is drawn white
@@ -30,12 +30,7 @@ def read_canonical(path: Path) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         ValueError: the file is damaged, or it is not one 3-D volume.
     """
-    try:
-        image = nib.squeeze_image(read_whole(path))
-        refuse_not_3d(image.shape)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    image = nib.as_closest_canonical(image)
+    image = nib.as_closest_canonical(read_volume(path))
     return np.nan_to_num(np.asarray(image.dataobj, dtype=np.float32)), image.affine
 
 

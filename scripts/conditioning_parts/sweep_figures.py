@@ -14,6 +14,7 @@ from cohorts.cohort import Cohort, evenly
 from cohorts.three_planes import POINT_MM, cut, read_canonical, white_level
 from matplotlib.figure import Figure
 from scipy import stats
+from shared.nifti import refuse_damaged
 
 from conditioning_parts.report_section import NOTICE, ReportSection
 from conditioning_parts.sweeps import Sweep, by_tool, model_range, scan_pairs
@@ -179,6 +180,7 @@ def tool_table(cohort: Cohort, sweeps: Sequence[Sweep], scans: Cohort | None) ->
 
 def sweep_figures(cohort: Cohort, sweeps: Sequence[Sweep], scans: Cohort | None) -> list[ReportSection]:
     """Return Figure 2 and Figure 4, or the one that has volumes. `scans` have known values and the same tools."""
+    refuse_damaged(cohort.files(volume for sweep in sweeps for volume in sweep.rows.index))
     tools = f"by {' and '.join(cohort.tables)}" if cohort.tables else "by no tool"
     within = [sweep for sweep in sweeps if len(sweep.inside) >= 2]
     beyond = [sweep for sweep in sweeps if len(sweep.outside) and len(sweep.inside)]

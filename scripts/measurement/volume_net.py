@@ -14,7 +14,7 @@ from monai.transforms.utils import get_largest_connected_component_mask
 from scipy import ndimage
 from shared import mni_box
 from shared.files import read_tensors
-from shared.nifti import read_whole, refuse_not_3d
+from shared.nifti import grey_values, named, read_volume
 
 WEIGHTS = Path(__file__).with_name("volume_net.pt")
 SPACING_MM = 2
@@ -61,18 +61,9 @@ def read_on_grid(path: Path) -> torch.Tensor:
     Raises:
         ValueError: the volume cannot be measured. The message names the file.
     """
-    try:
-        image = nib.squeeze_image(read_whole(path))
-        refuse_not_3d(image.shape)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    values = np.asarray(image.dataobj, dtype=np.float32)
-    if not np.isfinite(values).all():
-        raise ValueError(f"{path}: {np.count_nonzero(~np.isfinite(values))} voxels are NaN or infinite")
-    if values.min() == values.max():
-        raise ValueError(f"{path}: every voxel is {values.flat[0]:g}")
-    if isinstance(image, nib.Nifti1Image) and image.header["sform_code"] == 0 and image.header["qform_code"] == 0:
-        raise ValueError(f"{path}: the header holds no affine (sform_code and qform_code are 0)")
+    image = read_volume(path)
+    with named(path):
+        values = grey_values(image).astype(np.float32)
     spacing_mm = nib.affines.voxel_sizes(image.affine)
     if not ((0.45 < spacing_mm) & (spacing_mm < 4.5)).all():
         raise ValueError(f"{path}: voxels of {np.round(spacing_mm, 2).tolist()} mm, but only 1 to 4 mm can be measured")

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import io
-import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
 from PIL import Image
 from shared.files import sha256
 from shared.head_mask import head_mask
 from shared.image_files import find_t1w
+from shared.nifti import grey_values, named, read_volume
+from shared.problems import of_each
 from shared.tables import read_table
 
 DIRECTIONS = {"sagittal": 0, "coronal": 1, "axial": 2}  # axis of a volume in RAS order
@@ -55,7 +55,7 @@ def find_volumes(sources: Iterable[Path], kind: str, split: str | None = None) -
             raise ValueError(f"{source}: --split {split} takes folders with participants.tsv, this is a file")
         else:
             paths.append(source)
-    return [_survey(path, kind) for path in paths]
+    return of_each(lambda path: _survey(path, kind), paths, f"of {len(paths)} {kind} volumes cannot be used:")
 
 
 def read_splits(folder: Path) -> dict[str, str]:
@@ -79,17 +79,11 @@ def _of_split(paths: Sequence[Path], folder: Path, split: str) -> list[Path]:
 
 
 def _survey(path: Path, kind: str) -> Volume:
-    try:
-        image = nib.load(path)
-        ornt = nib.io_orientation(image.affine)
-    except (OSError, EOFError, zlib.error, ImageFileError, ValueError) as error:
-        raise ValueError(f"{path}: cannot be read ({error})") from error
-    shape = image.shape[:3] if image.shape[3:] in ((), (1,)) else image.shape
-    if len(shape) != 3 or np.isnan(ornt).any():
-        raise ValueError(f"{path}: expected one 3-D volume, got shape {image.shape}")
-    order = np.argsort(ornt[:, 0])
-    spacing_mm = nib.affines.voxel_sizes(image.affine)[order]
-    return Volume(path, kind, sha256(path), tuple(int(shape[axis]) for axis in order), tuple(float(mm) for mm in spacing_mm))
+    image = nib.as_closest_canonical(read_volume(path))
+    with named(path):
+        grey_values(image)
+    spacing_mm = nib.affines.voxel_sizes(image.affine)
+    return Volume(path, kind, sha256(path), tuple(map(int, image.shape)), tuple(map(float, spacing_mm)))
 
 
 def common_view(volumes: Sequence[Volume]) -> tuple[int, ...]:
@@ -126,15 +120,7 @@ def read_windowed(volume: Volume, view: Sequence[int]) -> np.ndarray:
     Voxels are never interpolated. The view is centred on the head and stays inside the volume. Air is set to 0 because it is
     noisy in scans and exactly 0 in volumes of SPADE. This difference would reveal the kind.
     """
-    try:
-        image = nib.as_closest_canonical(nib.squeeze_image(nib.load(volume.path)))
-        values = np.asarray(image.dataobj, dtype=np.float32)
-    except (OSError, EOFError, zlib.error, ImageFileError) as error:
-        raise ValueError(f"{volume.path}: cannot be read ({error})") from error
-    if not np.isfinite(values).all():
-        raise ValueError(f"{volume.path}: {np.count_nonzero(~np.isfinite(values))} voxels are NaN or infinite")
-    if values.min() == values.max():
-        raise ValueError(f"{volume.path}: every voxel is {values.min():g}")
+    values = np.asarray(nib.as_closest_canonical(read_volume(volume.path)).dataobj, dtype=np.float32)
     head = head_mask(values)
     black, white = np.percentile(values[head], WINDOW_PERCENTILES)
     if black == white:

@@ -45,10 +45,10 @@ class Content:
 
     cohorts: dict[str, Cohort]
     names: LabelNames
-    picture: bytes  # PNG of `overview`
     gallery: int  # number of generated volumes in the gallery
     in_viewer: dict[str, int]  # cohort -> number of its volumes that the viewer can open
     viewer_spacing_mm: float | None = None  # voxel size in the viewer; None keeps all voxels
+    picture: bytes = b""  # PNG of `overview`
     sections: Sequence[dict] = ()  # from `find_sections`
     curves: bytes | None = None  # PNG of `draw_curves`
     provenance: list[Sequence[str]] = field(default_factory=list)  # rows of name and value

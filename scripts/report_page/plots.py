@@ -37,18 +37,25 @@ def draw_scatter(axes, cohorts: dict[str, Cohort], quantity: str) -> None:
     axes.legend(frameon=False, fontsize=8)
 
 
-@rc_context(LITERAL)
-def overview(cohorts: dict[str, Cohort]) -> bytes:
-    """Draw generated volumes by requested value, scans with the same true values next to them, and the scatter plot.
-
-    The scatter plot is left out without measurements, and the scans are left out if their value is not known.
-    """
+def in_overview(cohorts: dict[str, Cohort]) -> dict[str, list[str | None]]:
+    """Choose generated volumes by requested value, and scans with the same true values. A scan is None if too few are left."""
     generated = cohorts["generated"]
     quantity = generated.main_quantity()
     shown = {"generated": evenly(generated.sorted_by(quantity), ROWS_IN_PICTURE)}
     if "cohort" in cohorts and quantity in cohorts["cohort"].numbers():
         wanted = generated.expected.loc[shown["generated"], quantity].fillna(0).tolist()
         shown["cohort"] = nearest(cohorts["cohort"], quantity, wanted)
+    return shown
+
+
+@rc_context(LITERAL)
+def overview(cohorts: dict[str, Cohort]) -> bytes:
+    """Draw generated volumes by requested value, scans with the same true values next to them, and the scatter plot.
+
+    The scatter plot is left out without measurements, and the scans are left out if their value is not known.
+    """
+    generated, shown = cohorts["generated"], in_overview(cohorts)
+    quantity = generated.main_quantity()
     rows, blocks = len(shown["generated"]), len(shown)
     measured = quantity in generated.quantities()
 

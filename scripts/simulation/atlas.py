@@ -9,12 +9,12 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy import ndimage
 from shared.files import atomic
+from shared.nifti import read_volume
 from skimage.segmentation import watershed
 
 CODE_VERSION = 1  # raise it when the atlas changes, so that no old cache is read
@@ -102,7 +102,7 @@ def _build() -> dict:
     """Compute soft classes and distances on the template's 1 mm grid (197, 233, 189)."""
     folder = Path(find_spec("nilearn").origin).parent / "datasets" / "data"
     t1w, gm, wm = (
-        nib.load(folder / f"mni_icbm152_{name}_tal_nlin_sym_09a_converted.nii.gz").get_fdata(dtype=np.float32) / 255
+        np.asarray(read_volume(folder / f"mni_icbm152_{name}_tal_nlin_sym_09a_converted.nii.gz").dataobj, np.float32) / 255
         for name in ("t1", "gm", "wm")
     )
     x, y, z = np.ogrid[tuple(slice(int(o), int(o) + n) for o, n in zip(ORIGIN_MM, t1w.shape, strict=True))]

@@ -130,10 +130,10 @@ def with_nan(values):
 @pytest.mark.parametrize(
     ("image", "message"),
     [
-        (image_of(with_nan(head(8)), 4.0), "1 voxels are NaN"),
-        (image_of(np.zeros((42, 58, 44)), 4.0), "every voxel is 0"),
+        (image_of(with_nan(head(8)), 4.0), "has 1 voxels that are NaN"),
+        (image_of(np.zeros((42, 58, 44)), 4.0), "is 0 everywhere"),
         (nibabel.Nifti1Image(np.stack([head(8)] * 2, -1), image_of(head(8), 4.0).affine), "has 4 dimensions"),
-        (nibabel.Nifti1Image(head(8), None), "no affine"),
+        (nibabel.Nifti1Image(head(8), None), "has neither a qform nor an sform"),
         (nibabel.Nifti1Image(head(8), np.diag([4.0, 4, 4, 1])), "register it to MNI space"),
         (nibabel.Nifti1Image(head(8)[::2, ::2, ::2], np.diag([8.0, 8, 8, 1])), "voxels of .8.0, 8.0, 8.0. mm"),
     ],
@@ -196,7 +196,7 @@ def test_command_measures_the_rest_and_exits_1(save, tmp_path, monkeypatch, caps
     assert table.columns.tolist() == columns
     assert table.participant_id.tolist() == ["sub-a"]
     printed = capsys.readouterr()
-    assert "sub-b_T1w.nii.gz: every voxel is 0" in printed.err
+    assert "sub-b_T1w.nii.gz: is 0 everywhere" in printed.err
     assert "mae" in printed.out  # the accuracy follows the result
     assert not list(tmp_path.glob("*.part"))
 

@@ -244,9 +244,9 @@ def with_nan(values):
 @pytest.mark.parametrize(
     ("name", "image", "message"),
     [
-        ("constant", np.full(SHAPE, 3.0), "sub-bad_T1w.nii.gz: every voxel is 3"),
-        ("nan", with_nan(head(5)), "1 voxels are NaN"),
-        ("4-D", np.stack([head(5)] * 2, -1), r"expected one 3-D volume, got shape \(20, 28, 24, 2\)"),
+        ("constant", np.full(SHAPE, 3.0), "sub-bad_T1w.nii.gz: is 3 everywhere"),
+        ("nan", with_nan(head(5)), "has 1 voxels that are NaN"),
+        ("4-D", np.stack([head(5)] * 2, -1), r"has 4 dimensions \(20, 28, 24, 2\)"),
         ("cut", head(5)[:, :, :10], "the common field of view would cut heads"),
         ("one voxel", np.eye(1, math.prod(SHAPE)).reshape(SHAPE), "the 1 voxels of its head are 1; there is nothing to show"),
     ],

@@ -18,6 +18,8 @@ from torch.utils.data import Dataset
 from ..data.bids import find_volumes
 from ..data.preprocessing import TOLERANCE_VOXELS
 from ..shared import mni_box
+from ..shared.nifti import open_image
+from ..shared.problems import of_each
 from .grey_values import LEVELS, as_stored
 
 logger = logging.getLogger(__name__)
@@ -112,13 +114,7 @@ def find_samples(
         found[name] = find_volumes(folder, spacing_mm, cache_file)
         refuse_few(found[name], name, fewest)
         _refuse_copies(found[name], name, own)
-        for item in found[name]:
-            _refuse_off_grid(item["image"], spacing_mm)
-            if item["lowest"] < -1e-3 or item["highest"] > 1 + 1e-3:
-                raise ValueError(
-                    f"{item['image']}: has intensities of {item['lowest']:g} to {item['highest']:g}; generated volumes are "
-                    f"not rescaled and must lie in 0 to 1"
-                )
+        of_each(lambda item: _refuse_unlike_generated(item, spacing_mm), found[name], f"volumes of {name} cannot be compared:")
         other = same.setdefault(frozenset(item["voxels_sha256"] for item in found[name]), name)
         if other != name:
             raise ValueError(
@@ -143,9 +139,15 @@ def _refuse_copies(items: Sequence[Mapping], name: str, own: Mapping[str, str]) 
         )
 
 
-def _refuse_off_grid(path: str, spacing_mm: float) -> None:
-    """Refuse voxels off the grid, in any order of axes, because interpolation would blur the set before the comparison."""
-    image, size = nib.load(path), mni_box.size(spacing_mm)
+def _refuse_unlike_generated(item: Mapping, spacing_mm: float) -> None:
+    """Refuse intensities outside of 0 to 1, and voxels off the grid, because interpolation would blur the set."""
+    path, size = item["image"], mni_box.size(spacing_mm)
+    if item["lowest"] < -1e-3 or item["highest"] > 1 + 1e-3:
+        raise ValueError(
+            f"{path}: has intensities of {item['lowest']:g} to {item['highest']:g}; generated volumes are not rescaled and "
+            f"must lie in 0 to 1"
+        )
+    image = open_image(path)
     to_grid = np.linalg.inv(mni_box.affine(spacing_mm)) @ image.affine  # from voxels to voxels
     shape = tuple(image.shape[axis] for axis in np.abs(to_grid[:3, :3]).argmax(axis=1))
     remedy = "Generate it on the grid, because volumes are not moved, cropped or padded here"

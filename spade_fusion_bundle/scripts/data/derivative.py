@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 
 from ..shared.base_derivative import BaseDerivative, read_on_grid
 from ..shared.files import write_json, write_text
-from ..shared.nifti import open_image
+from ..shared.nifti import named, open_image
 from .labels import LabelTable
 
 GENERATOR = "spade_fusion_bundle"
@@ -59,7 +59,7 @@ class Derivative(BaseDerivative):
 
     def is_complete(self, row: Mapping) -> bool:
         """Check for a complete image and label map on the map's grid, with the same provenance and dtype."""
-        image_file, source = self.image_file(row), open_image(row["image"])
+        image_file, source = self.image_file(row), _source(row)
         grid = source.shape[:3], source.affine
         return self._is_made(image_file, self._content(row), *grid) and read_on_grid(_label_file(image_file), *grid) is not None
 
@@ -75,7 +75,7 @@ class Derivative(BaseDerivative):
             ValueError: voxels are not finite, or the shapes do not match the label map's grid.
             OSError: the disk is full or read-only. No incomplete file is left.
         """
-        image_file, sidecar, source = self.image_file(row), self._content(row), open_image(row["image"])
+        image_file, sidecar, source = self.image_file(row), self._content(row), _source(row)
         labels = np.asarray(labels)
         if not np.shape(volume) == labels.shape == source.shape[:3]:
             raise ValueError(
@@ -133,6 +133,11 @@ class Derivative(BaseDerivative):
     def _dseg_table(self) -> str:
         rows = [("index", "name"), *((str(value), name) for value, name in sorted(self.table.value_names().items()))]
         return "".join("\t".join(row) + "\n" for row in rows)
+
+
+def _source(row: Mapping) -> nib.Nifti1Image:
+    with named(row["image"]):
+        return open_image(row["image"])
 
 
 def _label_file(image_file: Path) -> Path:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import nibabel as nib
 import torch
 from ignite.engine import Engine, Events
 from monai.data import DataLoader
@@ -24,6 +23,7 @@ from ..data.labels import LabelTable
 from ..shared.files import sha256
 from ..shared.handlers import Progress, StopAtNonFinite
 from ..shared.image_files import find_in_anat
+from ..shared.nifti import check_files, read_volume
 from ..shared.problems import refuse
 from ..training.supervised_step import supervised_step
 
@@ -86,16 +86,21 @@ def synthetic_pairs(synthetic_dir: str | Path | None, test: Sequence[Mapping]) -
             leaked.append(f"{image}: made from a map of {source}. If this is another person, rename the maps")
         elif not label.is_file():
             problems.append(f"{image}: no label map {label.name} next to it. Run inference again")
-        elif nib.load(image).shape != nib.load(label).shape:
-            problems.append(
-                f"{image}: shape {nib.load(image).shape}, its label map {nib.load(label).shape}. Run inference again"
-            )
+            continue
         folder = image.relative_to(root).parts[0]
         items.append({"image": str(image), "label": str(label), "participant_id": folder, "source": source})
     refuse(leaked, f"{len(leaked)} of {len(found)} synthetic volumes in {root} come from maps of the test scans, which "
                     f"would be trained on. Make others (--split train):")  # fmt: skip
+    problems += check_files([(item["image"], item["label"]) for item in items], _one_shape)[0]
     refuse(problems, f"{len(problems)} of {len(found)} synthetic volumes in {root} cannot be used:")
     return items
+
+
+def _one_shape(image: str, label: str) -> list:
+    scan, label_map = read_volume(image), read_volume(label)
+    if scan.shape != label_map.shape:
+        raise ValueError(f"{image}: shape {scan.shape}, its label map {label_map.shape}. Run inference again")
+    return []
 
 
 def refuse_sizes(patch_size: Sequence[int], strides: Sequence[int]) -> None:

@@ -11,6 +11,8 @@ import torch
 from monai.utils import convert_to_tensor
 from tqdm import tqdm
 
+from ..shared.nifti import named, open_image
+
 logger = logging.getLogger(__name__)
 
 INTENSITY_BINS = 64
@@ -65,7 +67,8 @@ def most_frequent(
 
 def _grid(path: str) -> tuple[tuple[int, ...], np.ndarray]:
     """Return the shape and the affine of a file in RAS order."""
-    image = nib.load(path)
+    with named(path):
+        image = open_image(path)
     orientation = nib.io_orientation(image.affine)
     shape = np.empty(3, dtype=int)
     shape[orientation[:, 0].astype(int)] = image.shape[:3]

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from .files import atomic, code_sha256, read_json, write_text
 from .nifti_header import refuse_ambiguous, refuse_flat
+from .problems import refuse
 
 GZIP = b"\x1f\x8b"  # first bytes of .nii.gz and .mgz
 GZIP_MOST = 1032  # gzip shrinks no data more than this
@@ -132,7 +133,7 @@ def _open(path: str | Path, remedy: str, oriented: bool) -> nib.spatialimages.Sp
     try:
         zipped = _is_zipped(path)
         if zipped != path.name.lower().endswith((".gz", ".mgz")):
-            raise ValueError("it is gzip-compressed" if zipped else "it is not gzip-compressed")
+            raise ValueError(f"it is {'' if zipped else 'not '}compressed by gzip, unlike what its name says")
         with gzip.open(path) if zipped else open(path, "rb") as file:
             start = io.BytesIO(file.read(1024))
         image = nib.load(path)
@@ -173,6 +174,13 @@ def _as_nifti(image: nib.spatialimages.SpatialImage) -> nib.Nifti1Image:
 
 def _reason(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def refuse_damaged(paths: Sequence[str | Path]) -> None:
+    """Read every image to its end with `read_volume`, and refuse all that are damaged in one message."""
+    files = list(dict.fromkeys(map(str, paths)))
+    problems, _ = check_files([[file] for file in files], lambda file: list(read_volume(file).shape))
+    refuse(problems, f"{len(problems)} of {len(files)} images cannot be used:")
 
 
 def write_nifti(path: str | Path, image: nib.Nifti1Image) -> None:

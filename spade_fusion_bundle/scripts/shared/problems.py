@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
 
+Item, Result = TypeVar("Item"), TypeVar("Result")
 MOST_LISTED = 20
 
 
@@ -13,3 +15,15 @@ def refuse(problems: Sequence[str], heading: str = "") -> None:
         hidden = len(problems) - MOST_LISTED
         more = [f"... and {hidden} more of these problems"] if hidden > 0 else []
         raise ValueError("\n".join([*([heading] if heading else []), *problems[:MOST_LISTED], *more]))
+
+
+def of_each(function: Callable[[Item], Result], items: Iterable[Item], heading: str) -> list[Result]:
+    """Return `function(item)` for each item. All of its ValueErrors are refused together, under the heading "N `heading`"."""
+    results, problems = [], []
+    for item in items:
+        try:
+            results.append(function(item))
+        except ValueError as error:
+            problems += str(error).split("\n")
+    refuse(problems, f"{len(problems)} {heading}")
+    return results
