@@ -11,7 +11,7 @@ from ignite.engine import Engine, Events
 from ..data.covariates import NULL, CovariateSchema
 from ..model.regressor_network import Regressor
 from ..shared.tables import write_table
-from ..shared.weights import load_weights, read_recipe
+from ..shared.weights import load_weights, network_of, read_recipe
 
 MADE_BY = "python -m monai.bundle run training --config_file configs/train_regressor.json --dataset_dir DIR"
 
@@ -28,7 +28,7 @@ def load_regressor(path: str | Path, spacing_mm: float) -> Regressor:
             f"{path}: this regressor reads volumes of {recipe['spacing_mm']:g} mm, not of {spacing_mm:g} mm. Give "
             f"--spacing_mm {recipe['spacing_mm']:g}, or train one for them: {MADE_BY} --spacing_mm {spacing_mm:g}"
         )
-    return load_weights(Regressor(**recipe["regressor"]), path).eval()
+    return load_weights(network_of(Regressor, "regressor", path), path).eval()
 
 
 def covariate_loss(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

@@ -18,7 +18,7 @@ from monai.inferers import Inferer
 from ..data.covariates import CovariateSchema, Request
 from ..model.gan_networks import LSGAN, VAEGAN, VolumeGenerator
 from ..shared.files import save_weights
-from ..shared.weights import load_weights, read_recipe
+from ..shared.weights import load_weights, network_of, read_recipe
 from ..training.autoencoder import kl_divergence
 
 NO_COVARIATES = CovariateSchema(())
@@ -138,7 +138,7 @@ def load_generator(path: str | Path, model: str) -> VolumeGenerator:
         raise ValueError(
             f"{path}: these are weights of {recipe.get('model', 'no baseline')}, not of {model}. Make them: {made_by}"
         )
-    return load_weights(VolumeGenerator(**recipe["generator"]), path).eval()
+    return load_weights(network_of(VolumeGenerator, "generator", path), path).eval()
 
 
 def rows(volumes: int) -> list[Request]:

@@ -108,7 +108,7 @@ class KeepReconstructions:
         name = read_json(description).get("Name") if description.is_file() else RECONSTRUCTIONS
         if name != RECONSTRUCTIONS:
             raise ValueError(f"reconstructions_dir {output_dir} holds the data set {name!r}. Choose a new folder")
-        self.weights = sha256(autoencoder_file)
+        self.weights, self.spacing_mm = sha256(autoencoder_file), spacing_mm
         self.requests = {item["image"]: _request(item, name, schema) for item, name in zip(items, _names(items), strict=True)}
         names = {request.participant_id for request in self.requests.values()}
         for sidecar in find_files(output_dir, "sub-*/anat/*_T1w.json", (".json",)) if description.is_file() else ():
@@ -128,8 +128,8 @@ class KeepReconstructions:
     def keep(self, engine: Engine) -> None:
         for file, volume in zip(engine.state.batch["file"], engine.state.output["pred"], strict=True):
             source = {"EditedImage": Path(file).name, "EditedImageSHA256": sha256(file)}
-            made = dict.fromkeys(PROVENANCE) | {"Sampler": "none", "WeightsSHA256": self.weights, "Description": NOTICE}
-            self.derivative.write(self.requests[file], volume[0].float().cpu(), made | source)
+            made = {"SpacingMm": self.spacing_mm, "Sampler": "none", "WeightsSHA256": self.weights, "Description": NOTICE}
+            self.derivative.write(self.requests[file], volume[0].float().cpu(), dict.fromkeys(PROVENANCE) | made | source)
 
     def finish(self, engine: Engine) -> None:
         self.derivative.finish(list(self.requests.values()))

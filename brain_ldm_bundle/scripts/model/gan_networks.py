@@ -9,7 +9,7 @@ from monai.networks import nets
 from monai.networks.blocks import ResidualUnit, UpSample
 from torch.nn.utils.parametrizations import spectral_norm
 
-from ..shared.weights import WithRecipe
+from ..shared.recipe import WithRecipe
 from .networks import refuse_indivisible
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 from monai.networks.nets import AutoencoderKL, DiffusionModelUNet, PatchDiscriminator
 
-from ..shared.weights import WithRecipe
+from ..shared.recipe import WithRecipe
+from ..shared.weights import network_of
 from .covariate_conditioning import condition
 from .published_names import PublishedNames
 
@@ -55,8 +57,10 @@ class DiffusionUNet(PublishedNames, WithRecipe, DiffusionModelUNet):
     The state dict also holds `scale_factor` and `recipe`. `scale_factor` multiplies latents before noise is added.
     `recipe` holds the prediction type, the covariate schema, the spacing, the sizes of both networks, the hash of the
     autoencoder and the identities of the training scans. The published weights have neither: they use unscaled latents
-    and predict the noise.
+    of scans of 1 mm and predict the noise.
     """
+
+    implied_recipe = {"spacing_mm": 1.0}  # of weights without a recipe, for `load_weights`
 
     def __init__(
         self,
@@ -125,6 +129,11 @@ class Discriminator(PatchDiscriminator):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return only the logits of the patches of volumes (B, 1, D, H, W), not the feature maps of MONAI's network."""
         return super().forward(x)[-1]
+
+
+def autoencoder_of(recipe: Mapping, path: str | Path) -> Autoencoder:
+    """Make the untrained autoencoder of the weights in a file, with the sizes in the recipe of their diffusion model."""
+    return network_of(Autoencoder, "autoencoder", path, **recipe.get("autoencoder", {}))
 
 
 def check_sizes(image_size: Sequence[int], autoencoder_channels: Sequence[int], unet_channels: Sequence[int]) -> None:

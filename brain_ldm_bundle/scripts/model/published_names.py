@@ -16,5 +16,5 @@ class PublishedNames:
         """Rename the tensors of a state dict as in MONAI 1.6, for `load_weights`."""
         own = self.state_dict()
         published = {key.replace(".postconv.", ".conv.").replace(".out_proj.", ".to_out.0."): key for key in own}
-        beyond = {key: own[key] for key in BEYOND_PUBLISHED & own.keys()} if BEYOND_PUBLISHED.isdisjoint(found) else {}
+        beyond = {key: own[key].clone() for key in BEYOND_PUBLISHED & own.keys()} if BEYOND_PUBLISHED.isdisjoint(found) else {}
         return beyond | {key if key in own else published.get(key, key): value for key, value in found.items()}

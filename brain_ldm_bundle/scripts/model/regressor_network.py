@@ -9,7 +9,7 @@ import torch
 from monai.networks import nets
 from monai.networks.layers.factories import Act
 
-from ..shared.weights import WithRecipe
+from ..shared.recipe import WithRecipe
 
 
 class Regressor(WithRecipe, nets.Regressor):

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import tempfile
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
@@ -144,15 +145,31 @@ def read_tensors(path: str | Path, **options) -> Any:
     except PermissionError:
         raise
     except Exception as error:  # a damaged file raises OSError, IndexError, struct.error and others
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{path}: not a file of PyTorch weights, or damaged ({reason}). Fetch or train it again.") from error
+        reason = _reason(Path(path), str(error) or type(error).__name__)
+        raise ValueError(f"{path}: not a file of PyTorch weights, {reason}") from error
+
+
+def _reason(path: Path, error: str) -> str:
+    """Describe why PyTorch cannot read a file, and what to do, from the beginning of the file and PyTorch's message."""
+    with open(path, "rb") as file:
+        header = file.read(9)
+    if header[8:] == b"{" and int.from_bytes(header[:8], "little") < path.stat().st_size:
+        return "but of safetensors. Convert it: torch.save(safetensors.torch.load_file(FILE), NEW_FILE)."
+    if "TorchScript" in error:
+        return "but a TorchScript file, such as model.ts. Give the file of weights that it was exported from."
+    if found := re.search(r"Unsupported global: GLOBAL (\S+)", error):
+        return (
+            f"because it holds a pickled {found[1]}, which could run code when it is read. Load it where it was made, and save "
+            f"the weights alone: torch.save(network.state_dict(), FILE)."
+        )
+    return f"or damaged ({error.removeprefix('Weights only load failed. ').splitlines()[0][:120]}). Fetch or train it again."
 
 
 def save_weights(state: Mapping, path: str | Path) -> None:
     """Write a state dict, or a dictionary of several, with `atomic`. A tensor with NaN or infinity is refused."""
     import torch
 
-    broken = next(_non_finite(state), None)
+    broken = next(non_finite(state), None)
     if broken:
         raise ValueError(f"{path}: not written, {broken} is not finite. Training has diverged: lower the learning rate.")
     with atomic(path) as file:
@@ -164,9 +181,10 @@ def save_weights(state: Mapping, path: str | Path) -> None:
         os.fsync(file.fileno())  # the new file must be on the disk before it replaces the old one
 
 
-def _non_finite(state: Mapping, prefix: str = "") -> Iterator[str]:
+def non_finite(state: Mapping, prefix: str = "") -> Iterator[str]:
+    """Yield the name of each tensor with NaN or infinity, in a state dict or in a dictionary of several."""
     for key, value in state.items():
         if isinstance(value, Mapping):
-            yield from _non_finite(value, f"{prefix}{key}.")
-        elif hasattr(value, "is_floating_point") and value.is_floating_point() and not value.isfinite().all():
+            yield from non_finite(value, f"{prefix}{key}.")
+        elif hasattr(value, "is_floating_point") and value.is_floating_point() and not value.float().isfinite().all():
             yield f"{prefix}{key}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +10,7 @@ from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from ..data.planes import PLANES, from_slices, to_slices
-from ..shared.weights import WithRecipe
+from ..shared.recipe import WithRecipe
 from .spade_norm import SpadeNorm, conv2d
 
 
@@ -237,11 +236,6 @@ class SpadeFusion(WithRecipe):
     def fuse(self, volumes: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Merge the three volumes into one, intensities 0 to 1, in one pass over the whole volume."""
         return self.fusion(volumes).clamp(0, 1) * (labels > 0.5)
-
-
-def network_of(recipe: Mapping, num_labels: int, **more) -> SpadeFusion:
-    """Make a SpadeFusion with the sizes in the recipe of weights, or with default sizes if there are no weights yet."""
-    return SpadeFusion(**{"num_labels": num_labels} | recipe.get("network", {}) | more)
 
 
 def without_spectral_norm(generator: SpadeGenerator) -> dict[str, torch.Tensor]:

@@ -1,75 +1,150 @@
-"""Load weights of a network strictly, and the recipe that is stored with them. `files.save_weights` writes such files."""
+"""Load weights of a network strictly, and build the network that they belong to. `files.save_weights` writes such files."""
 
 from __future__ import annotations
 
-import json
+import inspect
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from .files import read_tensors, sha256
+from .files import non_finite, read_tensors, sha256
+from .recipe import decode, refuse_other_settings
 
+# Other software stores weights below these names. A prefix is dropped if all names begin with it.
+PREFIXES = ("module.", "network.", "model.", "net.", "ema_model.")
 
-class WithRecipe(torch.nn.Module):
-    """A network that stores a `recipe` in its state dict: settings and records of its training that JSON can hold.
+KINDS = {  # a tensor that only this kind of network has
+    "time_embed.0.weight": "a diffusion model",
+    "quant_conv_mu.conv.weight": "an autoencoder",
+    "final.4.weight": "a regressor",
+    "linear.weight": "the generator of a baseline",
+    "generators.axial.stem.weight": "a complete SPADE fusion model",
+    "stem.weight": "the SPADE generator of one plane",
+}
 
-    Subclasses set `self.recipe`. TorchScript would fail if it were declared here.
-    """
-
-    def get_extra_state(self) -> torch.Tensor:
-        # A tensor, because tools that read a state dict expect nothing else in it.
-        return torch.tensor(list(json.dumps(self.recipe).encode()), dtype=torch.uint8)
-
-    def set_extra_state(self, state: torch.Tensor) -> None:
-        self.recipe = json.loads(bytes(state.tolist()))
+FREE = {"image_size", "slices_per_batch"}  # arguments of networks that may exceed all sides of their tensors
 
 
 def load_weights(
-    network: torch.nn.Module, path: str | Path, made_by: str = "", expected_sha256: str | None = None
+    network: torch.nn.Module,
+    path: str | Path,
+    made_by: str = "",
+    expected_sha256: str | None = None,
+    settings: Mapping | None = None,
 ) -> torch.nn.Module:
     """Load weights into `network` strictly, with the same keys and shapes in file and network, and return it.
 
     Args:
         network: network to fill. If it has a method `current_names(found)`, this translates the state dict of an earlier
-            version.
+            version. If it has `implied_recipe`, this holds for weights without a recipe.
         path: file of weights, as `read_state` reads it.
         made_by: command that makes the file. The message for a missing file names it.
         expected_sha256: hash that the file must have, because other weights were trained with it; None accepts any.
+        settings: settings of this run, which must agree with the recipe in the file; None compares nothing.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file holds no weights, has another hash, or fits another architecture; names the first such keys.
+        ValueError: the file holds no weights or NaN, has another hash or recipe, or fits another architecture; names the
+            first such keys.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such weights file." + (f" Make it with: {made_by}" if made_by else ""))
+    settings_are = "channels and levels of the network, number of covariates, label table"
+    remedy = f"Use the settings that the file was trained with ({settings_are})"
+    found = _fitting(network, read_state(path), path, remedy)
     if expected_sha256 and sha256(path) != expected_sha256:
         raise ValueError(
             f"{path}: sha256 {sha256(path)}, but the other weights were trained with the file {expected_sha256}. "
             f"Use the two files that were trained together."
         )
-    wanted, found = network.state_dict(), read_state(path)
+    refuse_non_finite(found, path)
+    recipe = decode(found["_extra_state"], path) if "_extra_state" in found else {}
+    if settings is not None:
+        refuse_other_settings(settings, recipe or getattr(network, "implied_recipe", {}), path)
+    network.load_state_dict(found)
+    return network
+
+
+def network_of(make: Callable[..., torch.nn.Module], key: str, path: str | Path, **more) -> torch.nn.Module:
+    """Make the untrained network that the weights in a file belong to, with their recipe. Load them with `load_weights`.
+
+    Args:
+        make: class of the network.
+        key: entry of the recipe that holds the arguments of the class. Without a recipe, its defaults are used.
+        path: file of weights. If it does not exist, the network has the default sizes.
+        more: further arguments of the class. Those of the recipe replace them.
+
+    Raises:
+        ValueError: the file holds no weights, or weights of another network than its recipe describes.
+    """
+    path = Path(path)
+    if not path.is_file():
+        return make(**more)
+    state, recipe = read_state(path, mmap=zipfile.is_zipfile(path)), read_recipe(path)
+    sizes = more | recipe.get(key, {})
+    kind = f" of {_kind(state)}" if _kind(state) else ""
+    said = sizes or "its default sizes, because the file has no recipe"
+    problem = f"{path}: these weights{kind} do not fit a {make.__name__} with {said}"
+    defaults = {name: parameter.default for name, parameter in inspect.signature(make).parameters.items()}
+    largest = max(len(state), *(side for tensor in state.values() for side in tensor.shape))
+    if any(_exceeds(size, largest) for name, size in (defaults | sizes).items() if name not in FREE):
+        raise ValueError(f"{problem}. Fetch or train them again")  # before the network takes all memory
+    try:
+        network = make(**sizes)
+    except (TypeError, ValueError, RuntimeError) as error:  # of MONAI and PyTorch, for arguments that describe no network
+        raise ValueError(f"{problem} ({' '.join(str(error).split())[:200]}). Fetch or train them again") from error
+    _fitting(network, state, path, f"The network has {said}. Fetch or train the weights again")
+    network.recipe = recipe
+    return network
+
+
+def _exceeds(size: Any, largest: int) -> bool:
+    """Check whether a size, or one in a list of sizes, is above the largest side of any tensor."""
+    return any(type(number) is int and number > largest for number in (size if isinstance(size, (list, tuple)) else [size]))
+
+
+def _fitting(network: torch.nn.Module, found: Mapping, path: Path, remedy: str) -> Mapping:
+    """Return the state dict under the names of `network`. Refuse it if names, shapes or types differ."""
+    wanted, kinds = network.state_dict(), [_kind(network.state_dict()), _kind(found)]
     if hasattr(network, "current_names"):
         found = network.current_names(found)
+    both = [key for key in wanted if key in found and not key.endswith("_extra_state")]
     differences = {
         "keys missing": [key for key in wanted if key not in found],
         "keys not of this network": sorted(found.keys() - wanted.keys()),
         "keys of another shape": [
             f"{key} {tuple(found[key].shape)} instead of {tuple(wanted[key].shape)}"
-            for key in wanted
-            if key in found and not key.endswith("_extra_state") and found[key].shape != wanted[key].shape
+            for key in both
+            if found[key].shape != wanted[key].shape
+        ],
+        "keys of another type": [
+            f"{key} {found[key].dtype} instead of {wanted[key].dtype}"
+            for key in both
+            if found[key].is_floating_point() != wanted[key].is_floating_point()
         ],
     }
     if any(differences.values()):
         parts = [f"{len(keys)} {what}, first: {', '.join(keys[:3])}" for what, keys in differences.items() if keys]
+        other = f" ({kinds[1]}, not {kinds[0]})" if all(kinds) and kinds[0] != kinds[1] else ""
+        raise ValueError(f"{path}: weights of another architecture{other}. {'; '.join(parts)}. {remedy}.")
+    return found
+
+
+def _kind(state: Mapping) -> str:
+    return next((kind for name, kind in KINDS.items() if name in state), "")
+
+
+def refuse_non_finite(state: Mapping, path: str | Path) -> None:
+    """Refuse a state dict with NaN or infinity, before hours of work with it; name its first such tensor and the file."""
+    broken = next(non_finite(state), None)
+    if broken:
         raise ValueError(
-            f"{path}: weights of another architecture. {'; '.join(parts)}. Use the settings that the file was trained with "
-            f"(channels and levels of the network, number of covariates, label table)."
+            f"{path}: {broken} holds NaN or infinity. The training diverged or a conversion failed: fetch or train it again."
         )
-    network.load_state_dict(found)
-    return network
 
 
 def read_recipe(path: str | Path) -> dict:
@@ -77,18 +152,50 @@ def read_recipe(path: str | Path) -> dict:
     if not Path(path).is_file():
         return {}
     state = read_state(path, mmap=zipfile.is_zipfile(path)).get("_extra_state")
-    return {} if state is None else json.loads(bytes(state.tolist()))
+    return {} if state is None else decode(state, path)
 
 
 def read_state(path: str | Path, **options) -> dict[str, torch.Tensor]:
-    """Read the state dict in a file, without the prefix `module.` of DDP.
+    """Read the state dict in a file, without the prefixes of DDP, `torch.compile` and averages of weights.
 
-    The file holds it alone or inside {"model": ...}, {"state_dict": ...} or {"network": ...}. `options` are for `torch.load`.
+    The file holds it alone or as its only entry of tensors, such as {"model": ..., "epoch": 3}. `options` are for `torch.load`.
+
+    Raises:
+        ValueError: the file holds no state dict, or several; the message names what it holds.
     """
-    found = read_tensors(path, **options)
-    for name in ("model", "state_dict", "network"):
-        if isinstance(found, Mapping) and isinstance(found.get(name), Mapping):
-            found = found[name]
-    if not isinstance(found, Mapping) or not all(isinstance(value, torch.Tensor) for value in found.values()):
-        raise ValueError(f"{path}: expected a state dict, which maps names to tensors.")
-    return {key.removeprefix("module."): value for key, value in found.items()}
+    content = read_tensors(path, **options)
+    state = content if _is_state(content) else _only_state(content, path)
+    if "n_averaged" in state:  # torch.optim.swa_utils.AveragedModel counts there
+        state = {key: value for key, value in state.items() if key != "n_averaged"}
+    state = {key.replace("_orig_mod.", ""): value for key, value in state.items()}
+    while prefix := next((prefix for prefix in PREFIXES if all(key.startswith(prefix) for key in state)), ""):
+        state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return state
+
+
+def _is_state(content: Any) -> bool:
+    tensors = isinstance(content, Mapping) and all(isinstance(value, torch.Tensor) for value in content.values())
+    return tensors and all(isinstance(key, str) for key in content) and len(content) > 0
+
+
+def _only_state(content: Any, path: str | Path) -> Mapping[str, torch.Tensor]:
+    """Return the only state dict among the entries of a file, or among the entries of these."""
+    entries = content if isinstance(content, Mapping) else {}
+    if {"settings", "epoch_length"} <= entries.keys():
+        raise ValueError(f"{path}: this is the state of an interrupted training. Use the weights that the training wrote.")
+    found, level = {}, entries
+    for _ in range(2):
+        # A mapping of single numbers, such as metrics, is no state dict.
+        found = {name: part for name, part in level.items() if _is_state(part) and any(t.ndim for t in part.values())}
+        if found or "param_groups" in entries:
+            break
+        parts = {name: part for name, part in level.items() if isinstance(part, Mapping) and "param_groups" not in part}
+        level = {f"{name}.{key}": value for name, part in parts.items() for key, value in part.items()}
+    if len(found) == 1 and "param_groups" not in entries:
+        return next(iter(found.values()))
+    names = ", ".join(map(str, list(found or entries)[:8])) or type(content).__name__
+    what = "the state of an optimizer" if "param_groups" in entries else f"several: {names}" if found else names
+    raise ValueError(
+        f"{path}: expected a state dict, which maps names to tensors, found {what}. Save the weights of one network alone: "
+        f"torch.save(network.state_dict(), FILE)."
+    )
