@@ -18,7 +18,7 @@ import nibabel as nib
 import torch
 from cohorts.row_matching import read_by_participant
 from measurement.accuracy import accuracy_row, describe_accuracy, format_table
-from measurement.output_table import VOLUMES, complete_row, write_table
+from measurement.output_table import VOLUMES, complete_row, identity_of, write_table
 from measurement.volume_net import WEIGHTS, load_network, read_on_grid, volumes_ml
 from shared.files import refuse_unwritable
 from shared.image_files import find_t1w
@@ -46,7 +46,7 @@ def measure(images: Iterable[Path], weights: Path = WEIGHTS) -> Iterator[dict]:
                 raise ValueError(f"{path}: only {volumes['brain_ml']:.0f} mL of brain found; is it a T1w in MNI space?")
         except ValueError as refusal:
             volumes, error = {}, str(refusal)
-        yield complete_row(path.name, path, volumes, TOOL, error)
+        yield complete_row(identity_of(path), path, volumes, TOOL, error)
 
 
 def find_images(paths: Iterable[Path]) -> list[Path]:

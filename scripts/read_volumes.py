@@ -5,12 +5,14 @@
 A SOURCE is one of
 
   synthseg_volumes.csv   the output of SynthSeg with --vol (also of FreeSurfer's mri_synthseg)
-  aseg.stats             from FreeSurfer 5.2 or later, or a folder of recon-all, or a folder of such folders (SUBJECTS_DIR)
+  aseg.stats             from FreeSurfer 5.2 or later, or a folder of recon-all, or a folder of such folders (SUBJECTS_DIR).
+                         Where there are longitudinal runs (X.long.Y), the other runs of the same scans are left out
   aseg_table.tsv         the output of asegstats2table
   sub-01_dseg.nii.gz     a segmentation with FreeSurfer's labels (SynthSeg's, aseg.mgz, aparc+aseg.mgz), or a folder of them
   volumes.tsv            any table with participant_id and ventricles_ml, brain_ml, icv_ml
 
-The result has the columns participant_id, file, ventricles_ml, brain_ml, icv_ml, brain_normalised_ml, flags and tool:
+The session comes from the name of the scan (sub-01_ses-02), its path or a column session_id. The result has the columns
+participant_id, session_id (if there are sessions), file, ventricles_ml, brain_ml, icv_ml, brain_normalised_ml, flags and tool:
 
   ventricles_ml        Left and right lateral ventricles with their inferior horns (labels 4, 5, 43, 44), as in Pinaya et al.
                        2022. SynthSeg includes the choroid plexus; FreeSurfer labels it separately, and it does not count.
@@ -29,23 +31,26 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-import pandas as pd
+from ldm.data.volumes import VOLUMES, check_median, check_volumes
 from measurement.label_values import read_label_names, read_volume_labels
-from measurement.output_table import VOLUMES, check_unit, complete_row, write_table
+from measurement.output_table import complete_row, identity_of, write_table
 from shared.files import refuse_unwritable
 from shared.image_files import find_files
 from shared.label_files import by_names, read_labels
 from shared.nifti import named
+from shared.participants import entity
+from shared.tables import is_missing, read_number, read_numbered
 
 SEGMENTATIONS = (".nii", ".nii.gz", ".mgz", ".mgh")
 TABLES = (".csv", ".tsv", ".txt", ".dat")
 MOST_LISTED = 10
+IDENTITY = ("participant_id", "subject", "subject_id", "measure:volume")  # columns of names, the best one first
 
 CSF = 24
 SYNTHSEG = (  # all labels that it can write, with and without --parc; CSF since version 2.0
@@ -82,9 +87,9 @@ def read_source(path: Path) -> Iterator[dict]:
     elif not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder")
     elif path.name.endswith(SEGMENTATIONS):
-        yield _row(path, _subject_name(path), str(path), lambda: segmentation_volumes(path))
+        yield _row(path, _scan(path), str(path), lambda: segmentation_volumes(path))
     elif path.suffix == ".stats":
-        yield _row(path, _subject_name(path), str(path), lambda: (aseg_volumes(read_stats(path), str(path)), "FreeSurfer"))
+        yield _row(path, _scan(path), str(path), lambda: (aseg_volumes(read_stats(path), str(path)), "FreeSurfer"))
     elif path.name.endswith(TABLES):
         yield from _table_rows(path)
     else:
@@ -94,24 +99,32 @@ def read_source(path: Path) -> Iterator[dict]:
 def _sources_in(folder: Path) -> list[Path]:
     for pattern in ("stats/aseg.stats", "*/stats/aseg.stats", "sub-*/**/*_dseg.*", "*"):
         if found := find_files(folder, pattern, (".stats",) if pattern.endswith(".stats") else SEGMENTATIONS):
-            return found
+            return _without_superseded(found) if pattern.endswith(".stats") else found
     raise FileNotFoundError(
         f"{folder}: no stats/aseg.stats, */stats/aseg.stats, sub-*/**/*_dseg.nii.gz or segmentation in it. Give tables by name"
     )
 
 
-def _subject_name(path: Path) -> str:
-    """Return the file's name or, for a file of FreeSurfer with a fixed name, the name of the subject's folder."""
-    return path.parents[1].name if path.parent.name in ("stats", "mri") else path.name
+def _without_superseded(stats: Sequence[Path]) -> list[Path]:
+    """Leave out FreeSurfer's cross-sectional run X of a session and the template Y, if there is a longitudinal run X.long.Y."""
+    runs = {path.absolute().parents[1].name: path for path in stats}
+    superseded = {part for run in runs if ".long." in run for part in run.split(".long.", 1)}
+    return [path for run, path in runs.items() if run not in superseded]
 
 
-def _row(file: Path, name: str, where: str, read: Callable[[], tuple[dict[str, float], str]]) -> dict:
+def _scan(path: Path) -> tuple[str, str | None]:
+    """Return participant and session of a file. A file of FreeSurfer with a fixed name has those of its subject's folder."""
+    path = path.absolute()
+    return identity_of(path.parents[1] if path.parent.name in ("stats", "mri") else path)
+
+
+def _row(file: str | Path, scan: tuple[str, str | None], where: str, read: Callable[[], tuple[dict[str, float], str]]) -> dict:
     try:
         volumes, tool = read()
-        check_unit(volumes, where)
+        check_volumes(volumes, where)
     except ValueError as error:
-        return complete_row(name, file, {}, "", str(error))
-    return complete_row(name, file, volumes, tool)
+        return complete_row(scan, file, {}, "", str(error))
+    return complete_row(scan, file, volumes, tool)
 
 
 def segmentation_volumes(path: Path) -> tuple[dict[str, float], str]:
@@ -142,7 +155,7 @@ def segmentation_volumes(path: Path) -> tuple[dict[str, float], str]:
 
 
 def read_stats(path: Path) -> dict[str, str]:
-    """Read the volumes in mm3 of an aseg.stats as text, keyed by structure or by the second name of a measure, such as eTIV."""
+    """Read the volumes in mm3 of an aseg.stats as text, by structure or second name of a measure (eTIV), in lower case."""
     volumes_mm3, columns = {}, []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         words = line.lstrip("#").split()
@@ -161,89 +174,105 @@ def read_stats(path: Path) -> dict[str, str]:
             volumes_mm3[row.get("StructName", "")] = row.get("Volume_mm3", "")
     if not volumes_mm3:
         raise ValueError(f"{path}: it holds no volumes")
-    return volumes_mm3
+    return {name.lower(): volume for name, volume in volumes_mm3.items()}
 
 
 def aseg_volumes(cells: Mapping[str, str], where: str) -> dict[str, float]:
     """Convert volumes in mm3 from aseg.stats or a row of asegstats2table to this project's volumes in mL."""
-    icv = next((name for name in ASEG_ICV if name in cells), None)
-    if icv is None and set(ASEG_OLD_ICV) & set(cells):
+    icv = next((name for name in ASEG_ICV if name.lower() in cells), None)
+    if icv is None and any(name.lower() in cells for name in ASEG_OLD_ICV):
         raise ValueError(f"{where}: FreeSurfer before 5.2 defines brain volume differently. Use a later version")
     return _summed_ml(cells, where, ASEG_NAMES | {"icv_ml": [icv or ASEG_ICV[0]]})
 
 
 def own_volumes(cells: Mapping[str, str], where: str) -> dict[str, float]:
     """Read volumes that are already in mL. Missing ones are NaN."""
-    return {name: _number(cells[name], f"{where}: {name}") for name in VOLUMES if not _is_empty(cells.get(name, ""))}
+    return {name: _number(cells, name, where) for name in VOLUMES if not is_missing(cells.get(name))}
 
 
 def _summed_ml(cells: Mapping[str, str], where: str, names: Mapping[str, list[str]], remedy: str = "") -> dict[str, float]:
     """Sum cells in mm3 to volumes in mL. `remedy` ends the message about missing cells."""
-    if missing := [name for group in names.values() for name in group if _is_empty(cells.get(name, ""))]:
+    if missing := [name for group in names.values() for name in group if is_missing(cells.get(name.lower()))]:
         raise ValueError(f"{where}: no {', '.join(missing[:MOST_LISTED])}{remedy}")
-    return {volume: sum(_number(cells[name], f"{where}: {name}") for name in group) / 1000 for volume, group in names.items()}
+    return {volume: sum(_number(cells, name, where) for name in group) / 1000 for volume, group in names.items()}
 
 
-def _is_empty(text: str) -> bool:
-    return text.strip() in ("", "n/a")
-
-
-def _number(text: str, where: str) -> float:
+def _number(cells: Mapping[str, str], name: str, where: str) -> float:
     try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise ValueError(f"{where} must be a finite number, got {text!r}")
-    return value
+        return read_number(cells[name.lower()])
+    except ValueError as error:
+        raise ValueError(f"{where}: {name} {error}") from None
 
 
 def _table_rows(path: Path) -> Iterator[dict]:
     """Yield the rows of a table from SynthSeg or asegstats2table, or of a table with this project's columns."""
-    table = _read_text_table(path)
-    lower = [column.strip().lower() for column in table.columns]
-    who = table.columns[0]
-    if "left lateral ventricle" in lower:
-        table.columns = lower
-        who, tool = lower[0], "SynthSeg"
-        convert = partial(_summed_ml, names=SYNTHSEG_COLUMNS, remedy=". SynthSeg 2.0 or later writes it")
-    elif "left-lateral-ventricle" in lower:
+    columns, numbered, problems = read_numbered(path)
+    header = [name.lower() for name in columns]
+    if "left lateral ventricle" in header:
+        convert, tool = partial(_summed_ml, names=SYNTHSEG_COLUMNS, remedy=". SynthSeg 2.0 or later writes it"), "SynthSeg"
+    elif "left-lateral-ventricle" in header:
         convert, tool = aseg_volumes, "FreeSurfer"
-    elif "participant_id" in lower and set(lower) & set(VOLUMES):
-        who, convert, tool = "participant_id", own_volumes, "unknown"
+    elif "participant_id" in header and set(header) & set(VOLUMES):
+        convert, tool = own_volumes, "unknown"
     else:
         raise ValueError(
             f"{path}: no table of SynthSeg ('left lateral ventricle'), of asegstats2table ('Left-Lateral-Ventricle') or "
-            f"one with participant_id and {', '.join(VOLUMES)}; its columns are {', '.join(table.columns[:6])}, ..."
+            f"one with participant_id and {', '.join(VOLUMES)}; its columns are {', '.join(columns[:6])}, ..."
         )
-    if table.empty:
-        raise ValueError(f"{path}: the table has no rows")
-    for number, cells in enumerate(table.to_dict("records"), 2):
-        name = Path(cells[who].rstrip("/")).name  # asegstats2table may write the folder's path
-        if not name:
-            raise ValueError(f"{path} row {number}: no name of a participant in the column {who!r}")
-        where = f"{path} row {number} ({name})"
-        yield _row(path, name, where, lambda: (convert(cells, where), cells.get("tool") or tool))  # noqa: B023 (called at once)
+    who = next((name for name in IDENTITY if name in header), header[0])
+    if who not in IDENTITY and [row[columns[0]] for row in numbered.values()] in _row_numbers(len(numbered)):
+        raise ValueError(f"{path}: its first column numbers the rows. Call the column of participants participant_id")
+    known_ml = []
+    for number, cells in numbered.items():
+        cells = dict(zip(header, cells.values()))
+        where = f"{path} row {number} ({Path(cells[who]).name})"
+        try:
+            scan = _identity(cells, who)
+        except ValueError as error:
+            problems.append(f"{where}: {error}")
+            continue
+        file = path if is_missing(cells.get("file")) else cells["file"]
+        by = tool if is_missing(cells.get("tool")) else cells["tool"]
+        row = _row(file, scan, where, lambda: (convert(cells, where), by))  # noqa: B023 (called at once)
+        known_ml += [row["ventricles_ml"]] if row["ventricles_ml"] > 0 else []
+        yield row
+    if convert is own_volumes:
+        check_median(known_ml, str(path))
+    for problem in problems:
+        yield complete_row(("", None), path, {}, "", problem)
 
 
-def _read_text_table(path: Path) -> pd.DataFrame:
-    """Read a table with all cells as text. The separator may be tab, comma, semicolon or space."""
-    header = path.read_text(encoding="utf-8-sig", errors="replace").partition("\n")[0]
-    separator = next((mark for mark in "\t,;" if mark in header), r"\s+")
-    try:
-        return pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: the table cannot be read ({error})") from error
+def _row_numbers(count: int) -> list[list[str]]:
+    return [[str(number) for number in range(first, first + count)] for first in (0, 1)]
+
+
+def _identity(cells: Mapping[str, str], who: str) -> tuple[str, str | None]:
+    """Return participant and session of a table's row. asegstats2table and SynthSeg may write the scan's path."""
+    if is_missing(cells[who]):
+        raise ValueError(f"no name of a participant in the column {who!r}")
+    participant, session = identity_of(cells[who])
+    if not is_missing(cells.get("session_id")):
+        own = entity("ses", cells["session_id"])
+        if session not in (None, own):
+            raise ValueError(f"session_id is {own}, but the name is of {session}. Correct one of them")
+        session = own
+    return participant, session
 
 
 def read_all(sources: Iterable[Path]) -> list[dict]:
-    """Read the rows of all sources, and refuse a participant that appears twice."""
-    rows, file_of = [], {}
+    """Read the rows of all sources, and refuse a participant or session that appears twice."""
+    rows, files_of = [], {}
     for row in (row for source in sources for row in read_source(source)):
-        who = row["participant_id"]
-        if who in file_of:
-            raise ValueError(f"{who} appears twice, in {file_of[who]} and {row['file']}. Give each participant once")
-        file_of[who] = row["file"]
+        if row["participant_id"]:
+            sessions = files_of.setdefault(row["participant_id"], {})
+            for session, file in sessions.items():
+                if session == row["session_id"] or None in (session, row["session_id"]):
+                    names = (" ".join(filter(None, (row["participant_id"], each))) for each in (session, row["session_id"]))
+                    raise ValueError(
+                        "{} in {} and {} in {} may be one scan. Give each scan once. A template of several sessions is no "
+                        "scan".format(next(names), file, next(names), row["file"])
+                    )
+            sessions[row["session_id"]] = row["file"]
         rows.append(row)
     return rows
 
@@ -251,7 +280,7 @@ def read_all(sources: Iterable[Path]) -> list[dict]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sources", nargs="+", type=Path, metavar="SOURCE", help="tables, aseg.stats, segmentations, folders")
-    parser.add_argument("--output", type=Path, required=True, help="TSV to write, one row per participant, in mL")
+    parser.add_argument("--output", type=Path, required=True, help="TSV to write, one row per scan, in mL")
     arguments = parser.parse_args()
     refuse_unwritable(arguments.output, arguments.sources)
 
@@ -264,7 +293,7 @@ def main() -> int:
     write_table(good, arguments.output)
     doubtful = sum(bool(row["flags"]) for row in good)
     tools = ", ".join(sorted({row["tool"] for row in good}))
-    print(f"{arguments.output}: volumes of {len(good)} participants by {tools}; {doubtful} with flags.")
+    print(f"{arguments.output}: volumes of {len(good)} scans by {tools}; {doubtful} with flags.")
     return 1 if refused else 0
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from cohorts.cohort import QUANTITIES
+from ldm.data.volumes import VOLUMES, check_volumes
 from matplotlib.figure import Figure
-from measurement.output_table import NORMALISED, VOLUMES, check_unit
+from measurement.output_table import NORMALISED
 from scipy import stats
 from shared.holm import holm
 
@@ -50,7 +51,7 @@ def sizes_of(table: pd.DataFrame, where: str) -> pd.DataFrame:
     # Brain and head show the unit better: the ventricles of a failed model may be so small that they seem to be in litres.
     for name in [name for name in ("brain_ml", "icv_ml") if name in found] or found:
         try:
-            check_unit({name: table[name].median()}, f"{where}, its median")
+            check_volumes({name: table[name].median()}, f"{where}, its median")
         except ValueError as error:
             raise ImpossibleSize(error) from None
     return table

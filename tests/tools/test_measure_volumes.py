@@ -10,7 +10,7 @@ import pytest
 import torch
 from measurement import volume_net
 from measurement.accuracy import describe_accuracy
-from measurement.output_table import TEMPLATE_ICV_ML, VOLUMES, quality_flags, write_table
+from measurement.output_table import TEMPLATE_ICV_ML, VOLUMES, complete_row, identity_of, quality_flags, write_table
 from shared import mni_box
 
 FIELD_MM = (168, 232, 176)  # three different sides, a little larger than the project's box
@@ -203,9 +203,10 @@ def test_command_measures_the_rest_and_exits_1(save, tmp_path, monkeypatch, caps
 
 def test_the_table_has_a_column_for_sessions_if_there_are_any(tmp_path):
     """The same participant stood there twice, and nothing said which scan was which."""
-    row = {"participant_id": "sub-a", "tool": measure_volumes.TOOL, **dict.fromkeys(VOLUMES, 1.0)}
+    volumes = dict.fromkeys(VOLUMES, 1.0)
     files = ["x/sub-a_ses-2_run-1_T1w.nii.gz", "ses-9/sub-b_T1w.nii.gz"]
-    write_table([row | {"file": file} for file in files], tmp_path / "v.tsv")
+    rows = [complete_row(identity_of(file), file, volumes, measure_volumes.TOOL) for file in files]
+    write_table(rows, tmp_path / "v.tsv")
     table = pandas.read_csv(tmp_path / "v.tsv", sep="\t", keep_default_na=False)
     assert table.columns[1] == "session_id" and list(table["session_id"]) == ["ses-2", "n/a"]
 

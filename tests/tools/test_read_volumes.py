@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import read_volumes
-from measurement.output_table import TEMPLATE_ICV_ML
+from measurement.output_table import TEMPLATE_ICV_ML, identity_of
 
 # Of FreeSurfer 7's aseg.stats: the header's measures in their form, the table shortened, the numbers ours.
 ASEG_STATS = """\
@@ -98,7 +98,7 @@ def test_a_folder_of_recon_all_subjects_is_read(tmp_path, read):
     ("old", "new", "message"),
     [
         ("1150000.000000, mm^3", "1150.000000, ml", "BrainSegVolNotVent is in ml, expected mm.3"),
-        ("1150000.000000", "lots", "BrainSegVolNotVent must be a finite number, got 'lots'"),
+        ("1150000.000000", "lots", "BrainSegVolNotVent must be a number, decimals after a point, got 'lots'"),
         ("Brain-Stem", "Stem", "no Brain-Stem"),
         ("EstimatedTotalIntraCranialVol, eTIV,", "IntraCranialVol, ICV,", "FreeSurfer before 5.2"),
         ("# ColHeaders", "# Headers", "is this an aseg.stats"),
@@ -135,8 +135,116 @@ def test_a_table_of_another_kind_is_refused_with_its_columns(read):
 
 
 def test_a_table_without_rows_is_refused(read):
-    with pytest.raises(ValueError, match="no rows"):
+    with pytest.raises(ValueError, match="only a header"):
         read("a.tsv", "participant_id\tventricles_ml\n")
+
+
+def shown(rows, *names):
+    """Some cells of each row; a refused row shows its error."""
+    return [row["error"] or tuple(row[name] for name in names) for row in rows]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("separator", ["\t", ", ", ";", "  "])
+def test_columns_are_found_in_any_case_and_with_blanks(tmp_path, encoding, separator):
+    """Columns after a comma and a blank were lost, and Participant_ID was a KeyError."""
+    table = "Participant_ID|Ventricles_mL|BRAIN_ML|icv_ml\nsub-01|30|1200|1500\nsub-02|NA|1100|1400\n"
+    (tmp_path / "a.csv").write_text(table.replace("|", separator), encoding=encoding)
+    first, second = read_volumes.read_source(tmp_path / "a.csv")
+    assert [first[name] for name in read_volumes.VOLUMES] == [30, 1200, 1500] and first["flags"] == ""
+    assert second["flags"] == "ventricles_ml_missing"
+
+
+def test_an_index_column_is_not_taken_for_participants(read):
+    table = pd.DataFrame([synthseg_row(subject="sub-03"), synthseg_row(subject="sub-04")])
+    assert [row["participant_id"] for row in read("a.csv", table.to_csv())] == ["sub-03", "sub-04"]
+    table = table.rename(columns={"subject": "whoever"})
+    with pytest.raises(ValueError, match="a.csv: its first column numbers the rows. Call the column of participants"):
+        read("a.csv", table.to_csv())
+    assert [row["participant_id"] for row in read("a.csv", table.to_csv(index=False))] == ["sub-03", "sub-04"]
+
+
+@pytest.mark.parametrize(
+    ("name", "scan"),
+    [
+        ("sub-01", ("sub-01", None)),
+        ("sub-01_ses-02", ("sub-01", "ses-02")),
+        ("sub-01_ses-02.long.sub-01", ("sub-01", "ses-02")),
+        ("sub-01_ses-02.long.sub-01_base", ("sub-01", "ses-02")),
+        ("sub-01_ses-m60_run-1_T1w.nii.gz", ("sub-01", "ses-m60")),
+        ("/data/sub-01/ses-02/anat/sub-01_ses-02_T1w.nii.gz", ("sub-01", "ses-02")),
+        ("/data/sub-01/ses-02/anat/T1w.nii.gz", ("sub-01", "ses-02")),
+        ("/data/sub-01/ses-02", ("sub-01", "ses-02")),
+        ("/data/ses-9/sub-01/T1w.nii.gz", ("sub-01", None)),
+        ("/data/sub-99_study/bert/", ("bert", None)),
+        ("OAS30001_MR_d0129", ("OAS30001_MR_d0129", None)),
+    ],
+)
+def test_names_hold_participant_and_session(name, scan):
+    assert identity_of(name) == scan
+
+
+def test_sessions_of_a_table_stay_apart(tmp_path, monkeypatch):
+    """The second session was refused as the same participant twice."""
+    names = ["sub-01_ses-01", "/out/sub-01/ses-02/anat/sub-01_ses-02_T1w.nii.gz", "sub-02_ses-01.long.sub-02"]
+    (tmp_path / "v.csv").write_text(csv_of(*(synthseg_row(subject=name) for name in names)))
+    (tmp_path / "own.tsv").write_text("participant_id\tSession_ID\tventricles_ml\nsub-03\t1\t20\nsub-03\tses-2\t25\n")
+    arguments = [str(tmp_path / "v.csv"), str(tmp_path / "own.tsv"), "--output", str(tmp_path / "out.tsv")]
+    monkeypatch.setattr("sys.argv", ["read_volumes.py", *arguments])
+    assert read_volumes.main() == 0
+    table = pd.read_csv(tmp_path / "out.tsv", sep="\t")
+    assert list(table.columns[:3]) == ["participant_id", "session_id", "file"]
+    assert list(table["participant_id"] + " " + table["session_id"]) == [
+        *("sub-01 ses-01", "sub-01 ses-02", "sub-02 ses-01", "sub-03 ses-1", "sub-03 ses-2"),
+    ]
+
+
+def test_the_longitudinal_run_of_a_session_replaces_the_others(tmp_path, read):
+    for name in ("sub-01", "sub-01_ses-1", "sub-01_ses-2", "sub-01_ses-1.long.sub-01", "sub-01_ses-2.long.sub-01", "sub-02"):
+        read(f"subjects/{name}/stats/aseg.stats", ASEG_STATS)
+    rows = read_volumes.read_all([tmp_path / "subjects"])
+    assert shown(rows, "participant_id", "session_id") == [("sub-01", "ses-1"), ("sub-01", "ses-2"), ("sub-02", None)]
+    assert ".long." in rows[0]["file"]
+
+
+def test_a_template_of_several_sessions_is_refused(tmp_path, read):
+    for name in ("sub-01", "sub-01_ses-1"):
+        read(f"subjects/{name}/stats/aseg.stats", ASEG_STATS)
+    with pytest.raises(ValueError, match="sub-01 in .* and sub-01 ses-1 in .* may be one scan. .* template"):
+        read_volumes.read_all([tmp_path / "subjects"])
+
+
+def test_a_session_that_contradicts_the_name_is_refused(read):
+    [row] = read("a.tsv", "participant_id\tsession_id\tventricles_ml\nsub-1_ses-2\tses-3\t25\n")
+    assert "row 2 (sub-1_ses-2): session_id is ses-3, but the name is of ses-2" in row["error"]
+
+
+@pytest.mark.parametrize(
+    ("cells", "message"),
+    [
+        ("30\t1170\t950", "brain_ml and ventricles_ml are 1200 mL together, more than icv_ml, 950 mL"),
+        ("2.0\t78\t100", "brain_ml would be 78 mL"),
+        ("-3\t1170\t1500", "ventricles_ml would be -3 mL"),
+        ("30\t0\t1500", "brain_ml would be 0 mL"),
+        ("30\t1170\t1.5", "icv_ml would be 1.5 mL.*like L for mL"),
+        ("30\t1170,5\t1500", "brain_ml must be a number, decimals after a point, got '1170,5'"),
+        ("30\tinf\t1500", "brain_ml must be a number"),
+        ("30\t1170", "3 cells for 4 columns"),
+        ('30\t"1170\t1500', "cannot be read"),
+    ],
+)
+def test_a_row_that_no_head_has_is_refused_and_the_others_are_read(read, cells, message):
+    rows = read("a.tsv", f"participant_id\tventricles_ml\tbrain_ml\ticv_ml\nsub-0\t30\t1170\t1500\nsub-1\t{cells}\n")
+    assert rows[0]["error"] == "" and rows[0]["icv_ml"] == 1500
+    assert re.search(f"a.tsv row 3.*{message}", rows[1]["error"])
+
+
+def test_ventricles_in_percent_are_refused(read):
+    rows = "".join(f"sub-{number}\t{value}\n" for number, value in enumerate((1.2, 2.5, 3.4, 6.1)))
+    with pytest.raises(ValueError, match="a.tsv: the median of ventricles_ml is 2.95, which looks like percent of the head"):
+        read("a.tsv", f"participant_id\tventricles_ml\n{rows}")
+    [row] = read("a.tsv", "participant_id\tventricles_ml\nsub-1\t4.1\n")
+    assert "ventricles_ml_unusual" in row["flags"]
 
 
 # --- Segmentations
@@ -250,7 +358,7 @@ def test_nothing_is_written_when_nothing_can_be_used(tmp_path, monkeypatch):
 def test_a_participant_twice_is_refused_with_both_places(tmp_path):
     for name in ("a.csv", "b.csv"):
         (tmp_path / name).write_text(csv_of(synthseg_row()))
-    with pytest.raises(ValueError, match="sub-03 appears twice, in .*a.csv and .*b.csv"):
+    with pytest.raises(ValueError, match="sub-03 in .*a.csv and sub-03 in .*b.csv may be one scan"):
         read_volumes.read_all([tmp_path / "a.csv", tmp_path / "b.csv"])
 
 
