@@ -22,9 +22,9 @@ import pandas as pd
 import torch
 from measurement.output_table import TEMPLATE_ICV_ML
 from shared import mni_box
-from shared.files import read_json, write_json, write_text
+from shared.files import read_json, sha256, write_json, write_text
 from shared.image_files import IMAGES, find_files
-from shared.nifti import write_nifti
+from shared.nifti import read_whole, write_nifti
 from shared.problems import of_each
 from simulation import labelled_subject, subject
 from simulation.atlas import load_atlas
@@ -96,36 +96,66 @@ def participant_id(number: int) -> str:
     return f"sub-{number:04d}"
 
 
+def subject_files(folder: Path, number: int) -> tuple[Path, Path, Path]:
+    """Return the paths of a subject's T1w, dseg and sidecar."""
+    name = participant_id(number)
+    image = folder / name / "anat" / f"{name}_T1w.nii.gz"
+    dseg = folder / "derivatives" / "labels" / name / "anat" / f"{name}_dseg.nii.gz"
+    return image, dseg, image.with_name(f"{name}_T1w.json")
+
+
+def source_of(number: int, maps: list[Path]) -> dict[str, str]:
+    """Return the entries of a sidecar that identify the subject's label map, if there are maps."""
+    if not maps:
+        return {}
+    path = maps[(number - 1) % len(maps)]
+    return {"LabelMap": path.name, "LabelMapSHA256": sha256(path)}
+
+
+def is_made(folder: Path, number: int, maps: list[Path]) -> bool:
+    """Return whether an earlier run made complete files of a subject, from the same label map."""
+    image, dseg, sidecar = subject_files(folder, number)
+    try:
+        content = read_json(sidecar)
+        read_whole(image)
+        read_whole(dseg)
+    except (FileNotFoundError, ValueError):
+        return False
+    return "Participant" in content and source_of(number, maps).items() <= content.items()
+
+
 def write_subject(folder: Path, number: int, settings: dict, maps: list[Path]) -> None:
     """Write the dseg and the T1w of a subject. The sidecar comes last: it marks the subject as complete."""
-    name, spacing_mm, seed = participant_id(number), settings["spacing_mm"], settings["seed"]
+    spacing_mm, seed = settings["spacing_mm"], settings["seed"]
     person_seed, head_seed = np.random.SeedSequence([seed, number]).spawn(2)
     image_seed = int(head_seed.generate_state(1)[0])
     if maps:
         path = maps[(number - 1) % len(maps)]
-        row, source = {"age": None, "sex": None}, {"LabelMap": path.name}
+        row = {"age": None, "sex": None}
         image, labels = labelled_subject.make_subject(path, spacing_mm, image_seed, warp=number > len(maps))
         volumes = measure_ml(labels, spacing_mm, labelled_subject.VOLUMES)
     else:
         person = draw_person(np.random.default_rng(person_seed))
-        row, source = {"age": person.age_years, "sex": person.sex}, {}
+        row = {"age": person.age_years, "sex": person.sex}
         image, labels = subject.make_subject(person, _atlas(spacing_mm), image_seed)
         volumes = measure_ml(labels, spacing_mm, subject.VOLUMES)
     row |= volumes | {"brain_normalised_ml": volumes["brain_ml"] * TEMPLATE_ICV_ML / volumes["icv_ml"]}
 
     affine = mni_box.affine(spacing_mm, "RAS")
-    save_image(labels, affine, folder / "derivatives" / "labels" / name / "anat" / f"{name}_dseg.nii.gz", labels.dtype)
-    save_image(image, affine, folder / name / "anat" / f"{name}_T1w.nii.gz", np.uint8)
+    image_file, dseg_file, sidecar_file = subject_files(folder, number)
+    sidecar_file.unlink(missing_ok=True)  # an interrupted run must not leave the old sidecar with a new image
+    save_image(labels, affine, dseg_file, labels.dtype)
+    save_image(image, affine, image_file, np.uint8)
     sidecar = {
         "Synthetic": True,
         "Description": "Simulated T1w MRI, not a scan of a person. Not for clinical use.",
         "Modality": "MR",
         "Units": "arbitrary, the brain's 99.8th percentile is 1",
         "DemoSettings": settings,
-        **source,
+        **source_of(number, maps),
         "Participant": {key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()},
     }
-    write_json(folder / name / "anat" / f"{name}_T1w.json", sidecar)
+    write_json(sidecar_file, sidecar)
 
 
 @lru_cache(maxsize=1)
@@ -212,8 +242,7 @@ def make_cohort(
     of_each(lambda path: check(path)[1], maps, f"of {len(maps)} label maps cannot be used:")
     anatomy = labelled_subject if maps else subject
     prepare_folder(folder, settings, anatomy.LABELS, fresh)
-    names = {number: participant_id(number) for number in range(1, subjects + 1)}
-    missing = [n for n, name in names.items() if not (folder / name / "anat" / f"{name}_T1w.json").exists()]
+    missing = [number for number in range(1, subjects + 1) if not is_made(folder, number, maps)]
     if missing and not maps:
         load_atlas(settings["spacing_mm"])  # builds it once, before the workers ask for it
     write = partial(write_subject, folder, settings=settings, maps=maps)

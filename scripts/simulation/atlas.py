@@ -4,6 +4,8 @@ The markers and boxes below were placed by hand in MNI millimetres (RAS) and che
 """
 
 import os
+import zipfile
+import zlib
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -72,9 +74,15 @@ def load_atlas(spacing_mm: int) -> Atlas:
     """Load the atlas at `spacing_mm`. The first call builds it in half a minute and stores it in the user's cache."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "brain-mri-demo"
     path = cache / f"icbm152_v{CODE_VERSION}_nilearn{version('nilearn')}_{spacing_mm}mm.npz"
-    if not path.exists():
+    try:
+        return _read(path, spacing_mm)
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error):  # missing, or damaged
         with atomic(path) as file:
             np.savez_compressed(file, **_resample(_build(), spacing_mm))
+    return _read(path, spacing_mm)
+
+
+def _read(path: Path, spacing_mm: int) -> Atlas:
     with np.load(path) as stored:
         maps = {name: torch.from_numpy(stored[name].astype(np.float32)) for name in stored.files if name != "icv_ml"}
         return Atlas(spacing_mm=spacing_mm, icv_ml=float(stored["icv_ml"]), **maps)

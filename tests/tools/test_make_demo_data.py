@@ -171,6 +171,28 @@ def test_running_again_makes_only_what_is_missing(cohort):
     assert lost.read_bytes() == before and (cohort / "participants.tsv").read_text() == table
 
 
+@pytest.mark.parametrize("harmed", ["sub-0002/anat/sub-0002_T1w.json", "derivatives/labels/sub-0002/anat/sub-0002_dseg.nii.gz"])
+def test_a_subject_with_a_file_that_was_cut_short_is_made_again(cohort, harmed):
+    before = (cohort / harmed).read_bytes()
+    (cohort / harmed).write_bytes(before[:-10])
+    make_demo_data.make_cohort(cohort, 3, SETTINGS)
+    assert (cohort / harmed).read_bytes() == before
+
+
+@pytest.mark.parametrize("kept", [0, 3, 1000, -1])
+def test_an_atlas_in_the_cache_that_was_cut_short_is_built_again(atlas, tmp_path, monkeypatch, kept):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    template = {name: values.numpy() for name, values in vars(atlas).items() if torch.is_tensor(values)}
+    monkeypatch.setattr("simulation.atlas._build", lambda: None)  # which takes half a minute
+    monkeypatch.setattr("simulation.atlas._resample", lambda built, spacing_mm: template | {"icv_ml": atlas.icv_ml})
+    load_atlas(SPACING_MM)
+    (path,) = (path for path in tmp_path.rglob("*") if path.is_file())
+    whole = path.read_bytes()
+    path.write_bytes(whole[:kept])
+    assert load_atlas(SPACING_MM).icv_ml == atlas.icv_ml
+    assert path.stat().st_size == len(whole)
+
+
 def test_a_failed_write_leaves_no_image_and_no_table(tmp_path, monkeypatch):
     def full_disk(image):
         raise OSError(28, "No space left on device")
