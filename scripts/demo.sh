@@ -64,7 +64,7 @@ settings="version 2, subjects $SUBJECTS of seed $SEED, requests $REQUESTS, train
 $CHAIN_VOLUMES, sweeps '$SWEEPS', regressor '$REGRESSOR_TRAINING', spade '$SPADE_TRAINING'"
 mark="$output/.made_by_demo"
 if [ -n "$fresh" ] && [ -f "$mark" ]; then
-    rated=$(find "$output"/{,spade_}reader_study/results -name '*.tsv' 2> /dev/null || true)
+    rated=$(find "$output"/{,spade_}reader_study/results -name '[!.]*.tsv' 2> /dev/null || true)
     if [ -n "$rated" ]; then
         printf 'People rated slices of the earlier demo. Move their files elsewhere first:\n%s\n' "$rated" >&2
         exit 1
@@ -81,8 +81,12 @@ if [ -f "$mark" ] && [ "$(cat "$mark")" != "$settings" ]; then
 fi
 mkdir -p "$output"
 output=$(cd "$output" && pwd)
-echo "$settings" > "$output/.made_by_demo"
-echo "*" > "$output/.gitignore"
+mark="$output/.made_by_demo"
+if [ ! -f "$mark" ] && ! { echo "*" > "$output/.gitignore" && echo "$settings" > "$mark"; }; then
+    rm -f "$output/.gitignore" "$mark"
+    echo "$output: cannot be written. Make room or choose another folder with --output DIR" >&2
+    exit 1
+fi
 cd "$root"
 
 # --- Steps ----------------------------------------------------------------------------------------------------------
@@ -91,17 +95,26 @@ STEPS=16
 number=0
 doing="starting"
 
-step() {  # NAME DESCRIPTION COMMAND...
+passed=" "
+state() { { cat "$output/$1" 2> /dev/null || true; } | cksum; }
+
+# A step is skipped if its mark exists and holds the checksum of its result. If a step runs, all later steps run, too.
+step() {  # NAME RESULT DESCRIPTION COMMAND...
+    local other
     number=$((number + 1))
-    doing="[$number/$STEPS] $2"
+    doing="[$number/$STEPS] $3"
+    passed="$passed$1 "
     printf '\n%s\n' "$doing"
-    if [ -e "$output/.done/$1" ]; then
+    if [ -f "$output/.done/$1" ] && [ "$(cat "$output/.done/$1")" = "$(state "$2")" ]; then
         echo "      done before"
         return
     fi
-    "${@:3}"
     mkdir -p "$output/.done"
-    touch "$output/.done/$1"
+    for other in "$output/.done"/*; do
+        case "$passed" in *" ${other##*/} "*) ;; *) rm -f "$other" ;; esac
+    done
+    "${@:4}"
+    state "$2" > "$output/.done/$1"
 }
 
 on_exit() {
@@ -262,7 +275,7 @@ make_studies() {
 }
 
 score_study() {  # NAME BUNDLE TITLE; scores the computed readers, and people if they saved files
-    read_lines < <(find "$output/$1/computed" "$output/$1/results" -name '*.tsv' | sort)
+    read_lines < <(find "$output/$1/computed" "$output/$1/results" -name '[!.]*.tsv' | sort)
     python scripts/reader_study.py score "$output/$1/key/key.tsv" ${lines[@]+"${lines[@]}"} --partial --title "$3" \
         --output "$output/evaluation/$2/reader_study"
 }
@@ -289,23 +302,23 @@ doing="[1/$STEPS] Set up Python (minutes the first time; on Linux 5.3 GB on disk
 printf '%s\n' "$doing"
 . scripts/setup.sh
 
-step data "Simulate a cohort of $SUBJECTS heads at 4 mm with known volumes (seconds)" \
+step data data/participants.tsv "Simulate a cohort of $SUBJECTS heads at 4 mm with known volumes (seconds)" \
     python scripts/make_demo_data.py "$output/data" --subjects "$SUBJECTS" --spacing_mm 4 --seed "$SEED"
-step training "Train the autoencoder, then the diffusion model (about 1 minute)" train
-step requests "Draw $REQUESTS plausible requests from the cohort, and sweeps (seconds)" request
-step generation "Generate $REQUESTS volumes (about 1 minute)" generate
-step measurement "Measure the generated volumes and the test scans (half a minute)" measure
-step first_report "Write a first page, $output/report.html (seconds)" first_report
-step regressor "Train a network that predicts age and volumes from a scan (seconds)" train_regressor
-step more_generation "Generate sweeps, and $CHAIN_VOLUMES volumes by all 1000 steps (about 4 minutes)" generate_more
-step more_measurement "Measure the sweeps, and predict age from all generated volumes (half a minute)" measure_more
-step evaluation "Compare with real scans: Table 1, conditioning, copies (about 1 minute)" evaluate
-step spade_training "Train three SPADE GANs and the fusion on the cohort's label maps (about 3 minutes)" train_spade
-step spade_synthesis "Make $VARIANTS anatomies from one label map, and T1w from training and test maps (about 2 minutes)" synthesise
-step spade_evaluation "Compare synthetic T1w with the scans, and train segmenters on both (about 2 minutes)" evaluate_spade
-step studies "Write the pages of two reader studies, and let simple rules rate them (seconds)" make_studies
+step training models/model.pt "Train the autoencoder, then the diffusion model (about 1 minute)" train
+step requests sweeps.tsv "Draw $REQUESTS plausible requests from the cohort, and sweeps (seconds)" request
+step generation generated/participants.tsv "Generate $REQUESTS volumes (about 1 minute)" generate
+step measurement cohort_volumes.tsv "Measure the generated volumes and the test scans (half a minute)" measure
+step first_report generated_volumes.tsv "Write a first page, $output/report.html (seconds)" first_report
+step regressor models/regressor.pt "Train a network that predicts age and volumes from a scan (seconds)" train_regressor
+step more_generation generated_1000/participants.tsv "Generate sweeps, and $CHAIN_VOLUMES volumes by all 1000 steps (about 4 minutes)" generate_more
+step more_measurement sweeps_volumes.tsv "Measure the sweeps, and predict age from all generated volumes (half a minute)" measure_more
+step evaluation evaluation/brain_ldm/memorisation.section.json "Compare with real scans: Table 1, conditioning, copies (about 1 minute)" evaluate
+step spade_training spade/models/model.pt "Train three SPADE GANs and the fusion on the cohort's label maps (about 3 minutes)" train_spade
+step spade_synthesis spade/test/participants.tsv "Make $VARIANTS anatomies from one label map, and T1w from training and test maps (about 2 minutes)" synthesise
+step spade_evaluation evaluation/spade_fusion/scores.tsv "Compare synthetic T1w with the scans, and train segmenters on both (about 2 minutes)" evaluate_spade
+step studies reader_study/key/key.tsv "Write the pages of two reader studies, and let simple rules rate them (seconds)" make_studies
 rm -f "$output/.done/report"                     # this step runs every time, because people may have rated since
-step report "Score the reader studies, and write the pages with all results (about 1 minute)" last_report
+step report report.html "Score the reader studies, and write the pages with all results (about 1 minute)" last_report
 
 printf '\nDone. Look at\n  %s\n  %s\n  %s\nand, to rate slices yourself,\n  %s\n  %s\nAll images are synthetic. For research, not for clinical use.\n' \
     "$output/report.html" "$output/report.png" "$output/spade_report.html" "$output"/{,spade_}reader_study/page/reader_study.html

@@ -69,7 +69,10 @@ if ! [ -f "$label/.complete" ]; then
 fi
 refresh() { # FILE FOLDER: copy the file unless the folder has one that is as new (from the demo or from training in the server)
     mkdir -p "$2"
-    if [ "$1" -nt "$2/$(basename "$1")" ]; then cp "$1" "$2"; fi
+    if [ "$1" -nt "$2/$(basename "$1")" ]; then
+        cp "$1" "$2/.incomplete"
+        mv "$2/.incomplete" "$2/$(basename "$1")"
+    fi
 }
 refresh "$demo/models/model.pt" "$label/app/model/brain_ldm_bundle/models"
 refresh "$demo/models/autoencoder.pt" "$label/app/model/brain_ldm_bundle/models"

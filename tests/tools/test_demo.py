@@ -97,6 +97,15 @@ def test_a_second_run_only_writes_the_pages_again_with_what_people_rated_since(d
     assert ["results/anna.tsv" in command for command in commands] == [True, False, False, False]
 
 
+@pytest.mark.parametrize("harm", [Path.unlink, lambda path: path.write_text("cut short")])
+def test_a_result_that_is_lost_or_cut_short_is_made_again_with_all_that_follow(demo, tmp_path, harm):
+    demo("--output", tmp_path / "out")
+    harm(tmp_path / "out" / "sweeps.tsv")
+    process, commands = demo("--output", tmp_path / "out")
+    assert process.returncode == 0
+    assert len(commands) == len(COMMANDS) - COMMANDS.index("--rows 64")
+
+
 def test_what_people_rated_is_not_deleted(demo, tmp_path):
     demo("--output", tmp_path / "out")
     rated = tmp_path / "out" / "spade_reader_study" / "results" / "anna.tsv"

@@ -35,8 +35,7 @@ def find_files(
         ValueError: one image exists with two endings, or two names differ only in case.
     """
     folder = Path(folder)
-    found = {path for path in _files(folder, pattern.split("/"), skipped) if path.name.endswith(endings)}
-    found = sorted(found)
+    found = sorted({path for path in _files(folder, pattern.split("/"), skipped) if path.name.endswith(endings)})
     _refuse_twice(found, folder)
     return found
 
