@@ -56,7 +56,7 @@ class Derivative(BaseDerivative):
 
     def is_complete(self, request: Request, provenance: Mapping) -> bool:
         """Check for a complete image with the same covariates, provenance, dtype and grid."""
-        return self._is_made(self.image_file(request), self._content(request, provenance), self.shape, self.affine)
+        return self._is_made([self.image_file(request)], self._content(request, provenance), self.shape, self.affine)
 
     def write(self, request: Request, volume: ArrayLike, provenance: Mapping) -> Path:
         """Write one volume and its sidecar, and return the path of the image. Existing files are replaced.

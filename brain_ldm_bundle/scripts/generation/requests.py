@@ -69,6 +69,7 @@ def pending(
     The seed of a volume follows from `base_seed` and its participant_id, or the name of its noise. An item is {"request",
     "provenance": with the seed, "context": scaled covariates (1, C)}.
     """
+    derivative.refuse_clashes(requests)
     mine, items = requests[rank::world_size], []
     for request in mine:
         # An id has no colon, so a noise named "0001" differs from the noise of sub-0001.

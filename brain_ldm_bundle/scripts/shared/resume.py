@@ -15,7 +15,7 @@ import torch
 from ignite.engine import Engine, Events
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from .files import read_tensors, save_weights
+from .files import read_tensors, refuse_unwritable, save_weights
 
 PROSE = {"_desc_", "description", "source"}  # keys of settings that only a reader uses
 
@@ -53,6 +53,8 @@ class Resume:
         self._last_save = time.monotonic()
         if threading.current_thread() is threading.main_thread():  # Python allows signal handlers only there
             self._before = signal.signal(signal.SIGTERM, self._on_sigterm)
+        if self.writes:
+            refuse_unwritable(self.path)  # else the first epoch would be lost
         if not Path(self.path).exists():
             return
         state = read_tensors(self.path)

@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..shared.base_derivative import BaseDerivative, read_on_grid
+from ..shared.base_derivative import BaseDerivative
 from ..shared.files import write_json, write_text
 from ..shared.nifti import named, open_image
 from .labels import LabelTable
@@ -61,7 +61,7 @@ class Derivative(BaseDerivative):
         """Check for a complete image and label map on the map's grid, with the same provenance and dtype."""
         image_file, source = self.image_file(row), _source(row)
         grid = source.shape[:3], source.affine
-        return self._is_made(image_file, self._content(row), *grid) and read_on_grid(_label_file(image_file), *grid) is not None
+        return self._is_made([image_file, _label_file(image_file)], self._content(row), *grid)
 
     def write(self, row: Mapping, volume: ArrayLike, labels: ArrayLike) -> Path:
         """Write one image, its label map and its sidecar, and return the path of the image. Existing files are replaced.

@@ -138,6 +138,7 @@ def pending(
     `provenance` holds entries of every sidecar, such as WeightsSHA256. Maps that lack most brain structures of the table are
     refused unless `partial_maps` is True.
     """
+    derivative.refuse_clashes(rows)
     mine = [
         {**row, "provenance": {**row["provenance"], **_identity(row["image"]), **provenance}} for row in rows[rank::world_size]
     ]

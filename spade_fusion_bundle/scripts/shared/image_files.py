@@ -36,7 +36,7 @@ def find_files(
     """
     folder = Path(folder)
     found = sorted({path for path in _files(folder, pattern.split("/"), skipped) if path.name.endswith(endings)})
-    _refuse_twice(found, folder)
+    refuse_twice(found, folder)
     return found
 
 
@@ -65,10 +65,10 @@ def find_in_anat(folder: str | Path, suffix: str) -> list[Path]:
     return kept
 
 
-def _refuse_twice(paths: Iterable[Path], folder: Path) -> None:
+def refuse_twice(paths: Iterable[Path], folder: Path) -> None:
     """Refuse an image with two endings, and names that differ only in case, because many disks cannot hold both."""
     first, problems = {}, {}
-    for path in paths:
+    for path in sorted(paths):
         inside = path.relative_to(folder)
         without_ending = inside.with_name(re.sub(r"\.(nii|nii\.gz|mgz|mgh)$", "", inside.name))
         for name, own in ((without_ending, inside), *((parent, parent) for parent in inside.parents)):

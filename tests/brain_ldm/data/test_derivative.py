@@ -194,6 +194,28 @@ def test_a_truncated_image_is_made_again(output, lost_bytes):
     assert not output.is_complete(REQUEST, PROVENANCE)
 
 
+def test_a_known_volume_is_not_read_again_and_one_that_changed_is(output):
+    """To continue 100,000 volumes took an hour of reading them."""
+    path = output.write(REQUEST, VOLUME, PROVENANCE)
+    content, size = path.read_bytes(), path.stat().st_size
+    damaged = content[: size // 2] + bytes([content[size // 2] ^ 1]) + content[size // 2 + 1 :]
+    path.write_bytes(damaged)
+    os.utime(path, (1, 1))  # as old as when it was written: only the size is compared
+    assert output.is_complete(REQUEST, PROVENANCE)
+    path.write_bytes(damaged)  # newer than its sidecar
+    assert not output.is_complete(REQUEST, PROVENANCE)
+    path.write_bytes(content[:-1])
+    os.utime(path, (1, 1))
+    assert not output.is_complete(REQUEST, PROVENANCE) and output.finish([REQUEST]) == ["sub-A1"]
+
+
+def test_names_that_differ_only_in_case_are_refused(output):
+    output.write(REQUEST, VOLUME, PROVENANCE)
+    output.refuse_clashes([REQUEST])
+    with pytest.raises(ValueError, match="sub-A1 and .*sub-a1 differ only in ending or case"):
+        output.refuse_clashes([SCHEMA.request({**ROW, "participant_id": "sub-a1"})])
+
+
 def test_an_image_without_a_sound_sidecar_counts_as_not_made(output):
     sidecar = output.write(REQUEST, VOLUME, PROVENANCE).with_name("sub-A1_T1w.json")
     sidecar.write_text(sidecar.read_text()[:100])
