@@ -39,6 +39,7 @@ from conditioning_parts.requested_against_measured import GENERATED, SCANS, THRO
 from conditioning_parts.size_distributions import ImpossibleSize, size_distributions
 from conditioning_parts.sweep_figures import sweep_figures
 from conditioning_parts.sweeps import find_sweeps
+from shared import refusals
 from shared.files import refuse_unwritable
 from shared.sections import drop_sections
 from shared.tables import print_table
@@ -130,23 +131,20 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
-    try:
-        refuse_unwritable(options.output / "conditioning.json")
-        sections, left_out = make_sections(options)
-        if options.sweeps:
-            drop_sections(options.output, "figure2", "figure4")
-        if options.tables[GENERATED] and options.tables[SCANS]:
-            drop_sections(options.output, "volumes")
-        for section in sections:
-            names = section.write(options.output)
-            for table in section.tables:
-                print_table(table)
-            print(f"{options.output}: {', '.join(names)}\n")
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from None
+    refuse_unwritable(options.output / "conditioning.json")
+    sections, left_out = make_sections(options)
+    if options.sweeps:
+        drop_sections(options.output, "figure2", "figure4")
+    if options.tables[GENERATED] and options.tables[SCANS]:
+        drop_sections(options.output, "volumes")
+    for section in sections:
+        names = section.write(options.output)
+        for table in section.tables:
+            print_table(table)
+        print(f"{options.output}: {', '.join(names)}\n")
     for name, reason in left_out.items():
         print(f"Left out: {name}. {reason[:1].upper()}{reason[1:]}.")
 
 
 if __name__ == "__main__":
-    main()
+    refusals.run(main)

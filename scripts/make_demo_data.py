@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 import torch
 from measurement.output_table import TEMPLATE_ICV_ML
-from shared import mni_box
+from shared import mni_box, refusals
 from shared.files import read_json, sha256, write_json, write_text
 from shared.image_files import IMAGES, find_files
 from shared.nifti import read_whole, write_nifti
@@ -282,17 +282,14 @@ def main(arguments=None) -> None:
     if maps:
         settings["labels"] = [path.name for path in maps]  # in the order in which they are used
     elif options.labels:
-        raise SystemExit(f"error: no *.nii.gz or *.mgz in {options.labels}. --labels takes a folder of label maps.")
+        raise ValueError(f"no *.nii.gz or *.mgz in {options.labels}. --labels takes a folder of label maps.")
     else:
         settings["covariates"] = "wide"  # as `draw_person` draws them; cohorts made earlier have this entry, too
     subjects = options.subjects or len(maps) or 120
-    try:
-        table = make_cohort(options.folder, subjects, settings, maps, options.workers, options.fresh)
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from None
+    table = make_cohort(options.folder, subjects, settings, maps, options.workers, options.fresh)
     low, high = table["ventricles_ml"].min(), table["ventricles_ml"].max()
     print(f"{len(table)} simulated subjects in {options.folder}: lateral ventricles {low:.1f} to {high:.1f} mL")
 
 
 if __name__ == "__main__":
-    main()
+    refusals.run(main)

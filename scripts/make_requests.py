@@ -26,6 +26,7 @@ import numpy as np
 import pandas as pd
 from ldm.data.covariates import Covariate, CovariateSchema
 from ldm.data.measured_rows import measured_values, read_rows
+from shared import refusals
 from shared.files import atomic, refuse_unwritable
 from shared.problems import refuse
 from shared.tables import is_missing
@@ -154,32 +155,29 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
-    try:
-        refuse_unwritable(options.output, [options.participants])
-        schema = read_schema(options.covariates_file, options.columns)
-        swept = [(name, np.linspace(*sweep_ends(schema, name, ends), options.rows)) for name, *ends in options.sweep]
-        if options.extrapolate:
-            scaled = {name: EXTRAPOLATED[name] for name in EXTRAPOLATED if name in schema.names}
-            if not scaled:
-                raise ValueError(f"--extrapolate has values only for {', '.join(EXTRAPOLATED)}, and no column is one of them")
-            swept += [(name, list(map(covariate_of(schema, name).unscaled, values))) for name, values in scaled.items()]
-        cohort = read_training_rows(options.participants, schema)
-        constant = base_row(cohort, schema, options.base)
-        parts = [pd.DataFrame({**constant, name: values}, columns=schema.names) for name, values in swept]
-        if parts:
-            rows = pd.concat(parts).drop_duplicates()
-            noises = [rows.assign(noise=str(number)) for number in range(1, options.noises + 1)]
-            table = pd.concat(noises, ignore_index=True)
-        else:
-            table = draw(cohort, options.rows, options.seed, options.spread)
-        digits = max(4, len(str(len(table))))
-        table.insert(0, "participant_id", [f"sub-syn{number:0{digits}d}" for number in range(1, len(table) + 1)])
-        with atomic(options.output) as file:
-            table.to_csv(file, sep="\t", index=False, float_format="%.6g")
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from None
+    refuse_unwritable(options.output, [options.participants])
+    schema = read_schema(options.covariates_file, options.columns)
+    swept = [(name, np.linspace(*sweep_ends(schema, name, ends), options.rows)) for name, *ends in options.sweep]
+    if options.extrapolate:
+        scaled = {name: EXTRAPOLATED[name] for name in EXTRAPOLATED if name in schema.names}
+        if not scaled:
+            raise ValueError(f"--extrapolate has values only for {', '.join(EXTRAPOLATED)}, and no column is one of them")
+        swept += [(name, list(map(covariate_of(schema, name).unscaled, values))) for name, values in scaled.items()]
+    cohort = read_training_rows(options.participants, schema)
+    constant = base_row(cohort, schema, options.base)
+    parts = [pd.DataFrame({**constant, name: values}, columns=schema.names) for name, values in swept]
+    if parts:
+        rows = pd.concat(parts).drop_duplicates()
+        noises = [rows.assign(noise=str(number)) for number in range(1, options.noises + 1)]
+        table = pd.concat(noises, ignore_index=True)
+    else:
+        table = draw(cohort, options.rows, options.seed, options.spread)
+    digits = max(4, len(str(len(table))))
+    table.insert(0, "participant_id", [f"sub-syn{number:0{digits}d}" for number in range(1, len(table) + 1)])
+    with atomic(options.output) as file:
+        table.to_csv(file, sep="\t", index=False, float_format="%.6g")
     print(f"{options.output}: {len(table)} volumes requested, from {len(cohort)} subjects of {options.participants}")
 
 
 if __name__ == "__main__":
-    main()
+    refusals.run(main)

@@ -20,6 +20,7 @@ from cohorts.row_matching import read_by_participant
 from measurement.accuracy import accuracy_row, describe_accuracy, format_table
 from measurement.output_table import VOLUMES, complete_row, identity_of, write_table
 from measurement.volume_net import WEIGHTS, load_network, read_on_grid, volumes_ml
+from shared import refusals
 from shared.files import refuse_unwritable
 from shared.image_files import find_t1w
 from shared.nifti import open_image
@@ -105,7 +106,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    refusals.run(main)

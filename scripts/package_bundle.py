@@ -16,13 +16,13 @@ import argparse
 import hashlib
 import json
 import re
-import sys
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import yaml
 from monai.bundle import ConfigParser
+from shared import refusals
 from shared.files import atomic, sha256, write_text
 
 MOST_BYTES = 25_000_000
@@ -185,10 +185,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=Path("dist"), help="folder for the zip (default dist)")
     parser.add_argument("--weights", type=Path, help="pack the weights from this folder, the models_dir of a training")
     options = parser.parse_args(arguments)
-    try:
-        path = release(options.bundle.resolve(), options.output, options.weights)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    path = release(options.bundle.resolve(), options.output, options.weights)
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
     print(f"{path}: {len(names)} files, {path.stat().st_size / 1e6:.1f} MB, sha256 {sha256(path)}")
@@ -197,4 +194,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    refusals.run(main)

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import sys
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
@@ -30,7 +29,7 @@ except ImportError:
     raise SystemExit("error: prepare_data.py needs SimpleITK. Install it: pip install SimpleITK") from None
 from registration.rigid import LPS_TO_RAS, MEASURES, assess, register, to_sitk
 from scipy.linalg import polar
-from shared import mni_box
+from shared import mni_box, refusals
 from shared.files import atomic, read_json, refuse_unwritable, sha256, write_json, write_text
 from shared.image_files import find_files
 from shared.nifti import open_image, read_grey_values, refuse_not_3d, write_nifti
@@ -334,11 +333,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--pattern", default=PATTERN, help="which files of a BIDS folder are scans (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=1, help="parallel scans, each with about 1 GB of memory (default: 1)")
     options = vars(parser.parse_args(arguments))
-    try:
-        return 1 if prepare_all(**options) else 0
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
+    return 1 if prepare_all(**options) else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    refusals.run(main)

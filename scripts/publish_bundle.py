@@ -15,11 +15,11 @@ import importlib.util
 import json
 import re
 import shutil
-import sys
 import tempfile
 from pathlib import Path
 
 from package_bundle import checked_files
+from shared import refusals
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -32,13 +32,10 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     bundle = options.bundle.resolve()
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", options.repo):
-        sys.exit(f"error: --repo {options.repo}: expected USER/NAME")
+        raise ValueError(f"--repo {options.repo}: expected USER/NAME")
     if not options.dry_run and importlib.util.find_spec("huggingface_hub") is None:
-        sys.exit("error: publish_bundle.py needs huggingface_hub. Install it: pip install huggingface_hub")
-    try:
-        files = checked_files(bundle, options.weights)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+        raise ValueError("publish_bundle.py needs huggingface_hub. Install it: pip install huggingface_hub")
+    files = checked_files(bundle, options.weights)
     version = json.loads(files["configs/metadata.json"].read_text())["version"]
     if options.dry_run:
         seen = "public" if options.public else "private"
@@ -59,4 +56,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    refusals.run(main)

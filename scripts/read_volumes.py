@@ -40,6 +40,7 @@ import numpy as np
 from ldm.data.volumes import VOLUMES, check_median, check_volumes
 from measurement.label_values import read_label_names, read_volume_labels
 from measurement.output_table import complete_row, identity_of, write_table
+from shared import refusals
 from shared.files import refuse_unwritable
 from shared.image_files import find_files
 from shared.label_files import by_names, read_labels
@@ -298,7 +299,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    refusals.run(main)

@@ -38,6 +38,7 @@ from reader_studies.rate import rate
 from reader_studies.score import read_key, read_results, score, unblind
 from reader_studies.score_report import write_scores
 from reader_studies.slices import read_splits
+from shared import refusals
 from shared.files import refuse_unwritable
 
 
@@ -93,7 +94,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    refusals.run(main)

@@ -21,6 +21,7 @@ from report_page.plots import in_overview, overview
 from report_page.provenance import provenance_rows
 from report_page.read_sections import find_sections
 from report_page.training_log import draw_curves, training_rows
+from shared import refusals
 from shared.files import atomic, refuse_unwritable
 from shared.nifti import refuse_damaged
 
@@ -92,16 +93,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
     picture = options.output.with_suffix(".png")
-    try:
-        for output in (options.output, picture):
-            refuse_unwritable(output)
-        content = read_content(options)
-        with atomic(options.output) as file:
-            file.writelines(part.encode() for part in page(content))
-        with atomic(picture) as file:
-            file.write(content.picture)
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from None
+    for output in (options.output, picture):
+        refuse_unwritable(output)
+    content = read_content(options)
+    with atomic(options.output) as file:
+        file.writelines(part.encode() for part in page(content))
+    with atomic(picture) as file:
+        file.write(content.picture)
     size_mb = options.output.stat().st_size / 1e6
     print(f"{options.output} ({size_mb:.1f} MB) and {picture}")
     if size_mb > LARGE_MB:
@@ -109,4 +107,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    refusals.run(main)

@@ -22,6 +22,7 @@ from measurement.domain_randomisation import Anatomy, class_fractions, draw_imag
 from measurement.output_table import VOLUMES
 from measurement.volume_net import CLASSES, VOXEL_ML, WEIGHTS, build_network, load_network, volumes_ml
 from monai.losses import DiceCELoss
+from shared import refusals
 from shared.files import read_json, read_tensors, refuse_unwritable, save_weights, sha256, write_json
 from shared.image_files import find_files
 from shared.problems import of_each
@@ -156,7 +157,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    refusals.run(main)

@@ -128,10 +128,10 @@ def test_several_volumes_of_a_participant_are_named_as_no_independent_ones(gener
 
 def test_a_folder_to_compare_with_needs_tables_of_the_same_tool(generated, tmp_path):
     table = save(generated, tmp_path / "v.tsv")
-    with pytest.raises(SystemExit, match="scans: give both the folder and the tables"):
+    with pytest.raises(ValueError, match="scans: give both the folder and the tables"):
         run(tmp_path, table, further=["--real", tmp_path / "generated"])
     other = save(generated.assign(tool="another"), tmp_path / "w.tsv")
-    with pytest.raises(SystemExit, match="generated was measured by v.tsv, .* by another. Measure both with one tool"):
+    with pytest.raises(ValueError, match="generated was measured by v.tsv, .* by another. Measure both with one tool"):
         run(tmp_path, table, further=["--real", tmp_path / "generated", "--real_measured", other])
     assert not (tmp_path / "out").exists()
 
@@ -167,7 +167,7 @@ def test_a_constant_quantity_does_not_stop_the_others(generated, tmp_path):
 )
 def test_degenerate_tables_are_refused_and_nothing_is_written(generated, tmp_path, change, message):
     table = save(change(generated.drop(columns="age")), tmp_path / "v.tsv")
-    with pytest.raises(SystemExit, match=message):
+    with pytest.raises(ValueError, match=message):
         run(tmp_path, table)
     assert not (tmp_path / "out").exists()
 
@@ -216,11 +216,11 @@ def test_sizes_in_another_unit_are_refused_and_nothing_is_written(generated, tmp
     scans = shutil.copytree(tmp_path / "generated", tmp_path / "real")
     rows = generated.assign(tool="a", ventricles_ml=generated["ventricles_ml"] + np.arange(12) % 4, brain_ml=1.1e6)
     scanned = save(rows.assign(brain_ml=1100), tmp_path / "r.tsv")
-    with pytest.raises(SystemExit, match="v.tsv, its median: brain_ml would be 1.1e.06 mL, .* looks like mm3"):
+    with pytest.raises(ValueError, match="v.tsv, its median: brain_ml would be 1.1e.06 mL, .* looks like mm3"):
         run(tmp_path, save(rows, tmp_path / "v.tsv"), further=["--real", scans, "--real_measured", scanned])
     assert not (tmp_path / "out").exists()
 
 
 def test_without_any_input_the_command_says_what_to_give(tmp_path):
-    with pytest.raises(SystemExit, match="give GENERATED_DIR and --measured; sweeps: give --sweeps and --sweep; distributions"):
+    with pytest.raises(ValueError, match="give GENERATED_DIR and --measured; sweeps: give --sweeps and --sweep; distributions"):
         conditioning.main(["--output", str(tmp_path / "out")])

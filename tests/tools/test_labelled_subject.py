@@ -130,5 +130,5 @@ def test_all_heads_of_one_map_are_in_one_split(tmp_path):
 
 
 def test_an_empty_folder_of_maps_is_refused(tmp_path):
-    with pytest.raises(SystemExit, match="--labels takes a folder of label maps"):
+    with pytest.raises(ValueError, match="--labels takes a folder of label maps"):
         make_demo_data.main([str(tmp_path / "cohort"), "--labels", str(tmp_path)])

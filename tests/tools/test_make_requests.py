@@ -181,7 +181,7 @@ def test_one_missing_value_changes_nothing_for_the_others(participants, tmp_path
 )
 def test_a_bad_cell_is_refused_and_never_drawn(participants, tmp_path, column, cell, message):
     changed(participants, 5, column, cell)
-    with pytest.raises(SystemExit, match=f"participants.tsv row 5: .*{message}"):
+    with pytest.raises(ValueError, match=f"participants.tsv row 5: .*{message}"):
         make_requests.main([str(participants), str(tmp_path / "out.tsv")])
     assert not (tmp_path / "out.tsv").exists()
 
@@ -189,19 +189,19 @@ def test_a_bad_cell_is_refused_and_never_drawn(participants, tmp_path, column, c
 def test_a_column_without_values_is_named(participants, tmp_path):
     for row in range(2, 32):
         changed(participants, row, "age", "n/a")
-    with pytest.raises(SystemExit, match="no training row has age. Fill them in, or choose others with --columns"):
+    with pytest.raises(ValueError, match="no training row has age. Fill them in, or choose others with --columns"):
         make_requests.main([str(participants), str(tmp_path / "out.tsv")])
     assert "age" not in make(participants, tmp_path / "out.tsv", "--columns", "sex", "ventricles_ml")
 
 
 def test_a_cohort_with_other_names_of_splits_is_refused(participants, tmp_path):
     participants.write_text(participants.read_text().replace("\ttrain", "\ttraining"))
-    with pytest.raises(SystemExit, match="no row has the split 'train', only test, training"):
+    with pytest.raises(ValueError, match="no row has the split 'train', only test, training"):
         make_requests.main([str(participants), str(tmp_path / "out.tsv")])
 
 
 def test_the_table_of_the_cohort_is_not_overwritten(participants):
-    with pytest.raises(SystemExit, match="this output is also an input"):
+    with pytest.raises(ValueError, match="this output is also an input"):
         make_requests.main([str(participants), str(participants)])
 
 
@@ -214,7 +214,7 @@ def test_sessions_are_drawn_with_their_own_values(participants, tmp_path):
     columns = ["age", "ventricles_ml", "brain_normalised_ml"]
     assert {tuple(row) for row in requests[columns].to_numpy()} == {(50, 40, 1440), (55, 44, 1400)}
     (tmp_path / "sub-0000" / "sub-0000_sessions.tsv").write_text("session_id\tage\n1\t50\n2\t55\n")
-    with pytest.raises(SystemExit, match="sub-0000 has 2 sessions .*but ventricles_ml, brain_normalised_ml only once"):
+    with pytest.raises(ValueError, match="sub-0000 has 2 sessions .*but ventricles_ml, brain_normalised_ml only once"):
         make_requests.main([str(participants), str(tmp_path / "out.tsv")])
 
 
@@ -255,7 +255,7 @@ def test_incomplete_rows_are_not_drawn(participants, tmp_path):
 )
 def test_mistakes_are_named_and_nothing_is_written(participants, tmp_path, arguments, message):
     output = tmp_path / "out" / "requests.tsv"
-    with pytest.raises(SystemExit, match=message):
+    with pytest.raises(ValueError, match=message):
         make_requests.main([str(participants), str(output), *arguments])
     assert not output.parent.exists()
 
@@ -268,5 +268,5 @@ def test_what_belongs_to_sweeps_is_refused_without_one(participants, tmp_path, c
 
 
 def test_a_missing_table_is_named(tmp_path):
-    with pytest.raises(SystemExit, match="nowhere.tsv: no such table"):
+    with pytest.raises(ValueError, match="nowhere.tsv: no such table"):
         make_requests.main([str(tmp_path / "nowhere.tsv"), str(tmp_path / "out.tsv")])

@@ -153,16 +153,16 @@ def test_a_dry_run_of_publishing_names_what_would_be_uploaded(bundle, capsys):
     assert "Would create someone/brain_ldm_bundle (private)" in told and "tag them 0.1.0" in told
     listed = {line.split()[1] for line in told.splitlines()[1:]}
     assert listed == {name.removeprefix("brain_ldm_bundle/") for name in names(release(bundle))}
-    with pytest.raises(SystemExit, match="expected USER/NAME"):
+    with pytest.raises(ValueError, match="expected USER/NAME"):
         publish_bundle.main([str(bundle), "--repo", "someone", "--dry_run"])
     (bundle / "LICENSE").unlink()
-    with pytest.raises(SystemExit, match="LICENSE is missing"):
+    with pytest.raises(ValueError, match="LICENSE is missing"):
         publish_bundle.main(arguments)
 
 
 def test_publishing_names_the_missing_package_and_the_command_that_installs_it(bundle, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(SystemExit, match="needs huggingface_hub. Install it: pip install huggingface_hub"):
+    with pytest.raises(ValueError, match="needs huggingface_hub. Install it: pip install huggingface_hub"):
         publish_bundle.main([str(bundle), "--repo", "someone/brain_ldm_bundle"])
 
 

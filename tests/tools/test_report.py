@@ -221,7 +221,7 @@ def test_mistakes_are_named_and_no_page_is_written(generated, change):
         (folder / "sub-syn1" / "anat" / "sub-syn1_T1w.nii.gz").unlink()
     else:
         measured.unlink()
-    with pytest.raises(SystemExit, match=message):
+    with pytest.raises(ValueError, match=message):
         page_of(generated)
     assert not list(folder.parent.glob("*report*"))
 
@@ -436,7 +436,7 @@ def test_a_measurement_must_say_which_of_several_volumes_it_is_of(generated):
         (folder / "sub-syn0" / f"ses-{session}").mkdir()
         nib.save(phantom(), folder / "sub-syn0" / f"ses-{session}" / f"sub-syn0_ses-{session}_T1w.nii.gz")
     image.unlink()
-    with pytest.raises(SystemExit, match="sub-syn0 has several volumes"):
+    with pytest.raises(ValueError, match="sub-syn0 has several volumes"):
         page_of(generated)
     generated[1].write_text(generated[1].read_text().replace("sub-syn0", "sub-syn0_ses-2"))
     page = page_of(generated)
@@ -507,15 +507,15 @@ def test_sections_stand_in_the_order_of_their_paths_with_their_tables_and_figure
 )
 def test_a_section_that_cannot_be_shown_is_named_and_no_page_is_written(generated, tmp_path, changes, message):
     evaluation = write_section(tmp_path / "evaluation", **changes)
-    with pytest.raises(SystemExit, match=message):
+    with pytest.raises(ValueError, match=message):
         page_of(generated, "--evaluation", evaluation)
     assert not list(tmp_path.glob("*report*"))
 
 
 def test_a_folder_without_an_evaluation_is_named(generated, tmp_path):
-    with pytest.raises(SystemExit, match="absent: no such folder"):
+    with pytest.raises(ValueError, match="absent: no such folder"):
         page_of(generated, "--evaluation", tmp_path / "absent")
-    with pytest.raises(SystemExit, match=r"generated: no \*.section.json below it"):
+    with pytest.raises(ValueError, match=r"generated: no \*.section.json below it"):
         page_of(generated, "--evaluation", generated[0])
 
 
@@ -523,14 +523,14 @@ def test_a_damaged_volume_is_named_and_an_older_page_stays(generated):
     page = page_of(generated)
     damaged = generated[0] / "sub-syn3" / "anat" / "sub-syn3_T1w.nii.gz"
     damaged.write_bytes(damaged.read_bytes()[:-200])
-    with pytest.raises(SystemExit, match="sub-syn3_T1w.nii.gz: cannot be read"):
+    with pytest.raises(ValueError, match="sub-syn3_T1w.nii.gz: cannot be read"):
         page_of(generated)
     assert (generated[0].parent / "report.html").read_text() == page and not list(generated[0].parent.glob(".*"))
 
 
 def test_a_label_map_that_is_not_an_image_is_named(generated):
     (generated[0] / "sub-syn3" / "anat" / "sub-syn3_dseg.nii.gz").write_text("not an image")
-    with pytest.raises(SystemExit, match="sub-syn3_dseg.nii.gz: is not a NIfTI image that can be read"):
+    with pytest.raises(ValueError, match="sub-syn3_dseg.nii.gz: is not a NIfTI image that can be read"):
         page_of(generated)
 
 

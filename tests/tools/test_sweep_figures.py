@@ -171,7 +171,7 @@ def test_the_subjects_left_is_at_the_pictures_right(swept):
 
 def test_mistakes_are_named_and_nothing_is_written(swept, tmp_path):
     def refused(*arguments):
-        with pytest.raises(SystemExit) as error:
+        with pytest.raises(ValueError) as error:
             conditioning.main([str(part) for part in ("--sweeps", swept.folder, "--output", tmp_path / "out", *arguments)])
         assert not (tmp_path / "out").exists()
         return str(error.value)
@@ -185,7 +185,7 @@ def test_mistakes_are_named_and_nothing_is_written(swept, tmp_path):
 
 def test_volumes_with_noise_of_their_own_are_no_sweep(tmp_path):
     folder = generate(tmp_path / "generated", [request(f"{v}", None, v) for v in (10, 50, 90)])
-    with pytest.raises(SystemExit, match="no three volumes of one noise differ in ventricles_ml alone.*make_requests.py"):
+    with pytest.raises(ValueError, match="no three volumes of one noise differ in ventricles_ml alone.*make_requests.py"):
         conditioning.main(["--sweeps", str(folder), "--sweep", "ventricles_ml", "--output", str(tmp_path / "out")])
 
 

@@ -59,6 +59,8 @@ def read_dataset(
         FileNotFoundError: there is no such data set, table or datalist.
         ValueError: the table, the images or the splits have problems. The message lists up to 20.
     """
+    if dataset_dir is None:
+        raise ValueError("no data set was given. Add --dataset_dir with its folder, such as --dataset_dir /data/study")
     dataset_dir = Path(dataset_dir)
     if not dataset_dir.is_dir():
         raise FileNotFoundError(f"dataset_dir {dataset_dir}: no such folder")

@@ -61,6 +61,8 @@ def read_dataset(
         FileNotFoundError: there is no such data set or datalist.
         ValueError: tables, names or files have problems. The message lists up to 20.
     """
+    if dataset_dir is None:
+        raise ValueError("no data set was given. Add --dataset_dir with its folder, such as --dataset_dir /data/study")
     dataset_dir = Path(dataset_dir)
     if not dataset_dir.is_dir():
         raise FileNotFoundError(f"dataset_dir {dataset_dir}: no such folder")

@@ -9,8 +9,10 @@ import re
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
+from typing import NoReturn
 
 # Errors in which MONAI hides the cause.
 WRAPPERS = re.compile(r"Failed to evaluate|Failed to instantiate component|applying transform")
@@ -20,9 +22,15 @@ OUR_CODE = re.compile(r"^(?!.*site-packages).*[\\/](scripts[\\/].*\.py)$")
 
 
 def install() -> None:
-    """Show errors that end this program as one sentence, except in a program that imports the bundle from Python."""
+    """Show errors that end `python -m monai.bundle` as one sentence. A program that imports the bundle keeps its own way."""
     if is_bundle_command():
         sys.excepthook = show
+
+
+def run(main: Callable[[], int | None]) -> NoReturn:
+    """Run a tool, whose errors end it with one sentence and the exit status 1."""
+    sys.excepthook = show
+    sys.exit(main())
 
 
 def is_bundle_command() -> bool:
