@@ -296,7 +296,7 @@ def test_command_line_refuses_bad_folders_before_work_starts(tmp_path):
         ([tmp_path / "empty", tmp_path / "empty"], "OUT_DIR must differ"),
         ([tmp_path / "empty", tmp_path / "out"], "no file matches sub-"),
     ]:
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
             prepare_data.main([str(argument) for argument in arguments])
     assert not (tmp_path / "out").exists()
 

@@ -169,7 +169,7 @@ def test_a_head_without_ventricles_is_compared_all_the_same(tmp_path):
 
 
 def test_an_absent_table_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="a.tsv: no such table"):
+    with pytest.raises(FileNotFoundError, match="a.tsv: no such table"):
         run(tmp_path, tmp_path / "a.tsv", tmp_path / "a.tsv")
 
 

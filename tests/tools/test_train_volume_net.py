@@ -132,7 +132,7 @@ def test_too_few_label_maps_are_refused(tmp_path):
 def test_the_command_ends_with_one_sentence_about_wrong_input(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.excepthook", None)  # the command sets it
     monkeypatch.setattr("sys.argv", ["train_volume_net.py", "--labels", str(tmp_path), "--steps", "1"])
-    with pytest.raises(ValueError, match="found 0 label maps"):
+    with pytest.raises(FileNotFoundError, match="found 0 label maps"):
         runpy.run_path(training.__file__, run_name="__main__")
 
 
