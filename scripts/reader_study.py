@@ -81,6 +81,7 @@ def main() -> int:
         size_mb = page.stat().st_size / 1e6
         print(f"{page}: send this page to the readers ({size_mb:.1f} MB)\n{key}: the right answers. Do not send them")
     elif options.command == "rate":
+        refuse_unwritable(options.output / "chance.tsv")
         paths = rate(options.page, options.output, options.seed)
         print(f"{options.output}: {', '.join(path.name for path in paths)}, for `score`. These are rules, not people")
     else:

@@ -119,10 +119,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same subjects (default 0)")
     arguments = parser.parse_args()
 
-    folders = {folder: find_label_maps(folder) for folder in arguments.labels}
     sidecar = arguments.output.with_suffix(".json")
     for path in (arguments.output, sidecar):
         refuse_unwritable(path)
+    folders = {folder: find_label_maps(folder) for folder in arguments.labels}
     if arguments.steps:
         torch.manual_seed(arguments.seed)
         network = build_network()

@@ -96,6 +96,11 @@ def test_one_scan_twice_is_refused_by_name(tmp_path, names, message):
             find_files(tmp_path, SCANS)
 
 
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=f"^{tmp_path}/gone: this folder cannot be read"):
+        find_files(tmp_path / "gone", SCANS)
+
+
 def test_patterns_mean_what_they_mean_in_a_shell(tmp_path):
     touch(tmp_path, "sub-1/anat/a_T1w.nii", "sub-2/anat/b_T1w.nii.gz", "sub-30/ses-1/anat/c_T1w.nii", "d_T1w.nii", "maps/e.mgz")
     assert found(tmp_path, "sub-?/anat/*_T1w.nii") == ["sub-1/anat/a_T1w.nii"]

@@ -82,12 +82,12 @@ def _files(
     folder: Path, pattern: Sequence[str], skipped: Container[str], above: tuple[tuple[int, int], ...] = ()
 ) -> Iterator[Path]:
     """Yield the files below a folder that match a pattern, split at "/". A link to a folder `above` is not followed."""
-    status = os.stat(folder)
+    entries, status = _entries(folder), os.stat(folder)
     if (here := (status.st_dev, status.st_ino)) in above:
         return
     any_depth = pattern[0] == "**"
     name, *deeper = pattern[any_depth:]
-    for entry in _entries(folder):
+    for entry in entries:
         if entry.name in skipped:
             continue
         path, is_folder, matches = Path(entry.path), entry.is_dir(), fnmatchcase(entry.name, name)
