@@ -151,7 +151,7 @@ def test_resampled_images_are_linear_between_model_voxels(config, tmp_path):
     """Labels are resampled by nearest neighbour. An image that was resampled so would have steps."""
     labels = np.full((40, 36, 33), 4, np.uint8)
     labels[20:] = 15
-    image = painted(config, save_map(tmp_path / "map.nii.gz", labels, np.eye(4)), spacing_mm=2.0)
+    image = painted(config, save_map(tmp_path / "map.nii.gz", labels, np.eye(4)), spacing_mm=2.0, partial_maps=True)
     assert len(np.unique(np.round(image.get_fdata()[:, 9, 9], 4))) > 2
 
 
@@ -170,7 +170,7 @@ def test_a_small_head_in_a_large_field_of_view_keeps_the_field_of_view(config, t
     painter = Painter()
     painter.slice_volumes = lambda labels: seen.append(labels.shape) or Painter.slice_volumes(painter, labels)
     path = save_map(tmp_path / "map.nii.gz", labels, np.eye(4))
-    run(config, path, network=painter, spacing_mm=1.0)
+    run(config, path, network=painter, spacing_mm=1.0, partial_maps=True)
     image = nib.load(tmp_path / "out" / "sub-map" / "anat" / "sub-map_T1w.nii.gz")
     assert seen == [(1, 1, 32, 32, 32)]  # the network sees the head alone
     assert image.shape == labels.shape
@@ -206,6 +206,14 @@ def test_monai_label_may_put_the_path_beside_the_map(config, tmp_path):
     assert data["pred"].shape == (1, *shape)
     np.testing.assert_allclose(data["pred"].affine, affine, atol=1e-5)
     assert data["image_path"] == str(path)
+
+
+def test_the_transforms_of_monai_label_refuse_a_mask(config, tmp_path):
+    path = save_map(tmp_path / "map.nii.gz", np.full((9, 7, 8), 15, np.uint8), np.eye(4))
+    with pytest.raises(RuntimeError) as caught:  # of MONAI's Compose; our app answers with its cause
+        config().get_parsed_content("preprocessing")({"image": str(path)})
+    assert "its values 15 (504 voxels) mean brain stem" in str(caught.value.__cause__)
+    assert config(partial_maps=True).get_parsed_content("preprocessing")({"image": str(path)})["dseg"].max() == 15
 
 
 # The synthesiser
@@ -340,7 +348,13 @@ def test_pad_to_multiple_of_one_leaves_the_map_as_it_is(config, tmp_path):
 
 
 def bad_map(kind, path):
-    labels = np.full((9, 7, 8), 3, np.uint8)
+    labels = np.arange(1, 505, dtype=np.uint8).reshape(9, 7, 8) % 8
+    if kind == "mask":
+        labels = np.full((9, 7, 8), 15, np.uint8)
+    if kind == "BraTS":
+        labels = np.where(labels == 1, 1, labels // 2 * 2 % 6).astype(np.uint8)
+    if kind == "names":
+        path.with_name("b_dseg.tsv").write_text("index\tname\n2\tedema\n")
     if kind == "unknown":
         labels[0, 0, :5] = 77
     if kind == "empty":
@@ -361,10 +375,13 @@ def bad_map(kind, path):
         ("empty", "the label map is empty"),
         ("interpolated", "4 of 504 voxels are not integers, such as 2.5"),
         ("damaged", "cannot be read to its end"),
+        ("mask", "its values 15 (504 voxels) mean brain stem in the label table 'demo', but a head has at least 4 of its 8"),
+        ("BraTS", "mean sulcal CSF, cerebral cortex, cerebral white matter in the label table 'demo'"),
+        ("names", "contradicts the label table 'demo': 2 is 'edema' there and 'left cerebral cortex' in the table"),
     ],
 )
 def test_a_bad_map_is_refused_before_any_image_is_made(kind, words, config, tmp_path):
-    save_map(tmp_path / "maps" / "a.nii.gz", np.full((9, 7, 8), 3, np.uint8), np.eye(4))
+    save_map(tmp_path / "maps" / "a.nii.gz", phantom((20, 18, 16)), np.eye(4))
     bad_map(kind, tmp_path / "maps" / "b.nii.gz")
     message = refusal(config, tmp_path / "maps")
     assert message.startswith("1 of 2 label maps cannot be used:")
@@ -380,7 +397,7 @@ def test_one_image_that_is_not_finite_does_not_stop_the_others(config, tmp_path)
     for name, value in (("a", 3), ("b", 8), ("c", 15)):
         save_map(tmp_path / "maps" / f"{name}.nii.gz", np.full((9, 7, 8), value, np.uint8), np.eye(4))
     with pytest.raises(RuntimeError) as caught:
-        run(config, tmp_path / "maps", network=Broken())
+        run(config, tmp_path / "maps", network=Broken(), partial_maps=True)
     assert "1 images were not written, all others were:\nsub-b_T1w.nii.gz" in str(caught.value.__cause__ or caught.value)
     written = {path.name for path in tmp_path.glob("out/sub-*/anat/*_T1w.nii.gz")}
     assert written == {"sub-a_T1w.nii.gz", "sub-c_T1w.nii.gz"}
