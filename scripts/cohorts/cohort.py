@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -13,17 +13,12 @@ from scipy.optimize import linear_sum_assignment
 from shared.files import read_json
 from shared.image_files import find_files
 from shared.nifti import read_volume
+from shared.participants import Row, Rows, find_row, read_participants, refuse_given_once, session_of
+from shared.problems import refuse
 
-from cohorts.row_matching import read_by_participant, read_measured
+from cohorts.row_matching import COLUMNS, QUANTITIES, read_measured, typed
 from cohorts.three_planes import POINT_MM
 
-QUANTITIES = {  # title and unit
-    "ventricles_ml": ("lateral ventricles", "mL"),
-    "brain_normalised_ml": ("brain, normalised for head size", "mL"),
-    "brain_ml": ("brain", "mL"),
-    "icv_ml": ("intracranial volume", "mL"),
-    "age": ("age", "years"),
-}
 BOOKKEEPING = ("variant",)  # columns of numbers that do not describe a volume
 TRAINING = ("train", "training")  # possible names of the training split
 MNI_CODES = (3, 4)  # sform_code of Talairach and MNI space
@@ -152,26 +147,29 @@ def read_cohort(folder: Path, measured_files: Sequence[Path] = (), everyone: boo
         everyone: True keeps volumes that were not measured. False drops them if there are tables.
     """
     participants = folder / "participants.tsv"
-    listed = read_by_participant(participants)
+    header, rows, problems = read_participants(participants, COLUMNS)
+    refuse(problems)
+    first = [next(iter(sessions.values())) for sessions in rows.values()]
+    listed = typed(list(rows), header, [row.cells for row in first], [row.where for row in first])
     found = _images(folder, listed.index)
     tables: dict[str, pd.DataFrame] = {}
     for path in measured_files:
         for tool, table in read_measured(path, folder, found).items():
-            _refuse_text(table, path)
+            _refuse_mixed(table, path, listed)
             tables[tool] = tables[tool].combine_first(table) if tool in tables else table
     measured = pd.concat([pd.DataFrame(), *tables.values()], axis=1)
     measured = measured.loc[:, ~measured.columns.duplicated()]
     images = {volume: path for of_participant in found.values() for volume, path in of_participant.items()}
     if measured_files and not everyone:
         images = {volume: path for volume, path in images.items() if volume in measured.index}
-    expected = listed.loc[[participant for participant, volumes in found.items() for volume in volumes if volume in images]]
-    expected = expected.set_axis(list(images), axis=0)
+    used = _rows_of_sessions(rows, found, folder, [*QUANTITIES, *measured.select_dtypes("number")])
+    expected = typed(list(images), header, *zip(*((used[volume].cells, used[volume].where) for volume in images)))
     description, columns = (_read_optional(folder / name) for name in ("dataset_description.json", "participants.json"))
     name = str(description.get("Name", "")) or folder.resolve().name
     units = {name: str(entry["Units"]) for name, entry in columns.items() if isinstance(entry, dict) and "Units" in entry}
     cohort = Cohort(folder, name, expected, measured.reindex(list(images)), listed, images, tables, units)
     if measured_files:
-        _refuse_text(expected[[name for name in expected if name in measured]], participants)
+        _refuse_mixed(expected, participants, measured)
         if not cohort.quantities():
             raise ValueError(
                 f"{participants}: nothing to compare, because it has none of the columns of numbers in "
@@ -189,10 +187,27 @@ def refuse_other_tools(first: Cohort, second: Cohort) -> None:
         )
 
 
-def _refuse_text(table: pd.DataFrame, path: Path) -> None:
-    for quantity in [name for name in QUANTITIES if name in table and not _is_number(table[name])]:
-        row = pd.to_numeric(table[quantity], errors="coerce").isna().idxmax()
-        raise ValueError(f"{path}, {row}: {quantity} is {table.loc[row, quantity]!r}, but it must be a number")
+def _rows_of_sessions(
+    rows: Rows, found: Mapping[str, Mapping[str, Path]], folder: Path, quantities: Iterable[str]
+) -> dict[str, Row]:
+    """Return the row of participants.tsv, or of a table of sessions, for each volume."""
+    of_volume = {}
+    for participant, volumes in found.items():
+        used = {}
+        for volume, path in volumes.items():
+            session = session_of(path.relative_to(folder))
+            of_volume[volume] = used[session] = find_row(rows, participant, session)
+        refuse_given_once(participant, used, dict.fromkeys(quantities))
+    return of_volume
+
+
+def _refuse_mixed(table: pd.DataFrame, where: Path, other: pd.DataFrame) -> None:
+    """Refuse a column with numbers and text that could not be compared with another table's, for example because of "50,5"."""
+    for name in [name for name in table if name in other and not _is_number(table[name])]:
+        numbers = pd.to_numeric(table[name], errors="coerce")
+        if numbers.notna().any() and (bad := numbers.isna() & table[name].notna()).any():
+            row = bad.idxmax()
+            raise ValueError(f"{where}, {row}: {name} must be a number as in other rows, got {table.loc[row, name]!r}")
 
 
 def _images(folder: Path, participants: Iterable[str]) -> dict[str, dict[str, Path]]:

@@ -3,34 +3,74 @@
 from __future__ import annotations
 
 import filecmp
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
+from shared.participants import entity, session_of
+from shared.problems import refuse
+from shared.tables import is_missing, read_number, read_numbered
+
+QUANTITIES = {  # title and unit
+    "ventricles_ml": ("lateral ventricles", "mL"),
+    "brain_normalised_ml": ("brain, normalised for head size", "mL"),
+    "brain_ml": ("brain", "mL"),
+    "icv_ml": ("intracranial volume", "mL"),
+    "age": ("age", "years"),
+}
+TEXT = ("session_id", "file", "tool", "flags", "split")
+COLUMNS = ("participant_id", *TEXT, *QUANTITIES, "sex", "noise", "variant")
 
 
 def read_by_participant(path: Path, several_rows: bool = False) -> pd.DataFrame:
-    """Read a TSV table, indexed by participant_id. Only `several_rows` allows more than one row per participant."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such table")
-    table = pd.read_csv(path, sep="\t", dtype={"participant_id": str}, encoding="utf-8-sig")
-    if "participant_id" not in table:
-        raise ValueError(f"{path}: expected a column participant_id, got {', '.join(map(str, table))}")
-    names = table["participant_id"]
-    if (bad := ~names.fillna("").str.fullmatch(r"[\w.+-]*\w[\w.+-]*")).any():
-        raise ValueError(f"{path}: a participant_id must look like sub-0001, got {names[bad].iloc[0]!r}")
-    table = table.set_index("participant_id")
+    """Read a table, indexed by participant_id. Only `several_rows` allows more than one row per participant.
+
+    A column is numeric if all of its values are numbers. The columns `QUANTITIES` must be.
+    """
+    header, rows, problems = read_numbered(path, COLUMNS, empty=several_rows)
+    if "participant_id" not in header:
+        raise ValueError(f"{path}: expected a column participant_id, got {', '.join(header)}")
+    for number, cells in rows.items():
+        if not re.fullmatch(r"[\w.+-]*\w[\w.+-]*", cells["participant_id"]):
+            problems.append(f"{path} row {number}: participant_id must look like sub-0001, got {cells['participant_id']!r}")
+    refuse(problems)
+    wheres = [f"{path} row {number}" for number in rows]
+    table = typed([cells["participant_id"] for cells in rows.values()], header, list(rows.values()), wheres)
     if not several_rows:
         _refuse_twice(table, path)
-    empty = [name for name in table if table[name].isna().all()]
-    return table.astype(dict.fromkeys(empty, float))
+    return table
+
+
+def typed(
+    index: Sequence[str], header: Sequence[str], rows: Sequence[Mapping[str, str]], wheres: Sequence[str]
+) -> pd.DataFrame:
+    """Make a table of numbers and text from the cells of rows; `wheres` are file and row of each, for messages."""
+    columns, problems = {}, []
+    for name in [name for name in header if name != "participant_id"]:
+        cells = [None if is_missing(row.get(name)) else row[name] for row in rows]
+        faults = [] if name in TEXT else list(_faults(name, cells, wheres))
+        columns[name] = pd.Series(cells, index, dtype=object)
+        if name in QUANTITIES:
+            problems += faults
+        if name not in TEXT and not faults:
+            columns[name] = pd.to_numeric(columns[name])
+    refuse(problems)
+    return pd.DataFrame(columns, index=pd.Index(index, name="participant_id"))
+
+
+def _faults(name: str, cells: Iterable[str | None], wheres: Iterable[str]) -> Iterator[str]:
+    for cell, where in zip(cells, wheres):
+        try:
+            read_number(0 if cell is None else cell)
+        except ValueError as error:
+            yield f"{where}: {name} {error}"
 
 
 def read_measured(path: Path, folder: Path, images: Mapping[str, Mapping[str, Path]]) -> dict[str, pd.DataFrame]:
     """Read the measurements of a folder, and find the volume that each row describes.
 
-    The column `file` names the volume. Without this column, participant_id names it.
+    The column `file` names the volume. Without this column, participant_id and session_id name it.
 
     Args:
         path: TSV file of the table.
@@ -41,8 +81,8 @@ def read_measured(path: Path, folder: Path, images: Mapping[str, Mapping[str, Pa
         For each tool a table of its rows, indexed by volume. The column `tool` names the tool; without it, the file name does.
     """
     table = read_by_participant(path, several_rows=True)
-    files = table["file"] if "file" in table else pd.Series(np.nan, table.index)
-    volumes = [_volume(path, name, file, folder, images) for name, file in zip(table.index, files)]
+    named = table.reindex(columns=["session_id", "file"]).itertuples()
+    volumes = [_volume(path, name, session, file, folder, images) for name, session, file in named]
     table = table.set_axis(volumes, axis=0)
     _refuse_twice(table, path)
     return split_by_tool(table, path.name)
@@ -51,11 +91,13 @@ def read_measured(path: Path, folder: Path, images: Mapping[str, Mapping[str, Pa
 def split_by_tool(table: pd.DataFrame, default: str) -> dict[str, pd.DataFrame]:
     """Return the rows of each tool. `default` is the tool of rows without an entry in the column `tool`."""
     tools = table["tool"].fillna(default).astype(str) if "tool" in table else pd.Series(default, table.index)
-    measured = table.drop(columns=["file", "tool"], errors="ignore")
+    measured = table.drop(columns=["session_id", "file", "tool"], errors="ignore")
     return {tool: measured[tools == tool] for tool in tools.unique()} or {default: measured}
 
 
-def _volume(path: Path, name: str, file: object, folder: Path, images: Mapping[str, Mapping[str, Path]]) -> str:
+def _volume(
+    path: Path, name: str, session: object, file: object, folder: Path, images: Mapping[str, Mapping[str, Path]]
+) -> str:
     participant = name if name in images else name.split("_")[0]
     if participant not in images:
         raise ValueError(f"{path}: {name} is not in {folder / 'participants.tsv'}. Measure {folder} itself")
@@ -68,10 +110,15 @@ def _volume(path: Path, name: str, file: object, folder: Path, images: Mapping[s
                 f"{folder} itself; if only the folder's name has changed, correct the column file"
             )
         return volume
-    volume = next(iter(own)) if len(own) == 1 else name
-    if volume not in own:
-        raise ValueError(f"{path}: {name} has several volumes in {folder}. Name the volume in a column file, or as sub-X_ses-Y")
-    return volume
+    sessions = {volume: session_of(image.relative_to(folder)) for volume, image in own.items()}
+    if isinstance(session, str) and set(sessions.values()) != {None}:
+        matching = [volume for volume, own_session in sessions.items() if own_session == entity("ses", session)]
+    else:
+        matching = list(own) if len(own) == 1 else [volume for volume in own if volume == name]
+    if len(matching) != 1:
+        which = f"{len(matching)} volumes of {session}" if isinstance(session, str) else "several volumes"
+        raise ValueError(f"{path}: {name} has {which} in {folder}. Name the volume in a column file, or as sub-X_ses-Y")
+    return matching[0]
 
 
 def _refuse_twice(table: pd.DataFrame, path: Path) -> None:

@@ -30,7 +30,7 @@ class ImpossibleSize(ValueError):
 
 
 def sizes_of(table: pd.DataFrame, where: str) -> pd.DataFrame:
-    """Return a table of measured volumes with all sizes as numbers. Error messages call the table `where`."""
+    """Check a table of measured volumes and return it. Error messages call the table `where`."""
     found = [name for name in SIZES if name in table]
     if not found:
         raise ValueError(f"{where}: expected some of the columns {', '.join(SIZES)}, got {', '.join(table)}")
@@ -41,13 +41,10 @@ def sizes_of(table: pd.DataFrame, where: str) -> pd.DataFrame:
             f"{where}: {table.index[twice][0]} has several rows. Scans of one participant are not independent samples: keep "
             "one row of each participant, such as the first session's"
         )
-    table = table.copy()
     for name in found:
-        numbers = pd.to_numeric(table[name], errors="coerce")
-        if (bad := (numbers.isna() & table[name].notna()) | np.isinf(numbers) | (numbers < 0)).any():
+        if (bad := table[name] < 0).any():
             who = bad.idxmax()
             raise ImpossibleSize(f"{where}, {who}: {name} must be a volume in mL, got {table.loc[who, name]}")
-        table[name] = numbers
     # Brain and head show the unit better: the ventricles of a failed model may be so small that they seem to be in litres.
     for name in [name for name in ("brain_ml", "icv_ml") if name in found] or found:
         try:

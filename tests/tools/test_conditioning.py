@@ -116,8 +116,7 @@ def test_volumes_whose_other_requests_are_unknown_are_left_out_of_the_partial_co
 
 def test_several_volumes_of_a_participant_are_named_as_no_independent_ones(generated, tmp_path):
     table = save(generated, tmp_path / "v.tsv")
-    second = tmp_path / "generated" / "sub-00" / "ses-2" / "anat" / "sub-00_ses-2_T1w.nii.gz"
-    second.parent.mkdir(parents=True)
+    second = tmp_path / "generated" / "sub-00" / "anat" / "sub-00_run-2_T1w.nii.gz"
     run(tmp_path, table)
     assert "have several volumes" not in section(tmp_path)["text"]
     shutil.copy(tmp_path / "generated" / "sub-00" / "anat" / "sub-00_T1w.nii.gz", second)
@@ -196,10 +195,9 @@ def test_one_run_gives_all_answers_of_the_same_tables(generated, tmp_path, capsy
 def test_sizes_that_cannot_be_compared_are_left_out_with_the_reason_and_an_old_section_goes(generated, tmp_path, capsys):
     """Figure 3 does not need independent participants, but the distributions of sizes do."""
     scans = shutil.copytree(tmp_path / "generated", tmp_path / "real")
-    again = scans / "sub-00" / "ses-2" / "anat" / "sub-00_ses-2_T1w.nii.gz"
-    again.parent.mkdir(parents=True)
+    again = scans / "sub-00" / "anat" / "sub-00_run-2_T1w.nii.gz"
     shutil.copy(scans / "sub-00" / "anat" / "sub-00_T1w.nii.gz", again)
-    both = pd.concat([generated, generated[:1].assign(participant_id="sub-00_ses-2")])
+    both = pd.concat([generated, generated[:1].assign(participant_id="sub-00_run-2")])
     measured = save(
         generated.assign(tool="a", ventricles_ml=generated["ventricles_ml"] + 3 + np.arange(12) % 4), tmp_path / "v.tsv"
     )

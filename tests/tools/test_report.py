@@ -250,7 +250,13 @@ def sessions(tmp_path):
         rows.append({"participant_id": participant, "file": str(path), "ventricles_ml": 10.0 + number})
     participants = pd.DataFrame({"participant_id": ["sub-1", "sub-2", "sub-3"], "ventricles_ml": [10.0, 20.0, 30.0]})
     participants.to_csv(folder / "participants.tsv", sep="\t", index=False)
+    give_sessions(folder, "sub-1", session_id=["ses-1", "2"], Ventricles_ML=[10.0, 10.5])
     return folder, pd.DataFrame(rows)
+
+
+def give_sessions(folder, participant, **columns):
+    """Give each session of a participant its own values."""
+    saved(pd.DataFrame(columns), folder / participant / f"{participant}_sessions.tsv")
 
 
 def saved(table, path):
@@ -268,7 +274,7 @@ def test_a_row_is_the_scan_that_its_file_names(sessions, tmp_path):
         "sub-2": 12.0,
         "sub-3": 13.0,
     }
-    assert cohort.expected["ventricles_ml"].tolist() == [10.0, 10.0, 20.0, 30.0]
+    assert cohort.expected["ventricles_ml"].tolist() == [10.0, 10.5, 20.0, 30.0]
     with pytest.raises(ValueError, match="v.tsv: sub-1 has several volumes in .*study. Name the volume in a column file"):
         report_cohort.read_cohort(folder, [saved(table.drop(columns="file"), tmp_path / "v.tsv")])
     with pytest.raises(ValueError, match="v.tsv: sub-1_ses-2 appears twice"):
@@ -397,7 +403,7 @@ def test_small_spreads_keep_their_decimals(tmp_path):
 
 
 def test_long_names_next_to_the_rows_of_pictures_are_not_cut(tmp_path):
-    folder = make_labelled(tmp_path / "generated", [f"sub-0009-with-a-long-name-v{i}" for i in range(2)])
+    folder = make_labelled(tmp_path / "generated", [f"sub-0009withalongname1of2v{i}" for i in range(2)])
     report.main([str(folder), "--viewer", "0", "--output", str(tmp_path / "report.html")])
     picture = np.asarray(Image.open(tmp_path / "report.png").convert("L"))
     assert picture[:, 0].min() == picture[:, -1].min() == 255  # white
@@ -424,6 +430,9 @@ def test_all_sessions_of_a_participant_are_shown(generated):
         (folder / "sub-syn0" / f"ses-{session}").mkdir()
         nib.save(phantom(), folder / "sub-syn0" / f"ses-{session}" / f"sub-syn0_ses-{session}_T1w.nii.gz")
     (folder / "sub-syn0" / "old" / "sub-syn0_T1w.nii.gz").unlink()
+    with pytest.raises(ValueError, match="sub-syn0 has 2 sessions .*but ventricles_ml, age only once"):
+        report.main([str(folder)])
+    give_sessions(folder, "sub-syn0", session_id=[1, 2], age=[60, 65], ventricles_ml=[10, 12])
     report.main([str(folder)])
     page = (folder.parent / "generated_report.html").read_text()
     assert "7 generated volumes" in page and "sub-syn0_ses-1: axial" in page and "sub-syn0_ses-2: axial" in page
@@ -436,6 +445,7 @@ def test_a_measurement_must_say_which_of_several_volumes_it_is_of(generated):
         (folder / "sub-syn0" / f"ses-{session}").mkdir()
         nib.save(phantom(), folder / "sub-syn0" / f"ses-{session}" / f"sub-syn0_ses-{session}_T1w.nii.gz")
     image.unlink()
+    give_sessions(folder, "sub-syn0", session_id=[1, 2], age=[60, 65], ventricles_ml=[10, 12])
     with pytest.raises(ValueError, match="sub-syn0 has several volumes"):
         page_of(generated)
     generated[1].write_text(generated[1].read_text().replace("sub-syn0", "sub-syn0_ses-2"))

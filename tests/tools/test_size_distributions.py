@@ -152,7 +152,10 @@ def test_one_table_given_twice_is_refused(tmp_path):
             "participant_id\tbrain_ml\nsub-1\t1.2\n",
             "its median: brain_ml would be 1.2 mL, but only 300 to 2500 mL are possible; .* like L for mL",
         ),
-        ("participant_id\tventricles_ml\nsub-1\t7\nsub-2\tmany\n", "sub-2: ventricles_ml must be a volume in mL, got many"),
+        (
+            "participant_id\tventricles_ml\nsub-1\t7\nsub-2\tmany\n",
+            "a.tsv row 3: ventricles_ml must be a number, decimals after a point, got 'many'",
+        ),
         ("participant_id\tventricles_ml\nsub-1\t7\nsub-2\t-8\n", "sub-2: ventricles_ml must be a volume in mL, got -8"),
     ],
 )

@@ -55,7 +55,7 @@ def read_table(path: str | Path, names: Iterable[str] = (), quotes: bool = True)
 
 
 def read_numbered(
-    path: str | Path, names: Iterable[str] = (), quotes: bool = True
+    path: str | Path, names: Iterable[str] = (), quotes: bool = True, empty: bool = False
 ) -> tuple[list[str], dict[int, dict[str, str]], list[str]]:
     """Read a table, but return problems of rows instead of raising them.
 
@@ -67,6 +67,7 @@ def read_numbered(
         path: file of the table.
         names: columns that the caller reads. A column that differs only in case gets the name that is given here.
         quotes: True if quotation marks around a cell are not part of it, as spreadsheets write them.
+        empty: True accepts a table that has only a header.
 
     Returns:
         the header, the cells of each row by row number (the header is row 1) and column, and one line for each row that
@@ -80,7 +81,7 @@ def read_numbered(
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such table. Give a file of text, cells separated by tabs")
     lines, problems = _lines(path, quotes)
-    if len(lines) < 2:
+    if len(lines) < (1 if empty else 2):
         refuse(problems)
         raise ValueError(f"{path}: {'only a header' if lines else 'empty'}. It needs a header and one row or more")
     (_, header), *lines = lines.items()
