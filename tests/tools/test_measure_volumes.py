@@ -211,6 +211,20 @@ def test_the_table_has_a_column_for_sessions_if_there_are_any(tmp_path):
     assert table.columns[1] == "session_id" and list(table["session_id"]) == ["ses-2", "n/a"]
 
 
+def test_all_participants_of_a_study_are_measured_and_nothing_else(tmp_path):
+    """A participant whose folder is a link was left out, and derivatives were measured as further scans."""
+    study = tmp_path / "study"
+    for folder in (tmp_path / "elsewhere" / "sub-2", study / "sub-1", study / "derivatives" / "other" / "sub-1"):
+        (folder / "anat").mkdir(parents=True)
+        for name in (f"{folder.name}_T1w.nii.gz", f"._{folder.name}_T1w.nii.gz", f"{folder.name}_T1w.nii.gz.part"):
+            (folder / "anat" / name).touch()
+    (study / "sub-2").symlink_to(tmp_path / "elsewhere" / "sub-2")
+    names = [f"{name}/anat/{name}_T1w.nii.gz" for name in ("sub-1", "sub-2")]
+    assert measure_volumes.find_images([study]) == [study / name for name in names]
+    assert measure_volumes.find_images([study / "derivatives" / "other"]) == [study / "derivatives" / "other" / names[0]]
+    assert measure_volumes.find_images([tmp_path / "elsewhere"]) == [tmp_path / "elsewhere" / names[1]]
+
+
 def test_a_folder_without_volumes_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="no .*T1w"):
         measure_volumes.find_images([tmp_path])
