@@ -23,9 +23,10 @@ from measurement.output_table import VOLUMES
 from measurement.volume_net import CLASSES, VOXEL_ML, WEIGHTS, build_network, load_network, volumes_ml
 from monai.losses import DiceCELoss
 from shared import refusals
-from shared.files import read_json, read_tensors, refuse_unwritable, save_weights, sha256, write_json
+from shared.files import read_json, refuse_unwritable, save_weights, sha256, write_json
 from shared.image_files import find_files
 from shared.problems import of_each
+from shared.weights import load_weights
 from tqdm import tqdm
 
 SUMMED = {  # for each volume, the classes of the network that it sums
@@ -127,7 +128,7 @@ def main() -> None:
         torch.manual_seed(arguments.seed)
         network = build_network()
         if arguments.start:
-            network.load_state_dict(read_tensors(arguments.start))
+            load_weights(network, arguments.start)
         sources = [read_anatomies(training) for training, _ in folders.values()]
         peak_rate = 1e-3 if arguments.start else 3e-3  # chosen
         train(network, sources, arguments.steps, arguments.seed, arguments.output, peak_rate)

@@ -13,8 +13,8 @@ from monai.transforms import SpatialResample
 from monai.transforms.utils import get_largest_connected_component_mask
 from scipy import ndimage
 from shared import mni_box
-from shared.files import read_tensors
 from shared.nifti import grey_values, named, read_volume
+from shared.weights import load_weights
 
 WEIGHTS = Path(__file__).with_name("volume_net.pt")
 SPACING_MM = 2
@@ -42,8 +42,7 @@ def load_network(weights: Path) -> UNet:
     if not weights.exists():
         raise FileNotFoundError(f"{weights}: no such file. Train it first: python scripts/train_volume_net.py --help")
     network = build_network()
-    network.load_state_dict(read_tensors(weights))
-    return network.eval().to(memory_format=torch.channels_last_3d)  # saves a third of the time on a CPU
+    return load_weights(network, weights).eval().to(memory_format=torch.channels_last_3d)  # saves a third of the time on a CPU
 
 
 def scale_intensity(image: torch.Tensor) -> torch.Tensor:

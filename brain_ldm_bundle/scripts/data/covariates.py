@@ -205,6 +205,11 @@ class CovariateSchema:
         """Names of the covariates, in the order of the model's input channels."""
         return [covariate.name for covariate in self.covariates]
 
+    @property
+    def inputs(self) -> list[tuple]:
+        """Name, range, codes and scale of each input of the model. Models with equal ones understand each other's values."""
+        return [(c.name, c.range and list(map(float, c.range)), c.levels and dict(c.levels), c.scale) for c in self.covariates]
+
     def values(self, row: Mapping, where: str = "", request: bool = False) -> dict[str, float | str | None]:
         """Check a row and return the physical value of each covariate, as `Covariate.value` reads it.
 

@@ -18,6 +18,7 @@ from monai.inferers import Inferer
 from ..data.covariates import CovariateSchema, Request
 from ..model.gan_networks import LSGAN, VAEGAN, VolumeGenerator
 from ..shared.files import save_weights
+from ..shared.recipe import refuse_other_settings
 from ..shared.weights import load_weights, network_of, read_recipe
 from ..training.autoencoder import kl_divergence
 
@@ -128,16 +129,22 @@ class LastWeights:
         engine.add_event_handler(Events.EPOCH_COMPLETED, lambda: save_weights(self.network.state_dict(), self.path))
 
 
-def load_generator(path: str | Path, model: str) -> VolumeGenerator:
-    """Load the generator of a baseline, "lsgan" or "vaegan", in eval mode. Its sizes are stored with the weights."""
+def load_generator(path: str | Path, model: str, settings: Mapping | None = None) -> VolumeGenerator:
+    """Load the generator of a baseline, "lsgan" or "vaegan", in eval mode. Its sizes are stored with the weights.
+
+    Sizes and spacing among `settings`, those that a user changed, must be the stored ones.
+    """
     made_by = f"python -m monai.bundle run training --config_file configs/baselines.json --model {model} --dataset_dir DIR"
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such weights file. Make it with: {made_by}")
     recipe = read_recipe(path)
-    if recipe.get("model") != model:
+    if recipe.get("model") != model or not {"generator", "spacing_mm"} <= recipe.keys():
         raise ValueError(
             f"{path}: these are weights of {recipe.get('model', 'no baseline')}, not of {model}. Make them: {made_by}"
         )
+    names = {"latent_size": "latent_size", "generator_channels": "channels", "groups": "norm_num_groups"}
+    trained = {name: recipe["generator"].get(key) for name, key in names.items()} | {"spacing_mm": recipe["spacing_mm"]}
+    refuse_other_settings(trained | (settings or {}), trained, path)
     return load_weights(network_of(VolumeGenerator, "generator", path), path).eval()
 
 

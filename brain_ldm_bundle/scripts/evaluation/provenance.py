@@ -6,9 +6,12 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from ..model.networks import DiffusionUNet
 from ..model.training_record import recipe_of
 from ..shared.files import read_json, sha256
+from ..shared.recipe import refuse_other_settings
 from ..shared.scan_identity import knows_all, refuse_seen
+from ..shared.weights import read_recipe
 
 MODELS = Path(__file__).parents[2] / "models"
 
@@ -23,13 +26,15 @@ FIELDS = {
 }
 
 
-def refuse_without_model(model_file: str | Path) -> None:
-    """Refuse to evaluate without the diffusion model's file, because the published sizes and spacing would be assumed."""
+def refuse_other_model(model_file: str | Path, autoencoder_file: str | Path, used: Mapping) -> None:
+    """Refuse to evaluate without the diffusion model's file, or with settings that are `used` instead of those it holds."""
     if not Path(model_file).is_file():
         raise FileNotFoundError(
             f"{model_file}: sizes and spacing are read from it. Train both stages first: python -m monai.bundle run training "
             f"--config_file configs/train.json --dataset_dir DIR"
         )
+    recipe = recipe_of(model_file, autoencoder_file)
+    refuse_other_settings(used, recipe if read_recipe(model_file) else recipe | DiffusionUNet.implied_recipe, model_file)
 
 
 def held_out_scans(data: Mapping[str, list[dict]], split: str, recipe: Mapping) -> list[dict]:

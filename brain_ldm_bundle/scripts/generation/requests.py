@@ -16,14 +16,25 @@ from ..data.derivative import Derivative
 from ..model.sampler import row_seed
 from ..shared.overrides import command_line
 
+COVARIATES = Path(__file__).resolve().parents[2] / "configs" / "covariates.json"
+
 logger = logging.getLogger(__name__)
 
 
 def schema_of(recipe: Mapping, covariates_file: str | Path) -> CovariateSchema:
-    """Return the schema that a model was trained with. For weights without one, such as the published ones, read the file."""
-    if "covariates" in recipe:
-        return CovariateSchema.from_dict(recipe["covariates"], where="the schema in the model's weights")
-    return CovariateSchema.from_file(covariates_file)
+    """Return the schema that a model was trained with. For weights without one, such as the published ones, read the file.
+
+    Another file than the bundle's own must have the covariates of the model.
+    """
+    if "covariates" not in recipe:
+        return CovariateSchema.from_file(covariates_file)
+    trained = CovariateSchema.from_dict(recipe["covariates"], where="the schema in the model's weights")
+    if Path(covariates_file).resolve() != COVARIATES and CovariateSchema.from_file(covariates_file).inputs != trained.inputs:
+        raise ValueError(
+            f"{covariates_file} has other covariates than the model's weights ({', '.join(trained.names)}), or the same with "
+            f"other ranges or levels. Leave out --covariates_file, because the weights hold theirs"
+        )
+    return trained
 
 
 def given_covariates(schema: CovariateSchema, request: Mapping, settings: Mapping) -> dict:

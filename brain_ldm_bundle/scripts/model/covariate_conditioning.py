@@ -20,5 +20,10 @@ def condition(x: torch.Tensor, context: torch.Tensor | None, num_covariates: int
     """
     if context is None:
         context = torch.full((len(x), 1, num_covariates), NULL, device=x.device)
+    if context.shape[-1] != num_covariates:
+        raise ValueError(
+            f"{context.shape[-1]} covariates were given, but the network was trained with {num_covariates}. Give the file of "
+            f"the training's covariates by --covariates_file"
+        )
     maps = context[:, 0, :, None, None, None].expand(-1, -1, *x.shape[2:])  # (B, 4, d, h, w)
     return torch.cat([x, maps], dim=1), context

@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from ..data.covariates import CovariateSchema
 from ..model.networks import Autoencoder, DiffusionUNet
 from ..shared.files import atomic, code_sha256, is_whole_array, sha256
 from ..shared.weights import load_weights
@@ -100,17 +101,12 @@ def prepare(network: DiffusionUNet, dataset: LatentDataset, init: str | Path | N
         predicts = network.recipe.get("prediction_type", "epsilon")
         if predicts != recipe["prediction_type"]:
             raise ValueError(f"{init} predicts {predicts}: set --prediction_type {predicts}, not {recipe['prediction_type']}")
-        theirs, ours = (_meaning(known.get("covariates")) for known in (network.recipe, recipe))
-        if theirs and theirs != ours:
+        both = [known["covariates"] for known in (network.recipe, recipe) if "covariates" in known]
+        theirs, ours = [CovariateSchema.from_dict(schema, str(init)).inputs for schema in both] if len(both) == 2 else (0, 0)
+        if theirs != ours:
             raise ValueError(
                 f"{init} was trained on other covariates ({theirs}) than this training uses ({ours}). "
                 f"Give the schema it was trained with by --covariates_file, or train from the beginning"
             )
     network.recipe = {key: value for key, value in recipe.items() if not key.startswith("_")}
     network.recipe["autoencoder_sha256"] = sha256(dataset.weights)
-
-
-def _meaning(schema: Mapping | None) -> list[tuple]:
-    """Return the name, range, codes and scale of each input of the network."""
-    entries = schema["covariates"] if schema else ()
-    return [tuple(str(entry.get(key)) for key in ("name", "range", "levels", "scale")) for entry in entries]

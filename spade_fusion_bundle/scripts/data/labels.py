@@ -21,6 +21,7 @@ from .planes import AXES
 SIDES = ("left", "right", "midline")
 KEYS = ("class", "name", *SIDES, "brain")
 TABLES = 'named tables, {"freesurfer": [{"class": 0, "name": "background", ...}]}'
+LABELS = Path(__file__).resolve().parents[2] / "configs" / "labels.json"
 MOST_CLASSES = 255  # classes are uint8
 MOST_LISTED = 10
 
@@ -165,11 +166,15 @@ class LabelTable:
 
 
 def table_of(recipe: Mapping, labels_file: str | Path, name: str | None = None) -> LabelTable:
-    """Return the label table in a model's recipe, or the table `name` of `labels_file`, which must have the same classes."""
+    """Return the label table in a model's recipe, or the table `name` of `labels_file`, which must have the same classes.
+
+    Without a name, another file than the bundle's own must hold the table of the model's name.
+    """
     trained = LabelTable.from_dict(recipe["labels"], "the table in the model's weights") if "labels" in recipe else None
-    if name is None and trained:
+    if name is None and trained and Path(labels_file).resolve() == LABELS:
         return trained
-    table = LabelTable.from_file(labels_file, name or "freesurfer")
+    name = name or (trained.name if trained else "freesurfer")
+    table = LabelTable.from_file(labels_file, name)
     if trained and trained.names != table.names:
         differing = next(number for number, (a, b) in enumerate(zip_longest(trained.names, table.names)) if a != b)
         raise ValueError(

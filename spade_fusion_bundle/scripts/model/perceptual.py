@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..shared.files import read_tensors, sha256
+from ..shared.weights import refuse_non_finite
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +53,7 @@ class VGGLoss(nn.Module):
         known = isinstance(state, Mapping)
         if not known or any(key not in state or state[key].shape != value.shape for key, value in wanted.items()):
             raise ValueError(f"{weights}: not the weights of torchvision's vgg19. Download vgg19-dcbb9e9d.pth")
+        refuse_non_finite({key: state[key] for key in wanted}, weights)
         self.load_state_dict({key: state[key] for key in wanted})
         self.eval().requires_grad_(False)
 

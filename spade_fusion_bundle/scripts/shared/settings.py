@@ -45,6 +45,12 @@ def check(config: str, covariates: str = "") -> None:
             raise ValueError(f"{_place(name)}: {name} is {value!r}{problem}. Allowed: {rules[name]}.{hint}")
 
 
+def changed(config: str) -> dict[str, Any]:
+    """Return the settings of the config that evaluates this call whose values are not the default's."""
+    parser, base = config_in_use(), json.loads((CONFIGS / f"{config}.json").read_text(encoding="utf-8"))
+    return {name: parser.get_parsed_content(name) for name in rules_of(config) if parser.config.get(name) != base.get(name)}
+
+
 def rules_of(config: str) -> dict[str, str]:
     """Return the rule of each setting of a config, such as "number above 0 to 1" or "file or None"."""
     rules = json.loads((CONFIGS / "settings.json").read_text(encoding="utf-8"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from .files import non_finite, read_tensors, sha256
 from .recipe import decode, refuse_other_settings
 
-# Other software stores weights below these names. A prefix is dropped if all names begin with it.
+# Other software stores weights below these names. A prefix is dropped if all names begin with it, and none of the network's.
 PREFIXES = ("module.", "network.", "model.", "net.", "ema_model.")
 
 KINDS = {  # a tensor that only this kind of network has
@@ -84,7 +84,8 @@ def network_of(make: Callable[..., torch.nn.Module], key: str, path: str | Path,
     path = Path(path)
     if not path.is_file():
         return make(**more)
-    state, recipe = read_state(path, mmap=zipfile.is_zipfile(path)), read_recipe(path)
+    state = _without_prefix(read_state(path, mmap=zipfile.is_zipfile(path)), PREFIXES)
+    recipe = read_recipe(path)
     sizes = more | recipe.get(key, {})
     kind = f" of {_kind(state)}" if _kind(state) else ""
     said = sizes or "its default sizes, because the file has no recipe"
@@ -109,7 +110,9 @@ def _exceeds(size: Any, largest: int) -> bool:
 
 def _fitting(network: torch.nn.Module, found: Mapping, path: Path, remedy: str) -> Mapping:
     """Return the state dict under the names of `network`. Refuse it if names, shapes or types differ."""
-    wanted, kinds = network.state_dict(), [_kind(network.state_dict()), _kind(found)]
+    wanted = network.state_dict()
+    found = _without_prefix(found, [p for p in PREFIXES if not any(key.startswith(p) for key in wanted)])
+    kinds = [_kind(wanted), _kind(found)]
     if hasattr(network, "current_names"):
         found = network.current_names(found)
     both = [key for key in wanted if key in found and not key.endswith("_extra_state")]
@@ -151,12 +154,12 @@ def read_recipe(path: str | Path) -> dict:
     """Read the recipe in a file of weights. It is empty if the weights have none, or if there is no such file."""
     if not Path(path).is_file():
         return {}
-    state = read_state(path, mmap=zipfile.is_zipfile(path)).get("_extra_state")
+    state = _without_prefix(read_state(path, mmap=zipfile.is_zipfile(path)), PREFIXES).get("_extra_state")
     return {} if state is None else decode(state, path)
 
 
 def read_state(path: str | Path, **options) -> dict[str, torch.Tensor]:
-    """Read the state dict in a file, without the prefixes of DDP, `torch.compile` and averages of weights.
+    """Read the state dict in a file, without what DDP, `torch.compile` and averages of weights add to its names.
 
     The file holds it alone or as its only entry of tensors, such as {"model": ..., "epoch": 3}. `options` are for `torch.load`.
 
@@ -168,9 +171,14 @@ def read_state(path: str | Path, **options) -> dict[str, torch.Tensor]:
     if "n_averaged" in state:  # torch.optim.swa_utils.AveragedModel counts there
         state = {key: value for key, value in state.items() if key != "n_averaged"}
     state = {key.replace("_orig_mod.", ""): value for key, value in state.items()}
-    while prefix := next((prefix for prefix in PREFIXES if all(key.startswith(prefix) for key in state)), ""):
+    return _without_prefix(state, ["module."])
+
+
+def _without_prefix(state: Mapping, prefixes: Iterable[str]) -> dict[str, torch.Tensor]:
+    """Drop prefixes that all names have, such as "module." of DDP."""
+    while prefix := next((prefix for prefix in prefixes if all(key.startswith(prefix) for key in state)), ""):
         state = {key.removeprefix(prefix): value for key, value in state.items()}
-    return state
+    return dict(state)
 
 
 def _is_state(content: Any) -> bool:

@@ -151,6 +151,17 @@ def test_the_batch_carries_scaled_covariates_and_seeds(schema, derivative):
 
 
 def test_the_schema_in_the_weights_comes_before_that_of_the_file(schema, tmp_path):
-    assert cohort.schema_of({"covariates": schema.to_dict()}, tmp_path / "missing.json").names == ["age"]
+    assert cohort.schema_of({"covariates": schema.to_dict()}, cohort.COVARIATES).names == ["age"]
     with pytest.raises(FileNotFoundError):
         cohort.schema_of({}, tmp_path / "missing.json")
+
+
+def test_another_file_of_covariates_must_have_those_of_the_weights(schema, tmp_path):
+    own, recipe = tmp_path / "own.json", {"covariates": schema.to_dict()}
+    own.write_text(json.dumps(schema.to_dict()))
+    assert cohort.schema_of(recipe, own).names == ["age"]
+    wider = schema.to_dict()
+    wider["covariates"][0]["range"] = [0, 100]
+    own.write_text(json.dumps(wider))
+    with pytest.raises(ValueError, match=r"own\.json has other covariates than the model's weights \(age\).* Leave out"):
+        cohort.schema_of(recipe, own)

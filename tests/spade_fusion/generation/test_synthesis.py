@@ -425,7 +425,7 @@ def test_missing_weights_name_the_command_that_makes_them(config, tmp_path):
 
 def test_the_table_in_the_weights_comes_before_that_of_the_file(tmp_path):
     recipe = {"labels": TABLE.to_dict()}
-    assert table_of(recipe, tmp_path / "none.json").name == "demo"
+    assert table_of(recipe, LABELS_FILE).name == "demo"
     assert table_of({}, LABELS_FILE).name == "freesurfer"
     with pytest.raises(ValueError, match="'freesurfer' has other classes than the model's table 'demo', from class 1"):
         table_of(recipe, LABELS_FILE, "freesurfer")
@@ -437,6 +437,8 @@ def test_the_table_in_the_weights_comes_before_that_of_the_file(tmp_path):
     }
     (tmp_path / "own.json").write_text(json.dumps(own))
     assert table_of(recipe, tmp_path / "own.json", "mine").name == "mine"
+    with pytest.raises(ValueError, match="no label table 'demo'"):  # a file that is given is not ignored
+        table_of(recipe, tmp_path / "own.json")
 
     # As many classes, but two of them change places.
     own["mine"][3]["name"], own["mine"][10]["name"] = own["mine"][10]["name"], own["mine"][3]["name"]
