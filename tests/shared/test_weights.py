@@ -1,5 +1,6 @@
 """Every published layout of weights loads exactly, everything else is refused by name, and no file is left half written."""
 
+import argparse
 import os
 import pickle
 
@@ -7,10 +8,11 @@ import pytest
 import tiny
 import torch
 
-from brain_ldm_bundle.scripts.model.networks import Autoencoder
+from brain_ldm_bundle.scripts.model.networks import Autoencoder, DiffusionUNet
 from brain_ldm_bundle.scripts.shared.files import save_weights, sha256
-from brain_ldm_bundle.scripts.shared.weights import load_weights, read_recipe
+from brain_ldm_bundle.scripts.shared.weights import load_weights, network_of, read_recipe
 
+UNET = {"num_covariates": 2, "channels": [8, 8], "num_head_channels": [0, 8], "num_res_blocks": 1, "norm_num_groups": 4}
 BEYOND_PUBLISHED = ("scale_factor", "_extra_state")
 RECIPE = {"prediction_type": "v_prediction", "spacing_mm": 2.0, "covariates": [{"name": "age", "range": [44, 82]}]}
 
@@ -52,6 +54,16 @@ LAYOUTS = {
     "inside 'model'": lambda state: {"model": state, "epoch": 3},
     "inside 'state_dict', with the prefix": lambda state: {"state_dict": {f"module.{k}": v for k, v in state.items()}},
     "inside 'network', old": lambda state: {"network": old_layout(published(state))},
+    "of torch.compile": lambda state: {f"_orig_mod.{key}": value for key, value in state.items()},
+    "of torch.compile in DDP": lambda state: {f"module._orig_mod.{key}": value for key, value in state.items()},
+    "of Lightning": lambda state: {
+        "state_dict": {f"network.{k}": v for k, v in state.items()},
+        "hyper_parameters": {"lr": 1e-3},
+    },
+    "an average of PyTorch": lambda state: {"n_averaged": torch.tensor(3)} | {f"module.{k}": v for k, v in state.items()},
+    "inside 'ema'": lambda state: {"ema": state, "metrics": {"ssim": torch.tensor(torch.inf)}},
+    "inside 'unet_state_dict'": lambda state: {"unet_state_dict": state, "num_train_timesteps": 1000},
+    "two levels deep": lambda state: {"model": {"state_dict": state}, "optimizer": {"state": {}, "param_groups": []}},
 }
 
 
@@ -150,11 +162,89 @@ def test_a_pickle_that_would_run_a_command_is_refused_and_does_not_run(path):
     assert not path.with_name("harm").exists()
 
 
-@pytest.mark.parametrize("content", [[1, 2], {"epoch": 3}, {"model": {"a": 1}}], ids=str)
-def test_a_file_of_something_else_than_tensors_is_refused(path, content):
-    torch.save(content, path)
-    with pytest.raises(ValueError, match="expected a state dict"):
+LAYER = torch.nn.Linear(2, 3)
+MIXED = {
+    "found list": [1, 2],
+    "found epoch": {"epoch": 3},
+    "found model": {"model": {"a": 1}},
+    "found several: model, ema": {"model": LAYER.state_dict(), "ema": LAYER.state_dict()},
+    "found the state of an optimizer": torch.optim.Adam(LAYER.parameters()).state_dict(),
+    "this is the state of an interrupted training": {"network": LAYER.state_dict(), "epoch_length": 3, "settings": {}},
+}
+
+
+@pytest.mark.parametrize("found", MIXED)
+def test_a_file_of_something_else_than_tensors_says_what_it_holds(path, found):
+    torch.save(MIXED[found], path)
+    for read in (lambda: load_weights(tiny.autoencoder(), path), lambda: read_recipe(path)):
+        with pytest.raises(ValueError, match=rf"weights\.pt: .*{found}"):
+            read()
+
+
+def write_torchscript(path):
+    torch.jit.script(LAYER).save(path)
+
+
+def write_safetensors(path):
+    header = b'{"weight":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+
+
+OTHER_FILES = {
+    "but a TorchScript file": write_torchscript,
+    "but of safetensors. Convert it": write_safetensors,
+    "because it holds a pickled torch.nn.modules.linear.Linear": lambda path: torch.save(LAYER, path),
+    "because it holds a pickled argparse.Namespace": lambda path: torch.save({"args": argparse.Namespace(a=1)}, path),
+}
+
+
+@pytest.mark.parametrize("what", OTHER_FILES)
+def test_another_kind_of_file_is_named_with_its_remedy(path, what):
+    OTHER_FILES[what](path)
+    with pytest.raises(ValueError, match=f"weights.pt: not a file of PyTorch weights, {what}"):
         load_weights(tiny.autoencoder(), path)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("make", [tiny.autoencoder, tiny.unet])
+def test_weights_that_are_not_finite_are_refused_with_the_first_tensor(path, make, value):
+    state = make().state_dict()
+    name = [key for key in state if state[key].ndim > 1][1]
+    state[name].flatten()[-1] = value
+    torch.save(state, path)
+    with pytest.raises(ValueError, match=rf"weights\.pt: {name} holds NaN or infinity"):
+        load_weights(make(), path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_another_precision_are_loaded(path, dtype):
+    state = tiny.autoencoder().state_dict()
+    torch.save({key: value.to(dtype) if value.is_floating_point() else value for key, value in state.items()}, path)
+    loaded = load_weights(blank(tiny.autoencoder()), path).state_dict()
+    for key, value in state.items():
+        torch.testing.assert_close(loaded[key], value, rtol=1e-2, atol=1e-4)
+
+
+def test_whole_numbers_are_no_weights(path):
+    state = tiny.autoencoder().state_dict()
+    torch.save({key: value.to(torch.uint8) for key, value in state.items()}, path)
+    with pytest.raises(ValueError, match="keys of another type, first: encoder.* torch.uint8 instead of torch.float32"):
+        load_weights(tiny.autoencoder(), path)
+
+
+def test_the_other_network_is_named(path):
+    torch.save(tiny.unet().state_dict(), path)
+    with pytest.raises(ValueError, match=r"another architecture \(a diffusion model, not an autoencoder\)"):
+        load_weights(tiny.autoencoder(), path, expected_sha256="0" * 64)
+    with pytest.raises(ValueError, match="a diffusion model, not an autoencoder"):
+        network_of(Autoencoder, "autoencoder", path)
+
+
+def test_a_network_with_a_prefix_of_its_own_keeps_it(path):
+    network = torch.nn.ModuleDict({"model": torch.nn.Linear(2, 3)})
+    torch.save({f"module.{key}": value for key, value in network.state_dict().items()}, path)
+    loaded = load_weights(torch.nn.ModuleDict({"model": torch.nn.Linear(2, 3)}), path)
+    assert torch.equal(loaded["model"].weight, network["model"].weight)
 
 
 def test_another_autoencoder_than_the_models_own_is_refused(path):
@@ -194,3 +284,64 @@ def test_published_weights_have_no_recipe_and_unscaled_latents(path):
 
 def test_the_recipe_of_a_file_that_is_not_there_yet_is_empty(path):
     assert read_recipe(path) == {}
+
+
+# The network that weights belong to
+
+
+def write_unet(path, **changes):
+    network = tiny.unet()
+    network.recipe = {"unet": UNET} | changes
+    save_weights(network.state_dict(), path)
+
+
+@pytest.mark.parametrize("layout", [name for name in LAYOUTS if "old" not in name and "0.2" not in name])
+def test_the_network_of_a_file_has_its_sizes_and_its_recipe(path, layout):
+    network = tiny.unet()
+    network.recipe = {"unet": UNET, "spacing_mm": 2.0}
+    torch.save(LAYOUTS[layout](network.state_dict()), path)
+    found = network_of(DiffusionUNet, "unet", path)
+    assert found.recipe == network.recipe
+    assert_same_weights(load_weights(found, path), network)
+
+
+IMPOSSIBLE = {
+    "channels": [10**9, 8],
+    "num_res_blocks": 10**9,
+    "norm_num_groups": 3,
+    "num_covariates": 3,
+    "num_head_channels": [0, 8, 8],
+    "dropout": 1,
+}
+
+
+@pytest.mark.parametrize("name", IMPOSSIBLE)
+def test_a_recipe_that_does_not_describe_the_tensors_is_refused_before_memory_is_taken(path, name):
+    write_unet(path, unet=UNET | {name: IMPOSSIBLE[name]})
+    with pytest.raises(ValueError, match=r"weights\.pt: .*(do not fit a DiffusionUNet|another architecture)"):
+        network_of(DiffusionUNet, "unet", path)
+
+
+def test_weights_without_a_recipe_that_have_other_than_the_default_sizes_are_refused(path):
+    torch.save(published(tiny.unet().state_dict()), path)
+    with pytest.raises(ValueError, match="diffusion model do not fit a DiffusionUNet with its default sizes"):
+        network_of(DiffusionUNet, "unet", path)
+
+
+def test_settings_that_contradict_the_recipe_are_refused_and_equal_ones_are_not(path):
+    write_unet(path, spacing_mm=8.0)
+    used = {"unet": UNET, "spacing_mm": 8}
+    load_weights(tiny.unet(), path, settings=used | {"another setting": 1})
+    with pytest.raises(ValueError, match=r"spacing_mm is 4.0, but .*weights.pt was trained with 8.0.* leave it out"):
+        load_weights(tiny.unet(), path, settings=used | {"spacing_mm": 4.0})
+    with pytest.raises(ValueError, match="unet is {}, but"):
+        load_weights(tiny.unet(), path, settings=used | {"unet": {}})
+    with pytest.raises(ValueError, match="spacing_mm is nothing"):
+        load_weights(tiny.unet(), path, settings={"unet": UNET})
+
+
+def test_published_weights_are_of_1_mm(path):
+    torch.save(published(tiny.unet().state_dict()), path)
+    load_weights(tiny.unet(), path, settings={"spacing_mm": 1.0})
+    with pytest.raises(ValueError, match="spacing_mm is 2.0, but .* was trained with 1.0"):
+        load_weights(tiny.unet(), path, settings={"spacing_mm": 2.0})
