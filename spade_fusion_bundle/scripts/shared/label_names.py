@@ -55,7 +55,8 @@ class Meaning(NamedTuple):
     def fits(self, other: Meaning) -> bool:
         """Check that the names agree: the sides do, and one name has all words of the other."""
         same_side = not (self.side and other.side) or self.side == other.side
-        return same_side and bool(self.words and other.words) and (self.words <= other.words or self.words >= other.words)
+        fewer, more = sorted((self.words, other.words), key=len)
+        return same_side and (fewer == more or bool(fewer) and fewer < more)
 
 
 def meaning(name: str) -> Meaning:

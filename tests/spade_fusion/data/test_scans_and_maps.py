@@ -14,6 +14,7 @@ from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
 from spade_fusion_bundle.scripts.data import image_checks
 from spade_fusion_bundle.scripts.data.labels import LabelTable, ToClassesd
 from spade_fusion_bundle.scripts.data.map_reader import MapReader
+from spade_fusion_bundle.scripts.data.prepared_pairs import pair_key
 from spade_fusion_bundle.scripts.data.scans_and_maps import read_dataset
 from spade_fusion_bundle.scripts.data.splits import fingerprint, refuse_too_few
 
@@ -381,6 +382,8 @@ MOVED = AFFINE + [[0, 0, 0, 0.01], [0] * 4, [0] * 4, [0] * 4]
         (MAP_5, {"volume": with_voxel(MAP, 999)}, "label values 999 (1 voxels) are not in the label table 'freesurfer'"),
         (MAP_5, {"volume": with_voxel(MAP.astype(np.float32), 2.5)}, "1 of 210 voxels are not integers, such as 2.5"),
         (MAP_5, {"volume": with_voxel(MAP.astype(np.float32), np.nan)}, "1 voxels are NaN or infinite"),
+        (MAP_5, {"volume": 255 * (MAP > 0).astype(np.uint8)}, "its values 255 ("),
+        (MAP_5, {"volume": np.where(MAP > 4, 0, MAP // 2 * 2)}, "its values 2 ("),  # a tumour: 2, 4
         (MAP_5, {"volume": MAP, "code": 0}, "has neither a qform nor an sform"),
         (MAP_5, {"volume": MAP[:, :, :6]}, "has the shape (5, 6, 6), not (5, 6, 7) as the scan "),
         (MAP_5, {"volume": MAP.transpose(2, 1, 0)}, "has the shape (7, 6, 5), not (5, 6, 7) as the scan "),
@@ -487,6 +490,39 @@ def test_sound_pairs_are_read_once(cohort, tmp_path, monkeypatch):
     assert [file.name for file in cache.parent.iterdir()] == ["checked.json"]
     save(path, with_voxel(MAP, 998))  # of a sound pair
     assert f"{path}: label values 998" in refusal(cohort, cache_file=cache)
+
+
+def test_partial_maps_are_accepted_on_request_only_in_spite_of_the_cache(cohort, tmp_path):
+    cache = tmp_path / "cache" / "checked.json"
+    save(cohort / MAP_5, np.where(MAP < 4, MAP, 0))
+    assert len(pairs(read(cohort, cache_file=cache, partial_maps=True))) == 14
+    message = refusal(cohort, cache_file=cache)
+    assert "mean cerebral cortex, cerebral white matter in the label table 'freesurfer'" in message
+    assert "at least 9 of its 18 brain structures" in message and "add --partial_maps True" in message
+
+
+def test_names_are_checked_again_in_spite_of_the_cache(cohort, tmp_path):
+    cache = tmp_path / "cache" / "checked.json"
+    read(cohort, cache_file=cache)
+    (cohort / LABELS / "dseg.tsv").write_text("index\tname\n17\tLeft-Amygdala\n")
+    message = refusal(cohort, cache_file=cache)
+    assert "(13 problems)" in message and "17 is 'Left-Amygdala' there and 'left hippocampus' in the table" in message
+
+
+def test_the_prepared_pair_of_other_names_is_another(cohort):
+    (item,) = (item for item in sum(read(cohort).values(), []) if item["participant_id"] == "sub-05")
+    before = pair_key(item, [])
+    (cohort / LABELS / "dseg.tsv").write_text("index\tname\n17\tLeft-Hippocampus\n")
+    assert pair_key(item, []) != before
+
+
+def test_a_data_set_of_freesurfer_files_is_read(cohort):
+    for path in (cohort / SCAN_5, cohort / MAP_5):
+        image = nib.load(path)
+        nib.save(nib.MGHImage(np.asarray(image.dataobj), image.affine), path.with_name(path.name.replace(".nii.gz", ".mgz")))
+        path.unlink()
+    image, label = ((cohort / path).with_suffix("").with_suffix(".mgz") for path in (SCAN_5, MAP_5))
+    assert pairs(read(cohort))[str(image)] == str(label)
 
 
 def test_another_table_is_checked_in_spite_of_the_cache(cohort, tmp_path):
