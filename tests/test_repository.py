@@ -62,6 +62,17 @@ def test_bundles_do_not_name_each_other_or_the_top_level():
             assert not imported & (names | {"scripts"}), path
 
 
+def test_images_are_read_by_the_one_reader_alone():
+    """Another reader would skip the checksum of gzip, or take another affine than the checks."""
+    reads = re.compile(
+        r"\bnib(abel)?\.(load|Nifti\w+\.(load|from_\w+))\(|from nibabel import.*\bload\b|get_fdata\(|LoadImaged?\((?!.*reader=)"
+    )
+    allowed = {"nifti.py", "rigid.py", "main.py"}  # the reader; nilearn's template; a file that MONAI Label has just written
+    for folder in (ROOT / "scripts", *BUNDLES):
+        for path in (path for path in folder.rglob("*.py") if path.name not in allowed):
+            assert not reads.search(path.read_text()), path
+
+
 def test_no_file_is_larger_than_25_mb(tracked):
     """The limit of the model zoo for one file."""
     assert [str(path) for path in tracked if (ROOT / path).stat().st_size > 25e6] == []

@@ -103,7 +103,7 @@ def grey_values(image: nib.Nifti1Image) -> np.ndarray:
     if low == high:
         raise ValueError(f"is {low:g} everywhere. Convert it again, or remove it")
     largest = max(abs(low), abs(high))
-    if largest > np.finfo(np.float32).max / 2 or (high - low) / np.spacing(np.float32(largest)) < LEAST_LEVELS:
+    if largest > float(np.finfo(np.float32).max) / 2 or (high - low) / np.spacing(np.float32(largest)) < LEAST_LEVELS:
         raise ValueError(f"has intensities from {low:g} to {high:g}, which float32 cannot hold. Scale them to 0 to 1000")
     return values
 
@@ -130,25 +130,40 @@ def named(path: str | Path) -> Iterator[None]:
 
 def _open(path: str | Path, remedy: str, oriented: bool) -> nib.spatialimages.SpatialImage:
     path, kinds = Path(path), (nib.Nifti1Image, nib.Nifti2Image, nib.MGHImage)
-    try:
+    with _unreadable():
+        if path.stat().st_size == 0:
+            raise ValueError("it is empty")
         zipped = _is_zipped(path)
         if zipped != path.name.lower().endswith((".gz", ".mgz")):
             raise ValueError(f"it is {'' if zipped else 'not '}compressed by gzip, unlike what its name says")
         with gzip.open(path) if zipped else open(path, "rb") as file:
-            start = io.BytesIO(file.read(1024))
+            start = file.read(1024)
+        # Read the header as it is on disk, because nibabel.load corrects some faults and stops at others.
+        nifti = next((kind.header_class for kind in kinds[:2] if kind.header_class.may_contain_header(start)), None)
+        header = nifti.from_fileobj(io.BytesIO(start), check=False) if nifti else None
+    if header is not None:
+        with _unreadable(but=ValueError):
+            refuse_ambiguous(header, oriented, remedy)
+    with _unreadable():
         image = nib.load(path)
         if type(image) not in kinds:
             raise ValueError(f"it is a {type(image).__name__}")
-        header = type(image.header).from_fileobj(start, check=False)  # as it is on disk: nibabel.load corrects some faults
-    except Exception as error:
-        raise ValueError(f"is not a NIfTI image that can be read ({_reason(error)}). Give .nii, .nii.gz or .mgz") from error
-    if isinstance(image, nib.MGHImage):
-        if oriented and header["goodRASFlag"] != 1:
+    if header is None:
+        if oriented and start[28:30] == bytes(2):
             raise ValueError(f"has no directions of its axes (goodRASFlag), so left and right are unknown. {remedy}")
         refuse_flat(image.affine, remedy)
-    else:
-        refuse_ambiguous(header, oriented, remedy)
     return image
+
+
+@contextmanager
+def _unreadable(but: type[Exception] | tuple = ()) -> Iterator[None]:
+    """Turn an error of any kind, even one about memory, into a ValueError. Errors of the type `but` stay as they are."""
+    try:
+        yield
+    except but:
+        raise
+    except Exception as error:
+        raise ValueError(f"is not a NIfTI image that can be read ({_reason(error)}). Give .nii, .nii.gz or .mgz") from error
 
 
 def _content(path: Path, size: int | None) -> bytes:
@@ -227,7 +242,8 @@ def check_files(
             try:
                 known[key] = [state, check(*paths)]
             except ValueError as error:
-                return str(error).split("\n"), None
+                lines = str(error).split("\n")
+                return [line if any(path in line for path in paths) else f"{paths[0]}: {line}" for line in lines], None
             except Exception as error:  # such as too little memory: one file must not hide the faults of the others
                 return [f"{', '.join(paths)}: could not be checked ({type(error).__name__}: {_reason(error)})"], None
         return [], known[key][1]

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from nibabel.affines import apply_affine
+from nibabel.nifti1 import data_type_codes
 
 UNITS = {1: "metres", 3: "micrometres"}  # codes of length; 0 is unknown, which is taken as mm, and 2 is mm
 CODES = range(6)  # of sform and qform
@@ -33,6 +34,9 @@ def refuse_ambiguous(header: Any, oriented: bool = True, remedy: str = "Convert 
     shape = tuple(int(side) for side in header["dim"][1 : 1 + int(header["dim"][0])])
     if not shape or min(shape) < 1:
         raise ValueError(f"has the shape {shape}, so it has no voxels. {remedy}")
+    code = int(header["datatype"])
+    if code not in data_type_codes.dtype:
+        raise ValueError(f"has voxels of an unknown type (datatype {code}). {remedy}")
     dtype = header.get_data_dtype()
     if dtype.kind not in "iuf":
         name = "RGB" if dtype.names else dtype
