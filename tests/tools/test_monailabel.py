@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from contextlib import contextmanager
 from functools import partial
@@ -152,10 +153,10 @@ def infer(client, model, image, **params):
     return nifti, result
 
 
-def refusal(client, model, image, **params):
+def refusal(client, model, name, /, **params):
     """Status and text of a request that fails."""
     data = f"params={urllib.request.quote(json.dumps(params))}".encode()
-    request = urllib.request.Request(f"{client.get_server_url()}/infer/{model}?image={image}&output=image", data)
+    request = urllib.request.Request(f"{client.get_server_url()}/infer/{model}?image={name}&output=image", data)
     with pytest.raises(urllib.error.HTTPError) as caught:
         urllib.request.urlopen(request)
     return caught.value.code, caught.value.read().decode()
@@ -260,10 +261,10 @@ def test_a_head_is_edited_toward_the_requested_covariates(client, bundle, tmp_pa
 @pytest.mark.parametrize(
     ("model", "image", "params", "sentence"),
     [
-        ("spade_bundle", "mapLAS", {}, "There is no model 'spade_bundle' available"),
+        ("spade_bundle", "mapLAS", {}, "[Tt]here is no model 'spade_bundle'"),
         (LDM, "nobody", COVARIATES, "the datastore has no image 'nobody'"),
-        (LDM, "", COVARIATES, "Neither Image nor File"),
-        (LDM, "head", COVARIATES | {"age": "old"}, "age must be a number in years.*got 'old'"),
+        (LDM, "", COVARIATES, "Neither Image nor File|the request has no image"),
+        (LDM, "head", COVARIATES | {"age": "old"}, "age in years must be a number.*got 'old'"),
         (LDM, "head", COVARIATES | {"sex": "W"}, "sex must be 'F' or 'M', got 'W'"),
         (LDM, "head", COVARIATES | {"strength": 2}, "strength must be a number from 0 .* got 2"),
         (LDM, "head", COVARIATES | {"age": None}, "age is missing"),
@@ -277,7 +278,9 @@ def test_a_bad_request_is_an_error_and_the_server_continues(client, model, image
     status, text = refusal(client, model, image, **params)
     assert 400 <= status <= 500
     if client.own:
-        assert re.search(sentence, json.loads(text)["detail"]), text
+        assert status in (400, 404) and re.search(sentence, json.loads(text)["detail"]), text
+        log = client.log.read_text()[before:]
+        assert re.search(sentence, "".join(log.splitlines()[-2:])) and "Traceback" not in log, log  # the server adds a line
     elif image == "nobody":
         assert status == 500
     else:
@@ -288,14 +291,84 @@ def test_a_bad_request_is_an_error_and_the_server_continues(client, model, image
     assert infer(client, LDM, "head", **COVARIATES, strength=0)[0].shape
 
 
+@pytest.mark.parametrize(
+    ("model", "image", "params", "sentence"),
+    [
+        (LDM, "head", {"ventricle_ml": 90}, "has no setting 'ventricle_ml'. Did you mean 'ventricles_ml'"),
+        (LDM, "head", {"AGE": 70}, "has no setting 'AGE'. Did you mean 'age'"),
+        (LDM, "head", {"icv": 1400}, "has no setting 'icv'. Its settings are: age, sex, ventricles_ml"),
+        (SPADE, "mapLAS", {"age": 70}, "spade_fusion_bundle has no setting 'age'"),
+        (LDM, "head", {"age": [70]}, r"age must be a number or a plain word, got \[70\]"),
+        (LDM, "head", {"age": True}, "age in years must be a number.*got True"),
+        (LDM, "head", {"age": 700}, "age"),
+        (LDM, "head", {"age": float("nan")}, "age .*nan"),
+        (LDM, "head", {"seed": 1.5}, "seed must be a whole number from 0 .*got 1.5"),
+        (LDM, "head", {"strength": None}, "strength must be a number from 0 .*got None"),
+        (SPADE, "mapLAS", {"device": 5}, "device must be cuda or .*got 5"),
+        (SPADE, "mapLAS", {"device": "gpu"}, "device must be cuda or .*got 'gpu'"),
+        (SPADE, "mapLAS", {"model_filename": "../model.pt"}, r"model_filename must be .*got '\.\./model\.pt'"),
+        (SPADE, "mapLAS", {"save_label": "perhaps"}, "save_label must be True or False, got 'perhaps'"),
+        (SPADE, "mapLAS", {"image": {"a": 1}}, "the datastore has no image"),
+        (SPADE, "mapLAS", {"image": "/tmp"}, "/tmp"),
+    ],
+)
+def test_our_app_ignores_no_misspelt_setting_and_no_wrong_value(client, model, image, params, sentence):
+    """With a misspelt covariate, the answer was a head for the default; a wrong type was status 500."""
+    if not client.own:
+        pytest.skip("the sample app ignores what it does not know")
+    before = client.log.stat().st_size
+    status, text = refusal(client, model, image, **params)
+    assert status in (400, 404) and re.search(sentence, json.loads(text)["detail"]), text
+    assert "Traceback" not in (log := client.log.read_text()[before:]), log
+
+
+@pytest.mark.parametrize(
+    ("query", "fields", "sentence"),
+    [
+        ("image=head", {"params": "{'age': 70}"}, "params must be JSON such as .*got"),
+        ("image=head", {"params": "[70]"}, "no object in braces"),
+        ("image=head", {"params": '{"age": 60, "age": 70}'}, "it has 'age' twice"),
+        ("image=head", {"params": "[" * 100_000}, "params must be JSON"),
+        ("image=head&age=70", {"params": "{}"}, "'age' is in the wrong place"),
+        ("image=head", {"age": "70"}, "'age' is in the wrong place"),
+        ("", {"params": "{}"}, "the request has no image"),
+        ("image=head", '{"age": 70}', "a request is a form, got 'application/json'"),
+    ],
+)
+def test_our_app_answers_a_malformed_request_with_a_sentence(client, query, fields, sentence):
+    if not client.own:
+        pytest.skip("the sample app answers with status 500, or ignores it")
+    url = f"{client.get_server_url()}/infer/{LDM}?{query}"
+    is_json = isinstance(fields, str)
+    body, headers = (fields, {"Content-Type": "application/json"}) if is_json else (urllib.parse.urlencode(fields), {})
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(urllib.request.Request(url, body.encode(), headers))
+    text = caught.value.read().decode()
+    assert caught.value.code == 400 and re.search(sentence, json.loads(text)["detail"]), text
+
+
+def test_the_answer_of_our_app_says_which_values_were_used(client):
+    if not client.own:
+        pytest.skip("the sample app does not say it")
+    made, result = infer(client, LDM, "head", ventricles_ml=90, strength=0)
+    used = {"age": 65, "sex": "F", "ventricles_ml": 90, "brain_normalised_ml": 1500, "strength": 0, "seed": 0}
+    assert result["used"] == used == json.loads(made.header.extensions[0].get_content())
+    assert infer(client, SPADE, "mapLAS")[1]["used"] == {}
+
+
 def test_a_fault_that_is_not_the_requests_is_status_500_with_a_traceback_in_the_log(client):
     before = client.log.stat().st_size
-    status, _ = refusal(client, SPADE, "mapLAS", logging=5)  # MONAI Label takes it for a text
+    weights = client.bundles / SPADE / "models" / "model.pt"
+    kept = weights.read_bytes()
+    weights.write_bytes(b"these are no weights")
+    status, _ = refusal(client, SPADE, "mapLAS")
+    weights.write_bytes(kept)
     assert status == 500
     deadline = time.monotonic() + 30
-    while "AttributeError: 'int' object has no attribute 'upper'" not in client.log.read_text()[before:]:
+    while "Traceback" not in client.log.read_text()[before:]:
         assert time.monotonic() < deadline
         time.sleep(0.2)
+    assert infer(client, SPADE, "mapLAS")[0].shape
 
 
 def test_no_request_can_run_code_in_our_app(client, tmp_path):
@@ -367,6 +440,19 @@ def test_a_second_training_may_have_other_data_and_sizes_in_our_app(client):
     assert own.read_text() == "of 40 hours"
 
 
+def test_inference_of_many_images_is_checked_before_it_starts(client):
+    if not client.own:
+        pytest.skip("the sample app ignores what it does not know")
+    for model, params, status, sentence in (
+        (LDM, {"ages": 70}, 400, "has no setting 'ages'. Did you mean 'age'"),
+        ("nobody", {}, 404, "there is no model 'nobody'"),
+    ):
+        url, headers = f"{client.get_server_url()}/batch/infer/{model}?images=unlabeled", {"Content-Type": "application/json"}
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            urllib.request.urlopen(urllib.request.Request(url, json.dumps(params).encode(), headers))
+        assert caught.value.code == status and sentence in caught.value.read().decode()
+
+
 def test_training_what_cannot_be_trained_is_refused_by_our_app(client):
     if not client.own:
         pytest.skip("the sample app begins, and ends in ERROR")
@@ -375,6 +461,8 @@ def test_training_what_cannot_be_trained_is_refused_by_our_app(client):
     with pytest.raises(MONAILabelClientException) as caught:
         client.train_start(LDM, {})
     assert f"no model '{LDM}' can be trained here, only {SPADE}" in caught.value.msg
+    with pytest.raises(MONAILabelClientException, match="has no setting 'spade_epoch'. Did you mean 'spade_epochs'"):
+        client.train_start(SPADE, {"spade_epoch": 1})
 
 
 @pytest.mark.parametrize("fault", ["missing", "wrong", "no model.pt"])
@@ -397,7 +485,7 @@ def test_our_app_does_not_start_with_weights_that_are_missing_or_wrong(tmp_path,
             assert process.wait(300) != 0
         finally:
             process.kill()
-    assert re.search(message, (tmp_path / "log").read_text())
+    assert re.search(f"^error: {SPADE},{message}", (tmp_path / "log").read_text().splitlines()[-1])
 
 
 def test_one_command_serves_what_the_demo_made(tmp_path):
