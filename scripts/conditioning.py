@@ -92,6 +92,7 @@ def make_sections(options: argparse.Namespace) -> tuple[list[ReportSection], dic
     if options.tables[GENERATED] and options.tables[SCANS]:
         try:
             sections.append(sizes(options, cohorts))
+            sections[-1].scans = [cohorts[SCANS].folder] if SCANS in cohorts else []
         except ValueError as error:
             if not sections or isinstance(error, ImpossibleSize):
                 raise

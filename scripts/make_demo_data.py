@@ -148,6 +148,7 @@ def write_subject(folder: Path, number: int, settings: dict, maps: list[Path]) -
     save_image(image, affine, image_file, np.uint8)
     sidecar = {
         "Synthetic": True,
+        "Simulated": True,
         "Description": "Simulated T1w MRI, not a scan of a person. Not for clinical use.",
         "Modality": "MR",
         "Units": "arbitrary, the brain's 99.8th percentile is 1",

@@ -33,6 +33,7 @@ from shared import mni_box, refusals
 from shared.files import atomic, read_json, refuse_unwritable, sha256, write_json, write_text
 from shared.image_files import find_files
 from shared.nifti import open_image, read_grey_values, refuse_not_3d, write_nifti
+from shared.simulated import is_simulated
 from shared.tables import read_table
 
 INTENSITY_PERCENTILE = 99.8
@@ -129,6 +130,7 @@ def prepare(scan_path: Path, subject: str, out_dir: Path, settings: dict) -> Non
     mni_to_scan[:3, 3] = rigid.TransformPoint((0.0, 0.0, 0.0))
     sidecar = {
         "Description": "T1w scan, registered rigidly to MNI space",
+        "Simulated": is_simulated(scan_path),
         "Sources": [path.name for path in sources(scan_path, settings)],
         "SourcesSHA256": [sha256(path) for path in sources(scan_path, settings)],
         "SpatialReference": "MNI152NLin2009aSym",
@@ -305,6 +307,7 @@ def write_tables(source: Path, out_dir: Path, table: pd.DataFrame, failures: dic
         "BIDSVersion": "1.9.0",
         "DatasetType": "derivative",
         "GeneratedBy": [{"Name": "prepare_data.py"}],
+        "Simulated": bool(rows) and all(is_simulated(outputs(out_dir, row["participant_id"])[0]) for row in rows),
     }
     write_json(out_dir / "dataset_description.json", description)
     write_text(out_dir / ".bidsignore", "registration.tsv\nfailures.tsv\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from shared.files import atomic, save_figure, write_json
 from shared.sections import write_section
+from shared.simulated import note_on
 
 NOTICE = "All generated volumes are synthetic. For research, not for clinical use."
 
@@ -23,10 +25,14 @@ class ReportSection:
     tables: list[dict]  # each has "header" and "rows"; all cells are text
     figures: dict[str, tuple[Figure, str]]  # name of the PNG -> figure, caption
     numbers: dict[str, dict | pd.DataFrame] = field(default_factory=dict)  # name of the JSON or TSV -> content
+    scans: Sequence[Path] = ()  # folders of the scans that it shows; text and figures say so if these are simulated
 
     def write(self, output: Path) -> list[str]:
         """Write all files into a folder and return their names."""
+        note = note_on(self.scans)
         for file_name, (figure, _) in self.figures.items():
+            if note:
+                figure.supxlabel(f"{figure.get_supxlabel()} {note}".strip(), fontsize=8)
             save_figure(output / file_name, figure, dpi=110)
         for file_name, content in self.numbers.items():
             if isinstance(content, dict):
@@ -36,5 +42,5 @@ class ReportSection:
                     content.to_csv(file, sep="\t", index=False, float_format="%.4g", na_rep="n/a")
         section = f"{self.name}.section.json"
         captions = [{"file": file_name, "caption": caption} for file_name, (_, caption) in self.figures.items()]
-        write_section(output / section, self.title, self.text, self.tables, captions)
+        write_section(output / section, self.title, self.text, self.tables, captions, self.scans)
         return [*self.figures, *self.numbers, section]

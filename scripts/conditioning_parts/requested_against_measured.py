@@ -173,4 +173,5 @@ def requested_against_measured(cohorts: Mapping[str, Cohort]) -> ReportSection:
         [{"header": HEADER, "rows": table_rows(readings)}],
         {"figure3.png": (figure3(readings), f"{caption} {NOTICE}")},
         {"conditioning.json": {"folder": generated.name, "readings": content, "without": without}},
+        [cohorts[SCANS].folder] if SCANS in cohorts else [],
     )

@@ -215,7 +215,8 @@ def sweep_figures(cohort: Cohort, sweeps: Sequence[Sweep], scans: Cohort | None)
         tables = [slope_table(cohort, beyond), value_table(cohort, beyond), *([known] if known["rows"] else [])]
         caption = f"Blue: within the range. Orange: beyond it. {ORIENTATION} {NOTICE}"
         figures = {"figure4.png": (figure4(cohort, beyond, scans), caption)}
-        sections.append(ReportSection("figure4", "Beyond the range (Figure 4)", text, tables, figures))
+        shown = [scans.folder] if scans else []
+        sections.append(ReportSection("figure4", "Beyond the range (Figure 4)", text, tables, figures, scans=shown))
     if not sections:
         raise ValueError(f"{cohort.folder}: no sweep has two values within the range of the model")
     return sections

@@ -12,11 +12,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from shared.files import refuse_unwritable, write_text
+from shared.simulated import is_simulated
 from sklearn.metrics import roc_auc_score
 
 from reader_studies.slices import DIRECTIONS, KINDS, Volume, common_view, find_volumes, picture, read_windowed
 
-KEY_COLUMNS = ["study", "position", "item", "kind", "direction", "file", "slice", "repeat_of"]
+SIMULATED = "The others, which count as real, are simulated heads and not scans of persons."
+KEY_COLUMNS = ["study", "position", "item", "kind", "direction", "file", "slice", "repeat_of", "simulated"]
 # Smallest cross-section of the head in a slice, as a fraction of the largest one in the same direction (chosen). Smaller slices
 # may show skin or neck alone.
 LEAST_AREA = 0.5
@@ -160,7 +162,8 @@ def make_study(
         # Without its key, all results of a study are worthless.
         raise ValueError(f"{key} is the key of another study, {', '.join(sorted(there))}. Choose another --output")
     _write_key(key, study, shown)
-    _write_page(page, study, shown, np.multiply(view, volumes[0].spacing_mm))
+    note = SIMULATED if any(volume.kind == "real" and is_simulated(volume.path) for volume in volumes) else ""
+    _write_page(page, study, shown, np.multiply(view, volumes[0].spacing_mm), note)
     return page, key
 
 
@@ -169,10 +172,11 @@ def _write_key(path: Path, study: str, shown: Sequence[Item]) -> None:
     for position, item in enumerate(shown, 1):
         again = item.repeat_of.name if item.repeat_of else ""
         rows.append([study, position, item.name, item.volume.kind, item.direction, str(item.volume.path), item.slice, again])
+        rows[-1].append("yes" if item.volume.kind == "real" and is_simulated(item.volume.path) else "no")
     write_text(path, pd.DataFrame(rows, columns=KEY_COLUMNS).to_csv(sep="\t", index=False))
 
 
-def _write_page(path: Path, study: str, shown: Sequence[Item], sides_mm: np.ndarray) -> None:
+def _write_page(path: Path, study: str, shown: Sequence[Item], sides_mm: np.ndarray, note: str) -> None:
     extent = {}
     for name, axis in DIRECTIONS.items():
         width, height = (f"{100 * side:.2f}%" for side in np.delete(sides_mm, axis) / max(sides_mm))
@@ -182,6 +186,7 @@ def _write_page(path: Path, study: str, shown: Sequence[Item], sides_mm: np.ndar
     parts = {
         "{{STYLE}}": (PAGE / "page.css").read_text(encoding="utf-8"),
         "{{SCRIPT}}": (PAGE / "page.js").read_text(encoding="utf-8"),
+        "{{NOTE}}": note,
         "{{STUDY}}": json.dumps({"study": study, "extent": extent, "items": items}),
     }
     for mark, text in parts.items():

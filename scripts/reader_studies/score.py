@@ -29,6 +29,8 @@ def read_key(path: Path) -> pd.DataFrame:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such key. `reader_study.py make` wrote it as key/key.tsv")
     key = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
+    if list(key.columns) == KEY_COLUMNS[:-1]:  # a key that was made before there was the last column
+        key["simulated"] = "no"
     if list(key.columns) != KEY_COLUMNS or key.empty or key["study"].nunique() != 1:
         raise ValueError(f"{path}: not the key of a reader study, expected columns {', '.join(KEY_COLUMNS)}")
     return key.set_index("item")
@@ -149,7 +151,8 @@ def score(key: pd.DataFrame, answers: pd.DataFrame, seed: int = 0) -> dict:
     """
     rng = np.random.default_rng(seed)
     is_computed = answers["reader"].str.endswith(COMPUTED)
-    numbers = {"study": key["study"].iloc[0], "seed": seed} | score_readers(key, answers[~is_computed], rng)
+    numbers = {"study": key["study"].iloc[0], "seed": seed, "simulated": bool((key["simulated"] == "yes").any())}
+    numbers |= score_readers(key, answers[~is_computed], rng)
     numbers["computed"] = {name: score_readers(key, own, rng) for name, own in answers[is_computed].groupby("reader")}
     readers = [*sorted(answers["reader"][~is_computed].unique()), *numbers["computed"]]
     pairs = [pair for pair in itertools.combinations(readers, 2) if pair[1] in numbers["computed"]]

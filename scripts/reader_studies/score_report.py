@@ -11,11 +11,13 @@ import pandas as pd
 from matplotlib.figure import Figure, SubFigure
 from shared.files import save_figure, write_json, write_text
 from shared.sections import write_section
+from shared.simulated import NOTE
 
 from reader_studies.rate import RULES
 from reader_studies.score import COMPUTED, RATINGS, RESAMPLES
 from reader_studies.slices import KINDS
 
+NOTICE = "Some of the images are synthetic. For research, not for clinical use."
 COLOURS = {"real": "#4a90d9", "synthetic": "#e07b39"}  # as in report.py
 
 
@@ -48,6 +50,7 @@ def draw(numbers: dict) -> Figure:
     axes.set(xlim=(0, 100), ylim=(len(guesses) - 0.5, -0.5))
     axes.set_xlabel("right guesses, % with exact 95 % interval (dashed: chance)")
     axes.spines[["top", "right"]].set_visible(False)
+    figure.supxlabel(f"{NOTICE} {NOTE if numbers['simulated'] else ''}".strip(), fontsize=8)
     return figure
 
 
@@ -136,7 +139,8 @@ is too narrow with few volumes, and it has no width if all guesses are right. Tr
 Agreement is quadratically weighted kappa: 0 is chance and 1 is equal ratings. It is undefined where all ratings are the \
 same. The frequency chart follows Figure 4C of Ayaz et al. 2022. Research data about synthetic images; not for clinical use."""
     about_computed = [_explain_computed(computed)] if computed else []
-    return "\n\n".join([_explain_who(numbers, partial), *about_computed, ratings, guesses, agreement])
+    simulated = [NOTE] if numbers["simulated"] else []
+    return "\n\n".join([_explain_who(numbers, partial), *simulated, *about_computed, ratings, guesses, agreement])
 
 
 def _explain_who(numbers: dict, partial: bool) -> str:
@@ -181,9 +185,6 @@ def write_scores(
     write_json(output / "reader_study.json", without_nan)
     save_figure(output / "reader_study.png", draw(numbers), dpi=110)
     whose = ["by people"] * bool(numbers["n_readers"]) + ["by computed readers"] * bool(numbers["computed"])
-    caption = (
-        f"Ratings of real and synthetic slices, and right guesses, {' and '.join(whose)}. "
-        "Synthetic images. For research, not for clinical use."
-    )
+    caption = f"Ratings of real and synthetic slices, and right guesses, {' and '.join(whose)}. {NOTICE}"
     figures = [{"file": "reader_study.png", "caption": caption}]
     write_section(output / "reader_study.section.json", title, explain(numbers, partial), tables(numbers), figures)

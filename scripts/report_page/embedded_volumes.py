@@ -12,6 +12,7 @@ from cohorts.cohort import Cohort
 from cohorts.three_planes import read_canonical, white_level
 from nibabel.processing import resample_to_output
 from scipy.ndimage import gaussian_filter
+from shared.simulated import is_simulated
 
 from report_page.label_names import LabelNames
 
@@ -35,7 +36,8 @@ def viewer_entry(
         map's values, or is None.
     """
     array, affine = _read(cohort.images[volume], spacing_mm, labels=False)
-    mark = "Synthetic, not for clinical use" if synthetic else ""
+    simulated = not synthetic and is_simulated(cohort.images[volume])
+    mark = "Synthetic, not for clinical use" if synthetic else "Simulated, not a scan of a person" if simulated else ""
     corners = nib.affines.apply_affine(affine, [[0, 0, 0], np.array(array.shape) - 1])
     entry = {
         "white": white_level(array),

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cohorts.cohort import Cohort, describe, evenly
-from shared.files import read_json
+from shared.simulated import note_on
 
 from report_page.agreement_table import AGREEMENT_HEADER, agreement_rows, tool_accuracy
 from report_page.embedded_volumes import viewer_entry
@@ -22,11 +22,6 @@ PARTS = Path(__file__).with_name("viewer")
 NET = Path(__file__).parents[1] / "measurement" / "volume_net.pt"  # the network of scripts/measure_volumes.py
 NOTE = "Synthetic images, made by a generative model{}. For research only, not for clinical use."
 FROM_LABELS = " from label maps. Each image has the anatomy of its map"
-NOTE_SIMULATED = (
-    "The scans of this cohort are simulated heads, not scans of persons. Where this page says real, scan or participant, it "
-    "means these heads."
-)
-SIMULATOR = "make_demo_data.py"  # name in GeneratedBy of its data sets
 FIGURE_3 = "conditioning.section.json"  # section of scripts/conditioning.py with more details
 TOOL = ("ventricles_ml", "brain_ml", "icv_ml", "brain_normalised_ml")  # quantities of scripts/measure_volumes.py
 PLANES = (
@@ -84,9 +79,8 @@ def _parts(content: Content) -> Iterator[str]:
     yield _head(with_viewer=bool(content.viewed))
     yield f"<header><h1>Synthetic brain MRI: a generated cohort</h1>{_note(NOTE.format(FROM_LABELS if labelled else ''))}"
     yield _summary(content)
-    description = scans and scans.folder / "dataset_description.json"
-    if description and description.is_file() and SIMULATOR in str(read_json(description).get("GeneratedBy")):
-        yield _note(NOTE_SIMULATED)
+    if note := note_on([scans.folder] if scans else []):
+        yield _note(note)
     links = "".join(f'<li><a href="#{element_id}">{escape(title)}</a></li>' for element_id, title, _ in sections)
     yield f'</header><nav aria-label="On this page"><ul>{links}</ul></nav>\n<main>\n'
     alt = "Generated volumes in rows" + (", with scans next to them" if scans else "")

@@ -9,8 +9,10 @@ from cohorts.cohort import Cohort, evenly, nearest
 from cohorts.three_planes import three_planes
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from shared.simulated import note_on
 
 ROWS_IN_PICTURE = 6
+NOTICE = "Generated volumes are synthetic, not for clinical use."
 INK = "#808080"  # readable on white and on black
 ON_THE_PAGE = dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK)
 LITERAL = {"text.parse_math": False}  # a $ in a name starts no formula
@@ -65,7 +67,7 @@ def overview(cohorts: dict[str, Cohort]) -> bytes:
     grid = pictures.subplots(rows, blocks, squeeze=False)
     for column, (kind, volumes) in enumerate(shown.items()):
         cohort = cohorts[kind]
-        asked, title = ("requested", "generated") if kind == "generated" else ("true", cohort.name)
+        asked, title = ("requested", "generated (synthetic)") if kind == "generated" else ("true", cohort.name)
         grid[0, column].set_title(title if len(title) < 48 else f"{title[:46]}…", fontsize=10)
         for axes, volume in zip(grid[:, column], volumes):
             axes.set_axis_off()
@@ -80,8 +82,8 @@ def overview(cohorts: dict[str, Cohort]) -> bytes:
                     text += f"\n\nmeasured\n{_rounded(cohort, cohort.measured, volume, quantity)}"
             axes.text(-0.02, 0.5, text, transform=axes.transAxes, ha="right", va="center", fontsize=8)
     order = f"Rows by {generated.title(quantity)}. " if quantity else ""
-    note = f"{order}The subject's left is at the picture's right. Synthetic, not for clinical use."
-    pictures.supxlabel(note, fontsize=8)
+    note = note_on([cohorts["cohort"].folder] if "cohort" in shown else [])
+    pictures.supxlabel(f"{order}The subject's left is at the picture's right. {NOTICE} {note}".strip(), fontsize=8)
     if measured:
         axes = plot.subplots()
         axes.set_box_aspect(1)

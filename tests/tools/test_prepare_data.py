@@ -18,6 +18,7 @@ import pytest
 import SimpleITK as sitk
 from conftest import ROOT
 from nilearn.datasets import load_mni152_template
+from shared.simulated import is_simulated
 from tools.test_registration import errors, moved_head
 
 SPACING_MM = 4
@@ -312,6 +313,18 @@ def test_a_missing_simpleitk_is_named_with_the_command_that_installs_it():
 def test_several_workers_give_the_same_as_one(raw, prepared, tmp_path):
     prepare_data.main([str(raw[0]), str(tmp_path / "out"), "--spacing_mm", str(SPACING_MM), "--workers", "2"])
     assert scan_of(tmp_path / "out").get_fdata() == pytest.approx(scan_of(prepared[0]).get_fdata(), abs=0.02)
+
+
+def test_scans_that_are_simulated_stay_so(raw, tmp_path):
+    """Else figures of the prepared data set would call them scans."""
+    for name, simulated in (("people", False), ("heads", True)):
+        source = tmp_path / name / "sub-good" / "anat" / "sub-good_T1w.nii.gz"
+        source.parent.mkdir(parents=True)
+        source.write_bytes(scan_of(raw[0]).read_bytes())
+        (tmp_path / name / "dataset_description.json").write_text(json.dumps({"Simulated": simulated}))
+        out_dir = tmp_path / f"prepared_{name}"
+        assert prepare_data.main([str(tmp_path / name), str(out_dir), "--spacing_mm", "8"]) == 0
+        assert is_simulated(out_dir) is is_simulated(scan_of(out_dir)) is simulated
 
 
 def test_the_bids_validator_accepts_the_prepared_scans(prepared):

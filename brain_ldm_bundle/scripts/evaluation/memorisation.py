@@ -19,6 +19,7 @@ from tqdm import tqdm
 from ..data.bids import find_volumes
 from ..model.training_record import check_baselines
 from ..shared.files import write_json
+from ..shared.simulated import note_on
 from ..shared.tables import write_table
 from ..training.latents import LatentDataset
 from .memorisation_report import KINDS, draw_distances, draw_pairs, write_audit_section
@@ -193,9 +194,11 @@ class Audit:
         write_json(self.output_dir / "memorisation.json", summary)
         samples = rows[rows["kind"] == "sample"].sort_values("margin", kind="stable").head(self.pairs)
         pairs = [self._pair(row, summary) for row in samples.to_dict("records")]
-        draw_pairs(self.output_dir / "memorisation.png", pairs)
-        draw_distances(self.output_dir / "memorisation_distances.png", rows, summary["spaces"])
-        write_audit_section(self.output_dir, summary, len(pairs))
+        scans = [item["image"] for item in self.latents.data]
+        note = note_on(scans)
+        draw_pairs(self.output_dir / "memorisation.png", pairs, note)
+        draw_distances(self.output_dir / "memorisation_distances.png", rows, summary["spaces"], note)
+        write_audit_section(self.output_dir, summary, len(pairs), scans)
 
     def _pair(self, row: Mapping, summary: Mapping) -> dict:
         """Return a generated volume in the view that fits best, and its nearest training scan."""

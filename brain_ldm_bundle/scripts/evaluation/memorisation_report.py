@@ -28,10 +28,11 @@ TEST_HEADER = [
 ]
 
 
-def draw_pairs(path: str | Path, pairs: Sequence[Mapping]) -> None:
+def draw_pairs(path: str | Path, pairs: Sequence[Mapping], note: str = "") -> None:
     """Draw a row for each pair: sample, scan, and sample minus scan, each in three mid-planes.
 
-    A pair has "sample" and "scan" (D, H, W) in 0 to 1, "titles" of the three pictures, and "flagged".
+    A pair has "sample" and "scan" (D, H, W) in 0 to 1, "titles" of the three pictures, and "flagged". `note` is a sentence
+    about the scans.
     """
     from matplotlib.figure import Figure  # training and generation run without matplotlib
 
@@ -45,14 +46,15 @@ def draw_pairs(path: str | Path, pairs: Sequence[Mapping]) -> None:
             place.set_axis_off()
             place.set_title(title, fontsize=8, color="#b00020" if pair["flagged"] else "black")
         figure.colorbar(shown, ax=axes[2], shrink=0.8, label="generated - scan")
-    figure.supxlabel(f"First column: {NOTICE[0].lower()}{NOTICE[1:]} Flagged pairs in red.", fontsize=8)
+    figure.supxlabel(f"First column: {NOTICE[0].lower()}{NOTICE[1:]} Flagged pairs in red. {note}".strip(), fontsize=8)
     save_figure(path, figure, dpi=110)
 
 
-def draw_distances(path: str | Path, rows: pd.DataFrame, spaces: Mapping[str, Mapping]) -> None:
+def draw_distances(path: str | Path, rows: pd.DataFrame, spaces: Mapping[str, Mapping], note: str = "") -> None:
     """Draw histograms of relative distances of held-out scans, generated volumes and controls, one panel for each space.
 
     `rows` has "kind" and "SPACE_relative_distance" of each volume, `spaces` the "threshold" below which a volume is flagged.
+    `note` is a sentence about the scans.
     """
     from matplotlib.figure import Figure
 
@@ -68,11 +70,12 @@ def draw_distances(path: str | Path, rows: pd.DataFrame, spaces: Mapping[str, Ma
         axes.axvline(limit, color="#b00020", linewidth=1, label="flagged to the left of this line")
         axes.set(title=f"{space} space, flagged below {limit:.2f}", ylabel="share (%)")
         axes.set_xlabel("relative distance to the nearest training scan (0: a copy)")
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    place = {"loc": "outside lower center", "ncols": 4, "frameon": False, "fontsize": 8}
+    figure.legend(*axes.get_legend_handles_labels(), title=note or None, title_fontsize=8, **place)
     save_figure(path, figure, dpi=110)
 
 
-def write_audit_section(output_dir: Path, summary: Mapping, pairs: int) -> None:
+def write_audit_section(output_dir: Path, summary: Mapping, pairs: int, scans: Sequence[str]) -> None:
     """Write memorisation.section.json from the content of memorisation.json; the figure shows this many `pairs`."""
     counts, spaces = summary["counts"], summary["spaces"]
     low, high = (100 * end for end in counts["sample"]["share_95"])
@@ -118,4 +121,4 @@ def write_audit_section(output_dir: Path, summary: Mapping, pairs: int) -> None:
         {"file": "memorisation.png", "caption": closest},
         {"file": "memorisation_distances.png", "caption": "Relative distances of all volumes, and the threshold."},
     ]
-    write_section(output_dir / "memorisation.section.json", "Memorisation", text, tables, figures)
+    write_section(output_dir / "memorisation.section.json", "Memorisation", text, tables, figures, scans)

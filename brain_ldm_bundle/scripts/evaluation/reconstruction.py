@@ -163,7 +163,8 @@ def summarise(output_dir: str | Path, split: str, recipe: Mapping) -> dict:
     """
     output_dir, summary = Path(output_dir), {}
     for name in TITLES:
-        scores = pd.read_csv(output_dir / f"{name}.tsv", sep="\t")[["ssim", "psnr_db", "l1"]]
+        scores = pd.read_csv(output_dir / f"{name}.tsv", sep="\t")
+        scans, scores = scores["file"], scores[["ssim", "psnr_db", "l1"]]
         one = len(scores) == 1
         spread = {key: {"mean": float(x.mean()), "std": None if one else float(x.std())} for key, x in scores.items()}
         summary[name] = {"n": len(scores), **spread}
@@ -181,7 +182,7 @@ def summarise(output_dir: str | Path, split: str, recipe: Mapping) -> dict:
         f"loses are also missing in generated volumes. The table gives SSIM (Wang et al. 2004, in three dimensions, "
         f"Gaussian window of 11 voxels, sigma 1.5), PSNR and mean absolute error of the whole volume, intensities 0 to 1."
     )
-    write_section(output_dir / "reconstruction.section.json", "Reconstruction by the autoencoder", text, [table])
+    write_section(output_dir / "reconstruction.section.json", "Reconstruction by the autoencoder", text, [table], scans=scans)
     return summary
 
 

@@ -14,6 +14,7 @@ from ..model.training_record import what_training_knew
 from ..shared.agreement import agreement
 from ..shared.files import save_figure, sha256, write_json
 from ..shared.sections import write_section
+from ..shared.simulated import note_on
 from ..shared.tables import print_table, read_table
 from ..shared.weights import read_recipe
 from .provenance import describe_training
@@ -76,12 +77,13 @@ def report(
     summary["trained_on"] = describe_training(recipe, data["training"], summary["weights_sha256"])
     summary["covariates"] = scores
     write_json(output_dir / "regressor.json", summary)
-    _draw(output_dir / "regressor.png", pairs)
-    _write_section(output_dir, summary, schema, what_training_knew(split, recipe))
+    scans = [item["image"] for item in data[split]]
+    _draw(output_dir / "regressor.png", pairs, f"Scans of the split {split}. {note_on(scans)}".strip())
+    _write_section(output_dir, summary, schema, what_training_knew(split, recipe), scans)
     return summary
 
 
-def _draw(path: Path, pairs: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> None:
+def _draw(path: Path, pairs: Mapping[str, tuple[Sequence[float], Sequence[float]]], note: str) -> None:
     from matplotlib.figure import Figure  # training and generation run without matplotlib
 
     figure = Figure(figsize=(4 * max(len(pairs), 1), 4), layout="constrained")
@@ -89,10 +91,13 @@ def _draw(path: Path, pairs: Mapping[str, tuple[Sequence[float], Sequence[float]
         axes.axline((truth[0], truth[0]), slope=1, color="0.7", linewidth=1)
         axes.plot(truth, predicted, "o", markersize=4, alpha=0.7)
         axes.set(xlabel=label, ylabel="predicted", title=f"n = {len(truth)}")
+    figure.supxlabel(note, fontsize=8)
     save_figure(path, figure)
 
 
-def _write_section(output_dir: Path, summary: Mapping, schema: CovariateSchema, known: str) -> None:
+def _write_section(
+    output_dir: Path, summary: Mapping, schema: CovariateSchema, known: str, scans: Sequence[str | Path]
+) -> None:
     header = ["", "n", "r [95 %]", "slope", "bias", "mean absolute error", "always the training mean"]
     quantities = {"header": header, "rows": []}
     categories = {"header": ["", "n", "right [95 %]", "most frequent of training"], "rows": []}
@@ -114,7 +119,7 @@ def _write_section(output_dir: Path, summary: Mapping, schema: CovariateSchema, 
     write_section(
         output_dir / "regressor.section.json",
         "The regressor's own accuracy",
-        f"A 3-D CNN (after Cole et al. 2017) predicted covariates from real scans of the split {summary['split']}, "
+        f"A 3-D CNN (after Cole et al. 2017) predicted covariates from scans of the split {summary['split']}, "
         f"{known}. The tables compare the predictions with the true covariates. It was trained on {summary['trained_on']}. Its "
         "predictions from generated volumes can be no more accurate than from new scans.\n\n"
         "r is Pearson's correlation, with an interval by Fisher's z. The slope is of predicted on true values; it is below 1 "
@@ -123,4 +128,5 @@ def _write_section(output_dir: Path, summary: Mapping, schema: CovariateSchema, 
         "requested and predicted age in generated volumes of UK Biobank.",
         tables,
         [figure] if quantities["rows"] else [],
+        scans,
     )

@@ -197,8 +197,8 @@ class SampleEvaluation:
         tables = [table_1(result["sets"]), further_distances(result["sets"]), origins(result["samples"])]
         for table in tables:
             print_table(table)
-        title = "Quality of the generated volumes (Table 1)"
-        write_section(folder / "samples.section.json", title, text(result, space), tables)
+        title, scans = "Quality of the generated volumes (Table 1)", [item["image"] for item in sets[FLOOR].items]
+        write_section(folder / "samples.section.json", title, text(result, space), tables, scans=scans)
 
 
 def _compare(

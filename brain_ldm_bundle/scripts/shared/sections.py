@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from .files import write_json
+from .simulated import note_on
 
 
 def write_section(
-    path: str | Path, title: str, text: str, tables: Sequence[Mapping] = (), figures: Sequence[Mapping] = ()
+    path: str | Path,
+    title: str,
+    text: str,
+    tables: Sequence[Mapping] = (),
+    figures: Sequence[Mapping] = (),
+    scans: Iterable[str | Path] = (),
 ) -> None:
     """Write `NAME.section.json` into the folder of an evaluation. `scripts/report.py` of the project shows all sections.
 
@@ -19,6 +25,7 @@ def write_section(
         text: plain text that describes the data, the scores and the trivial answer. A blank line starts a paragraph.
         tables: tables as {"header": cells, "rows": lists of cells}; cells are text, and the header states the units.
         figures: figures as {"file": name of a PNG in the same folder, "caption": text}.
+        scans: files or folders of the scans that the text calls so. If they are simulated, the text ends with this fact.
     """
     path = Path(path)
     assert path.name.endswith(".section.json"), path
@@ -26,6 +33,7 @@ def write_section(
         assert {len(row) for row in table["rows"]} <= {len(table["header"])}, table
     for figure in figures:
         assert (path.parent / figure["file"]).is_file(), figure
+    text = "\n\n".join(filter(None, [text, note_on(scans)]))
     write_json(path, {"title": title, "text": text, "tables": list(tables), "figures": list(figures)})
 
 

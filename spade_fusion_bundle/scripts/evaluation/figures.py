@@ -16,6 +16,7 @@ from ignite.engine import Engine, Events
 
 from ..data.planes import AXES, PLANES
 from ..shared.files import save_figure
+from ..shared.simulated import is_simulated
 from .synthesis_scores import METHODS
 
 if TYPE_CHECKING:  # training and inference run without matplotlib, so the functions import it
@@ -41,6 +42,11 @@ LEGEND_COLUMNS = 5
 MARGIN_MM = 10.0  # length of a profile outside of the brain, at each end
 
 
+def scan_of(place: str | Path) -> str:
+    """Return what figures call a scan or the scans of a folder, "scan" or "simulated scan"."""
+    return "simulated scan" if is_simulated(place) else "scan"
+
+
 def brain_centre(mask: np.ndarray) -> tuple[int, int, int]:
     """Return the voxel at the centre of mass of a mask, which must not be empty."""
     if not mask.any():
@@ -55,9 +61,17 @@ def radiological(volume: np.ndarray, plane: str, index: int) -> np.ndarray:
 
 
 def draw_profiles(
-    path: str | Path, volumes: Mapping[str, np.ndarray], mask: np.ndarray, spacing_mm: Sequence[float], title: str
+    path: str | Path,
+    volumes: Mapping[str, np.ndarray],
+    mask: np.ndarray,
+    spacing_mm: Sequence[float],
+    title: str,
+    scan: str = "scan",
 ) -> None:
-    """Draw intensity profiles of the volumes named in LINES from left to right, back to front and bottom to top."""
+    """Draw intensity profiles of the volumes named in LINES from left to right, back to front and bottom to top.
+
+    `scan` is what the figure calls the volume "scan".
+    """
     from matplotlib.figure import Figure
 
     centre = brain_centre(mask)
@@ -68,14 +82,14 @@ def draw_profiles(
         axes.fill_between(position_mm, 0, 1, where=mask[line], step="mid", color="0.92", linewidth=0, label="brain")
         for name, style in LINES.items():
             if name in volumes:
-                axes.plot(position_mm, volumes[name][line], label=name, **style)
+                axes.plot(position_mm, volumes[name][line], label=scan if name == "scan" else name, **style)
         brain_mm = position_mm[mask.any(tuple(other for other in range(3) if other != axis))]
         axes.set(xlim=(brain_mm[0] - MARGIN_MM, brain_mm[-1] + MARGIN_MM), ylim=(0, 1), ylabel="intensity (0 to 1)")
         axes.set_xlabel(f"{ends[0]} to {ends[1]}, mm from the brain's centre of mass")
         axes.grid(color="0.85", linewidth=0.5)
     handles, names = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside upper center", ncols=len(names), frameon=False)
-    figure.supxlabel(f"{title}. All but the scan: {NOTICE.lower()}", fontsize=9)
+    figure.supxlabel(f"{title}. {NOTICE}: all but the {scan}", fontsize=9)
     _save(path, figure)
 
 
@@ -86,13 +100,18 @@ def draw_planes(
     mask: np.ndarray,
     spacing_mm: Sequence[float],
     title: str,
+    scan: str = "scan",
 ) -> None:
-    """Draw three planes (rows) of the classes and of the volumes named in COLUMNS, cropped to the classes."""
+    """Draw three planes (rows) of the classes and of the volumes named in COLUMNS, cropped to the classes.
+
+    `scan` is what the figure calls the volume "scan".
+    """
     from matplotlib.colors import ListedColormap
 
     box = tuple(slice(positions.min(), positions.max() + 1) for positions in np.nonzero(classes))
     centre = [voxel - side.start for voxel, side in zip(brain_centre(mask), box)]
-    columns = {"labels": classes[box]} | {name: volumes[name][box] for name in COLUMNS if name in volumes}
+    columns = {"labels": classes[box]}
+    columns |= {scan if name == "scan" else name: volumes[name][box] for name in COLUMNS if name in volumes}
     colours = ListedColormap(_class_colours(int(classes.max()) + 1))
     styles = {"labels": {"cmap": colours, "vmin": -0.5, "vmax": int(classes.max()) + 0.5}}
     figure, grid = _picture_grid(columns, styles, PLANES, centre, spacing_mm, 0.75)
@@ -102,7 +121,7 @@ def draw_planes(
             first.text(place, 0.5, letter, transform=first.transAxes, **look)
     figure.suptitle(title, fontsize=12)
     figure.supxlabel(
-        f"{NOTICE} (all but labels and scan). Radiological convention: the subject's right (R) is on the left; "
+        f"{NOTICE}: all but labels and {scan}. Radiological convention: the subject's right (R) is on the left; "
         f"in sagittal planes the front (A) is on the left",
         fontsize=9,
     )
@@ -117,8 +136,12 @@ def draw_segmentations(
     names: Sequence[str],
     spacing_mm: Sequence[float],
     title: str,
+    name: str = "scan",
 ) -> None:
-    """Draw an axial and a coronal plane (rows) of a scan and its segmentations (heading to classes), with a legend."""
+    """Draw an axial and a coronal plane (rows) of a scan and its segmentations (heading to classes), with a legend.
+
+    `name` is what the figure calls the scan.
+    """
     from matplotlib import colormaps
     from matplotlib.colors import ListedColormap
     from matplotlib.patches import Patch
@@ -131,10 +154,10 @@ def draw_segmentations(
         colours[1:, :3] = colormaps["tab20"].colors[: len(names) - 1]
     style = {"cmap": ListedColormap(colours), "vmin": -0.5, "vmax": len(names) - 0.5}
     legend_inches = 0.85 + 0.16 * -(-len(seen) // LEGEND_COLUMNS)
-    columns, styles = {"scan": scan} | dict(segmentations), dict.fromkeys(segmentations, style)
+    columns, styles = {name: scan} | dict(segmentations), dict.fromkeys(segmentations, style)
     figure, _ = _picture_grid(columns, styles, planes, centre, spacing_mm, legend_inches)
     figure.suptitle(title, fontsize=11)
-    note = "A scan of the data set and its segmentations; research, not for clinical use. The subject's right is on the left"
+    note = f"A {name} and its segmentations; research, not for clinical use. The subject's right is on the left"
     patches = [Patch(color=colours[number], label=names[number]) for number in seen]
     look = {"ncols": LEGEND_COLUMNS, "frameon": False, "fontsize": 7.5, "title": note, "title_fontsize": 9}
     figure.legend(handles=patches, loc="outside lower center", **look)
@@ -200,7 +223,7 @@ class FiguresOfFirst:
         classes = classes[0].astype(int)
         volumes = {"scan": real[0]} | dict(zip(METHODS, predictions))
         mask = np.isin(classes, self.brain)
-        title = engine.state.batch["participant_id"][0]
+        title, scan = engine.state.batch["participant_id"][0], scan_of(engine.state.batch["scan_file"][0])
         folder, spacing_mm = Path(self.output_dir), (self.spacing_mm,) * 3
-        draw_planes(folder / "planes.png", classes, volumes, mask, spacing_mm, title)
-        draw_profiles(folder / "profiles.png", volumes, mask, spacing_mm, title)
+        draw_planes(folder / "planes.png", classes, volumes, mask, spacing_mm, title, scan)
+        draw_profiles(folder / "profiles.png", volumes, mask, spacing_mm, title, scan)

@@ -103,10 +103,12 @@ def comparison_cells(difference: Mapping, digits: int) -> list[str]:
     return [interval_text(difference, digits), wins, p_text(difference["p"]), p_text(difference["p_holm"])]
 
 
-def report(path: Path, title: str, text: str, tables: Sequence[Mapping], captions: Mapping[str, str]) -> None:
+def report(
+    path: Path, title: str, text: str, tables: Sequence[Mapping], captions: Mapping[str, str], dataset_dir: str | Path
+) -> None:
     """Print text and tables, and write them as a section of the report page, with the figures that exist."""
     figures = [{"file": name, "caption": caption} for name, caption in captions.items() if (path.parent / name).is_file()]
-    write_section(path, title, text, tables, figures)
+    write_section(path, title, text, tables, figures, [dataset_dir])
     print(f"{text}\n")
     for table in tables:
         print_table(table)

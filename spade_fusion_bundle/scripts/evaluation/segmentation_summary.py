@@ -10,7 +10,7 @@ import numpy as np
 from ..shared.files import write_json
 from ..shared.tables import write_table
 from . import score_statistics as statistics
-from .figures import draw_segmentations
+from .figures import draw_segmentations, scan_of
 from .segmentation import DiceScores
 
 COLUMNS = ("arm", "participant_id", "file", "structure", "brain", "voxels", "dice")
@@ -71,14 +71,16 @@ def write(
     lines = [[_cell(row[name]) for name in COLUMNS] for one in scores for row in one.rows]
     write_table(output_dir / "segmentation.tsv", [COLUMNS, *lines])
     write_json(output_dir / "segmentation.json", summary)
+    scan = scan_of(dataset_dir)
     draw_segmentations(
         output_dir / "segmentation.png",
         first["image"],
-        {"own label map": first["label"]} | {_heading(one.arm): one.first["pred"] for one in scores},
+        {"own label map": first["label"]} | {_heading(one.arm, scan != "scan"): one.first["pred"] for one in scores},
         np.isin(first["label"], table.brain),
         table.names,
         np.broadcast_to(spacing_mm, 3),
         items["test"][0]["participant_id"],
+        scan,
     )
     caption = "The first test scan, its own label map, and the segmentations by the networks and by the trivial answer."
     statistics.report(
@@ -87,12 +89,13 @@ def write(
         _text(summary),
         _tables(summary),
         {"segmentation.png": caption},
+        dataset_dir,
     )
     return summary
 
 
-def _heading(arm: str) -> str:
-    return arm if arm in TRIVIAL else f"trained on: {arm}"
+def _heading(arm: str, simulated: bool = False) -> str:
+    return arm if arm in TRIVIAL else f"trained on: {'simulated scans' if simulated and arm == 'real' else arm}"
 
 
 def _cell(value: object) -> str:

@@ -58,7 +58,7 @@ def summarise(output_dir: str | Path, split: str, dataset_dir: str | Path) -> di
     note = statistics.note_on_few_scans(n, len(OTHERS))
     text = f"{n} scan{'s' * (n > 1)}: {summary['data']}. {note}\n\n{summary['definition']}"
     title = "SPADE fusion: how close to the scans (Figures 4A and 4B)"
-    statistics.report(output_dir / "synthesis.section.json", title, text, _tables(summary), FIGURES)
+    statistics.report(output_dir / "synthesis.section.json", title, text, _tables(summary), FIGURES, dataset_dir)
     return summary
 
 

@@ -101,9 +101,10 @@ def test_the_first_scan_alone_is_drawn(tmp_path, drawn):
     output = {"image": classes, "label": classes / 2, "pred": (classes / 3).expand(1, len(METHODS), *SHAPE)}
     engine = Engine(lambda engine, batch: batch)
     figures.FiguresOfFirst(tmp_path, brain=(2,), spacing_mm=2.0).attach(engine)
-    engine.run([output | {"participant_id": [name]} for name in ("sub-7", "sub-8")])
+    engine.run([output | {"participant_id": [name], "scan_file": [f"{name}_T1w.nii"]} for name in ("sub-7", "sub-8")])
     assert len(drawn) == 2 and sorted(path.name for path in tmp_path.iterdir()) == ["planes.png", "profiles.png"]
     assert drawn[0].get_suptitle() == "sub-7"
+    assert "all but labels and scan" in drawn[0].get_supxlabel() and "all but the scan" in drawn[1].get_supxlabel()
     for path in tmp_path.iterdir():
         assert Image.open(path).text["Comment"] == "Synthetic, not for clinical use"
 
