@@ -109,6 +109,12 @@ def test_an_autoencoder_of_one_level_has_no_last_stage():
     assert torch.equal(rewrite(copy.deepcopy(network)).decode(LATENT), network.decode(LATENT))
 
 
+def test_the_decoder_has_the_same_gradients():
+    network, latent = autoencoder(), LATENT[:1, :, :3, :4].requires_grad_()
+    gradients = [torch.autograd.grad(one.decode(latent).sum(), latent)[0] for one in (network, rewrite(copy.deepcopy(network)))]
+    assert relative_error(gradients[1], gradients[0]) < 1e-5
+
+
 @torch.inference_mode()
 def test_two_tokens_go_through_the_attention():
     transformer = next(module for module in u_net().modules() if type(module) is DiffusionUNetTransformerBlock)
