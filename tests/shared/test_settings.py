@@ -40,7 +40,7 @@ nan, inf = math.nan, math.inf
         ("1, 2, 4 or 8", [1, 4.0, 8], [3, "4", 0, True, nan, 1.5]),
         ("ddim, dpm++ or ddpm", ["ddim", "dpm++"], ["DDIM", "dpmmm", "", None, 1, ["ddim"], True]),
         ("auto, cpu, cuda, cuda:N or mps", ["cpu", "cuda:1", "cuda"], ["gpu", "cuda:", "cuda:x", 0, None, "CPU"]),
-        ("text or None", ["dcbb9e9d", None], [12, "", 1.5]),
+        ("text or None", ["dcbb9e9d", None], [12, "", " ", 1.5]),
         ("values by name", [{}, {"age": 7}], [None, "age", ["age"]]),
         ("file or None", ["a b/ü.nii", Path("x"), None], [20241130, ("a", "b"), "", " ", True, "tests", "a\0b"]),
         ("file, its content or None", [{"training": []}, "x.json", None], [["x.json"], 5]),

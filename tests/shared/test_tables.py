@@ -139,3 +139,11 @@ def test_a_written_cell_comes_back_whatever_it_holds(path):
 def test_whole_numbers_are_printed(capsys):
     print_table({"header": ["a", 2020], "rows": [[1, 2.5], [None, "x"]]})
     assert capsys.readouterr().out == "a     2020\n1     2.5\nNone  x\n\n"
+
+
+def test_a_control_character_is_refused_with_its_row(tmp_path):
+    """A terminal would obey it when a message prints the cell."""
+    path = tmp_path / "t.tsv"
+    path.write_text("participant_id\tage\nsub-1\t50\nsub-2\t5\x1b[2J\n")
+    with pytest.raises(ValueError, match=r"t.tsv row 3: holds the control character '\\x1b'\. Remove it"):
+        read_table(path)

@@ -15,6 +15,7 @@ from .problems import refuse
 
 SEPARATORS = "\t,;"  # the first of these in the header separates the cells; without any, blanks do
 MISSING = {"", "n/a", "#n/a", "na", "<na>", "nan", "none", "null"}  # words for a missing value, in lower case
+CONTROL = re.compile(r"[\x01-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029]")  # all but tab and the ends of lines
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 UTF_16_AND_32 = {  # UTF-32 comes first, because its mark begins with UTF-16's
     codecs.BOM_UTF32_LE: "utf-32",
@@ -142,6 +143,9 @@ def _text(path: Path) -> str:
             raise ValueError("null characters")
     except ValueError as error:
         raise ValueError(f"{path}: not encoded in UTF-8 ({error}). Save it as text in UTF-8") from None
+    if odd := CONTROL.search(text):
+        row = text.count("\n", 0, odd.start()) + 1
+        raise ValueError(f"{path} row {row}: holds the control character {odd[0]!r}. Remove it")
     return text
 
 

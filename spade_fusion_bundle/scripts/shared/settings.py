@@ -78,7 +78,7 @@ def fault(rule: str, value: Any) -> str | None:
     elif rule == "values by name":
         allowed = isinstance(value, Mapping)
     elif rule == "text":
-        allowed = isinstance(value, str) and bool(value)
+        allowed = isinstance(value, str) and bool(value.strip())
     elif rule.startswith("value of"):  # whoever reads the value knows what is allowed
         allowed = True
     else:
