@@ -55,7 +55,7 @@ def files_of(bundle: Path, weights: Path | None = None) -> dict[str, Path]:
     files = {}
     for folder, patterns in CONTENT.items():
         for path in (bundle / folder).glob("*" if folder == "." else "**/*"):
-            if not path.is_file() or "__pycache__" in path.parts:
+            if not path.is_file() or "__pycache__" in path.parts or path.name.startswith("."):
                 continue
             if not any(path.match(pattern) for pattern in patterns):
                 raise ValueError(f"{path}: does not belong in a bundle ({folder}: {', '.join(patterns)}). Move or delete it")

@@ -32,6 +32,15 @@ def path(tmp_path):
     return tmp_path / "new folder" / "image.nii.gz"
 
 
+def test_a_link_to_a_missing_file_is_named_with_its_target(path):
+    path.parent.mkdir()
+    path.symlink_to("../.git/annex/objects/scan.nii.gz")
+    for read in (open_image, read_whole):
+        with pytest.raises(ValueError, match=r"is a link to \.\./\.git/annex/objects/scan.nii.gz, which does not exist"):
+            read(path)
+    assert check_files([[str(path)]], lambda path: [])[0][0].startswith(f"{path}: is a link to ../.git/annex")
+
+
 def test_an_image_comes_back_as_it_was_written_and_equal_images_are_equal_files(path):
     write_nifti(path, image())
     np.testing.assert_array_equal(read_whole(path).dataobj, VALUES)

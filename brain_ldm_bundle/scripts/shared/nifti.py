@@ -130,6 +130,8 @@ def named(path: str | Path) -> Iterator[None]:
 
 def _open(path: str | Path, remedy: str, oriented: bool) -> nib.spatialimages.SpatialImage:
     path, kinds = Path(path), (nib.Nifti1Image, nib.Nifti2Image, nib.MGHImage)
+    if fault := _broken_link(path):
+        raise ValueError(fault)
     with _unreadable():
         if path.stat().st_size == 0:
             raise ValueError("it is empty")
@@ -153,6 +155,13 @@ def _open(path: str | Path, remedy: str, oriented: bool) -> nib.spatialimages.Sp
             raise ValueError(f"has no directions of its axes (goodRASFlag), so left and right are unknown. {remedy}")
         refuse_flat(image.affine, remedy)
     return image
+
+
+def _broken_link(path: str | Path) -> str:
+    """Describe a link to a missing file, such as one that git-annex has not fetched. Return "" for any other path."""
+    if not os.path.islink(path) or os.path.exists(path):
+        return ""
+    return f"is a link to {os.readlink(path)}, which does not exist. Fetch that file, or remove the link"
 
 
 @contextmanager
@@ -235,7 +244,7 @@ def check_files(
             try:
                 stat = os.stat(path)
             except OSError as error:
-                return [f"{path}: {error.strerror}"], None
+                return [f"{path}: {_broken_link(path) or error.strerror}"], None
             state += [os.path.abspath(path), stat.st_size, stat.st_mtime_ns]
         key = os.path.abspath(paths[0])
         if known.get(key, [None])[0] != state:

@@ -90,7 +90,7 @@ def find_lookups(path: str | Path) -> list[Path]:
     path = Path(os.path.abspath(path))  # not resolved, because the name of a link counts, not its target's
     entities = set(re.sub(r"\.(nii|nii\.gz|mgz|mgh)$", "", path.name).split("_"))
     for folder in path.parents:
-        names = {table: set(table.stem.split("_")) for table in sorted(folder.glob("*dseg.tsv"))}
+        names = {table: set(table.stem.split("_")) for table in sorted(folder.glob("*dseg.tsv")) if table.name[0] != "."}
         fitting = {table: len(own) for table, own in names.items() if "dseg" in own and own - {"dseg"} <= entities}
         if fitting:
             return [table for table, count in fitting.items() if count == max(fitting.values())]
