@@ -16,7 +16,7 @@ from pathlib import Path
 
 import nibabel as nib
 import torch
-from cohorts.row_matching import read_by_participant
+from cohorts.row_matching import typed
 from measurement.accuracy import accuracy_row, describe_accuracy, format_table
 from measurement.output_table import VOLUMES, complete_row, identity_of, write_table
 from measurement.volume_net import WEIGHTS, load_network, read_on_grid, volumes_ml
@@ -24,6 +24,8 @@ from shared import refusals
 from shared.files import refuse_unwritable
 from shared.image_files import find_t1w
 from shared.nifti import open_image
+from shared.participants import Row, find_row, read_participants, refuse_given_once
+from shared.problems import refuse
 from tqdm import tqdm
 
 TOOL = "measure_volumes.py"
@@ -66,16 +68,21 @@ def find_images(paths: Iterable[Path]) -> list[Path]:
 
 def accuracy(cohort: Path, weights: Path = WEIGHTS) -> list[dict]:
     """Return how well measured volumes agree with a BIDS cohort's participants.tsv, one row of `accuracy_row` per quantity."""
-    table = read_by_participant(cohort / "participants.tsv")
-    if missing := set(VOLUMES) - set(table.columns):
+    header, rows, problems = read_participants(cohort / "participants.tsv", VOLUMES)
+    if missing := set(VOLUMES) - set(header):
         raise ValueError(f"{cohort / 'participants.tsv'}: no column {sorted(missing)}")
+    refuse(problems)
     images = find_images([cohort])
     measured = [row for row in tqdm(measure(images, weights), total=len(images), unit="scan") if not row["error"]]
-    participants = [row["participant_id"] for row in measured]
-    if unknown := set(participants) - set(table.index):
-        raise ValueError(f"{cohort / 'participants.tsv'}: no row for {sorted(unknown)}")
+    used: dict[str, dict[str | None, Row]] = {}
+    for row in measured:
+        found = find_row(rows, row["participant_id"], row["session_id"])
+        used.setdefault(row["participant_id"], {})[row["session_id"]] = found
+    for participant, sessions in used.items():
+        refuse_given_once(participant, sessions, VOLUMES)
+    own = [used[row["participant_id"]][row["session_id"]] for row in measured]
+    true = typed([row["participant_id"] for row in measured], VOLUMES, [row.cells for row in own], [row.where for row in own])
     spacing_mm = float(nib.affines.voxel_sizes(open_image(images[0]).affine).max())
-    true = table.loc[participants]
     return [accuracy_row(cohort.name, spacing_mm, name, true[name], [row[name] for row in measured]) for name in VOLUMES]
 
 

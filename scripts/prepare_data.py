@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
@@ -22,6 +23,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pandas as pd
+from cohorts.row_matching import QUANTITIES
 
 try:
     import SimpleITK as sitk
@@ -33,8 +35,9 @@ from shared import mni_box, refusals
 from shared.files import atomic, read_json, refuse_unwritable, sha256, write_json, write_text
 from shared.image_files import find_files
 from shared.nifti import open_image, read_grey_values, refuse_not_3d, write_nifti
+from shared.participants import find_row, read_participants, refuse_given_once, session_of
+from shared.problems import refuse
 from shared.simulated import is_simulated
-from shared.tables import read_table
 
 INTENSITY_PERCENTILE = 99.8
 COARSEST_SPACING_MM = 3.0
@@ -171,14 +174,12 @@ def outputs(out_dir: Path, subject: str) -> tuple[Path, Path]:
 def find_scans(inputs: list[Path], pattern: str) -> tuple[dict[str, Path], dict[str, str], pd.DataFrame]:
     """Return the scan of each subject, the reasons why other subjects fail, and the table of participants as text."""
     scans: dict[str, list[Path]] = {}
-    table = None
+    table, failures = None, {}
     if len(inputs) == 1 and inputs[0].is_dir():
         for path in find_files(inputs[0], pattern):
             scans.setdefault(path.relative_to(inputs[0]).parts[0], []).append(path)
         if (inputs[0] / "participants.tsv").is_file():
-            table = pd.DataFrame(read_table(inputs[0] / "participants.tsv"))
-            if "participant_id" not in table or table["participant_id"].duplicated().any():
-                raise ValueError(f"{inputs[0] / 'participants.tsv'}: expected a column participant_id without repetitions")
+            table, failures = _participants(inputs[0], scans)
     else:
         for path in inputs:
             if path.is_dir():
@@ -192,7 +193,7 @@ def find_scans(inputs: list[Path], pattern: str) -> tuple[dict[str, Path], dict[
     if table is None:
         table = pd.DataFrame({"participant_id": sorted(scans)})
     listed = set(table["participant_id"])
-    failures = {subject: "no row in participants.tsv" for subject in scans.keys() - listed}
+    failures |= {subject: "no row in participants.tsv" for subject in scans.keys() - listed}
     failures |= {subject: f"no file matches {pattern}" for subject in listed - scans.keys()}
     for subject, paths in scans.items():
         if len(paths) > 1:
@@ -201,6 +202,25 @@ def find_scans(inputs: list[Path], pattern: str) -> tuple[dict[str, Path], dict[
         elif not paths[0].is_file():
             failures[subject] = f"{paths[0]} is missing"
     return {subject: paths[0] for subject, paths in scans.items() if subject not in failures}, failures, table
+
+
+def _participants(folder: Path, scans: Mapping[str, Sequence[Path]]) -> tuple[pd.DataFrame, dict[str, str]]:
+    """Read the table of participants with the values of the scans' sessions, and why the values of some are not known."""
+    header, rows, problems = read_participants(folder / "participants.tsv", None)
+    refuse(problems)
+    failures, cells = {}, []
+    for subject, sessions in rows.items():
+        row = next(iter(sessions.values()))
+        try:
+            if len(paths := scans.get(subject, ())) == 1 and (session := session_of(paths[0].relative_to(folder))):
+                row = find_row(rows, subject, session)
+                all_sessions = dict.fromkeys([session, *(path.name for path in (folder / subject).glob("ses-*"))], row)
+                refuse_given_once(subject, all_sessions, QUANTITIES)
+        except ValueError as error:
+            failures[subject] = str(error)
+        cells.append({**row.cells, "participant_id": subject})
+    columns = [name for name in header if name != "session_id"]
+    return pd.DataFrame(cells, columns=columns).fillna(""), failures
 
 
 def reason_to_prepare(scan_path: Path, subject: str, out_dir: Path, settings: dict) -> str:

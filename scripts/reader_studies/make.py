@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from shared.files import refuse_unwritable, write_text
 from shared.simulated import is_simulated
+from shared.tables import read_table
 from sklearn.metrics import roc_auc_score
 
 from reader_studies.slices import DIRECTIONS, KINDS, Volume, common_view, find_volumes, picture, read_windowed
@@ -158,7 +159,7 @@ def make_study(
         item.name = hashlib.sha256(f"item {position}".encode() + secret).hexdigest()[:8]
     # The id also depends on the pictures, because other pictures make another study.
     study = hashlib.sha256(secret + b"".join(item.png for item in shown)).hexdigest()[:10]
-    if key.is_file() and (there := set(pd.read_csv(key, sep="\t", dtype=str)["study"])) != {study}:
+    if key.is_file() and (there := {row.get("study", "") for row in read_table(key)}) != {study}:
         # Without its key, all results of a study are worthless.
         raise ValueError(f"{key} is the key of another study, {', '.join(sorted(there))}. Choose another --output")
     _write_key(key, study, shown)

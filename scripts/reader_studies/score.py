@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -12,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from scipy import stats
+from shared.problems import refuse
+from shared.tables import NUMBER, read_numbered
 from sklearn import config_context
 from sklearn.metrics import cohen_kappa_score
 
@@ -28,10 +29,11 @@ def read_key(path: Path) -> pd.DataFrame:
     """Read the key that `make` wrote, with one row per item."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such key. `reader_study.py make` wrote it as key/key.tsv")
-    key = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
-    if list(key.columns) == KEY_COLUMNS[:-1]:  # a key that was made before there was the last column
+    header, rows, problems = read_numbered(path, KEY_COLUMNS, empty=True)
+    key = pd.DataFrame(list(rows.values()), columns=header)
+    if header == KEY_COLUMNS[:-1]:  # a key that was made before there was the last column
         key["simulated"] = "no"
-    if list(key.columns) != KEY_COLUMNS or key.empty or key["study"].nunique() != 1:
+    if list(key.columns) != KEY_COLUMNS or problems or key["study"].nunique() != 1:
         raise ValueError(f"{path}: not the key of a reader study, expected columns {', '.join(KEY_COLUMNS)}")
     return key.set_index("item")
 
@@ -51,11 +53,13 @@ def read_results(path: Path, key: pd.DataFrame, partial: bool = False) -> pd.Dat
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such results")
     # The page does not quote, so a quotation mark belongs to the name.
-    table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False, encoding="utf-8-sig", quoting=csv.QUOTE_NONE)
-    if list(table.columns) != COLUMNS:
-        raise ValueError(f"{path}: expected columns {', '.join(COLUMNS)}, got {', '.join(table.columns)}")
+    header, rows, problems = read_numbered(path, COLUMNS, quotes=False, empty=True)
+    if header != COLUMNS:
+        raise ValueError(f"{path}: expected columns {', '.join(COLUMNS)}, got {', '.join(header)}")
+    refuse(problems)
+    table = pd.DataFrame(list(rows.values()), columns=COLUMNS)
     study, row_of = key["study"].iloc[0], {}
-    for number, row in enumerate(table.itertuples(index=False), 2):
+    for number, row in zip(rows, table.itertuples(index=False)):
         problem = None
         if row.study != study:
             problem = f"results of the study {row.study!r}, but the key is of {study!r}"
@@ -69,6 +73,8 @@ def read_results(path: Path, key: pd.DataFrame, partial: bool = False) -> pd.Dat
             problem = f"the rating of item {row.item} must be 1 (very good) to 5 (very poor), got {row.rating!r}"
         elif row.guess not in ("n/a", *KINDS):
             problem = f"the guess on item {row.item} must be real or synthetic, got {row.guess!r}"
+        elif row.seconds != "n/a" and not NUMBER.fullmatch(row.seconds):
+            problem = f"the seconds of item {row.item} must be a number or n/a, got {row.seconds!r}"
         if problem:
             raise ValueError(f"{path} row {number}: {problem}")
         row_of[row.item] = number

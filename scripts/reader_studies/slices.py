@@ -14,8 +14,8 @@ from shared.files import sha256
 from shared.head_mask import head_mask
 from shared.image_files import find_t1w
 from shared.nifti import grey_values, named, read_volume
-from shared.problems import of_each
-from shared.tables import read_table
+from shared.participants import read_participants
+from shared.problems import of_each, refuse
 
 DIRECTIONS = {"sagittal": 0, "coronal": 1, "axial": 2}  # axis of a volume in RAS order
 KINDS = ("real", "synthetic")
@@ -63,7 +63,9 @@ def read_splits(folder: Path) -> dict[str, str]:
     table = folder / "participants.tsv"
     if not table.is_file():
         return {}
-    return {row["participant_id"]: row["split"] for row in read_table(table) if {"participant_id", "split"} <= row.keys()}
+    header, rows, problems = read_participants(table, ["split"])
+    refuse(problems)
+    return {name: next(iter(sessions.values())).cells["split"] for name, sessions in rows.items() if "split" in header}
 
 
 def _of_split(paths: Sequence[Path], folder: Path, split: str) -> list[Path]:

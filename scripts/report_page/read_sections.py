@@ -37,14 +37,25 @@ def _read(path: Path) -> dict:
     if not isinstance(section.get("title"), str) or not isinstance(section.get("text"), str):
         raise ValueError(f"{path}: a section needs a title and a text")
     try:
-        for table in section["tables"]:
-            cells = len(table["header"])
-            if bad := [row for row in table["rows"] if len(row) != cells]:
-                raise ValueError(f"{path}: the row {bad[0]} has {len(bad[0])} cells, its header {cells}")
-        section["figures"] = [figure | {"path": _figure(path, figure["file"])} for figure in section["figures"]]
+        section["tables"] = [_table(path, table["header"], table["rows"]) for table in section["tables"]]
+        section["figures"] = [
+            figure | {"path": _figure(path, figure["file"]), "caption": str(figure.get("caption", ""))}
+            for figure in section["figures"]
+        ]
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path}: a table needs header and rows, and a figure needs a file ({error!r})") from None
     return section
+
+
+def _table(path: Path, header: list, rows: list[list]) -> dict[str, list]:
+    """Return a table whose cells are text. Numbers become text, and null becomes n/a."""
+    for row in (header, *rows):
+        if not isinstance(row, list) or any(isinstance(cell, (list, dict)) for cell in row):
+            raise ValueError(f"{path}: the row {row} of a table must be a list of texts and numbers")
+        if len(row) != len(header):
+            raise ValueError(f"{path}: the row {row} has {len(row)} cells, its header {len(header)}")
+    header, *rows = [["n/a" if cell is None else str(cell) for cell in row] for row in (header, *rows)]
+    return {"header": header, "rows": rows}
 
 
 def _figure(path: Path, name: str) -> Path:

@@ -153,6 +153,28 @@ def test_failed_subject_is_reported_with_its_reason_and_leaves_nothing(prepared,
     assert not (out_dir / subject).exists()
 
 
+@pytest.mark.parametrize(
+    ("sessions", "age", "failure"),
+    [
+        ("session_id\tage\nses-1\t60\nses-2\t65\n", "65", None),
+        (None, "60", "sub-1 has 2 sessions .*but age only once"),
+        ("session_id\tage\nses-1\t60\n", "60", "no row for sub-1 ses-2"),
+    ],
+)
+def test_a_follow_up_has_the_age_of_its_session(tmp_path, sessions, age, failure):
+    """The prepared follow-up had the age at the first scan."""
+    for session in ("ses-1", "ses-2"):
+        (tmp_path / "sub-1" / session / "anat").mkdir(parents=True)
+        (tmp_path / "sub-1" / session / "anat" / f"sub-1_{session}_T1w.nii.gz").touch()
+    (tmp_path / "participants.tsv").write_text("participant_id\tage\tsex\nsub-1\t60\tF\n")
+    if sessions:
+        (tmp_path / "sub-1" / "sub-1_sessions.tsv").write_text(sessions)
+    scans, failures, table = prepare_data.find_scans([tmp_path], "sub-*/ses-2/anat/*_T1w.nii.gz")
+    assert table.to_dict("records") == [{"participant_id": "sub-1", "age": age, "sex": "F"}]
+    assert (list(scans) == ["sub-1"]) == (failure is None)
+    assert failure is None or re.search(failure, failures["sub-1"])
+
+
 def test_tables_hold_the_subjects_that_succeeded_unchanged(raw, prepared):
     out_dir, status = prepared
     assert status == 1

@@ -503,9 +503,18 @@ def test_sections_stand_in_the_order_of_their_paths_with_their_tables_and_figure
     assert "<figcaption>A &lt;plot&gt;</figcaption>" in page
 
 
+def test_numbers_in_the_tables_of_a_section_are_shown(generated, tmp_path):
+    """A whole number ended the command."""
+    table = {"header": ["year", 2020], "rows": [["n", 12], ["mean", 0.5], ["p", None]]}
+    page = page_of(generated, "--evaluation", write_section(tmp_path / "evaluation", tables=[table]))
+    assert ">2020</th>" in page and [cells(page, name) for name in ("n", "mean", "p")] == [["12"], ["0.5"], ["n/a"]]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"tables": [{"header": ["a"], "rows": ["x"]}]}, "a.section.json: the row x of a table must be a list of texts and"),
+        ({"tables": [{"header": ["a"], "rows": [[["x"]]]}]}, "the row .* of a table must be a list of texts and numbers"),
         ({"tables": [{"header": ["a", "b"], "rows": [["1"]]}]}, r"a.section.json: the row \['1'\] has 1 cells, its header 2"),
         ({"figures": [{"file": "absent.png"}]}, "a.section.json: its figure absent.png is not in the same folder"),
         ({"figures": [{"file": "../secret.png"}]}, "a figure must be in the folder of its section"),

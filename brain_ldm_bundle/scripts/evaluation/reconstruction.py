@@ -25,7 +25,7 @@ from ..shared.files import read_json, sha256, write_json
 from ..shared.image_files import find_files
 from ..shared.sections import write_section
 from ..shared.ssim import SSIM
-from ..shared.tables import print_table, write_table
+from ..shared.tables import print_table, read_number, read_table, write_table
 
 NOTICE = "Synthetic: a scan through an autoencoder. It may identify the subject. For research, not for clinical use."
 RECONSTRUCTIONS = "T1-weighted brain MRI through an autoencoder"
@@ -163,8 +163,9 @@ def summarise(output_dir: str | Path, split: str, recipe: Mapping) -> dict:
     """
     output_dir, summary = Path(output_dir), {}
     for name in TITLES:
-        scores = pd.read_csv(output_dir / f"{name}.tsv", sep="\t")
-        scans, scores = scores["file"], scores[["ssim", "psnr_db", "l1"]]
+        rows = read_table(output_dir / f"{name}.tsv")
+        scans = [row["file"] for row in rows]
+        scores = pd.DataFrame([{key: read_number(row[key]) for key in ("ssim", "psnr_db", "l1")} for row in rows])
         one = len(scores) == 1
         spread = {key: {"mean": float(x.mean()), "std": None if one else float(x.std())} for key, x in scores.items()}
         summary[name] = {"n": len(scores), **spread}

@@ -15,7 +15,7 @@ from ..shared.agreement import agreement
 from ..shared.files import save_figure, sha256, write_json
 from ..shared.sections import write_section
 from ..shared.simulated import note_on
-from ..shared.tables import print_table, read_table
+from ..shared.tables import print_table, read_number, read_table
 from ..shared.weights import read_recipe
 from .provenance import describe_training
 
@@ -67,7 +67,7 @@ def report(
             if covariate.levels is not None:
                 scores[covariate.name] = hits(truth, predicted, statistics.mode(training))
             else:
-                predicted = [float(value) for value in predicted]
+                predicted = [read_number(value) for value in predicted]
                 scores[covariate.name] = quantity_accuracy(truth, predicted, sum(training) / len(training))
                 pairs[f"{covariate.name}{covariate._in_unit()}"] = (truth, predicted)
         except ValueError as error:

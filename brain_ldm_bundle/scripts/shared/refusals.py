@@ -93,7 +93,7 @@ def _parse(text: str) -> tuple[str, str, bool, str]:
     """Read the same from the traceback that another process sent as text."""
     for block in reversed(text.split("\n\nThe above exception was the direct cause of the following exception:\n\n")):
         *_, last = block.split("Traceback (most recent call last)")
-        after_code = re.sub(r'[\s\S]*\n  File ".*\n(    .*\n)*', "", last).strip("\"\n")
+        after_code = re.sub(r'[\s\S]*\n  File ".*\n(    .*\n)*', "", last).strip('"\n')
         kind, _, message = after_code.partition(": ")
         if not WRAPPERS.match(message):
             break

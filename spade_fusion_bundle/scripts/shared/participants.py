@@ -24,7 +24,7 @@ class Row:
 Rows = dict[str, dict[str | None, Row]]
 
 
-def read_participants(table: str | Path, names: Collection[str]) -> tuple[list[str], Rows, list[str]]:
+def read_participants(table: str | Path, names: Collection[str] | None) -> tuple[list[str], Rows, list[str]]:
     """Read the rows of participants.tsv. A session's own values replace those of its participant.
 
     participants.tsv has one row for each participant or, with a column session_id, one row for each session. If the folder
@@ -33,7 +33,7 @@ def read_participants(table: str | Path, names: Collection[str]) -> tuple[list[s
 
     Args:
         table: participants.tsv.
-        names: columns that the caller reads, see `read_numbered`.
+        names: columns that the caller reads, see `read_numbered`; None for all columns.
 
     Returns:
         the columns of all tables, the rows, and one line for each problem.
@@ -43,7 +43,7 @@ def read_participants(table: str | Path, names: Collection[str]) -> tuple[list[s
         ValueError: the file is not a table, or has no column participant_id.
     """
     table = Path(table)
-    header, numbered, problems = read_numbered(table, ["participant_id", "session_id", *names])
+    header, numbered, problems = read_numbered(table, ["participant_id", "session_id", *(names or ())])
     if "participant_id" not in header:
         raise ValueError(f"{table}: no column 'participant_id'. It has: {', '.join(header)}")
     columns, rows = dict.fromkeys(header), {}
@@ -74,12 +74,12 @@ def read_participants(table: str | Path, names: Collection[str]) -> tuple[list[s
     return list(columns), rows, problems
 
 
-def _read_sessions(path: Path, names: Iterable[str]) -> dict[str, Row]:
+def _read_sessions(path: Path, names: Collection[str] | None) -> dict[str, Row]:
     """Read a table of sessions; without the file, or if it has none of the columns `names`, there are none."""
     if not path.is_file():
         return {}
-    header, numbered, problems = read_numbered(path, ["session_id", *names])
-    if not set(names) & set(header):
+    header, numbered, problems = read_numbered(path, ["session_id", *(names or ())])
+    if names is not None and not set(names) & set(header):
         return {}
     if "session_id" not in header:
         raise ValueError(f"{path}: no column 'session_id'. It has: {', '.join(header)}")
