@@ -331,7 +331,7 @@ def key_of(kinds, files=None, repeats=()):
         ["s", n + 1, f"i{n}", kind, "axial", files[n] if files else f"{kind}{n}.nii.gz", 5, ""] for n, kind in enumerate(kinds)
     ]
     rows += [["s", len(rows) + 1 + n, f"r{i}", kinds[i], "axial", rows[i][5], 5, f"i{i}"] for n, i in enumerate(repeats)]
-    return pd.DataFrame(rows, columns=KEY_COLUMNS).set_index("item")
+    return pd.DataFrame(rows, columns=KEY_COLUMNS[:-1]).assign(simulated="no").set_index("item")
 
 
 def results_of(key, ratings, told=None, reader="Anna"):
