@@ -36,3 +36,9 @@ def test_sections_are_dropped_by_name_and_others_stay(tmp_path):
         write_section(tmp_path / f"{name}.section.json", "Title", "Text")
     drop_sections(tmp_path, "samples", "reconstruction")
     assert [path.name for path in tmp_path.iterdir()] == ["memorisation.section.json"]
+
+
+def test_an_evaluation_that_could_not_write_its_result_is_refused_before_it_starts(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="Not a directory while writing .*file/out/samples.section.json"):
+        drop_sections(tmp_path / "file" / "out", "samples")

@@ -10,6 +10,7 @@ from ignite.engine import Engine, Events
 
 from ..data.covariates import NULL, CovariateSchema
 from ..model.regressor_network import Regressor
+from ..shared.files import refuse_unwritable
 from ..shared.tables import write_table
 from ..shared.weights import load_weights, network_of, read_recipe
 
@@ -67,6 +68,7 @@ class Predictions:
     """
 
     def __init__(self, path: str | Path, recipe: Mapping) -> None:
+        refuse_unwritable(path)
         self.path = path
         self.schema = CovariateSchema.from_dict(recipe["covariates"], where="the schema in the regressor's weights")
         self.lines = [["participant_id", "file", *self.schema.names, "tool"]]

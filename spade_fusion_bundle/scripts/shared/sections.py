@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from .files import write_json
+from .files import refuse_unwritable, write_json
 from .simulated import note_on
 
 
@@ -40,7 +40,10 @@ def write_section(
 def drop_sections(folder: str | Path, *names: str) -> None:
     """Remove `NAME.section.json` of an earlier evaluation, so that a page does not mix sections of two models.
 
-    Call it after the input is checked and before work starts, so that an interrupted run leaves no section.
+    Call it after the input is checked and before work starts, so that an interrupted run leaves no section. A folder that
+    cannot be written is refused.
     """
     for name in names:
-        (Path(folder) / f"{name}.section.json").unlink(missing_ok=True)
+        path = Path(folder) / f"{name}.section.json"
+        refuse_unwritable(path)
+        path.unlink(missing_ok=True)

@@ -1,0 +1,19 @@
+import pytest
+from ignite.engine import Engine
+
+from brain_ldm_bundle.scripts.shared.resume import Resume
+
+
+@pytest.mark.parametrize("writes", [True, False])
+def test_a_training_that_could_not_save_its_state_is_refused_at_its_start(tmp_path, writes):
+    """It ended after its first epoch."""
+    (tmp_path / "models").touch()
+    steps = []
+    engine = Engine(lambda engine, batch: steps.append(batch))
+    Resume(tmp_path / "models" / "resume" / "network.pt", {}, writes=writes).attach(engine)
+    if writes:
+        with pytest.raises(OSError, match="Not a directory while writing .*models/resume/network.pt"):
+            engine.run([1, 2])
+        assert steps == []
+    else:  # another rank
+        engine.run([1, 2])
