@@ -9,7 +9,8 @@ import pytest
 from conftest import ROOT
 from monai.bundle import ConfigParser, create_workflow
 
-from brain_ldm_bundle.scripts.shared.settings import fault, rules_of
+from brain_ldm_bundle.scripts.shared.refusals import reason
+from brain_ldm_bundle.scripts.shared.settings import RELATION, fault, rules_of
 
 CONFIGS = {
     "brain_ldm_bundle": ["train", "inference", "evaluate", "train_regressor", "baselines"],
@@ -55,6 +56,25 @@ def test_a_rule_allows_the_good_values_alone(monkeypatch, rule, good, bad):
     assert [value for value in bad if fault(rule, value) is None] == []
 
 
+def test_a_setting_must_fit_to_the_settings_that_its_rule_names(bundle):
+    def refused(name, **changed):
+        return refusal("brain_ldm_bundle", name, **changed)
+
+    assert "unet_groups is 7 and unet_channels is [256, 512, 768]. Allowed: whole number from 1, divides" in refused(
+        "train", unet_groups=7
+    )
+    assert refused("train", unet_groups=256) is None
+    assert "unet_head_channels is [0, 8] and unet_channels is [256, 512, 768]" in refused("train", unet_head_channels=[0, 8])
+    channels = {"generator_channels": [16], "discriminator_channels": [16, 24]}
+    assert "groups is 16 and discriminator_channels is [16, 24]" in refused("baselines", groups=16, **channels)
+    assert refused("baselines", groups=8, **channels) is None
+
+
+def test_batches_and_levels_must_fit(spade_bundle):
+    assert "fusion_batch_size is 7 and patches_per_volume is 10" in refusal("spade_fusion_bundle", "train", fusion_batch_size=7)
+    assert "strides is [2] and channels is" in refusal("spade_fusion_bundle", "segmentation", strides=[2])
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_an_output_folder_must_be_writable(tmp_path):
     tmp_path.chmod(0o500)
@@ -84,7 +104,7 @@ def test_each_setting_of_each_config_refuses_a_wrong_value_by_name(monkeypatch, 
             rule = rules[name].get(setting) or rules[setting]
             if not rule.startswith("value of"):
                 message = refusal(bundle_name, name, **{setting: -7.5})
-                assert message.startswith(f"the settings: {setting} is -7.5") and rule in message, message
+                assert message.startswith(f"the settings: {setting} is -7.5") and f"Allowed: {rule}." in message, message
 
 
 @pytest.mark.parametrize(("bundle_name", "base", "overlays"), OVERLAYS)
@@ -94,14 +114,14 @@ def test_the_overlays_hold_allowed_values(bundle_name, base, overlays):
         for name, value in json.loads((ROOT / bundle_name / "configs" / f"{overlay}.json").read_text()).items():
             rule = rules[base].get(name) or rules.get(name)
             checked = isinstance(rule, str) and name != "_desc_" and str(value)[0] not in "$@"
-            assert not checked or fault(rule, value) is None, name
+            assert not checked or fault(RELATION.fullmatch(rule)[1], value) is None, name
 
 
 def run(config_file, run_id, **settings):
     workflow = create_workflow(config_file=config_file, run_id=run_id, logging_file=False, **settings)
     with pytest.raises(RuntimeError) as error:
         workflow.run()
-    return str(error.value.__cause__.__cause__ or error.value.__cause__)
+    return str(reason(error.value))
 
 
 def test_settings_of_a_workflow_in_python_are_checked(bundle):
@@ -114,6 +134,10 @@ def test_settings_of_a_workflow_in_python_are_checked(bundle):
     )
     assert "no setting is called 'samplr' in train" in run(train, "training", **{"train#samplr": 1})
     assert "nothing uses it" in run("configs/inference.json", "generating", diagnosis="AD")
+    assert "dataset_dir is '@home', which cannot be evaluated (the referring item `@home`" in run(
+        train, "training", dataset_dir="@home"
+    )
+    assert run(train, "training").startswith("no data set was given. Add --dataset_dir")
 
 
 def test_names_that_a_workflow_of_your_own_uses_are_accepted(bundle, tmp_path):

@@ -103,8 +103,10 @@ def edit_file(
     replace it. The image is a T1w in MNI space, and `request` has the form for `read_request`. `preprocessing` brings
     {"image": path} to the model's grid, and `postprocessing` resamples "pred" to the grid of the file.
     """
-    if image is None or not Path(image).is_file():
-        raise FileNotFoundError(f"image {image}: no such file. Give --image FILE, a T1w in MNI space")
+    if image is None:
+        raise ValueError("no image was given. Add --image with a T1w in MNI space, such as --image /data/sub-01_T1w.nii.gz")
+    if not Path(image).is_file():
+        raise FileNotFoundError(f"image {image}: no such file")
     row, strength, seed = read_request(editor.schema, request)
     try:
         read_whole(image)

@@ -105,4 +105,6 @@ def _is_run_id(value: object) -> bool:
 
 def _nearest(name: str, known: Iterable[str]) -> str:
     nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f" Did you mean {nearest[0]!r}?" if nearest else f" Known: {', '.join(sorted(known))}."
+    if nearest:
+        return f" Did you mean {nearest[0]!r}?"
+    return f" Known: {', '.join(sorted(known))}." if len(set(known)) < 20 else " docs/settings.md lists all."

@@ -60,7 +60,7 @@ def show(kind: type[BaseException], error: BaseException, trace: TracebackType |
 
 def sentence(error: BaseException) -> str:
     """Say in one sentence what ended the program: what, where, the value and what to do."""
-    error = _reason(error)
+    error = reason(error)
     texts = [text for text in (str(error), str(error.__cause__)) if "Traceback (most recent call last)" in text]
     kind, message, refused, place = _parse(texts[0]) if texts else _describe(error)
     if isinstance(error, KeyboardInterrupt):
@@ -76,7 +76,7 @@ def sentence(error: BaseException) -> str:
     return f"unexpected {kind}: {message}{place}. Set BUNDLE_DEBUG=1 to see the traceback"
 
 
-def _reason(error: BaseException) -> BaseException:
+def reason(error: BaseException) -> BaseException:
     """Return the error below the errors that only say where it happened in a config or in a chain of transforms."""
     while WRAPPERS.match(str(error)) and (error.__cause__ or error.__context__):
         error = error.__cause__ or error.__context__

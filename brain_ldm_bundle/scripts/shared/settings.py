@@ -15,8 +15,17 @@ from typing import Any
 from monai.bundle import ConfigParser
 
 from .overrides import command_line, config_files, refuse_ineffective, refuse_unknown
+from .refusals import reason
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+# A rule can end with a relation to other settings.
+RELATIONS = {
+    "divides": lambda value, other: all(number % value == 0 for number in other),
+    "a multiple of": lambda value, other: value % other == 0,
+    "as many as": lambda value, other: len(value) == len(other),
+    "one fewer than": lambda value, other: len(value) == len(other) - 1,
+}
+RELATION = re.compile(rf"(.*?)(?:, ({'|'.join(RELATIONS)}) (\w+(?: and \w+)*))?")
 NUMBERS = re.compile(r"(list of (?:(\d+) )?)?(whole )?numbers?(?: (from|above) (\S+))?(?: (to|below) (\S+))?")
 
 
@@ -37,12 +46,28 @@ def check(config: str, covariates: str = "") -> None:
         refuse_unknown(lambda: parser.get_parsed_content(covariates).names if covariates else ())
     else:
         refuse_ineffective(parser.config, base)
-    for name in names[names.index("bundle_root") + 1 : names.index("device")]:
-        value = parser.get_parsed_content(name)
-        if (problem := fault(rules[name], value)) is not None:
-            default = base[name] if base[name] is None or not str(base[name]).startswith(("$", "@")) else None
+    settings = names[names.index("bundle_root") + 1 : names.index("device")]
+
+    def refuse(name: str, problem: str | None) -> None:
+        if problem is not None:
+            default = None if str(base[name]).startswith(("$", "@")) else base[name]
             hint = f" The default is {default!r}." if default is not None else ""
-            raise ValueError(f"{_place(name)}: {name} is {value!r}{problem}. Allowed: {rules[name]}.{hint}")
+            raise ValueError(f"{_place(name)}: {name} is {values[name]!r}{problem}. Allowed: {rules[name]}.{hint}")
+
+    values = {}
+    for name in settings:
+        try:
+            values[name] = parser.get_parsed_content(name)
+        except Exception as error:
+            if (given := parser.config[name]) == base[name]:
+                raise
+            raise ValueError(f"{_place(name)}: {name} is {given!r}, which cannot be evaluated ({reason(error)})") from error
+        refuse(name, fault(RELATION.fullmatch(rules[name])[1], values[name]))
+    for name in settings:
+        _, relation, others = RELATION.fullmatch(rules[name]).groups()
+        for other in others.split(" and ") if others else ():
+            fits = RELATIONS[relation](values[name], values[other])
+            refuse(name, None if fits else f" and {other} is {values[other]!r}")
 
 
 def changed(config: str) -> dict[str, Any]:
