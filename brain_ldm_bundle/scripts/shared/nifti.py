@@ -27,7 +27,7 @@ LEAST_LEVELS = 256  # different values of float32 that a scan needs between its 
 # Largest part of a scan's range that its 0.1 % lowest or highest voxels may take up, in units of the range of the others. The
 # darkest take up nothing in magnitude images. The brightest took up 0 to 2.4 in whole heads of five scanners.
 MOST_BELOW, MOST_ABOVE = 1.0, 9.0
-nib.imageglobals.logger.setLevel(logging.ERROR)  # its warnings name no file; `open_image` refuses the same faults by name
+nib.imageglobals.logger.setLevel(logging.CRITICAL)  # its lines name no file; `open_image` refuses such faults by name
 
 
 def open_image(path: str | Path, remedy: str = "Convert it again from DICOM", oriented: bool = True) -> nib.Nifti1Image:
