@@ -50,3 +50,39 @@ def spade_bundle(monkeypatch, forget_scripts):
     monkeypatch.chdir(root)
     monkeypatch.syspath_prepend(root)
     return root
+
+
+@pytest.fixture(scope="module")
+def copies(tmp_path_factory):
+    """Copy both bundles, with tiny weights instead of their own."""
+    from tiny_bundles import BUNDLES, copy_bundle  # not above, because it imports this file
+
+    folder = tmp_path_factory.mktemp("bundles")
+    return {name: copy_bundle(name, folder) for name in BUNDLES}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Write a data set for each bundle."""
+    import tiny
+    import tiny_spade
+    from tiny_bundles import LDM, SPADE
+
+    folder = tmp_path_factory.mktemp("data")
+    return {
+        LDM: str(tiny.write_dataset(folder / LDM, training=3, validation=1)),
+        SPADE: str(tiny_spade.write_dataset(folder / SPADE, ("train", "fusion", "validation"))),
+    }
+
+
+@pytest.fixture
+def enter(copies, monkeypatch, forget_scripts):
+    """Enter the copy of a bundle as its user does, and leave the bundle that was entered before."""
+
+    def enter_one(name):
+        forget_scripts()
+        monkeypatch.chdir(copies[name])
+        monkeypatch.syspath_prepend(copies[name])
+        return copies[name]
+
+    return enter_one

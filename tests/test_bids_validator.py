@@ -7,7 +7,7 @@ import bids_validator
 import tiny
 import tiny_spade
 from monai.bundle import run
-from test_bundle_format import LDM, REQUEST, SPADE, copies, enter  # noqa: F401
+from tiny_bundles import LDM, REQUEST, SPADE
 
 
 def test_the_validator_finds_a_fault(tmp_path):

@@ -9,99 +9,16 @@ import monai.bundle
 import nibabel as nib
 import numpy as np
 import pytest
-import tiny
-import tiny_spade
 import torch
 from conftest import ROOT, forgotten_scripts
+from tiny_bundles import BUNDLES, LDM, SPADE, SPADE_SIZES, UNET, config, settings
 
-from brain_ldm_bundle.scripts.data.covariates import NULL, CovariateSchema
-from brain_ldm_bundle.scripts.model.networks import Autoencoder, DiffusionUNet, OneInputUNet
-from spade_fusion_bundle.scripts.data.labels import LabelTable
+from brain_ldm_bundle.scripts.data.covariates import NULL
+from brain_ldm_bundle.scripts.model.networks import DiffusionUNet, OneInputUNet
 from spade_fusion_bundle.scripts.data.planes import PLANES
 from spade_fusion_bundle.scripts.model.networks import SpadeFusion
 
 SCHEMA = ROOT.parent / "shared" / "reference" / "meta_schema_20240725.json"
-LDM, SPADE = BUNDLES = ("brain_ldm_bundle", "spade_fusion_bundle")
-
-AUTOENCODER = {"channels": [4, 4], "latent_channels": 3, "num_res_blocks": 1, "norm_num_groups": 2}
-UNET = {"channels": [8, 8], "num_head_channels": [0, 8], "num_res_blocks": 1, "norm_num_groups": 4}
-SPADE_SIZES = {"ngf": 2, "hidden": 4, "fusion_channels": 4, "fusion_layers": 2}
-REQUEST = {"age": 70, "sex": "F", "ventricles_ml": 30, "brain_normalised_ml": 1500}
-
-
-def write_ldm_weights(models: Path) -> None:
-    """Write an autoencoder and a diffusion model with the channels of the metadata, and with each other's settings."""
-    torch.manual_seed(0)
-    autoencoder = tiny.perturbed(Autoencoder(**AUTOENCODER))
-    schema = CovariateSchema.from_file(ROOT / LDM / "configs" / "covariates.json")
-    unet = tiny.perturbed(DiffusionUNet(**UNET))
-    unet.recipe = {"spacing_mm": tiny.SPACING_MM, "covariates": schema.to_dict(), "autoencoder": AUTOENCODER, "unet": UNET}
-    torch.save(autoencoder.state_dict(), models / "autoencoder.pt")
-    torch.save(unet.state_dict(), models / "model.pt")
-
-
-def write_spade_weights(models: Path) -> None:
-    torch.manual_seed(0)
-    table = LabelTable.from_file(ROOT / SPADE / "configs" / "labels.json", "demo")
-    sizes = SPADE_SIZES | {"num_labels": table.num_classes}
-    network = tiny.perturbed(SpadeFusion(**sizes))
-    network.recipe = {"labels": table.to_dict(), "spacing_mm": tiny_spade.SPACING_MM, "network": sizes}
-    torch.save(network.state_dict(), models / "model.pt")
-
-
-def copy_bundle(name: str, folder: Path) -> Path:
-    """Copy a bundle, with tiny weights instead of its own."""
-    ignored = shutil.ignore_patterns("models", "eval", "cache", "__pycache__")
-    copy = shutil.copytree(ROOT / name, folder / name, ignore=ignored)
-    (copy / "models").mkdir()
-    {LDM: write_ldm_weights, SPADE: write_spade_weights}[name](copy / "models")
-    return copy
-
-
-@pytest.fixture(scope="module")
-def copies(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("bundles")
-    return {name: copy_bundle(name, folder) for name in BUNDLES}
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    """Write a data set for each bundle."""
-    folder = tmp_path_factory.mktemp("data")
-    return {
-        LDM: str(tiny.write_dataset(folder / LDM, training=3, validation=1)),
-        SPADE: str(tiny_spade.write_dataset(folder / SPADE, ("train", "fusion", "validation"))),
-    }
-
-
-@pytest.fixture
-def enter(copies, monkeypatch, forget_scripts):
-    """Enter the copy of a bundle as its user does, and leave the bundle that was entered before."""
-
-    def enter_one(name):
-        forget_scripts()
-        monkeypatch.chdir(copies[name])
-        monkeypatch.syspath_prepend(copies[name])
-        return copies[name]
-
-    return enter_one
-
-
-def config(name: str) -> dict[str, str]:
-    """Files that MONAI's commands need, relative to the folder of a bundle."""
-    return {"meta_file": "configs/metadata.json", "config_file": f"configs/{name}.json"}
-
-
-def settings(name: str, data: dict, workflow: str, folder: Path) -> dict:
-    """Overrides that make a workflow of a bundle small."""
-    places = {"output_dir": str(folder / "out"), "use_device": "cpu"}
-    if workflow == "train":
-        sizes = tiny.SETTINGS if name == LDM else tiny_spade.SETTINGS
-        folders = {"models_dir": str(folder / "models"), "cache_dir": str(folder / "cache")}
-        return {**sizes, **places, **folders, "dataset_dir": data[name]}
-    if workflow == "evaluate":
-        return {**places, "dataset_dir": data[name], "cache_dir": str(folder / "cache"), "split": "validation"}
-    return {**places, "request": REQUEST, "steps": 2} if name == LDM else {**places, "dataset_dir": data[name]}
 
 
 @pytest.mark.skipif(not SCHEMA.is_file(), reason=f"no copy of the schema at {SCHEMA}")
@@ -124,17 +41,6 @@ def test_verify_net_in_out_finds_the_shapes_of_the_metadata(enter, name):
     wrong = {"_meta_#network_data_format#outputs#pred#num_channels": 2}
     with pytest.raises(ValueError, match="output channel number"):
         monai.bundle.verify_net_in_out("network_def", **config("inference"), device="cpu", **wrong)
-
-
-@pytest.mark.parametrize("name", BUNDLES)
-def test_load_gives_the_network_with_the_weights(enter, name):
-    copy = enter(name)
-    network = monai.bundle.load(name, bundle_dir=str(copy.parent), workflow_type="inference", source="github")
-    state = torch.load(copy / "models" / "model.pt", weights_only=True)
-    for key, value in network.state_dict().items():
-        if key.endswith("_extra_state"):
-            continue
-        assert torch.equal(value, state[key]), key
 
 
 @pytest.mark.filterwarnings("ignore:perceptual", "ignore:no VGG")

@@ -26,7 +26,7 @@ import tiny
 import tiny_spade
 from conftest import ROOT
 from monai.bundle import run
-from test_bundle_format import LDM, SPADE, copy_bundle
+from tiny_bundles import LDM, SPADE, copy_bundle
 
 pytestmark = [
     pytest.mark.slow,

@@ -18,7 +18,7 @@ import publish_bundle
 import pytest
 import tiny
 import tiny_spade
-from test_bundle_format import BUNDLES, LDM, REQUEST, SPADE, copy_bundle
+from tiny_bundles import BUNDLES, LDM, REQUEST, SPADE, copy_bundle
 
 OTHERS = ("models/resume/diffusion.pt", "models/other.pt", "eval/picture.png", "cache/latent.npy", "scripts/__pycache__/a.pyc")
 

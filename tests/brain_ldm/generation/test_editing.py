@@ -11,7 +11,7 @@ import torch
 from conftest import ROOT
 from monai.bundle import ConfigParser, run
 from monai.data import MetaTensor
-from test_bundle_format import write_ldm_weights
+from tiny_bundles import write_ldm_weights
 
 from brain_ldm_bundle.scripts.data.covariates import CovariateSchema
 from brain_ldm_bundle.scripts.generation.editing import Editor, read_request

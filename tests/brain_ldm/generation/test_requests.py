@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import ROOT
 from monai.bundle import create_workflow
-from test_bundle_format import write_ldm_weights
+from tiny_bundles import write_ldm_weights
 
 from brain_ldm_bundle.scripts.data.covariates import CovariateSchema
 from brain_ldm_bundle.scripts.data.derivative import Derivative
