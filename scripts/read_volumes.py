@@ -131,7 +131,7 @@ def _row(file: str | Path, scan: tuple[str, str | None], where: str, read: Calla
 def segmentation_volumes(path: Path) -> tuple[dict[str, float], str]:
     """Return the volumes in mL of a map with FreeSurfer's labels. The labels also show the tool, which is returned, too."""
     with named(path):
-        values, image = read_labels(path)
+        values, image = read_labels(path, oriented=False)  # volumes do not depend on directions
         values = by_names(values, path, read_label_names("freesurfer"), "freesurfer")
     spacing_mm = nib.affines.voxel_sizes(image.affine)
     if not ((0.1 <= spacing_mm) & (spacing_mm <= 10)).all():

@@ -1,6 +1,6 @@
 import pytest
 
-from brain_ldm_bundle.scripts.shared.problems import refuse
+from brain_ldm_bundle.scripts.shared.problems import of_each, refuse
 
 
 def test_all_problems_are_in_one_message():
@@ -17,3 +17,9 @@ def test_further_problems_are_counted():
 
 def test_without_problems_nothing_happens():
     refuse([], "0 problems:")
+
+
+def test_an_item_with_a_fault_does_not_hide_the_faults_of_others():
+    assert of_each(int, ["1", "2"], "of 2 numbers are none:") == [1, 2]
+    with pytest.raises(ValueError, match="(?s)^2 of 3 numbers are none:.*'one'.*'two'"):
+        of_each(int, ["one", "2", "two"], "of 3 numbers are none:")

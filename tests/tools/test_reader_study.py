@@ -258,6 +258,18 @@ def test_volumes_that_cannot_be_shown_are_refused_by_name(tmp_path, cohorts, nam
     assert not (tmp_path / "study").exists()
 
 
+def test_all_damaged_volumes_are_named_at_once(tmp_path, cohorts):
+    """Their checksums were not verified, and the first damaged volume hid the others."""
+    paths = sorted((tmp_path / "made").rglob("*_T1w.nii.gz"))[:2]
+    for path in paths:
+        content = bytearray(path.read_bytes())
+        content[-6] ^= 1  # the checksum
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match="(?s)^2 of .* synthetic volumes cannot be used:") as refused:
+        make_study(*cohorts, tmp_path / "study", slices=12)
+    assert [line.split(": ")[0] for line in str(refused.value).split("\n")[1:]] == [str(path) for path in paths]
+
+
 def test_voxels_of_another_size_are_refused(tmp_path, cohorts):
     save(tmp_path / "made" / "sub-fine" / "anat" / "sub-fine_T1w.nii.gz", head(5), spacing_mm=4)
     with pytest.raises(ValueError, match="sub-fine.*voxels of 4 x 4 x 4 mm.*of 8 x 8 x 8 mm.*prepare_data"):

@@ -11,7 +11,7 @@ import nibabel as nib
 import numpy as np
 
 from ..shared.mni_box import BRAIN_MM
-from ..shared.nifti import check_files, named, open_image, read_grey_values, refuse_not_3d
+from ..shared.nifti import check_files, named, open_image, read_grey_values, refuse_not_3d, spread
 from ..shared.scan_identity import voxels_sha256
 
 # A head may be smaller than the template's, so the image may cut off this much of the template's brain on each side.
@@ -30,12 +30,13 @@ class Content(NamedTuple):
 def check_images(
     paths: Sequence[str], spacing_mm: float, cache_file: str | Path | None = None
 ) -> tuple[list[str], dict[str, Content]]:
-    """Check images as `bids.read_dataset` describes. Warn about images that may not be registered to MNI space.
+    """Check images as `bids.read_dataset` describes. Warn about images that may not be registered to MNI space, or
+    whose brightest voxels would take contrast from the others.
 
     Returns:
         one line for each problem, in the order of `paths`, and the content of each image that passes, by its path.
     """
-    from_scanner = []
+    from_scanner, stretched = [], []
 
     def check(path: str) -> list:
         with named(path):
@@ -44,13 +45,22 @@ def check_images(
             values = read_grey_values(path)
         if max(int(image.header["sform_code"]), int(image.header["qform_code"])) == 1:
             from_scanner.append(path)
-        return [voxels_sha256(values), float(values.min()), float(values.max())]
+        lowest, low, high, highest = spread(values)
+        if highest - high > high - low:
+            stretched.append(path)
+        return [voxels_sha256(values), lowest, highest]
 
     problems, found = check_files([[path] for path in paths], check, [spacing_mm], cache_file=cache_file)
     if from_scanner:
         warnings.warn(
             f"{len(from_scanner)} images, such as {min(from_scanner)}, have the NIfTI code 1 (scanner), not 4 (MNI). "
             f"Their axes and field of view fit MNI space, but they may not be registered to it. If not: {PREPARE}",
+            stacklevel=3,
+        )
+    if stretched:
+        warnings.warn(
+            f"{len(stretched)} images, such as {min(stretched)}, have a few voxels that are more than twice as bright as the "
+            f"other 99.9 %. Scaling to 0 to 1 leaves less than half of the grey values to the others. Clip these voxels",
             stacklevel=3,
         )
     return problems, {path: Content(*content) for path, content in zip(paths, found) if content is not None}

@@ -17,15 +17,16 @@ from .tables import is_missing, read_table
 TOLERANCE = 0.01  # allows rounding of float maps; interpolated maps differ far more from integers
 
 
-def read_labels(path: str | Path) -> tuple[np.ndarray, nib.Nifti1Image]:
+def read_labels(path: str | Path, oriented: bool = True) -> tuple[np.ndarray, nib.Nifti1Image]:
     """Read the label values (X, Y, Z) of a map in the order of the file, as integers, and the image with its affine.
 
-    A header that scales integers gives values that differ from integers by up to half of its slope. These are rounded.
+    A header that scales integers gives values that differ from integers by up to half of its slope. These are rounded. If
+    `oriented` is false, the directions of the axes need not be known.
 
     Raises:
         ValueError: the file is damaged, is not one volume, or its voxels are not integers. The message does not name the file.
     """
-    image = nifti.read_whole(path)
+    image = nifti.read_whole(path, oriented=oriented)
     refuse_no_volume(image)
     stored = image.get_data_dtype()
     slope = abs(float(getattr(image.dataobj, "slope", 1)))

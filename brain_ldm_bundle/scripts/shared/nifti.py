@@ -110,13 +110,18 @@ def grey_values(image: nib.Nifti1Image) -> np.ndarray:
 
 def refuse_outliers(values: np.ndarray) -> None:
     """Refuse a scan in which a few voxels take up most of the range, because scaling would leave no contrast to the others."""
-    low, high = (float(np.percentile(values, share, method=method)) for share, method in ((0.1, "higher"), (99.9, "lower")))
-    lowest, highest = float(values.min()), float(values.max())
+    lowest, low, high, highest = spread(values)
     if low - lowest > MOST_BELOW * (high - low) or highest - high > MOST_ABOVE * (high - low):
         raise ValueError(
             f"has intensities from {lowest:.6g} to {highest:.6g}, but 99.8 % of its voxels lie in {low:.6g} to {high:.6g}, so "
             f"a few voxels would take its contrast away. Clip it to {low:.6g} to {high:.6g}"
         )
+
+
+def spread(values: np.ndarray) -> tuple[float, float, float, float]:
+    """Return the lowest value, the percentiles 0.1 and 99.9 without interpolation, and the highest value."""
+    low, high = (np.percentile(values, share, method=method) for share, method in ((0.1, "higher"), (99.9, "lower")))
+    return float(values.min()), float(low), float(high), float(values.max())
 
 
 @contextmanager

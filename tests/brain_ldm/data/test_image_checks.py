@@ -71,6 +71,17 @@ def test_images_with_the_scanners_code_are_taken_with_one_warning(paths):
     assert len(caught) == 1
 
 
+def test_a_hot_voxel_is_warned_about_and_a_very_hot_one_is_refused(paths):
+    """Scaling from the lowest to the highest voxel would leave the brain a fraction of the grey values."""
+    save(Path(paths[0]), with_voxel(3))
+    with pytest.warns(UserWarning, match="1 images, such as .*sub-0_T1w.nii.gz, have a few voxels that are more than twice"):
+        assert not problems(paths)
+    for value in (100, -5, 1e30):
+        save(Path(paths[0]), with_voxel(value))
+        (problem,) = problems(paths)
+        assert problem.startswith(f"{paths[0]}: has intensities from")
+
+
 def test_a_scan_is_identified_by_its_voxels_alone(tmp_path):
     """A scan used to be identified by name and size. Compressed again it was forgotten, and a foreign scan could pass as it."""
     volume = np.round(255 * VOLUME).astype(np.uint8)
