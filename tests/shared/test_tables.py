@@ -57,6 +57,12 @@ def test_blanks_and_empty_cells_at_the_end_do_not_count(tmp_path):
     assert read_numbered(path)[1] == {3: {"a": "1", "B": "2"}, 5: {"a": "3", "B": ""}}
 
 
+def test_a_comma_in_the_name_of_a_column_separates_nothing(tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text("id;age, years;sex\nx;5;F\n")
+    assert read_table(path) == [{"id": "x", "age, years": "5", "sex": "F"}]
+
+
 def test_a_column_is_found_in_any_case(tmp_path):
     path = tmp_path / "table.tsv"
     path.write_text("PARTICIPANT_ID\tage_Years\n1\t2\n")

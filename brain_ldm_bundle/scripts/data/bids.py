@@ -17,7 +17,7 @@ from ..shared.scan_identity import refuse_copies
 from ..shared.tables import is_missing
 from .covariates import CovariateSchema
 from .image_checks import check_images
-from .measured_rows import measured_values, read_rows
+from .measured_rows import column_problems, measured_values, read_rows
 
 SPLITS = ("training", "validation", "test")
 SPLIT_COLUMN = {"train": "training", "validation": "validation", "test": "test"}
@@ -185,8 +185,7 @@ def _datalist_items(datalist: Path, dataset_dir: Path, schema: CovariateSchema) 
                 problems.append(f"{where}: {participant} is also in {other}. Keep a participant in one split")
             rows.append(row)
             items.append(_item(path, participant, schema.scale(row), split if names_validation or split == "test" else None))
-    schema.warn_extrapolation(rows, str(datalist))
-    return items, problems
+    return items, problems + column_problems(rows, schema, str(datalist))
 
 
 def _item(path: Path, participant: str, covariates: list[float], split: str | None) -> dict:

@@ -14,6 +14,7 @@ from ..shared.files import read_json
 from ..shared.participants import entity
 from ..shared.problems import refuse
 from ..shared.tables import is_missing, read_number, read_numbered
+from .volumes import check_fit
 
 # Scaled value of a missing covariate. For guidance, all covariates have this value, which means "no condition".
 # A schema whose limits reach this value is refused, so that it cannot be confused with a real value.
@@ -222,6 +223,10 @@ class CovariateSchema:
                 values[covariate.name] = covariate.value(row.get(covariate.name), request)
             except ValueError as error:
                 problems.append(f"{where}: {error}" if where else str(error))
+        try:
+            check_fit({c.name: values.get(c.name) for c in self.covariates if c.unit == "mL"})
+        except ValueError as error:
+            problems.append(f"{where}: {error}" if where else str(error))
         refuse(problems)
         return values
 

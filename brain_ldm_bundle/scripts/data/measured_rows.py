@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..shared.participants import Row, Rows, read_participants, refuse_given_once
@@ -50,12 +50,18 @@ def measured_values(
             except ValueError as error:
                 problems += str(error).split("\n")
     if not problems:
-        try:
-            check_median([row["ventricles_ml"] for row in values.values() if row.get("ventricles_ml") is not None], where)
-        except ValueError as error:
-            problems.append(str(error))
-        schema.warn_extrapolation(list(values.values()), where)
+        problems += column_problems(list(values.values()), schema, where)
     return values, problems
+
+
+def column_problems(values: Sequence[Mapping], schema: CovariateSchema, where: str) -> list[str]:
+    """Return a line if the volumes of a cohort look like percent, and warn about values outside of their range."""
+    schema.warn_extrapolation(values, where)
+    try:
+        check_median([row["ventricles_ml"] for row in values if row.get("ventricles_ml") is not None], where)
+    except ValueError as error:
+        return [str(error)]
+    return []
 
 
 def volumes_in(row: Row) -> dict[str, float]:

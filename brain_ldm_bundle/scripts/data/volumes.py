@@ -33,10 +33,18 @@ def check_volumes(volumes_ml: Mapping[str, float], where: str) -> None:
         if low <= value * 1000 <= high:
             unit = "; it looks 1000 times too small, like L for mL or mL for mm3"
         raise ValueError(f"{where}: {name} would be {value:g} mL, but only {low:g} to {high:g} mL are possible{unit}")
-    ventricles, brain, icv = (volumes_ml.get(name, math.nan) for name in VOLUMES)
+    try:
+        check_fit(volumes_ml)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+def check_fit(volumes_ml: Mapping[str, float | str | None]) -> None:
+    """Refuse brain and ventricles in mL that together do not fit into the skull. NaN and None are accepted."""
+    ventricles, brain, icv = (volumes_ml.get(name) or math.nan for name in VOLUMES)
     if (inside := brain + (0 if math.isnan(ventricles) else ventricles)) > icv:
         raise ValueError(
-            f"{where}: brain_ml and ventricles_ml are {inside:g} mL together, more than icv_ml, {icv:g} mL. Measure again, or "
+            f"brain_ml and ventricles_ml are {inside:g} mL together, more than icv_ml, {icv:g} mL. Measure again, or "
             f"leave out the volume that is wrong"
         )
 

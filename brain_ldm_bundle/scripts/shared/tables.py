@@ -13,7 +13,6 @@ from pathlib import Path
 from .files import write_text
 from .problems import refuse
 
-SEPARATORS = "\t,;"  # the first of these in the header separates the cells; without any, blanks do
 MISSING = {"", "n/a", "#n/a", "na", "<na>", "nan", "none", "null"}  # words for a missing value, in lower case
 CONTROL = re.compile(r"[\x01-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029]")  # all but tab and the ends of lines
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
@@ -60,9 +59,9 @@ def read_numbered(
 ) -> tuple[list[str], dict[int, dict[str, str]], list[str]]:
     """Read a table, but return problems of rows instead of raising them.
 
-    A table is text in UTF-8, or in UTF-16 with its mark. It has a header. The first of tab, comma and semicolon in the header
-    separates the cells; if the header has none of these, blanks do. Blanks around a cell do not count, and neither do blank
-    rows and empty cells after the last column.
+    A table is text in UTF-8, or in UTF-16 with its mark. It has a header. Tabs separate the cells. Without tabs in the header,
+    commas or semicolons do, whichever are more. Without these, blanks do. Blanks around a cell do not count, and neither do
+    blank rows and empty cells after the last column.
 
     Args:
         path: file of the table.
@@ -110,8 +109,8 @@ def _lines(path: Path, quotes: bool) -> tuple[dict[int, list[str]], list[str]]:
     """Return the cells of each row that is not blank, by row number, and one line for each row that cannot be read."""
     text = _text(path)
     first = next((line for line in text.splitlines() if line.strip()), "").strip()
-    separator = next((mark for mark in SEPARATORS if mark in first), None)
-    if separator is None:
+    separator = "\t" if "\t" in first else max(",;", key=first.count)
+    if separator not in first:
         separator = "\t"
         if len(first.split()) > 1:
             text = "\n".join("\t".join(line.split()) for line in text.splitlines())

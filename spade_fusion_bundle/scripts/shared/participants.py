@@ -150,7 +150,7 @@ def entity(key: str, value: object) -> str:
         ValueError: the value is no label. It could be a path, for example.
     """
     match = re.fullmatch(rf"(?:{key}-)?([0-9A-Za-z+]+)", str(value))
-    if value is None or match is None:
+    if match is None or is_missing(value):
         column = {"sub": "participant_id", "ses": "session_id"}[key]
         raise ValueError(f"{column} must be '{key}-' and letters or digits, as BIDS asks, got {value!r}")
     return f"{key}-{match[1]}"

@@ -237,6 +237,18 @@ def test_a_request_may_extrapolate_as_far_as_the_paper_but_a_measured_value_may_
         measured(schema, path)
 
 
+def test_a_request_for_a_brain_larger_than_its_skull_is_refused():
+    entries = [{"name": name, "unit": "mL", "range": [500, 2000]} for name in ("brain_ml", "icv_ml")]
+    with pytest.raises(ValueError, match="request: brain_ml and ventricles_ml are 1300 mL together, more than icv_ml, 1200 mL"):
+        single_request(CovariateSchema.from_dict({"covariates": entries}), {"brain_ml": 1300, "icv_ml": 1200})
+
+
+@pytest.mark.parametrize("name", ["NA", "nan", "n/a", None, "", "../x"])
+def test_a_missing_name_of_a_participant_is_refused(schema, table, name):
+    with pytest.raises(ValueError, match="row 2: participant_id must be 'sub-' and letters or digits"):
+        schema.read_table(table([name or "", *ROW[1:]]))
+
+
 def test_a_single_request_is_a_row(schema):
     request = single_request(schema, {"age": "70", "sex": "F", "ventricles_ml": 40, "brain_normalised_ml": 1500})
     assert request == {"sex": "F", "age": 70.0, "ventricles_ml": 40.0, "brain_normalised_ml": 1500.0}
