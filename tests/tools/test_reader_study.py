@@ -87,6 +87,18 @@ def test_pictures_differ_in_their_pixels_alone(tmp_path, cohorts):
         assert {name for name, _ in forms[0][0]} == {"IHDR", "IDAT", "IEND"}  # no text, no time
 
 
+@pytest.mark.parametrize("simulated", [True, False])
+def test_page_and_key_say_whether_the_real_volumes_are_simulated(tmp_path, cohorts, simulated):
+    (cohorts[0][0] / "dataset_description.json").write_text(json.dumps({"Simulated": simulated}))
+    page, key = make_study(*cohorts, tmp_path / "study", slices=12)
+    assert ("simulated heads" in page.read_text()) is simulated and "{{" not in page.read_text().partition("<script>")[0]
+    found = read_key(key)
+    assert set(found["simulated"][found["kind"] == "real"]) == {"yes" if simulated else "no"}
+    assert set(found["simulated"][found["kind"] == "synthetic"]) == {"no"}
+    key.write_text("\n".join(line.rpartition("\t")[0] for line in key.read_text().splitlines()) + "\n")  # as made before
+    assert set(read_key(key)["simulated"]) == {"no"}
+
+
 def test_the_page_names_no_file_and_no_kind(tmp_path, cohorts):
     page, _ = make_study(*cohorts, tmp_path / "study", slices=12)
     content = read_page(page)

@@ -96,6 +96,19 @@ def test_every_way_of_joining_the_planes_has_a_line_and_a_column():
     assert {"mean", "median", "fusion"} <= set(figures.LINES) and set(METHODS) <= set(figures.COLUMNS)
 
 
+def test_a_simulated_scan_is_called_so(tmp_path, drawn):
+    """The figures of the demo once said that their scan was not synthetic, and nothing else."""
+    (tmp_path / "dataset_description.json").write_text('{"Simulated": true}')
+    classes = torch.from_numpy(np.where(brain(), 2, 1).astype(np.uint8))[None, None]
+    output = {"image": classes, "label": classes / 2, "pred": (classes / 3).expand(1, len(METHODS), *SHAPE)}
+    engine = Engine(lambda engine, batch: batch)
+    figures.FiguresOfFirst(tmp_path / "out", brain=(2,), spacing_mm=2.0).attach(engine)
+    engine.run([output | {"participant_id": ["sub-7"], "scan_file": [str(tmp_path / "sub-7_T1w.nii.gz")]}])
+    assert drawn[0].axes[1].get_title() == "simulated scan" and "labels and simulated scan." in drawn[0].get_supxlabel()
+    assert "simulated scan" in [text.get_text() for text in drawn[1].legends[0].get_texts()]
+    assert drawn[1].get_supxlabel().endswith("all but the simulated scan")
+
+
 def test_the_first_scan_alone_is_drawn(tmp_path, drawn):
     classes = torch.from_numpy(np.where(brain(), 2, 1).astype(np.uint8))[None, None]
     output = {"image": classes, "label": classes / 2, "pred": (classes / 3).expand(1, len(METHODS), *SHAPE)}
