@@ -1,8 +1,10 @@
 """A program that fails ends with one sentence: what, where, the value and what to do."""
 
+import json
 import os
 import subprocess
 import sys
+import time
 from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
@@ -85,3 +87,18 @@ def test_the_sentence_is_the_last_line_of_a_bundle_and_the_exit_status_is_1(debu
     done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr.splitlines()[-1] == "error: a.nii: bad"
     assert ("Traceback" in done.stderr) == bool(debug)
+
+
+def test_torchrun_shows_the_sentence_of_the_first_rank_in_its_summary(tmp_path):
+    def start(rank):
+        environment = dict(os.environ, TORCHELASTIC_ERROR_FILE=str(tmp_path / f"{rank}.json"), RANK=str(rank))
+        return subprocess.Popen([sys.executable, "-c", PROGRAM], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+
+    first, second = start(0), start(1)
+    assert first.wait() == 1 and first.stderr.read() == ""
+    message = json.loads((tmp_path / "0.json").read_text())["message"]
+    assert message["message"] == "error: a.nii: bad" and message["extraInfo"].keys() == {"timestamp"}
+    time.sleep(2)  # the second rank fails at the same time, and waits for the launcher
+    second.terminate()
+    second.wait()
+    assert not (tmp_path / "1.json").exists()

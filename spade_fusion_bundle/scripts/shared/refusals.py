@@ -6,6 +6,7 @@ import json
 import linecache
 import os
 import re
+import signal
 import sys
 import time
 import traceback
@@ -49,7 +50,9 @@ def show(kind: type[BaseException], error: BaseException, trace: TracebackType |
     sys.stdout.flush()
     if summary := os.environ.get("TORCHELASTIC_ERROR_FILE"):
         if int(os.environ.get("RANK", 0)) > 0:
-            time.sleep(5)  # the launcher ends this rank meanwhile if rank 0 fails too, and the summary has one sentence
+            # If rank 0 fails, too, the launcher ends this rank meanwhile, and the summary has one sentence.
+            signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+            time.sleep(20)
         Path(summary).write_text(json.dumps({"message": {"message": text, "extraInfo": {"timestamp": str(int(time.time()))}}}))
     else:
         print(f"\n{text}", file=sys.stderr, flush=True)
