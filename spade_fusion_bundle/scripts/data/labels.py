@@ -22,7 +22,8 @@ SIDES = ("left", "right", "midline")
 KEYS = ("class", "name", *SIDES, "brain")
 TABLES = 'named tables, {"freesurfer": [{"class": 0, "name": "background", ...}]}'
 LABELS = Path(__file__).resolve().parents[2] / "configs" / "labels.json"
-MOST_CLASSES = 255  # classes are uint8
+MOST_CLASSES = 255  # classes are uint8, and 255 marks a value of no class
+LARGEST_VALUE = 2**24  # float32, in which MONAI loads label maps, holds integers up to here
 MOST_LISTED = 10
 
 
@@ -72,8 +73,9 @@ class LabelTable:
                 class_of[value] = entry["class"]
         if class_of.get(0) != 0 or entries[0]["brain"]:
             raise ValueError(f"{where}: class 0 must be the background, with the value 0 and outside of the brain")
-        self._table_values, classes = (np.array(column) for column in zip(*sorted(class_of.items())))
-        self._table_classes = classes.astype(np.uint8)
+        self._lowest = min(class_of)
+        self._class_of = np.full(max(class_of) - self._lowest + 1, MOST_CLASSES, np.uint8)  # of each value from the lowest on
+        self._class_of[np.array(list(class_of)) - self._lowest] = list(class_of.values())
 
         self.brain = tuple(entry["class"] for entry in entries if entry["brain"])
         self.mirror = np.arange(self.num_classes, dtype=np.uint8)
@@ -131,15 +133,14 @@ class LabelTable:
             values = whole_numbers(np.asarray(values))
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
-        index = np.searchsorted(self._table_values, values)
-        np.minimum(index, len(self._table_values) - 1, out=index)
-        unknown = self._table_values[index] != values
+        outside = (values < self._lowest) | (values > self._lowest + len(self._class_of) - 1)
+        classes = self._class_of[np.where(outside, 0, values).astype(np.int64) - self._lowest]
+        unknown = outside | (classes == MOST_CLASSES)
         if unknown.any():
             raise ValueError(
                 f"{where}: label values {_counted(values[unknown])} are not in the label table {self.name!r}. Choose the table "
                 f"that the map was made with, or add the values to a class of configs/labels.json and train with that table"
             )
-        classes = self._table_classes[index]
         if not classes.any():
             raise ValueError(f"{where}: the label map is empty, all {classes.size} voxels are background. Segment it again")
         return classes
@@ -242,7 +243,8 @@ def _check_entry(entry: Mapping, where: str) -> None:
             _values(entry[side])
         except (TypeError, ValueError):
             raise ValueError(
-                f'{where} ({entry["name"]}): {side!r} must list integers or ranges such as "1000-1035", got {entry[side]!r}'
+                f'{where} ({entry["name"]}): {side!r} must list integers or ranges such as "1000-1035" up to {LARGEST_VALUE}, '
+                f"got {entry[side]!r}"
             ) from None
 
 
@@ -258,10 +260,10 @@ def _values(listed: Sequence[int | str]) -> list[int]:
     for item in listed:
         if isinstance(item, str):
             first, last = map(int, item.split("-"))
-            if first > last:
+            if not -LARGEST_VALUE <= first <= last <= LARGEST_VALUE:
                 raise ValueError
             values += range(first, last + 1)
-        elif type(item) is int:
+        elif type(item) is int and abs(item) <= LARGEST_VALUE:
             values.append(item)
         else:
             raise TypeError

@@ -211,6 +211,8 @@ def test_a_change_of_the_exported_table_does_not_reach_the_table():
         ({"c2": {"midline": [16.5]}}, r"'midline' must list integers or ranges .* got \[16.5\]"),
         ({"c2": {"midline": ["20-16"]}}, r"'midline' must list integers or ranges .* got \['20-16'\]"),
         ({"c2": {"midline": ["all"]}}, r"'midline' must list integers or ranges .* got \['all'\]"),
+        ({"c2": {"midline": [2**24 + 1]}}, r"integers or ranges .* up to 16777216, got \[16777217\]"),
+        ({"c2": {"midline": ["16-99999999999"]}}, r"integers or ranges .* got \['16-99999999999'\]"),
         ({"c2": {"brain": "yes"}}, "entry 2: 'brain' must be of type bool, got 'yes'"),
         ({"c2": {"name": None}}, "entry 2: 'name' must be of type str, got None"),
         ({"c2": {"class": "2"}}, "entry 2: 'class' must be of type int, got '2'"),
