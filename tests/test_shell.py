@@ -39,8 +39,8 @@ ABSENT = {  # what bash 3.2 or macOS lack, and a text that has it
 }
 # Options of the commands that a demo runs, as POSIX or all of BSD, macOS and GNU know them.
 OPTIONS = {
-    **{"awk": "Fv", "basename": "", "cat": "", "cmp": "s", "cp": "fpRr", "dirname": "", "find": "", "head": "n", "ls": "A"},
-    **{"mkdir": "p", "mktemp": "d", "mv": "f", "rm": "fr", "sort": "u", "tee": "a", "touch": "", "tr": "d"},
+    **{"awk": "Fv", "basename": "", "cat": "", "cksum": "", "cmp": "s", "cp": "fpRr", "dirname": "", "find": "", "head": "n"},
+    **{"ls": "A", "mkdir": "p", "mktemp": "d", "mv": "f", "rm": "fr", "sort": "u", "tee": "a", "touch": "", "tr": "d"},
 }
 GUARD = """#!/bin/sh
 for word; do
