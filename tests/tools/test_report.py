@@ -547,9 +547,10 @@ def test_a_damaged_volume_is_named_and_an_older_page_stays(generated):
     assert (generated[0].parent / "report.html").read_text() == page and not list(generated[0].parent.glob(".*"))
 
 
-def test_a_label_map_that_is_not_an_image_is_named(generated):
+def test_all_files_that_are_no_images_are_named(generated):
     (generated[0] / "sub-syn3" / "anat" / "sub-syn3_dseg.nii.gz").write_text("not an image")
-    with pytest.raises(ValueError, match="sub-syn3_dseg.nii.gz: is not a NIfTI image that can be read"):
+    (generated[0] / "sub-syn2" / "anat" / "sub-syn2_T1w.nii.gz").write_bytes(b"")
+    with pytest.raises(ValueError, match="(?s)^2 of .*sub-syn2_T1w.nii.gz: .*is empty.*sub-syn3_dseg.nii.gz: is not"):
         page_of(generated)
 
 

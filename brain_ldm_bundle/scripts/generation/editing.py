@@ -20,7 +20,7 @@ from ..data.image_checks import refuse_elsewhere
 from ..model.networks import DiffusionUNet
 from ..model.sampler import LatentSampler
 from ..shared.files import sha256
-from ..shared.nifti import read_whole
+from ..shared.nifti import named, read_grey_values
 
 NOTICE = "Synthetic: a scan edited by a generative model. It may identify the subject. For research, not for clinical use."
 
@@ -108,10 +108,8 @@ def edit_file(
     if not Path(image).is_file():
         raise FileNotFoundError(f"image {image}: no such file")
     row, strength, seed = read_request(editor.schema, request)
-    try:
-        read_whole(image)
-    except ValueError as error:
-        raise ValueError(f"{image}: {error}") from error
+    with named(image):
+        read_grey_values(image)
     data = preprocessing({"image": str(image)})
     data["pred"] = editor.edit(data["image"][None].to(device), network, row, strength, seed)[0].cpu()
     volume = postprocessing(data)["pred"]
@@ -132,10 +130,8 @@ def _refuse_no_head(inputs: torch.Tensor) -> None:
     where = meta.get("filename_or_obj", "the image")
     if isinstance(inputs, MetaTensor) and "original_affine" in meta:
         shape = [int(side) for side in meta["spatial_shape"]]
-        try:
+        with named(where):
             refuse_elsewhere(shape, torch.as_tensor(meta["original_affine"]).numpy())
-        except ValueError as error:
-            raise ValueError(f"{where}: {error}") from error
     if not torch.isfinite(inputs).all():
         raise ValueError(f"{where}: has voxels that are NaN or infinite. Replace them, e.g. by 0")
     if inputs.min() == inputs.max():
