@@ -9,6 +9,7 @@ import numpy as np
 
 from ..data.planes import PLANES
 from ..shared.files import write_json
+from ..shared.scan_identity import knows_all
 from ..shared.tables import read_table, write_table
 from . import score_statistics as statistics
 from .synthesis_scores import DEFINITION, METHODS, SCORES
@@ -21,12 +22,15 @@ FIGURES = {
     "profiles.png": "Intensity along three lines through the brain of the same scan (as Ayaz et al. 2022, Figure 4B).",
 }
 
+UNCHECKED = ", which should be new to the model (not checked, because its weights do not name all of their training scans)"
 
-def summarise(output_dir: str | Path, split: str, dataset_dir: str | Path) -> dict:
+
+def summarise(output_dir: str | Path, split: str, dataset_dir: str | Path, recipe: Mapping) -> dict:
     """Summarise `scores.tsv`: mean and spread of each method, and the fusion minus each other method on the same scans.
 
     Print the tables, and write `summary.tsv`, `summary.json` and `synthesis.section.json`. Numbers that are not finite or
-    need more than one scan are "n/a" in tables and null in JSON.
+    need more than one scan are "n/a" in tables and null in JSON. The data are described with a remark if the recipe of the
+    weights does not name all training scans.
     """
     output_dir = Path(output_dir)
     path = output_dir / "scores.tsv"
@@ -41,7 +45,7 @@ def summarise(output_dir: str | Path, split: str, dataset_dir: str | Path) -> di
     n = counts["fusion"]
     summary = {
         "n": n,
-        "data": f"split {split} of the folder {Path(dataset_dir).resolve().name}",
+        "data": f"split {split} of the folder {Path(dataset_dir).resolve().name}{'' if knows_all(recipe) else UNCHECKED}",
         "definition": f"{DEFINITION}\n\n{statistics.DEFINITION}",
         "smallest_p": statistics.smallest_p(n),
         "methods": {

@@ -29,7 +29,7 @@ def write_scores(folder, n, seed=0):
 
 def test_the_table_has_the_fusion_against_each_method_with_what_chance_gives(tmp_path):
     values = write_scores(tmp_path, 8)
-    summary = summarise(tmp_path, "test", tmp_path)
+    summary = summarise(tmp_path, "test", tmp_path, {"seen_voxels": []})
     assert summary == json.loads((tmp_path / "summary.json").read_text()) and summary["n"] == 8
     for method, scores in values.items():
         assert summary["methods"][method]["psnr_db"] == pytest.approx(
@@ -48,10 +48,20 @@ def test_the_table_has_the_fusion_against_each_method_with_what_chance_gives(tmp
     assert table["fusion"]["fusion_minus_ssim"] == "n/a"
 
 
+@pytest.mark.parametrize(
+    ("recipe", "said"), [({"seen_voxels": []}, False), ({"seen_voxels": [], "seen_unknown": True}, True), ({}, True)]
+)
+def test_the_section_says_if_nobody_knows_whether_the_scans_are_new_to_the_weights(tmp_path, recipe, said):
+    write_scores(tmp_path, 2)
+    summarise(tmp_path, "test", tmp_path, recipe)
+    text = json.loads((tmp_path / "synthesis.section.json").read_text())["text"]
+    assert ("not checked, because its weights do not name all" in text) == said
+
+
 def test_the_section_shows_every_method_and_comparison_with_the_definitions(tmp_path, capsys):
     values = write_scores(tmp_path, 8)
     (tmp_path / "planes.png").write_bytes(b"")
-    summarise(tmp_path, "test", tmp_path)
+    summarise(tmp_path, "test", tmp_path, {"seen_voxels": []})
     section = json.loads((tmp_path / "synthesis.section.json").read_text())
     scores, comparisons = section["tables"]
     assert [row[0] for row in scores["rows"]] == [method.replace("_", " ") for method in METHODS]
@@ -71,7 +81,7 @@ def test_the_section_shows_every_method_and_comparison_with_the_definitions(tmp_
 
 def test_few_scans_say_what_p_they_could_reach(tmp_path):
     write_scores(tmp_path, 3)
-    summary = summarise(tmp_path, "test", tmp_path)
+    summary = summarise(tmp_path, "test", tmp_path, {"seen_voxels": []})
     assert summary["smallest_p"] == 0.25 and summary["fusion_minus"]["axial"]["ssim"]["p_holm"] == 1
     text = json.loads((tmp_path / "synthesis.section.json").read_text())["text"]
     assert "With 3 scans p cannot be below 0.25, and not below 1.00 after the correction for 6 comparisons" in text
@@ -79,7 +89,7 @@ def test_few_scans_say_what_p_they_could_reach(tmp_path):
 
 def test_one_scan_has_neither_spread_nor_test(tmp_path):
     write_scores(tmp_path, 1)
-    summary = summarise(tmp_path, "test", tmp_path)
+    summary = summarise(tmp_path, "test", tmp_path, {"seen_voxels": []})
     assert summary["methods"]["fusion"]["ssim"]["std"] is None
     assert summary["fusion_minus"]["mean"]["ssim"]["p"] is None
     section = json.loads((tmp_path / "synthesis.section.json").read_text())
@@ -91,7 +101,7 @@ def test_an_infinite_psnr_leaves_the_summary_valid_json(tmp_path):
     header = ["participant_id", "file", "method", *SCORES]
     rows = [["sub-1", "a.nii", method, "1", "0", "inf" if method == "mean" else "30", "1", "1", "1"] for method in METHODS]
     write_table(tmp_path / "scores.tsv", [header, *rows])
-    summary = summarise(tmp_path, "test", tmp_path)
+    summary = summarise(tmp_path, "test", tmp_path, {"seen_voxels": []})
     assert summary["methods"]["mean"]["psnr_db"] == {"mean": None, "std": None}
     assert summary["fusion_minus"]["mean"]["psnr_db"]["mean"] is None
     assert not {"NaN", "Infinity"} & set((tmp_path / "summary.json").read_text().replace(",", " ").split())
@@ -103,11 +113,11 @@ def test_a_table_that_lacks_a_scan_of_one_method_is_refused(tmp_path):
     path = tmp_path / "scores.tsv"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
     with pytest.raises(ValueError, match="'label_mean': 1}, each must have the same"):
-        summarise(tmp_path, "test", tmp_path)
+        summarise(tmp_path, "test", tmp_path, {"seen_voxels": []})
 
 
 def test_a_table_of_other_methods_is_refused_with_its_name(tmp_path):
     """Such as the table of an earlier version. The message spoke of scores of shape (0,), and of no file."""
     write_table(tmp_path / "scores.tsv", [["participant_id", "file", "method", *SCORES], ["s", "f", "old", *"111111"]])
     with pytest.raises(ValueError, match="scores.tsv: scans per method .*'fusion': 0.* evaluate again"):
-        summarise(tmp_path, "test", tmp_path)
+        summarise(tmp_path, "test", tmp_path, {"seen_voxels": []})
