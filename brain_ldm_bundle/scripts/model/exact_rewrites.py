@@ -20,7 +20,7 @@ from monai.networks.nets.diffusion_model_unet import (
 )
 from torch import nn
 
-SLABS = 4  # chosen: more slabs need less memory, but compute more of the borders twice
+SLABS = 4  # chosen: more slabs need less memory, but upsample more planes twice
 
 
 def rewrite(network: nn.Module, wanted: bool = True) -> nn.Module:
@@ -119,7 +119,7 @@ class SlabDecoder(Decoder):
     """Decoder whose last stage, at the resolution of the image, goes through in slabs along the second axis.
 
     Layer by layer, all slabs are replaced one after the other, so that input and output of a layer are never both complete in
-    memory. A convolution reads the border of the neighbouring slabs. Group norms use the statistics of the whole volume.
+    memory. Convolutions read a plane of each neighbouring slab. Group norms use the statistics of the whole volume.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -131,68 +131,77 @@ class SlabDecoder(Decoder):
         for block in self.blocks[:last]:
             x = block(x)
         slabs = list(x.tensor_split(min(SLABS, x.shape[3]), dim=3))
-        del x
-        _replace(slabs, self.blocks[last])
+        _replace(slabs, lambda slab: F.pad(slab, (0, 0, 1, 1)))
+        _exchange_borders(slabs)
+        _replace(slabs, lambda slab: upsampled(self.blocks[last].postconv.conv, slab, padding=(1, 3, 1)))
         for block in stage:
             if isinstance(block, AEKLResBlock):
-                _residual_block(slabs, block)
+                shortcuts = [block.nin_shortcut(slab) for slab in slabs]
+                for norm, conv in ((block.norm1, block.conv1), (block.norm2, block.conv2)):
+                    _normalise(slabs, norm, activate=True)
+                    _convolve(slabs, conv)
+                for number in range(len(slabs)):
+                    slabs[number] += shortcuts[number]
+                    shortcuts[number] = None
             elif isinstance(block, nn.GroupNorm):
-                _normalise(slabs, block, keep=False)
+                _normalise(slabs, block, activate=False)
             else:
-                _replace(slabs, block)
+                _convolve(slabs, block)
         return torch.cat(slabs, dim=3)
 
 
-def _residual_block(slabs: list[torch.Tensor], block: AEKLResBlock) -> None:
-    """Apply AEKLResBlock to slabs (B, C, d, h_i, w), in place."""
-    shortcuts = [block.nin_shortcut(slab) for slab in slabs]
-    _normalise(slabs, block.norm1, keep=isinstance(block.nin_shortcut, nn.Identity), activate=True)
-    _replace(slabs, block.conv1)
-    _normalise(slabs, block.norm2, keep=False, activate=True)
-    _replace(slabs, block.conv2)
-    for number, slab in enumerate(slabs):
-        slab += shortcuts[number]
-        shortcuts[number] = None
-
-
-def _replace(slabs: list[torch.Tensor], layer: nn.Module) -> None:
-    """Replace each slab by the result of a convolution of 3 x 3 x 3, or of UpSample."""
-    nothing = torch.zeros_like(slabs[0][:, :, :, :1])
-    before = nothing  # last plane of the slab before, which is replaced already
+def _replace(slabs: list[torch.Tensor], function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """Replace each slab by a function of it. The earlier slab is freed before the next is computed."""
     for number in range(len(slabs)):
-        after = slabs[number + 1][:, :, :, :1] if number + 1 < len(slabs) else nothing
-        x = torch.cat([before, slabs[number], after], dim=3)
-        before, slabs[number] = slabs[number][:, :, :, -1:].clone(), None
-        if isinstance(layer, UpSample):
-            slabs[number] = upsampled(layer.postconv.conv, x, padding=(1, 3, 1))
-        else:
-            slabs[number] = F.conv3d(x, layer.conv.weight, layer.conv.bias, padding=(1, 0, 1))
+        slabs[number] = function(slabs[number])
 
 
-def _normalise(slabs: list[torch.Tensor], norm: nn.GroupNorm, keep: bool, activate: bool = False) -> None:
-    """Apply a group norm to slabs, and SiLU if `activate`. The mean and variance are those of the whole volume.
+def _convolve(slabs: list[torch.Tensor], layer: Convolution) -> None:
+    """Replace slabs with borders (B, C, d, h_i + 2, w) by their convolution of 3 x 3 x 3 (B, C', d, h_i, w)."""
+    _replace(slabs, lambda slab: F.conv3d(slab, layer.conv.weight, layer.conv.bias, padding=(1, 0, 1)))
 
-    The slabs are overwritten unless `keep`: then the list holds new tensors.
+
+def _exchange_borders(slabs: list[torch.Tensor]) -> None:
+    """Copy the outer planes of neighbouring slabs into the borders. The first and the last border stay zero, as padding."""
+    for one, other in zip(slabs, slabs[1:]):
+        one[:, :, :, -1], other[:, :, :, 0] = other[:, :, :, 1], one[:, :, :, -2]
+
+
+def _normalise(slabs: list[torch.Tensor], norm: nn.GroupNorm, activate: bool) -> None:
+    """Replace slabs by their group norm, and SiLU if `activate`, with borders: (B, C, d, h_i + 2, w).
+
+    The mean and variance are those of the whole volume (Chan et al. 1983).
     """
-    sizes, means, variances = [], [], []
-    for slab in slabs:
-        variance, mean = torch.var_mean(slab.float().reshape(len(slab), norm.num_groups, -1), dim=2, correction=0)  # (B, G)
-        sizes.append(slab[0, 0].numel())
-        means.append(mean)
-        variances.append(variance)
-    share = (torch.tensor(sizes) / sum(sizes)).to(means[0])[:, None, None]  # (slabs, 1, 1)
-    means, variances = torch.stack(means), torch.stack(variances)  # (slabs, B, G)
-    mean = (share * means).sum(dim=0)
-    variance = (share * (variances + (means - mean) ** 2)).sum(dim=0)  # Chan et al. 1983
+    means, variances = (torch.stack(part) for part in zip(*(_statistics(slab, norm.num_groups) for slab in slabs)))
+    sizes = torch.tensor([slab[0, 0].numel() for slab in slabs])
+    share = (sizes / sizes.sum()).to(means)[:, None, None]  # (slabs, 1, 1)
+    mean = (share * means).sum(dim=0)  # (B, G)
+    variance = (share * (variances + (means - mean) ** 2)).sum(dim=0)
 
     channels = norm.num_channels // norm.num_groups
     scale = norm.weight * (variance + norm.eps).rsqrt().repeat_interleave(channels, dim=1)  # (B, C)
     shift = norm.bias - scale * mean.repeat_interleave(channels, dim=1)
     scale, shift = scale[..., None, None, None], shift[..., None, None, None]
-    for number, slab in enumerate(slabs):
-        slabs[number] = torch.addcmul(shift, slab, scale, out=torch.empty_like(slab) if keep else slab)
-        if activate:
-            F.silu(slabs[number], inplace=True)
+
+    def normalised(slab: torch.Tensor) -> torch.Tensor:
+        batch, width, depth, height, columns = slab.shape
+        bordered = slab.new_empty(batch, width, depth, height + 2, columns)
+        bordered[:, :, :, 0] = bordered[:, :, :, -1] = 0
+        torch.addcmul(shift, slab, scale, out=bordered[:, :, :, 1:-1])
+        return F.silu(bordered, inplace=True) if activate else bordered  # SiLU of 0 is 0
+
+    _replace(slabs, normalised)
+    _exchange_borders(slabs)
+
+
+def _statistics(slab: torch.Tensor, groups: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return mean and variance (B, G) of the groups of channels, in float32 or better."""
+    values = slab.reshape(len(slab), groups, -1)
+    if values.dtype.itemsize > 2:
+        return torch.var_mean(values, dim=2, correction=0)[::-1]
+    mean = values.mean(dim=2, dtype=torch.float32)  # var_mean would round its results
+    squares = torch.linalg.vector_norm(values, dim=2, dtype=torch.float32) ** 2 / values.shape[2]
+    return mean, (squares - mean**2).clamp(min=0)
 
 
 REWRITTEN = {

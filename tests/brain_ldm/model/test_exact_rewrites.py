@@ -99,8 +99,10 @@ def test_group_norm_over_slabs_holds_for_a_mean_that_is_large_beside_the_spread(
     norm = torch.nn.GroupNorm(2, 4)
     x = 1000 + torch.randn(2, 4, 3, 9, 5)
     slabs = list(x.clone().tensor_split(4, dim=3))
-    exact_rewrites._normalise(slabs, norm, keep=False)
-    torch.testing.assert_close(torch.cat(slabs, dim=3), norm.double()(x.double()).float(), rtol=0, atol=2e-3)
+    exact_rewrites._normalise(slabs, norm, activate=False)
+    torch.testing.assert_close(
+        torch.cat([slab[:, :, :, 1:-1] for slab in slabs], dim=3), norm.double()(x.double()).float(), rtol=0, atol=2e-3
+    )
 
 
 @torch.inference_mode()
@@ -167,7 +169,7 @@ def test_a_step_of_the_published_u_net(wanted, tflop, operations):
 
 
 @pytest.mark.parametrize(
-    ("wanted", "slabs", "tflop", "gib"), [(False, 4, 15.14, 4.2), (True, 1, 11.1, 4.8), (True, 4, 11.2, 3.0)]
+    ("wanted", "slabs", "tflop", "gib"), [(False, 4, 15.14, 4.2), (True, 1, 11.1, 3.7), (True, 4, 11.2, 2.7)]
 )
 def test_a_decoding_at_the_published_size(wanted, slabs, tflop, gib, monkeypatch):
     monkeypatch.setattr(exact_rewrites, "SLABS", slabs)
