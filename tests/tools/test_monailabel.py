@@ -308,7 +308,7 @@ def test_a_bad_request_is_an_error_and_the_server_continues(client, model, image
         (SPADE, "mapLAS", {"device": "gpu"}, "device must be cuda or .*got 'gpu'"),
         (SPADE, "mapLAS", {"model_filename": "../model.pt"}, r"model_filename must be .*got '\.\./model\.pt'"),
         (SPADE, "mapLAS", {"save_label": "perhaps"}, "save_label must be True or False, got 'perhaps'"),
-        (SPADE, "mapLAS", {"image": {"a": 1}}, "the datastore has no image"),
+        (SPADE, "mapLAS", {"image": {"a": 1}}, "image must be a number or a plain word"),
         (SPADE, "mapLAS", {"image": "/tmp"}, "/tmp"),
     ],
 )
