@@ -240,7 +240,7 @@ def test_a_baseline_trained_in_two_goes_equals_one_trained_in_one_and_draws_a_bi
 def test_unknown_overrides_and_models_are_refused_before_any_work(baseline, tmp_path, monkeypatch):
     with pytest.raises(Exception) as error:
         baseline("training", model="wgan")
-    assert "model must be lsgan or vaegan, got 'wgan'" in chain(error)
+    assert "model is 'wgan'. Allowed: vaegan or lsgan" in chain(error)
     monkeypatch.setattr(
         "sys.argv", ["monai.bundle", "run", "training", "--config_file", "configs/baselines.json", "--gama", "3"]
     )
