@@ -15,7 +15,7 @@ import tiny
 import tiny_spade
 import torch
 from conftest import ROOT, forgotten_scripts
-from tiny_bundles import BUNDLES, LDM, SPADE, write_ldm_weights, write_spade_weights
+from tiny_bundles import BUNDLES, LDM, SPADE, write_spade_weights
 
 
 def assert_trained(network: torch.nn.Module, weights: Path) -> None:
@@ -82,10 +82,11 @@ def test_the_documented_lines_give_the_network_of_the_weights(enter, name, tmp_p
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BUNDLES)
 def test_the_documented_lines_work_with_the_packed_bundle(name, tmp_path):
-    weights = tmp_path / "weights"
-    weights.mkdir()
-    {LDM: write_ldm_weights, SPADE: write_spade_weights}[name](weights)
-    command = [sys.executable, ROOT / "scripts" / "package_bundle.py", name, "--weights", weights, "--output", tmp_path]
+    command = [sys.executable, ROOT / "scripts" / "package_bundle.py", name, "--output", tmp_path]
+    if name == SPADE:  # it comes without weights
+        (tmp_path / "weights").mkdir()
+        write_spade_weights(tmp_path / "weights")
+        command += ["--weights", tmp_path / "weights"]
     subprocess.run(command, check=True, cwd=ROOT)
     (zip_file,) = tmp_path.glob("*.zip")
     shutil.unpack_archive(zip_file, tmp_path / "bundles")
@@ -94,5 +95,5 @@ def test_the_documented_lines_work_with_the_packed_bundle(name, tmp_path):
     code = "\n".join(documented(name, tmp_path / "bundles")) + "\nprint(network.recipe['spacing_mm'])"
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "bundles")}
     done = subprocess.run([sys.executable, "-c", code], cwd=elsewhere, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0 and done.stdout.split()[-1] in ("4.0", "8.0"), done.stderr[-2000:]
+    assert done.returncode == 0 and done.stdout.split()[-1] == "4.0", done.stderr[-2000:]
     assert os.listdir(elsewhere) == []
