@@ -292,11 +292,11 @@ def test_the_config_scores_the_held_out_scans(evaluate, tmp_path):
     assert "2 scans: split test of the folder bids" in section["text"]
 
 
-def test_the_config_refuses_an_empty_split_before_anything_is_made(evaluate, tmp_path):
+def test_the_config_refuses_an_unknown_split_before_anything_is_made(evaluate, tmp_path):
     given = settings(tmp_path)
     with pytest.raises(RuntimeError) as error:
         evaluate(**given, split="testing")
-    assert "no scans in the split 'testing' (training: 2, fusion: 1, validation: 1, test: 2)" in messages(error.value)
+    assert "split is 'testing'. Allowed: test or validation" in messages(error.value)
     assert not (tmp_path / "output").exists()
 
 
