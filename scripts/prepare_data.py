@@ -34,7 +34,7 @@ from scipy.linalg import polar
 from shared import mni_box, refusals
 from shared.files import atomic, read_json, refuse_unwritable, sha256, write_json, write_text
 from shared.image_files import find_files
-from shared.nifti import open_image, read_grey_values, refuse_not_3d, write_nifti
+from shared.nifti import open_image, read_grey_values, three_sides, write_nifti
 from shared.participants import find_row, read_participants, refuse_given_once, session_of
 from shared.problems import refuse
 from shared.simulated import is_simulated
@@ -53,9 +53,9 @@ PATTERN = "sub-*/**/anat/*_T1w.nii*"
 def read_scan(path: Path) -> sitk.Image:
     """Read a scan in RAS voxel order as float32, with its geometry."""
     image = open_image(path)
-    refuse_not_3d(image.shape)
+    shape = three_sides(image.shape)
     data = read_grey_values(path)
-    affine = image.affine @ nib.orientations.inv_ornt_aff(nib.io_orientation(image.affine), image.shape)
+    affine = image.affine @ nib.orientations.inv_ornt_aff(nib.io_orientation(image.affine), shape)
     spacing_mm = nib.affines.voxel_sizes(affine)
     if spacing_mm.min() < 0.1 or spacing_mm.max() > COARSEST_SPACING_MM:
         sides = " x ".join(f"{size:.2f}" for size in spacing_mm)

@@ -131,13 +131,20 @@ def test_sound_files_in_unusual_forms_are_read(tmp_path):
         "big endian.nii": nib.Nifti1Image(NOISE, AFFINE, nib.Nifti1Header(endianness=">")).to_bytes(),
         "version 2.nii": nib.Nifti2Image(NOISE, AFFINE).to_bytes(),
         "trailing axis.nii": nib.Nifti1Image(NOISE[..., None], AFFINE).to_bytes(),
+        "trailing axes.nii": nib.Nifti1Image(NOISE[..., None, None], AFFINE).to_bytes(),
         "freesurfer.mgz": gzip.compress(nib.MGHImage(NOISE, AFFINE).to_bytes()),
     }
+    for kind in (nib.Nifti1Image, nib.Nifti2Image):
+        noted = kind(NOISE, AFFINE)
+        noted.header.extensions.append(nib.nifti1.Nifti1Extension(4, b"<AFNI_attributes/>" * 500))  # as AFNI writes it
+        forms[f"extension {kind.__name__}.nii.gz"] = gzip.compress(noted.to_bytes())
+    canonical = nib.as_closest_canonical(nib.Nifti1Image(NOISE, AFFINE)).dataobj
     for name, content in forms.items():
         (tmp_path / name).write_bytes(content)
         found = read_volume(tmp_path / name)
         np.testing.assert_array_equal(found.dataobj, NOISE, err_msg=name)
         np.testing.assert_allclose(found.affine, AFFINE, err_msg=name)
+        np.testing.assert_array_equal(read_grey_values(tmp_path / name), canonical, err_msg=name)
 
 
 HEAD = np.random.default_rng(1).uniform(0, 1, (20, 28, 20))

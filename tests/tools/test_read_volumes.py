@@ -321,7 +321,7 @@ def with_value(value, dtype=np.int32):
         (with_value(np.nan, np.float32), 4, "2 voxels are NaN or infinite"),
         (synthseg_map(), 0.004, "are they in mm"),
         (synthseg_map(), 0.4, "ventricles_ml would be .* 1000 times too small"),
-        (np.stack([synthseg_map()] * 2, -1), 4, r"is a 4-D map \(40, 56, 48, 2\)"),
+        (np.stack([synthseg_map()] * 2, -1), 4, r"has 4 dimensions \(40, 56, 48, 2\)"),
         (np.zeros(SHAPE, [("R", "u1"), ("G", "u1"), ("B", "u1")]), 4, "has voxels of type RGB"),
     ],
 )

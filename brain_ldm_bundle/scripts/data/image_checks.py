@@ -11,7 +11,7 @@ import nibabel as nib
 import numpy as np
 
 from ..shared.mni_box import BRAIN_MM
-from ..shared.nifti import check_files, named, open_image, read_grey_values, refuse_not_3d, spread
+from ..shared.nifti import check_files, named, open_image, read_grey_values, spread, three_sides
 from ..shared.scan_identity import voxels_sha256
 
 # A head may be smaller than the template's, so the image may cut off this much of the template's brain on each side.
@@ -68,8 +68,7 @@ def check_images(
 
 def _check_place(image: nib.Nifti1Image, spacing_mm: float) -> None:
     """Check dimensions, spacing, axes and field of view."""
-    shape, affine = image.shape, image.affine
-    refuse_not_3d(shape)
+    shape, affine = three_sides(image.shape), image.affine
     spacings_mm = np.linalg.norm(affine[:3, :3], axis=0)
     if (np.abs(spacings_mm / spacing_mm - 1) > 0.01).any():
         raise ValueError(f"has voxels of {_mm(spacings_mm)}, not {spacing_mm:g} mm (spacing_mm). {PREPARE}")

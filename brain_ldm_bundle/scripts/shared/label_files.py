@@ -27,20 +27,14 @@ def read_labels(path: str | Path, oriented: bool = True) -> tuple[np.ndarray, ni
         ValueError: the file is damaged, is not one volume, or its voxels are not integers. The message does not name the file.
     """
     image = nifti.read_whole(path, oriented=oriented)
-    refuse_no_volume(image)
+    shape = nifti.three_sides(image.shape)
     stored = image.get_data_dtype()
     slope = abs(float(getattr(image.dataobj, "slope", 1)))
     if stored.kind != "f" and slope > 1:
         raise ValueError(f"its header scales integers by {slope:g}, so labels between are lost. Write it again unscaled")
-    values = np.asanyarray(image.dataobj).reshape(image.shape[:3])
+    values = np.asanyarray(image.dataobj).reshape(shape)
     rounding = slope / 2 if stored.kind != "f" and slope < 1 else 0
     return whole_numbers(values, max(TOLERANCE, rounding + 1e-4)), image
-
-
-def refuse_no_volume(image: nib.Nifti1Image) -> None:
-    """Refuse an image that is not one volume. An axis of one after the third is accepted, because some tools write it."""
-    if len(image.shape) != 3 and image.shape[3:] != (1,):
-        raise ValueError(f"is a {len(image.shape)}-D map {image.shape}; three dimensions are needed. Extract one volume")
 
 
 def whole_numbers(values: np.ndarray, tolerance: float = TOLERANCE) -> np.ndarray:

@@ -13,7 +13,6 @@ import nibabel as nib
 import numpy as np
 
 from ..shared import nifti
-from ..shared.label_files import refuse_no_volume
 from ..shared.scan_identity import voxels_sha256
 from .labels import LabelTable
 from .map_reader import map_files, read_map
@@ -56,8 +55,8 @@ def _check_pair(image: str, label: str, *_: str, table: LabelTable, partial_maps
     if not problems:
         (scan, identity), label_map = found
         remedy = f"the scan {image}. Resample the map to the scan with nearest neighbour"
-        if label_map.shape[:3] != scan.shape:
-            problems = [f"{label}: has the shape {label_map.shape[:3]}, not {scan.shape} as {remedy}"]
+        if label_map.shape[:3] != scan.shape[:3]:
+            problems = [f"{label}: has the shape {label_map.shape[:3]}, not {scan.shape[:3]} as {remedy}"]
         elif np.abs(scan.affine - label_map.affine).max() > AFFINE_TOLERANCE:
             rows, map_rows = (np.round(one.affine[:3], 3).tolist() for one in (scan, label_map))
             problems = [f"{label}: has the affine {map_rows}, not {rows} as {remedy}"]
@@ -74,13 +73,13 @@ def _named(check: Callable[[str], object], path: str) -> object:
 
 def _open_scan(path: str) -> tuple[nib.Nifti1Image, str]:
     image = nifti.open_image(path)
-    nifti.refuse_not_3d(image.shape)
+    nifti.three_sides(image.shape)
     return image, voxels_sha256(nifti.read_grey_values(path))
 
 
 def _open_map(path: str, table: LabelTable | None = None, partial_maps: bool = False) -> nib.Nifti1Image:
     image = nifti.open_image(path, "Copy the orientation of the scan it belongs to")
-    refuse_no_volume(image)
+    nifti.three_sides(image.shape)
     if table is not None:
         read_map(path, table, partial_maps)
     return image

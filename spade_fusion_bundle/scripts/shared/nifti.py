@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import io
 import json
 import logging
 import math
@@ -70,24 +69,27 @@ def read_volume(path: str | Path, oriented: bool = True) -> nib.Nifti1Image:
     """Read one volume as `read_whole` does. Trailing axes of length 1 are removed. The message of an error names the file."""
     with named(path):
         image = nib.squeeze_image(read_whole(path, oriented=oriented))
-        refuse_not_3d(image.shape)
+        three_sides(image.shape)
     return image
 
 
-def refuse_not_3d(shape: Sequence[int]) -> None:
-    """Refuse a scan that is not one volume: `shape` must have three axes."""
-    if len(shape) != 3:
-        sides = tuple(map(int, shape))
+def three_sides(shape: Sequence[int]) -> tuple[int, ...]:
+    """Return the shape (X, Y, Z) of one volume, without the axes of length 1 that some tools append. Refuse any other shape."""
+    sides = tuple(map(int, shape))
+    if len(sides) < 3 or set(sides[3:]) - {1}:
         raise ValueError(f"has {len(sides)} dimensions {sides}; three are needed. Extract one volume, e.g. by fslroi")
+    return sides[:3]
 
 
 def read_grey_values(path: str | Path) -> np.ndarray:
     """Read the voxels (X, Y, Z) of a scan in RAS order.
 
     Raises:
-        ValueError: the file is damaged, or `grey_values` or `refuse_outliers` refuses its voxels.
+        ValueError: the file is damaged or not one volume, or `grey_values` or `refuse_outliers` refuses its voxels.
     """
-    values = grey_values(nib.as_closest_canonical(read_whole(path)))
+    image = nib.squeeze_image(read_whole(path))
+    three_sides(image.shape)
+    values = grey_values(nib.as_closest_canonical(image))
     refuse_outliers(values)
     return values
 
@@ -147,7 +149,7 @@ def _open(path: str | Path, remedy: str, oriented: bool) -> nib.spatialimages.Sp
             start = file.read(1024)
         # Read the header as it is on disk, because nibabel.load corrects some faults and stops at others.
         nifti = next((kind.header_class for kind in kinds[:2] if kind.header_class.may_contain_header(start)), None)
-        header = nifti.from_fileobj(io.BytesIO(start), check=False) if nifti else None
+        header = nifti(start[: nifti.sizeof_hdr], check=False) if nifti else None
     if header is not None:
         with _unreadable(but=ValueError):
             refuse_ambiguous(header, oriented, remedy)

@@ -27,7 +27,7 @@ def problems(paths, **options):
 @pytest.mark.parametrize(
     ("image", "message"),
     [
-        ({"volume": VOLUME[..., None]}, "has 4 dimensions (20, 28, 20, 1); three are needed"),
+        ({"volume": np.stack([VOLUME, VOLUME], -1)}, "has 4 dimensions (20, 28, 20, 2); three are needed"),
         ({"affine": mni_box.affine(SPACING_MM) * [[1.02], [1], [1], [1]]}, "has voxels of (8.16, 8, 8) mm, not 8 mm"),
         ({"code": 0}, "has neither a qform nor an sform"),
         ({"affine": rotated(2)}, "has axes oblique by 2.0 degrees: not in MNI space."),
@@ -61,6 +61,13 @@ def test_a_truncated_image_is_refused(tmp_path, lost_bytes):
 @pytest.mark.parametrize("affine", [shifted(x=6, y=-9, z=4), shifted(z=9)], ids=["moved", "lower end cut"])
 def test_an_image_a_little_off_the_grid_is_taken(tmp_path, affine):
     assert not problems([str(save(tmp_path / "sub-1_T1w.nii.gz", affine=affine))])
+
+
+def test_an_axis_of_one_after_the_third_changes_nothing(paths):
+    _, plain = images.check_images(paths[:1], SPACING_MM)
+    save(Path(paths[1]), VOLUME[..., None])
+    faults, found = images.check_images(paths[1:2], SPACING_MM)
+    assert not faults and list(found.values()) == list(plain.values())
 
 
 def test_images_with_the_scanners_code_are_taken_with_one_warning(paths):

@@ -92,7 +92,7 @@ def test_noise_of_a_float_map_is_rounded(tmp_path):
     [
         (np.zeros((6, 7, 8), [("R", "u1"), ("G", "u1"), ("B", "u1")]), "has voxels of type RGB"),
         (head().astype(np.complex64), "has voxels of type complex64; one real number per voxel is needed"),
-        (np.stack([head(), head()], -1), r"is a 4-D map (6, 7, 8, 2); three dimensions are needed"),
+        (np.stack([head(), head()], -1), r"has 4 dimensions (6, 7, 8, 2); three are needed"),
         (np.where(head() > 0, 0.7, 0), "64 of 336 voxels are not integers, such as 0.7"),
         (np.where(head() == 2, 99, head()), "label values 99 (2 voxels) are not in the label table 'freesurfer'"),
     ],

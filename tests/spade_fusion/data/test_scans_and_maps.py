@@ -369,15 +369,15 @@ MOVED = AFFINE + [[0, 0, 0, 0.01], [0] * 4, [0] * 4, [0] * 4]
 @pytest.mark.parametrize(
     ("file", "image", "message"),
     [
-        (SCAN_5, {"volume": SCAN[..., None]}, "has 4 dimensions (5, 6, 7, 1); three are needed"),
+        (SCAN_5, {"volume": np.stack([SCAN, SCAN], -1)}, "has 4 dimensions (5, 6, 7, 2); three are needed"),
         (SCAN_5, {"volume": SCAN[0]}, "has 2 dimensions (6, 7); three are needed"),
         (SCAN_5, {"volume": with_voxel(SCAN, np.nan)}, "has 1 voxels that are NaN or infinite"),
         (SCAN_5, {"volume": with_voxel(SCAN, np.inf)}, "has 1 voxels that are NaN or infinite"),
         (SCAN_5, {"volume": np.full_like(SCAN, 7)}, "is 7 everywhere"),
         (SCAN_5, {"volume": SCAN.astype(np.complex64)}, "has voxels of type complex64"),
         (SCAN_5, {"code": 0}, "has neither a qform nor an sform"),
-        (MAP_5, {"volume": np.stack([MAP, MAP], -1)}, "is a 4-D map (5, 6, 7, 2); three dimensions are needed"),
-        (MAP_5, {"volume": MAP[0]}, "is a 2-D map (6, 7)"),
+        (MAP_5, {"volume": np.stack([MAP, MAP], -1)}, "has 4 dimensions (5, 6, 7, 2); three are needed"),
+        (MAP_5, {"volume": MAP[0]}, "has 2 dimensions (6, 7)"),
         (MAP_5, {"volume": np.zeros_like(MAP)}, "the label map is empty, all 210 voxels are background"),
         (MAP_5, {"volume": with_voxel(MAP, 999)}, "label values 999 (1 voxels) are not in the label table 'freesurfer'"),
         (MAP_5, {"volume": with_voxel(MAP.astype(np.float32), 2.5)}, "1 of 210 voxels are not integers, such as 2.5"),
@@ -475,7 +475,9 @@ def test_sound_pairs_are_read_once(cohort, tmp_path, monkeypatch):
     cache = tmp_path / "cache" / "checked.json"
     path = save(cohort / MAP_5, with_voxel(MAP, 999))
     whole, seen = image_checks.nifti.read_whole, []
-    monkeypatch.setattr(image_checks.nifti, "read_whole", lambda path: (seen.append(path), whole(path))[1])
+    monkeypatch.setattr(
+        image_checks.nifti, "read_whole", lambda path, **options: (seen.append(path), whole(path, **options))[1]
+    )
     assert "999" in refusal(cohort, cache_file=cache)
     assert len(seen) == 28
     for _ in range(2):

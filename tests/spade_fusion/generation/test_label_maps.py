@@ -83,7 +83,7 @@ def test_bad_headers_are_refused_together(tmp_path):
     with pytest.raises(ValueError, match="3 problems with the label maps") as caught:
         label_maps.find_maps(tmp_path)
     for words in (
-        r"four.nii.gz: is a 4-D map",
+        r"four.nii.gz: has 4 dimensions",
         "nowhere.nii.gz: has neither a qform nor an sform",
         "text.nii.gz: is not a NIfTI",
     ):
