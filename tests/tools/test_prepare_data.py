@@ -342,11 +342,11 @@ def test_scans_that_are_simulated_stay_so(raw, tmp_path):
     for name, simulated in (("people", False), ("heads", True)):
         source = tmp_path / name / "sub-good" / "anat" / "sub-good_T1w.nii.gz"
         source.parent.mkdir(parents=True)
-        source.write_bytes(scan_of(raw[0]).read_bytes())
+        nib.save(scan_of(raw[0]), source)
         (tmp_path / name / "dataset_description.json").write_text(json.dumps({"Simulated": simulated}))
         out_dir = tmp_path / f"prepared_{name}"
         assert prepare_data.main([str(tmp_path / name), str(out_dir), "--spacing_mm", "8"]) == 0
-        assert is_simulated(out_dir) is is_simulated(scan_of(out_dir)) is simulated
+        assert is_simulated(out_dir) is is_simulated(Path(scan_of(out_dir).get_filename())) is simulated
 
 
 def test_the_bids_validator_accepts_the_prepared_scans(prepared):

@@ -189,9 +189,9 @@ def test_no_folder_another_spacing_nan_and_constant_volumes_are_refused_by_name(
     write(tmp_path / "nan", "sub-nan", np.where(head(0) > 0.5, np.nan, head(0)))
     with pytest.raises(ValueError, match="sub-nan.*NaN or infinite"):
         audit(cohort, tmp_path / "nan", tmp_path)
-    corner = np.zeros(mni_box.size(SPACING_MM))
-    corner[0, 0, 0] = 1
-    write(tmp_path / "empty", "sub-empty", corner)
+    margin = np.zeros(mni_box.size(SPACING_MM))
+    margin[0] = 1
+    write(tmp_path / "empty", "sub-empty", margin)
     with pytest.raises(ValueError, match="sub-empty.*constant where the brain should be"):
         audit(cohort, tmp_path / "empty", tmp_path / "out")
     assert not (tmp_path / "out").exists()

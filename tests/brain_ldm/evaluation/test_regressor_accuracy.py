@@ -49,6 +49,6 @@ def test_of_equally_frequent_categories_the_first_training_scan_decides(tmp_path
     data = {"training": items[:2], "test": items[2:]}
     lines = [f"sub-{n}\t{n}.nii.gz\tF\tregressor\n" for n in (4, 2, 3)]  # in another order than the scans
     (tmp_path / "regressor.tsv").write_text("".join(["participant_id\tfile\tsex\ttool\n", *lines]))
-    torch.save({}, tmp_path / "regressor.pt")
+    torch.save({"weight": torch.zeros(1)}, tmp_path / "regressor.pt")
     found = report(tmp_path, data, "test", schema, tmp_path / "regressor.pt")["covariates"]["sex"]
     assert found["accuracy_trivial"] == pytest.approx(1 / 3) and found["accuracy"] == pytest.approx(2 / 3)

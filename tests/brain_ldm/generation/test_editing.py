@@ -111,7 +111,7 @@ def test_a_request_gives_the_same_volume_again_and_seed_and_covariates_another()
         ({"strength": None}, "strength must be .* got None"),
         ({"seed": -1}, "seed must be a whole number from 0 .* got -1"),
         ({"seed": 1.5}, "seed must be a whole number .* got 1.5"),
-        ({"age": "old"}, "age must be a number in years.* got 'old'"),
+        ({"age": "old"}, "age in years must be a number.* got 'old'"),
         ({"age": 720}, "age is 720, which looks like months"),
         ({"sex": "W"}, "sex must be 'F' or 'M', got 'W'"),
         ({"age": None}, "age is missing"),

@@ -160,5 +160,5 @@ def test_fine_tuning_refuses_weights_of_other_covariates(scans, weights, tmp_pat
     unet.recipe = {"covariates": age}
     save_weights(unet.state_dict(), tmp_path / "model.pt")
     prepare(unet, latents, tmp_path / "model.pt", {"prediction_type": "epsilon", "covariates": age})
-    with pytest.raises(ValueError, match=r"model.pt trained on other covariates .*\[44\.0, 82\.0\].*this training .*528"):
+    with pytest.raises(ValueError, match=r"model.pt was trained on other covariates .*\[44\.0, 82\.0\].*this training .*528"):
         prepare(unet, latents, tmp_path / "model.pt", {"prediction_type": "epsilon", "covariates": months})
