@@ -63,7 +63,7 @@ def find_images(paths: Iterable[Path]) -> list[Path]:
         if not path.exists():
             raise FileNotFoundError(f"{path}: no such file or folder")
         images += find_t1w(path) if path.is_dir() else [path]
-    return images
+    return list({path.resolve(): path for path in images}.values())  # a folder and its file may both be given
 
 
 def accuracy(cohort: Path, weights: Path = WEIGHTS) -> list[dict]:

@@ -191,7 +191,8 @@ def find_scans(inputs: list[Path], pattern: str) -> tuple[dict[str, Path], dict[
         raise FileNotFoundError(f"{inputs[0]}: no file matches {pattern}; is it a BIDS folder? See --pattern")
 
     if table is None:
-        table = pd.DataFrame({"participant_id": sorted(scans)})
+        folders = inputs[0].glob("sub-*/") if len(inputs) == 1 else []
+        table = pd.DataFrame({"participant_id": sorted({*scans, *(folder.name for folder in folders)})})
     listed = set(table["participant_id"])
     failures |= {subject: "no row in participants.tsv" for subject in scans.keys() - listed}
     failures |= {subject: f"no file matches {pattern}" for subject in listed - scans.keys()}
@@ -266,7 +267,9 @@ def prepare_all(
         raise ValueError(f"{out_dir}: OUT_DIR must differ from the input")
     if out_dir.is_file():
         raise ValueError(f"{out_dir}: OUT_DIR, the last argument, must be a folder")
-    refuse_unwritable(out_dir / "participants.tsv")
+    if (out_dir / "participants.tsv").exists() and not (out_dir / "registration.tsv").exists():
+        raise ValueError(f"{out_dir}: OUT_DIR holds another data set, whose tables would be lost. Name another folder")
+    refuse_unwritable(out_dir / "registration.tsv")
     if workers < 1:
         raise ValueError(f"--workers must be at least 1, got {workers}")
     box(spacing_mm)

@@ -99,6 +99,20 @@ def test_an_output_that_is_a_folder_or_inside_a_file_is_refused_before_and_after
     assert os.listdir(tmp_path) == ["file"] and (tmp_path / "file").read_text() == "older"
 
 
+@pytest.mark.parametrize("name", ["participants.tsv", "sub-1_sessions.tsv", "sub-1_T1w.nii.gz"])
+def test_an_output_that_would_replace_data_of_a_study_is_refused(tmp_path, name):
+    """`measure_volumes.py STUDY --output STUDY/participants.tsv` replaced the covariates."""
+    refuse_unwritable(tmp_path / name)
+    (tmp_path / name).write_text("older")
+    with pytest.raises(ValueError, match=f"{name}: this output would replace data of a study"):
+        refuse_unwritable(tmp_path / name)
+
+
+def test_a_file_may_have_the_longest_name(tmp_path):
+    write_text(tmp_path / ("x" * 255), "text")
+    assert [len(name) for name in os.listdir(tmp_path)] == [255]
+
+
 def test_a_pipe_or_device_is_written_and_not_replaced(tmp_path):
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)

@@ -96,6 +96,13 @@ def test_one_scan_twice_is_refused_by_name(tmp_path, names, message):
             find_files(tmp_path, SCANS)
 
 
+@pytest.mark.parametrize("name", ["sub-a/anat/sub-a_T1w.NII.GZ", "Sub-a/anat/sub-a_T1w.nii", "sub-a/anat/sub-a_t1w.nii.gz"])
+def test_a_scan_whose_name_differs_in_case_is_not_overlooked(tmp_path, name):
+    touch(tmp_path, name, "sub-b/anat/sub-b_T1w.nii.gz")
+    with pytest.raises(ValueError, match="differs from the name .* in case only. Rename it"):
+        find_files(tmp_path, SCANS)
+
+
 def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=f"^{tmp_path}/gone: this folder cannot be read"):
         find_files(tmp_path / "gone", SCANS)

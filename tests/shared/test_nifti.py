@@ -1,6 +1,7 @@
 """Images are read completely and checked in threads. Valid images are not checked twice."""
 
 import gzip
+import os
 
 import nibabel as nib
 import numpy as np
@@ -159,9 +160,11 @@ def with_voxel(value, scale=1.0):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        (with_voxel(30.0), "has intensities from .* to 30, but 99.8 % of its voxels lie in 0.00.* to 0.99"),
+        (with_voxel(30.0), "has intensities from .* to 30, but nearly all of its voxels lie in 0.00.* to 0.99"),
         (with_voxel(-3.0), "has intensities from -3 to"),
-        (with_voxel(1e30), "a few voxels would take its contrast away. Clip it to"),
+        (np.where(np.indices(HEAD.shape)[0] < 2, -2000, 254 * HEAD), "has intensities from -2000 to 25"),  # padding, 10 %
+        (np.where(np.indices(HEAD.shape)[0] < 2, 32767, 254 * HEAD), " to 32767, but nearly all of its voxels lie in"),
+        (with_voxel(1e30), "the others would take its contrast away. Clip it to"),
         (with_voxel(1e300), "which float32 cannot hold"),
         (with_voxel(-1e300), "which float32 cannot hold"),
         (HEAD * 1e-300, "which float32 cannot hold"),
@@ -187,6 +190,7 @@ def test_intensities_that_scaling_would_lose_are_refused(path, values, message):
         (HEAD * 1e12).astype(np.int64),
         np.where(HEAD > 0.9, HEAD, 0),  # mostly air
         HEAD > 0.5,
+        np.where(HEAD > 0.3, HEAD, -0.1),  # zero mean
     ],
 )
 def test_sound_intensities_are_read(path, values):
@@ -248,7 +252,9 @@ def test_files_are_checked_again_when_they_or_the_settings_changed(tmp_path):
     assert answer() == ([missing], [[1], [2], None]) and checked == files[:2]
     assert answer() == ([missing], [[1], [2], None]) and not checked
     assert answer(setting=2)[1] == [[1], [2], None] and checked == files[:2]
-    (tmp_path / files[0]).write_text("damaged")
+    date = os.stat(files[0]).st_mtime_ns
+    (tmp_path / files[0]).write_text("wrong")  # of the same size and date
+    os.utime(files[0], ns=(date, date))
     assert answer(setting=2) == ([f"{files[0]}: one", f"{files[0]}: two", missing], [None, [2], None])
     assert checked == files[:1]
 

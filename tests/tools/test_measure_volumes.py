@@ -225,6 +225,13 @@ def test_all_participants_of_a_study_are_measured_and_nothing_else(tmp_path):
     assert measure_volumes.find_images([tmp_path / "elsewhere"]) == [tmp_path / "elsewhere" / names[1]]
 
 
+def test_a_scan_that_is_given_twice_is_measured_once(tmp_path):
+    (tmp_path / "sub-a" / "anat").mkdir(parents=True)
+    scan = tmp_path / "sub-a" / "anat" / "sub-a_T1w.nii.gz"
+    scan.touch()
+    assert measure_volumes.find_images([tmp_path, tmp_path / "sub-a", scan]) == [scan]
+
+
 def test_a_folder_without_volumes_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="no .*T1w"):
         measure_volumes.find_images([tmp_path])

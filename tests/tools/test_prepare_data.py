@@ -314,14 +314,25 @@ def test_spacing_that_does_not_divide_the_box_is_refused(spacing_mm):
 
 def test_command_line_refuses_bad_folders_before_work_starts(tmp_path):
     (tmp_path / "empty").mkdir()
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study" / "participants.tsv").write_text("participant_id\tage\n")
     for arguments, message in [
         ([tmp_path / "nowhere", tmp_path / "out"], "nowhere: no such file or folder"),
         ([tmp_path / "empty", tmp_path / "empty"], "OUT_DIR must differ"),
         ([tmp_path / "empty", tmp_path / "out"], "no file matches sub-"),
+        ([tmp_path / "empty", tmp_path / "study"], "study: OUT_DIR holds another data set, whose tables would be lost"),
     ]:
         with pytest.raises((ValueError, FileNotFoundError), match=message):
             prepare_data.main([str(argument) for argument in arguments])
     assert not (tmp_path / "out").exists()
+
+
+def test_a_participant_without_a_scan_fails_also_without_a_table(tmp_path):
+    for name in ("sub-a/anat/sub-a_T1w.nii.gz", "sub-b/anat/sub-b_T1w.nii.gz/sub-b_T1w.nii"):  # as 7-Zip unpacks a scan
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    scans, failures, _ = prepare_data.find_scans([tmp_path], prepare_data.PATTERN)
+    assert list(scans) == ["sub-a"] and list(failures) == ["sub-b"] and "no file matches" in failures["sub-b"]
 
 
 def test_a_missing_simpleitk_is_named_with_the_command_that_installs_it():

@@ -32,7 +32,8 @@ def find_files(
 
     Raises:
         OSError: a folder cannot be read, or the link of a participant or session leads nowhere.
-        ValueError: one image exists with two endings, or two names differ only in case.
+        ValueError: one image exists with two endings, two names differ only in case, or a name differs from the pattern in
+            case only.
     """
     folder = Path(folder)
     found = sorted({path for path in _files(folder, pattern.split("/"), skipped) if path.name.endswith(endings)})
@@ -91,6 +92,8 @@ def _files(
         if entry.name in skipped:
             continue
         path, is_folder, matches = Path(entry.path), entry.is_dir(), fnmatchcase(entry.name, name)
+        if not matches and fnmatchcase(entry.name.lower(), name.lower()):
+            raise ValueError(f"{path}: differs from the name {name} in case only. Rename it, so that it is not overlooked")
         if is_folder and any_depth:
             yield from _files(path, pattern, skipped, (*above, here))
         if is_folder and matches and deeper:

@@ -16,7 +16,7 @@ import nibabel as nib
 import numpy as np
 from tqdm import tqdm
 
-from .files import atomic, code_sha256, read_json, write_text
+from .files import atomic, code_sha256, read_json, version, write_text
 from .nifti_header import refuse_ambiguous, refuse_flat
 from .problems import refuse
 
@@ -115,15 +115,23 @@ def refuse_outliers(values: np.ndarray) -> None:
     lowest, low, high, highest = spread(values)
     if low - lowest > MOST_BELOW * (high - low) or highest - high > MOST_ABOVE * (high - low):
         raise ValueError(
-            f"has intensities from {lowest:.6g} to {highest:.6g}, but 99.8 % of its voxels lie in {low:.6g} to {high:.6g}, so "
-            f"a few voxels would take its contrast away. Clip it to {low:.6g} to {high:.6g}"
+            f"has intensities from {lowest:.6g} to {highest:.6g}, but nearly all of its voxels lie in {low:.6g} to {high:.6g}, "
+            f"so the others would take its contrast away. Clip it to {low:.6g} to {high:.6g}"
         )
 
 
 def spread(values: np.ndarray) -> tuple[float, float, float, float]:
-    """Return the lowest value, the percentiles 0.1 and 99.9 without interpolation, and the highest value."""
-    low, high = (np.percentile(values, share, method=method) for share, method in ((0.1, "higher"), (99.9, "lower")))
-    return float(values.min()), float(low), float(high), float(values.max())
+    """Return the lowest value, the percentiles 0.1 and 99.9 without interpolation, and the highest value.
+
+    The percentiles leave out the highest value, and the lowest one if it is negative: either may be padding that fills many
+    voxels outside of the field of view.
+    """
+    lowest, highest = values.min(), values.max()
+    inside = values[(values < highest) & ((values > lowest) | (lowest >= 0))]
+    if not inside.size or inside.min() == inside.max():
+        inside = values
+    low, high = (np.percentile(inside, share, method=method) for share, method in ((0.1, "higher"), (99.9, "lower")))
+    return float(lowest), float(low), float(high), float(highest)
 
 
 @contextmanager
@@ -235,7 +243,7 @@ def check_files(
             each problem.
         settings: further values that the result of `check` depends on, as JSON can hold them.
         workers: number of threads; None starts one per core.
-        cache_file: JSON file that holds the results by path, size, date, `settings` and code; None caches nothing.
+        cache_file: JSON file that holds the results by path, size, dates, `settings` and code; None caches nothing.
 
     Returns:
         the problems in the order of `items`, and for each item the result of `check`, or None if it has a problem.
@@ -249,10 +257,9 @@ def check_files(
         state = [code_sha256(), *settings]
         for path in paths:
             try:
-                stat = os.stat(path)
+                state += version(path)
             except OSError as error:
                 return [f"{path}: {_broken_link(path) or error.strerror}"], None
-            state += [os.path.abspath(path), stat.st_size, stat.st_mtime_ns]
         key = os.path.abspath(paths[0])
         if known.get(key, [None])[0] != state:
             try:

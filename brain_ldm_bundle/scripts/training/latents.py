@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from ..data.covariates import CovariateSchema
 from ..model.networks import Autoencoder, DiffusionUNet
-from ..shared.files import atomic, code_sha256, is_whole_array, sha256
+from ..shared.files import atomic, code_sha256, is_whole_array, sha256, version
 from ..shared.weights import load_weights
 
 
@@ -52,9 +52,7 @@ class LatentDataset(Dataset):
 
     def file(self, index: int) -> Path:
         """Return the file of one scan's latent."""
-        image = Path(self.data[index]["image"])
-        stat = image.stat()
-        scan = f"{image.resolve()} {stat.st_mtime_ns} {stat.st_size}"
+        scan = version(Path(self.data[index]["image"]).resolve())
         identity = f"{code_sha256()} {sha256(self.weights)} {scan} {self.spacing_mm} {self.amp}"
         return Path(self.cache_dir) / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.npy"
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import zipfile
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
@@ -13,7 +12,7 @@ import torch
 from monai.data import PersistentDataset
 from monai.utils import convert_to_tensor
 
-from ..shared.files import code_sha256, read_tensors, save_weights
+from ..shared.files import code_sha256, read_tensors, save_weights, version
 from .map_reader import map_files
 
 
@@ -22,9 +21,8 @@ def pair_key(item: Mapping, settings: Sequence) -> bytes:
 
     It depends on the files' paths, sizes and dates, on `settings`, and on the code that prepares pairs.
     """
-    paths = [os.path.abspath(path) for path in (item["image"], *map_files(item["label"]))]
-    stats = [(path, os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in paths]
-    return hashlib.sha256(json.dumps([code_sha256(), stats, settings]).encode()).hexdigest()[:32].encode()
+    versions = [version(path) for path in (item["image"], *map_files(item["label"]))]
+    return hashlib.sha256(json.dumps([code_sha256(), versions, settings]).encode()).hexdigest()[:32].encode()
 
 
 class PreparedPairs(PersistentDataset):

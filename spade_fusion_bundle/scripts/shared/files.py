@@ -17,6 +17,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+DATA = (".nii", ".nii.gz", ".mgz", ".mgh", "_sessions.tsv", "aseg.stats")  # no table, page or weights may replace such a file
+
 
 @contextmanager
 def atomic(path: str | Path) -> Iterator[BinaryIO]:
@@ -27,7 +29,7 @@ def atomic(path: str | Path) -> Iterator[BinaryIO]:
     """
     path = Path(path)
     in_place = _is_device(path)
-    target = path if in_place else path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    target = path if in_place else path.with_name(f".{uuid.uuid4().hex}.tmp")
     own = False
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -50,6 +52,8 @@ def refuse_unwritable(path: str | Path, inputs: Iterable[Path] = ()) -> None:
     path = Path(path).absolute()
     if path.is_file() and any(source.is_file() and source.samefile(path) for source in inputs):
         raise ValueError(f"{path}: this output is also an input, which would be lost. Give it another name")
+    if path.is_file() and (path.name == "participants.tsv" or path.name.endswith(DATA)):
+        raise ValueError(f"{path}: this output would replace data of a study. Give it another name")
     try:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, "A folder has this name")
@@ -107,8 +111,13 @@ def save_figure(path: str | Path, figure: Any, dpi: int = 100, **options) -> Non
 def sha256(path: str | Path) -> str:
     """Compute the SHA-256 of a file as 64 hexadecimal digits. An unchanged file is read only once."""
     path = Path(path).resolve()
-    stat = path.stat()
-    return _sha256(path, stat.st_mtime_ns, stat.st_size)
+    return _sha256(path, *version(path)[1:])
+
+
+def version(path: str | Path) -> list[str | int]:
+    """Return path, size and dates of a file. A file that replaces it has others: copies may keep the mtime only."""
+    stat = os.stat(path)
+    return [os.path.abspath(path), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
 
 
 @lru_cache
@@ -119,7 +128,7 @@ def code_sha256() -> str:
 
 
 @lru_cache
-def _sha256(path: Path, mtime_ns: int, size: int) -> str:
+def _sha256(path: Path, *_: int) -> str:
     with open(path, "rb") as file:
         digest = hashlib.sha256()
         while block := file.read(1 << 24):
