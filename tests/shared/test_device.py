@@ -14,6 +14,12 @@ def test_cuda_without_cuda_is_refused_with_the_remedy():
         device.choose("cuda")
 
 
+@pytest.mark.skipif(torch.backends.mps.is_available(), reason="this machine has a GPU of Apple")
+def test_mps_without_a_gpu_of_apple_is_refused_with_the_remedy():
+    with pytest.raises(ValueError, match="sees no GPU of Apple. Use --use_device cpu"):
+        device.choose("mps")
+
+
 def test_several_processes_without_the_overlay_would_train_apart_and_are_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="2 processes would each train alone: add configs/multi_gpu.json"):
@@ -24,3 +30,22 @@ def test_the_overlay_without_torchrun_is_refused(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     with pytest.raises(ValueError, match="start it with torchrun"):
         device.start_ranks(torch.device("cpu"), distributed=True)
+
+
+@pytest.mark.parametrize(("rank", "world_size"), [("3", None), ("5", "2"), ("0", "0"), ("-1", "2"), ("first", "2")])
+def test_a_rank_that_does_not_exist_is_refused_because_it_would_make_no_volumes(monkeypatch, rank, world_size):
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    if world_size:
+        monkeypatch.setenv("WORLD_SIZE", world_size)
+    with pytest.raises(ValueError, match=f"RANK={rank} and WORLD_SIZE={world_size or 1}, .* Unset both"):
+        device.ranks()
+
+
+def test_the_ranks_are_those_of_torchrun_or_one_process(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    assert device.ranks() == (0, 1)
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert device.ranks() == (1, 2)

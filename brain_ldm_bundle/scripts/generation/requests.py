@@ -48,13 +48,17 @@ def given_covariates(schema: CovariateSchema, request: Mapping, settings: Mappin
     return {**request, **{name: value for name, value in settings.items() if value is not None}, **other}
 
 
-def read_requests(schema: CovariateSchema, table: str | Path | None, single: Mapping, seed: int = 0) -> list[Request]:
+def read_requests(
+    schema: CovariateSchema, table: str | Path | None, single: Mapping, seed: int = 0, image: str | Path | None = None
+) -> list[Request]:
     """Read the requests of a table, or the `single` request with its covariates.
 
     Rows with the same entry in the column "noise" start from the same noise, so that they differ only in their covariates. A
     row without an entry has its own noise. The name of a single volume is a hash of its covariates and the seed, so that
-    no other volume replaces it.
+    no other volume replaces it. An `image` is refused, because new volumes do not depend on it.
     """
+    if image is not None:
+        raise ValueError(f"image is {image}, but new volumes do not depend on it. Run editing to change it: run editing ...")
     if table is not None and single:
         raise ValueError(f"both a table ({table}) and single covariates ({', '.join(single)}) were given. Use one of them")
     if table is not None:

@@ -20,6 +20,8 @@ def choose(name: str = "auto") -> torch.device:
     if name in ("auto", "cuda"):
         name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     device = torch.device(name)
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError(f"device 'mps': PyTorch {torch.__version__} sees no GPU of Apple. Use --use_device cpu")
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise ValueError(f"device {name!r}: PyTorch {torch.__version__} sees no CUDA GPU. Use --use_device cpu")
@@ -35,6 +37,21 @@ def supports_bfloat16(device: torch.device | str) -> bool:
     return torch.device(device).type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
+def ranks() -> tuple[int, int]:
+    """Read the rank of this process and the number of processes from the environment; (0, 1) without torchrun.
+
+    Raises:
+        ValueError: they contradict each other. A process whose rank does not exist would make none of its volumes.
+    """
+    rank, world_size = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+    if not (rank.isdecimal() and world_size.isdecimal() and int(rank) < int(world_size)):
+        raise ValueError(
+            f"the environment has RANK={rank} and WORLD_SIZE={world_size}, but ranks count from 0 to WORLD_SIZE - 1. Unset "
+            f"both, or start with torchrun"
+        )
+    return int(rank), int(world_size)
+
+
 def start_ranks(device: torch.device | str, distributed: bool) -> None:
     """Join the processes that torchrun started.
 
@@ -44,7 +61,7 @@ def start_ranks(device: torch.device | str, distributed: bool) -> None:
     Raises:
         ValueError: several processes run without configs/multi_gpu.json, or the config is in use without torchrun.
     """
-    world_size = int(os.environ.get("WORLD_SIZE", 1))
+    _, world_size = ranks()
     if world_size > 1 and not distributed:
         raise ValueError(f"{world_size} processes would each train alone: add configs/multi_gpu.json to --config_file")
     if distributed and "WORLD_SIZE" not in os.environ:
@@ -55,6 +72,6 @@ def start_ranks(device: torch.device | str, distributed: bool) -> None:
 
 def refuse_ranks() -> None:
     """Refuse several processes if training supports only one: each would train alone and write the same files."""
-    world_size = int(os.environ.get("WORLD_SIZE", 1))
+    _, world_size = ranks()
     if world_size > 1:
         raise ValueError(f"{world_size} processes, but this training runs in one: start it without torchrun")
