@@ -27,7 +27,13 @@ def write_ldm_weights(models: Path) -> None:
     autoencoder = tiny.perturbed(Autoencoder(**AUTOENCODER))
     schema = CovariateSchema.from_file(ROOT / LDM / "configs" / "covariates.json")
     unet = tiny.perturbed(DiffusionUNet(**UNET))
-    unet.recipe = {"spacing_mm": tiny.SPACING_MM, "covariates": schema.to_dict(), "autoencoder": AUTOENCODER, "unet": UNET}
+    unet.recipe = {
+        "spacing_mm": tiny.SPACING_MM,
+        "prediction_type": "epsilon",
+        "covariates": schema.to_dict(),
+        "autoencoder": AUTOENCODER,
+        "unet": UNET,
+    }
     torch.save(autoencoder.state_dict(), models / "autoencoder.pt")
     torch.save(unet.state_dict(), models / "model.pt")
 

@@ -61,6 +61,8 @@ def test_an_entry_of_a_wrong_type_or_range_is_named_with_file_and_value(wrong):
         torch.tensor([0.5]),
         torch.tensor([300]),
         torch.tensor([[1]]),
+        torch.tensor(10**15),
+        encoded("[" * 100_000),
         "{}",
     ],
     ids=str,

@@ -1,6 +1,7 @@
 """Every published layout of weights loads exactly, everything else is refused by name, and no file is left half written."""
 
 import argparse
+import json
 import os
 import pickle
 
@@ -193,6 +194,8 @@ def write_safetensors(path):
 OTHER_FILES = {
     "but a TorchScript file": write_torchscript,
     "but of safetensors. Convert it": write_safetensors,
+    "because it begins with b'<!DOCTYPE html>": lambda path: path.write_text("<!DOCTYPE html><html>Quota exceeded</html>"),
+    "because it begins with b'version https://git-lfs": lambda path: path.write_text("version https://git-lfs.github.com/spec"),
     "because it holds a pickled torch.nn.modules.linear.Linear": lambda path: torch.save(LAYER, path),
     "because it holds a pickled argparse.Namespace": lambda path: torch.save({"args": argparse.Namespace(a=1)}, path),
 }
@@ -289,37 +292,60 @@ def test_the_recipe_of_a_file_that_is_not_there_yet_is_empty(path):
 # The network that weights belong to
 
 
+NEEDED = {"spacing_mm": 2.0, "prediction_type": "epsilon", "covariates": {}}
+
+
 def write_unet(path, **changes):
     network = tiny.unet()
-    network.recipe = {"unet": UNET} | changes
+    network.recipe = {"unet": UNET} | NEEDED | changes
     save_weights(network.state_dict(), path)
 
 
 @pytest.mark.parametrize("layout", [name for name in LAYOUTS if "old" not in name and "0.2" not in name])
 def test_the_network_of_a_file_has_its_sizes_and_its_recipe(path, layout):
     network = tiny.unet()
-    network.recipe = {"unet": UNET, "spacing_mm": 2.0}
+    network.recipe = {"unet": UNET} | NEEDED
     torch.save(LAYOUTS[layout](network.state_dict()), path)
     found = network_of(DiffusionUNet, "unet", path)
     assert found.recipe == network.recipe
     assert_same_weights(load_weights(found, path), network)
 
 
-IMPOSSIBLE = {
-    "channels": [10**9, 8],
-    "num_res_blocks": 10**9,
-    "norm_num_groups": 3,
-    "num_covariates": 3,
-    "num_head_channels": [0, 8, 8],
-    "dropout": 1,
-}
+IMPOSSIBLE = [
+    {"channels": [10**9, 8]},
+    {"channels": [], "num_head_channels": []},
+    {"num_res_blocks": 10**9},
+    {"norm_num_groups": 3},
+    {"norm_num_groups": 0},
+    {"num_covariates": 3},
+    {"num_head_channels": [0, 8, 8]},
+    {"dropout": 1},
+]
 
 
-@pytest.mark.parametrize("name", IMPOSSIBLE)
-def test_a_recipe_that_does_not_describe_the_tensors_is_refused_before_memory_is_taken(path, name):
-    write_unet(path, unet=UNET | {name: IMPOSSIBLE[name]})
+@pytest.mark.parametrize("sizes", IMPOSSIBLE, ids=str)
+def test_a_recipe_that_does_not_describe_the_tensors_is_refused_before_memory_is_taken(path, sizes):
+    write_unet(path, unet=UNET | sizes)
     with pytest.raises(ValueError, match=r"weights\.pt: .*(do not fit a DiffusionUNet|another architecture)"):
         network_of(DiffusionUNet, "unet", path)
+
+
+@pytest.mark.parametrize("name", NEEDED)
+def test_a_recipe_without_an_entry_whose_default_would_give_wrong_images_is_refused(path, name):
+    write_unet(path)
+    state = torch.load(path)
+    recipe = {key: value for key, value in read_recipe(path).items() if key != name}
+    torch.save(state | {"_extra_state": torch.tensor(list(json.dumps(recipe).encode()), dtype=torch.uint8)}, path)
+    with pytest.raises(ValueError, match=f"weights.pt: the recipe in the weights lacks {name}. Fetch"):
+        network_of(DiffusionUNet, "unet", path)
+
+
+@pytest.mark.parametrize("change", [lambda tensor: tensor.to("meta"), lambda tensor: tensor.to_sparse()])
+def test_tensors_that_do_not_hold_all_values_are_refused(path, change):
+    state = tiny.autoencoder().state_dict()
+    torch.save({key: change(tensor) if tensor.is_floating_point() else tensor for key, tensor in state.items()}, path)
+    with pytest.raises(ValueError, match=r"keys of another type, first: .* (without values|torch.sparse_coo) instead of"):
+        load_weights(tiny.autoencoder(), path)
 
 
 def test_weights_without_a_recipe_that_have_other_than_the_default_sizes_are_refused(path):
@@ -330,14 +356,14 @@ def test_weights_without_a_recipe_that_have_other_than_the_default_sizes_are_ref
 
 def test_settings_that_contradict_the_recipe_are_refused_and_equal_ones_are_not(path):
     write_unet(path, spacing_mm=8.0)
-    used = {"unet": UNET, "spacing_mm": 8}
+    used = {"unet": UNET} | NEEDED | {"spacing_mm": 8}
     load_weights(tiny.unet(), path, settings=used | {"another setting": 1})
     with pytest.raises(ValueError, match=r"spacing_mm is 4.0, but .*weights.pt was trained with 8.0.* leave it out"):
         load_weights(tiny.unet(), path, settings=used | {"spacing_mm": 4.0})
     with pytest.raises(ValueError, match="unet is {}, but"):
         load_weights(tiny.unet(), path, settings=used | {"unet": {}})
     with pytest.raises(ValueError, match="spacing_mm is nothing"):
-        load_weights(tiny.unet(), path, settings={"unet": UNET})
+        load_weights(tiny.unet(), path, settings={name: used[name] for name in used.keys() - {"spacing_mm"}})
 
 
 def test_published_weights_are_of_1_mm(path):

@@ -61,6 +61,7 @@ class DiffusionUNet(PublishedNames, WithRecipe, DiffusionModelUNet):
     """
 
     implied_recipe = {"spacing_mm": 1.0}  # of weights without a recipe, for `load_weights`
+    recipe_needs = ("spacing_mm", "covariates", "prediction_type")  # for `network_of`
 
     def __init__(
         self,

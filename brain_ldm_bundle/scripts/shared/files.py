@@ -161,8 +161,8 @@ def read_tensors(path: str | Path, **options) -> Any:
 def _reason(path: Path, error: str) -> str:
     """Describe why PyTorch cannot read a file, and what to do, from the beginning of the file and PyTorch's message."""
     with open(path, "rb") as file:
-        header = file.read(9)
-    if header[8:] == b"{" and int.from_bytes(header[:8], "little") < path.stat().st_size:
+        header = file.read(40)
+    if header[8:9] == b"{" and int.from_bytes(header[:8], "little") < path.stat().st_size:
         return "but of safetensors. Convert it: torch.save(safetensors.torch.load_file(FILE), NEW_FILE)."
     if "TorchScript" in error:
         return "but a TorchScript file, such as model.ts. Give the file of weights that it was exported from."
@@ -171,6 +171,8 @@ def _reason(path: Path, error: str) -> str:
             f"because it holds a pickled {found[1]}, which could run code when it is read. Load it where it was made, and save "
             f"the weights alone: torch.save(network.state_dict(), FILE)."
         )
+    if "Unsupported operand" in error:  # a web page, a Git LFS pointer, a compressed file
+        return f"because it begins with {header!r}. Fetch or train it again."
     return f"or damaged ({error.removeprefix('Weights only load failed. ').splitlines()[0][:120]}). Fetch or train it again."
 
 

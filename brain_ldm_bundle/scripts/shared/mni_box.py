@@ -17,7 +17,7 @@ BRAIN_MM = ((-72.5, -107.5, -61.054), (72.5, 73.5, 82.5))
 def size(spacing_mm: float) -> tuple[int, int, int]:
     """Return the number of voxels along each axis of the box, (160, 224, 160) at 1 mm. The spacing must divide the box."""
     voxels = np.divide(FIELD_OF_VIEW_MM, spacing_mm) if spacing_mm > 0 else np.zeros(3)
-    if (voxels < 0.5).any() or np.abs(voxels - np.round(voxels)).max() > 1e-6:
+    if (voxels < 0.5).any() or voxels.max() > 1000 or np.abs(voxels - np.round(voxels)).max() > 1e-6:
         raise ValueError(f"spacing_mm {spacing_mm} does not divide {FIELD_OF_VIEW_MM} mm, the field of view. Use 1, 2, 4 or 8")
     return tuple(int(n) for n in np.round(voxels))
 

@@ -54,8 +54,8 @@ def decode(state: torch.Tensor, where: object) -> dict:
         ValueError: it is damaged, or an entry has a wrong type or an impossible value.
     """
     try:
-        recipe = json.loads(bytes(state.tolist()))
-    except (ValueError, TypeError, AttributeError) as error:
+        recipe = json.loads(bytes(list(state.tolist())))
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{where}: the recipe in the weights is damaged ({error}). Fetch or train them again") from error
     if not isinstance(recipe, dict):
         raise ValueError(f"{where}: the recipe in the weights is no JSON object but {recipe!r:.80}. Fetch or train them again")

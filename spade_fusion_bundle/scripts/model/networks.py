@@ -200,6 +200,8 @@ class SpadeFusion(WithRecipe):
     A generator processes up to `slices_per_batch` slices at once, which affects speed and memory but not the result.
     """
 
+    recipe_needs = ("spacing_mm", "labels")  # for `network_of`
+
     def __init__(
         self, num_labels: int, ngf: int = 64, hidden: int = 128, fusion_channels: int = 32, fusion_layers: int = 6,
         slices_per_batch: int = 12,

@@ -74,7 +74,8 @@ def network_of(make: Callable[..., torch.nn.Module], key: str, path: str | Path,
 
     Args:
         make: class of the network.
-        key: entry of the recipe that holds the arguments of the class. Without a recipe, its defaults are used.
+        key: entry of the recipe that holds the arguments of the class. Without a recipe, its defaults are used. A recipe must
+            have the entries in `recipe_needs` of the class, because defaults would give wrong images.
         path: file of weights. If it does not exist, the network has the default sizes.
         more: further arguments of the class. Those of the recipe replace them.
 
@@ -91,14 +92,16 @@ def network_of(make: Callable[..., torch.nn.Module], key: str, path: str | Path,
     said = sizes or "its default sizes, because the file has no recipe"
     problem = f"{path}: these weights{kind} do not fit a {make.__name__} with {said}"
     defaults = {name: parameter.default for name, parameter in inspect.signature(make).parameters.items()}
-    largest = max(len(state), *(side for tensor in state.values() for side in tensor.shape))
+    largest = max([len(state), *(side for tensor in state.values() for side in tensor.shape)])
     if any(_exceeds(size, largest) for name, size in (defaults | sizes).items() if name not in FREE):
         raise ValueError(f"{problem}. Fetch or train them again")  # before the network takes all memory
     try:
         network = make(**sizes)
-    except (TypeError, ValueError, RuntimeError) as error:  # of MONAI and PyTorch, for arguments that describe no network
+    except Exception as error:  # of MONAI and PyTorch, also ZeroDivisionError, for arguments that describe no network
         raise ValueError(f"{problem} ({' '.join(str(error).split())[:200]}). Fetch or train them again") from error
     _fitting(network, state, path, f"The network has {said}. Fetch or train the weights again")
+    if recipe and (lacking := [name for name in getattr(make, "recipe_needs", ()) if name not in recipe]):
+        raise ValueError(f"{path}: the recipe in the weights lacks {', '.join(lacking)}. Fetch or train them again")
     network.recipe = recipe
     return network
 
@@ -125,9 +128,9 @@ def _fitting(network: torch.nn.Module, found: Mapping, path: Path, remedy: str) 
             if found[key].shape != wanted[key].shape
         ],
         "keys of another type": [
-            f"{key} {found[key].dtype} instead of {wanted[key].dtype}"
+            f"{key} {_type(found[key])} instead of {wanted[key].dtype}"
             for key in both
-            if found[key].is_floating_point() != wanted[key].is_floating_point()
+            if found[key].is_floating_point() != wanted[key].is_floating_point() or _type(found[key]) != str(found[key].dtype)
         ],
     }
     if any(differences.values()):
@@ -135,6 +138,12 @@ def _fitting(network: torch.nn.Module, found: Mapping, path: Path, remedy: str) 
         other = f" ({kinds[1]}, not {kinds[0]})" if all(kinds) and kinds[0] != kinds[1] else ""
         raise ValueError(f"{path}: weights of another architecture{other}. {'; '.join(parts)}. {remedy}.")
     return found
+
+
+def _type(tensor: torch.Tensor) -> str:
+    if tensor.is_meta:
+        return "without values"
+    return str(tensor.dtype if tensor.layout == torch.strided else tensor.layout)
 
 
 def _kind(state: Mapping) -> str:
