@@ -69,17 +69,18 @@ class BaseDerivative:
         if self.output_dir.exists() and not self.output_dir.is_dir():
             raise ValueError(f"output_dir {output_dir} is a file. Name a folder, which may be new")
         self._refuse_other_dataset()
-        self._write_description()
 
     def refuse_clashes(self, rows: Iterable[Mapping]) -> None:
         """Refuse volumes whose names differ only in case from each other or from volumes in the folder."""
-        refuse_twice({*find_files(self.output_dir, VOLUMES), *map(self.image_file, rows)}, self.output_dir)
+        made = find_files(self.output_dir, VOLUMES) if self.output_dir.exists() else []
+        refuse_twice({*made, *map(self.image_file, rows)}, self.output_dir)
 
     def finish(self, rows: Iterable[Mapping]) -> list[str]:
         """Write participants.tsv and participants.json for all volumes in the folder, of this run and earlier ones.
 
         Return the names, such as "sub-X", of those `rows` whose volumes the folder lacks.
         """
+        self._write_description()
         folder = os.open(self.output_dir, os.O_RDONLY)
         try:
             fcntl.flock(folder, fcntl.LOCK_EX)  # so that the last of several ranks lists the volumes of all
@@ -88,7 +89,6 @@ class BaseDerivative:
             lines, columns = self._participants(made)
             write_table(self.output_dir / "participants.tsv", lines)
             write_json(self.output_dir / "participants.json", columns)
-            self._write_description()
         finally:
             os.close(folder)
         files = [self.image_file(row) for row in rows]
@@ -110,6 +110,8 @@ class BaseDerivative:
         return all(image is not None for image in images) and images[0].get_data_dtype() == self.dtype
 
     def _write(self, image_file: Path, sidecar: Mapping, images: Mapping[Path, nib.Nifti1Image], skull_stripped: bool) -> None:
+        if not (self.output_dir / "dataset_description.json").exists():  # not earlier: a refused run leaves no files
+            self._write_description()
         sidecar_file = _sidecar_file(image_file)
         sidecar_file.unlink(missing_ok=True)  # an interrupted write must not leave the old sidecar with a new image
         for path, image in images.items():

@@ -254,10 +254,11 @@ def test_files_are_readable_for_others_as_the_umask_says(output):
 
 
 def test_the_data_set_is_a_bids_derivative_marked_as_synthetic(output):
+    assert not output.output_dir.exists()  # a run that is refused before its first volume leaves nothing
+    output.write(REQUEST, VOLUME, PROVENANCE)
     description = json.loads((output.output_dir / "dataset_description.json").read_text())
     assert description["DatasetType"] == "derivative" and description["GeneratedBy"][0]["Name"] == "brain_ldm_bundle"
     assert "not for clinical use" in (output.output_dir / "README").read_text()
-    output.write(REQUEST, VOLUME, PROVENANCE)
     output.finish([REQUEST])
     assert files(output.output_dir) == [
         "README",

@@ -133,8 +133,8 @@ def test_the_sidecar_says_whether_the_map_holds_more_than_the_brain(row, volume,
     assert json.loads((path.parent / "sub-1v01_ses-a_T1w.json").read_text())["SkullStripped"] is stripped
 
 
-def test_the_data_set_names_its_maker_and_its_labels(out):
-    Derivative(out, TABLE)
+def test_the_data_set_names_its_maker_and_its_labels(out, row, volume):
+    Derivative(out, TABLE).write(row, volume, np.full(SHAPE, 2))
     description = json.loads((out / "dataset_description.json").read_text())
     assert description["DatasetType"] == "derivative"
     assert description["GeneratedBy"][0]["Name"] == "spade_fusion_bundle"
