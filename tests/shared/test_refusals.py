@@ -89,6 +89,16 @@ def test_the_sentence_is_the_last_line_of_a_bundle_and_the_exit_status_is_1(debu
     assert ("Traceback" in done.stderr) == bool(debug)
 
 
+def test_the_sentence_is_the_last_line_although_stdout_is_closed():
+    command = ["bash", "-c", '"$0" -c "$1" >&-', sys.executable, PROGRAM]
+    done = subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1 and done.stderr.splitlines()[-1] == "error: a.nii: bad"
+
+
+def test_a_package_that_is_missing_is_named():
+    assert sentence_of(__import__, "no_such_package") == "No module named 'no_such_package'. Install it with pip"
+
+
 def test_torchrun_shows_the_sentence_of_the_first_rank_in_its_summary(tmp_path):
     def start(rank):
         environment = dict(os.environ, TORCHELASTIC_ERROR_FILE=str(tmp_path / f"{rank}.json"), RANK=str(rank))

@@ -11,6 +11,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import NoReturn
@@ -47,7 +48,8 @@ def show(kind: type[BaseException], error: BaseException, trace: TracebackType |
     if os.environ.get("BUNDLE_DEBUG"):
         sys.__excepthook__(kind, error, trace)
     text = f"error: {sentence(error)}"
-    sys.stdout.flush()
+    with suppress(AttributeError, OSError):  # stdout is closed, or nobody reads it
+        sys.stdout.flush()
     if summary := os.environ.get("TORCHELASTIC_ERROR_FILE"):
         if int(os.environ.get("RANK", 0)) > 0:
             # If rank 0 fails, too, the launcher ends this rank meanwhile, and the summary has one sentence.
@@ -74,6 +76,8 @@ def sentence(error: BaseException) -> str:
         return f"this machine has too little memory{message and f' ({message})'}. {LESS_MEMORY}"
     if refused:
         return message
+    if kind == "ModuleNotFoundError":
+        return f"{message}. Install it with pip"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else f"{error.strerror}{place}"
     return f"unexpected {kind}: {message}{place}. Set BUNDLE_DEBUG=1 to see the traceback"
