@@ -46,6 +46,8 @@ def read_schema(path: Path, names: Sequence[str] | None) -> CovariateSchema:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file. Name the model's covariates.json with --covariates_file")
     schema = CovariateSchema.from_file(path)
+    if names and len(set(names)) < len(names):
+        raise ValueError(f"--columns {' '.join(names)}: a name appears twice. Remove one")
     return CovariateSchema(tuple(covariate_of(schema, name) for name in names or schema.names))
 
 
@@ -67,7 +69,7 @@ def requested(schema: CovariateSchema, name: str, text: str, option: str) -> flo
 
 
 def read_training_rows(path: Path, schema: CovariateSchema) -> pd.DataFrame:
-    """Read the training rows of a participants.tsv that have all covariates. Without a column `split`, all rows count.
+    """Read the training rows of a participants.tsv that have all covariates. Rows without a split count, too.
 
     Categories are text and quantities are floats. Each session of a participant is a row.
     """
@@ -75,7 +77,8 @@ def read_training_rows(path: Path, schema: CovariateSchema) -> pd.DataFrame:
     incomplete_too = CovariateSchema(tuple(replace(covariate, missing="allowed") for covariate in schema.covariates))
     values, faults = measured_values(rows, incomplete_too, str(path))
     refuse(problems + faults)
-    splits = {key: rows[key[0]][key[1]].cells.get("split", TRAINING) for key in values}
+    cells = {key: rows[key[0]][key[1]].cells.get("split") for key in values}
+    splits = {key: TRAINING if is_missing(cell) else cell for key, cell in cells.items()}
     table = pd.DataFrame([row for key, row in values.items() if splits[key] == TRAINING], columns=schema.names)
     if table.empty:
         raise ValueError(f"{path}: no row has the split {TRAINING!r}, only {', '.join(sorted(set(splits.values())))}")
@@ -121,7 +124,10 @@ def parse_base(text: str) -> dict[str, str]:
     pairs = [[part.strip() for part in pair.partition("=")] for pair in text.split(",") if pair.strip()]
     if wrong := [name for name, equals, value in pairs if not (name and equals and value)]:
         raise argparse.ArgumentTypeError(f"expected name=value pairs such as age=65,sex=F, got {wrong[0]!r}")
-    return {name: value for name, _, value in pairs}
+    values = {name: value for name, _, value in pairs}
+    if len(values) < len(pairs):
+        raise argparse.ArgumentTypeError(f"a name appears twice in {text!r}. Remove one")
+    return values
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -165,6 +171,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         swept += [(name, list(map(covariate_of(schema, name).unscaled, values))) for name, values in scaled.items()]
     cohort = read_training_rows(options.participants, schema)
     constant = base_row(cohort, schema, options.base)
+    varied = {name for name, _ in swept}
+    if len(varied) == 1 and (unused := options.base.keys() & varied):
+        raise ValueError(f"--base: {unused.pop()} is the only one that is swept, so it is not constant. Remove it from --base")
     parts = [pd.DataFrame({**constant, name: values}, columns=schema.names) for name, values in swept]
     if parts:
         rows = pd.concat(parts).drop_duplicates()

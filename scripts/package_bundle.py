@@ -23,7 +23,7 @@ from pathlib import Path
 import yaml
 from monai.bundle import ConfigParser
 from shared import refusals
-from shared.files import atomic, sha256, write_text
+from shared.files import atomic, refuse_twice, sha256, write_text
 
 MOST_BYTES = 25_000_000
 CONTENT = {  # folder: the files that it may hold
@@ -138,14 +138,6 @@ def config_problems(name: str, path: Path, files: Mapping[str, Path]) -> Iterato
             if not any(file.startswith(f"{place}/") for file in files):
                 yield f"{name} uses {place}.py, which is missing"
                 break
-
-
-def refuse_twice(pairs: list[tuple[str, object]]) -> dict:
-    """Refuse repeated keys, as a hook for `json.loads`, which silently keeps the last one."""
-    keys = [key for key, _ in pairs]
-    if twice := {key for key in keys if keys.count(key) > 1}:
-        raise ValueError(f"given twice: {', '.join(sorted(twice))}")
-    return dict(pairs)
 
 
 def checked_files(bundle: Path, weights: Path | None = None) -> dict[str, Path]:

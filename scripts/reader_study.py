@@ -40,6 +40,7 @@ from reader_studies.score_report import write_scores
 from reader_studies.slices import read_splits
 from shared import refusals
 from shared.files import refuse_unwritable
+from shared.participants import split_name
 
 
 def parse() -> argparse.Namespace:
@@ -47,7 +48,8 @@ def parse() -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     make = commands.add_parser("make", help="write the page for the readers, and its key")
     make.add_argument("--real", type=Path, nargs="+", required=True, metavar="DIR", help="folders or files of real volumes")
-    make.add_argument("--split", metavar="NAME", help="take only this split of participants.tsv in --real, such as test")
+    only = "take only this split of participants.tsv in --real, such as test"
+    make.add_argument("--split", type=split_name, metavar="NAME", help=only)
     make.add_argument("--synthetic", type=Path, nargs="+", required=True, metavar="DIR", help="the same for synthetic volumes")
     make.add_argument("--output", type=Path, required=True, metavar="STUDY_DIR", help="folder of this study")
     make.add_argument("--slices", type=int, default=60, help="number of different slices, a multiple of 6 (default 60)")

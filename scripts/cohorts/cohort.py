@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 from scipy.optimize import linear_sum_assignment
-from shared.files import read_json
+from shared.files import is_there, read_json
 from shared.image_files import find_files
 from shared.nifti import read_volume
 from shared.participants import Row, Rows, find_row, read_participants, refuse_given_once, session_of
@@ -20,7 +20,7 @@ from cohorts.row_matching import COLUMNS, QUANTITIES, read_measured, typed
 from cohorts.three_planes import POINT_MM
 
 BOOKKEEPING = ("variant",)  # columns of numbers that do not describe a volume
-TRAINING = ("train", "training")  # possible names of the training split
+TRAINING = "train"  # name of the training split
 MNI_CODES = (3, 4)  # sform_code of Talairach and MNI space
 
 
@@ -99,7 +99,7 @@ class Cohort:
         """Return the cohort without its training split, which a tool may know. If only that was measured, return all."""
         if "split" not in self.expected:
             return self
-        rest = ~self.expected["split"].isin(TRAINING) & self.measured[self.quantities()].notna().any(axis=1)
+        rest = (self.expected["split"] != TRAINING) & self.measured[self.quantities()].notna().any(axis=1)
         return replace(self, expected=self.expected[rest], measured=self.measured[rest]) if rest.any() else self
 
     def participant(self, volume: str) -> str:
@@ -232,7 +232,7 @@ def _is_number(values: pd.Series) -> bool:
 
 
 def _read_optional(path: Path) -> dict:
-    return read_json(path) if path.is_file() else {}
+    return read_json(path) if is_there(path) else {}
 
 
 def describe(cohort: Cohort) -> str:

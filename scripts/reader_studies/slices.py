@@ -10,7 +10,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 from PIL import Image
-from shared.files import sha256
+from shared.files import is_there, sha256
 from shared.head_mask import head_mask
 from shared.image_files import find_t1w
 from shared.nifti import grey_values, named, read_volume
@@ -61,7 +61,7 @@ def find_volumes(sources: Iterable[Path], kind: str, split: str | None = None) -
 def read_splits(folder: Path) -> dict[str, str]:
     """Return the split of each participant_id. The dict is empty if participants.tsv or its column split is missing."""
     table = folder / "participants.tsv"
-    if not table.is_file():
+    if not is_there(table):
         return {}
     header, rows, problems = read_participants(table, ["split"])
     refuse(problems)

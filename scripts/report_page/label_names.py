@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.colors import hsv_to_rgb
+from shared.files import is_there
 from shared.label_files import read_names
 
 GOLDEN_ANGLE = 0.381966  # fraction of a turn, so that neighbours in a list get very different hues
@@ -40,7 +41,7 @@ class LabelNames:
 def read_label_names(folder: Path) -> LabelNames:
     """Read the names in a folder's dseg.tsv (BIDS: columns index and name). Without this file, names are numbers."""
     path = folder / "dseg.tsv"
-    return LabelNames(read_names(path) if path.is_file() else {})
+    return LabelNames(read_names(path) if is_there(path) else {})
 
 
 def _without_side(name: str) -> str:

@@ -170,3 +170,12 @@ def test_what_is_no_json_object_is_refused(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(ValueError, match=f"a.json: {message}"):
         read_json(path)
+
+
+def test_json_with_a_mark_is_read_and_with_a_key_twice_is_refused(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text('\ufeff{"range": [1, 2]}', encoding="utf-8")
+    assert read_json(path) == {"range": [1, 2]}
+    path.write_text('{"range": [1, 2], "range": [1, 3]}')
+    with pytest.raises(ValueError, match="a.json: .*given twice: range"):
+        read_json(path)

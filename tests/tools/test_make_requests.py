@@ -1,5 +1,6 @@
 """The rows of make_requests.py resemble the cohort, stay in its range, and are the same for the same seed."""
 
+import argparse
 import json
 
 import make_requests
@@ -195,8 +196,8 @@ def test_a_column_without_values_is_named(participants, tmp_path):
 
 
 def test_a_cohort_with_other_names_of_splits_is_refused(participants, tmp_path):
-    participants.write_text(participants.read_text().replace("\ttrain", "\ttraining"))
-    with pytest.raises(ValueError, match="no row has the split 'train', only test, training"):
+    participants.write_text(participants.read_text().replace("\ttrain", "\tdevelopment"))
+    with pytest.raises(ValueError, match="no row has the split 'train', only development, test"):
         make_requests.main([str(participants), str(tmp_path / "out.tsv")])
 
 
@@ -238,6 +239,8 @@ def test_incomplete_rows_are_not_drawn(participants, tmp_path):
         (["--sweep", "ventricles_ml", "-500", "60"], "--sweep ventricles_ml: ventricles_ml is -500, outside of the plausible"),
         (["--sweep", "age", "50", "60", "--base", "age=nan"], "--base: age needs a value, got 'nan'"),
         (["--sweep", "age", "50", "60", "--base", "ventricles_ml=1e9"], "--base: ventricles_ml is 1e.09, outside"),
+        (["--sweep", "age", "50", "60", "--base", "age=55"], "--base: age is the only one that is swept"),
+        (["--columns", "age", "age"], "--columns age age: a name appears twice"),
         (["--sweep", "height", "1", "2"], "no covariate is called 'height'"),
         (["--sweep", "sex", "0", "1"], "sex is a category"),
         (["--sweep", "age", "young", "80"], "--sweep age: age in years must be a number, decimals after a point, got 'young'"),
@@ -270,3 +273,24 @@ def test_what_belongs_to_sweeps_is_refused_without_one(participants, tmp_path, c
 def test_a_missing_table_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere.tsv: no such table"):
         make_requests.main([str(tmp_path / "nowhere.tsv"), str(tmp_path / "out.tsv")])
+
+
+@pytest.mark.parametrize("word", ["Train", "training", "n/a"])
+def test_rows_of_the_training_split_count_however_it_is_written(participants, tmp_path, word):
+    """Rows with "Train" or without a split were left out without a word."""
+    plain = make(participants, tmp_path / "plain.tsv")
+    participants.write_text(participants.read_text().replace("\ttrain", f"\t{word}", 3))
+    assert make(participants, tmp_path / "out.tsv").equals(plain)
+
+
+def test_a_table_of_sessions_without_content_is_refused(participants, tmp_path):
+    """A link that git-annex had not filled was ignored, so a session got the values of the baseline."""
+    (tmp_path / "sub-0000").mkdir()
+    (tmp_path / "sub-0000" / "sub-0000_sessions.tsv").symlink_to("../annex")
+    with pytest.raises(FileNotFoundError, match="sub-0000_sessions.tsv: is a link to ../annex, which does not exist"):
+        make_requests.main([str(participants), str(tmp_path / "out.tsv")])
+
+
+def test_a_base_with_one_name_twice_is_refused():
+    with pytest.raises(argparse.ArgumentTypeError, match="a name appears twice"):
+        make_requests.parse_base("sex=F,sex=M")

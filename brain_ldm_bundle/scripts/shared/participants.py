@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from .files import is_there
 from .problems import refuse
 from .tables import is_missing, read_numbered
 
@@ -69,14 +70,22 @@ def read_participants(table: str | Path, names: Collection[str] | None) -> tuple
             known[each] = _merged(row, of_sessions[each], alone=len(of_sessions) == 1) if each in of_sessions else row
             columns |= dict.fromkeys(known[each].cells)
     for participant, sessions in rows.items():
+        for row in sessions.values():
+            if "split" in row.cells:
+                row.cells["split"] = split_name(row.cells["split"])
         if len(splits := {row.cells.get("split", "") for row in sessions.values()}) > 1:
             problems.append(f"{table} {participant}: its sessions have the splits {', '.join(sorted(splits))}. Keep one")
     return list(columns), rows, problems
 
 
+def split_name(text: str) -> str:
+    """Return the name of a split in lower case. The split "training" is called "train", as in the column split."""
+    return "train" if text.lower() == "training" else text.lower()
+
+
 def _read_sessions(path: Path, names: Collection[str] | None) -> dict[str, Row]:
     """Read a table of sessions; without the file, or if it has none of the columns `names`, there are none."""
-    if not path.is_file():
+    if not is_there(path):
         return {}
     header, numbered, problems = read_numbered(path, ["session_id", *(names or ())])
     if names is not None and not set(names) & set(header):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from ..shared.base_derivative import made_by
-from ..shared.files import read_json
+from ..shared.files import is_there, read_json
 from ..shared.image_files import find_in_anat
 from ..shared.problems import refuse
 from ..shared.scan_identity import refuse_copies
@@ -144,7 +144,7 @@ def _bids_items(dataset_dir: Path) -> tuple[list[dict], list[str]]:
             stacklevel=3,
         )
     table = dataset_dir / "participants.tsv"
-    split_of = read_splits(table) if table.is_file() else None
+    split_of = read_splits(table) if is_there(table) else None
     if split_of is not None:
         for participant in sorted({item["participant_id"] for item in items}):
             if split_of.get(participant) not in SPLIT_COLUMN:
@@ -171,7 +171,7 @@ def _datalist_items(datalist: str | Path | Mapping, dataset_dir: Path) -> tuple[
         if isinstance(value, list) and any(isinstance(entry, Mapping) for entry in value) and key not in SPLITS:
             raise ValueError(f"{datalist}: unknown split {key!r}. Name it {', '.join(SPLITS[:-1])} or {SPLITS[-1]}")
     has_validation = bool(content.get("validation"))
-    items, problems, split_of = [], [], {}
+    items, problems, split_of, first = [], [], {}, {}
     for split in SPLITS:
         for number, entry in enumerate(content.get(split) or []):
             where = f"{datalist} {split}[{number}]"
@@ -187,6 +187,8 @@ def _datalist_items(datalist: str | Path | Mapping, dataset_dir: Path) -> tuple[
                 participant = in_name[0] if in_name else str(path)
             if split_of.setdefault(participant, split) != split:
                 problems.append(f"{where}: {participant} is also in {split_of[participant]}. Keep a participant in one split")
+            elif (other := first.setdefault((path, label), where)) != where:
+                problems.append(f"{where}: {path} with {label} is also in {other}. Give each pair once")
             items.append(_item(path, label, participant, split if has_validation or split != "training" else None))
     return items, problems
 

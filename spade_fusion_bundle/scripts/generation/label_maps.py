@@ -18,8 +18,9 @@ from ..data.labels import LabelTable
 from ..data.map_reader import map_files
 from ..data.splits import read_splits
 from ..shared.base_derivative import made_by
-from ..shared.files import sha256
+from ..shared.files import is_there, sha256
 from ..shared.image_files import IMAGES, find_files, find_in_anat
+from ..shared.participants import split_name
 from ..shared.problems import refuse
 
 logger = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ def find_maps(label_maps: str | Path | None, output_dir: str | Path | None = Non
             f"with sub-X/[ses-Y/]anat/*_dseg.nii.gz"
         )
     if split is not None:
-        paths = _of_split(paths, split)
+        paths = _of_split(paths, split_name(split))
     problems, maps = map_problems([str(path) for path in paths]), []
     for path in paths:
         participant, session = _entities(path)
@@ -194,7 +195,7 @@ def _of_split(paths: Sequence[Path], split: str) -> list[Path]:
     @cache
     def splits_above(folder: Path) -> tuple[Path, dict[str, str]] | None:
         table = folder / "participants.tsv"
-        splits = read_splits(table) if table.is_file() else None
+        splits = read_splits(table) if is_there(table) else None
         if splits is None:
             return splits_above(folder.parent) if folder.parent != folder else None
         return table, splits

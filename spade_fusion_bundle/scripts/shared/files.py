@@ -94,12 +94,29 @@ def read_json(path: str | Path, expected: str = "a JSON object") -> dict:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=refuse_twice)
     except ValueError as error:
         raise ValueError(f"{path}: this is not JSON ({error})") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected {expected}, got {type(content).__name__}")
     return content
+
+
+def refuse_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Refuse repeated keys, as a hook for `json.loads`, which silently keeps the last one."""
+    keys = [key for key, _ in pairs]
+    if twice := {key for key in keys if keys.count(key) > 1}:
+        raise ValueError(f"given twice: {', '.join(sorted(twice))}")
+    return dict(pairs)
+
+
+def is_there(path: Path) -> bool:
+    """Check whether there is an optional file. A link without its file is refused, because the content would be ignored."""
+    if path.is_symlink() and not path.exists():
+        raise FileNotFoundError(
+            f"{path}: is a link to {os.readlink(path)}, which does not exist. Fetch that file, or remove the link"
+        )
+    return path.exists()
 
 
 def save_figure(path: str | Path, figure: Any, dpi: int = 100, **options) -> None:
