@@ -162,7 +162,7 @@ def _datalist_items(datalist: Path, dataset_dir: Path, schema: CovariateSchema) 
         if isinstance(value, list) and any(isinstance(entry, Mapping) for entry in value) and key not in SPLITS:
             raise ValueError(f"{datalist}: unknown split {key!r}. Name it {', '.join(SPLITS[:-1])} or {SPLITS[-1]}")
     names_validation = bool(content.get("validation"))
-    items, rows, problems, split_of = [], [], [], {}
+    items, rows, problems, split_of, first = [], [], [], {}, {}
     for split in SPLITS:
         for number, entry in enumerate(content.get(split) or []):
             where = f"{datalist} {split}[{number}]"
@@ -183,6 +183,8 @@ def _datalist_items(datalist: Path, dataset_dir: Path, schema: CovariateSchema) 
             if split_of.setdefault(participant, split) != split:
                 other = split_of[participant]
                 problems.append(f"{where}: {participant} is also in {other}. Keep a participant in one split")
+            elif (other := first.setdefault(path, where)) != where:
+                problems.append(f"{where}: {path} is also in {other}. Give each scan once")
             rows.append(row)
             items.append(_item(path, participant, schema.scale(row), split if names_validation or split == "test" else None))
     return items, problems + column_problems(rows, schema, str(datalist))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
+import re
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -13,7 +14,7 @@ from pathlib import Path
 from ..shared.files import read_json
 from ..shared.participants import entity
 from ..shared.problems import refuse
-from ..shared.tables import is_missing, read_number, read_numbered
+from ..shared.tables import NUMBER, is_missing, read_number, read_numbered
 from .volumes import check_fit
 
 # Scaled value of a missing covariate. For guidance, all covariates have this value, which means "no condition".
@@ -24,6 +25,8 @@ NULL = -1.0
 # includes impossible values: scaled ventricles of -0.5 are -75 mL.
 EXTRAPOLATION = (-0.5, 1.9)
 
+# Columns of tables, entries of datalists and settings of `editing`, which would be confused with covariates of these names.
+RESERVED = ("participant_id", "session_id", "split", "noise", "image", "strength", "seed")
 SCHEMA = '{"covariates": [one entry or more]}'
 SLIPS = {  # unit: (value in our unit if the slip was made, what it looks like, remedy)
     "mL": ((1e-3, "mm3", "divide by 1000"), (1e3, "litres or a ratio", "give mL"), (15, "percent of the head", "give mL")),
@@ -46,8 +49,14 @@ class Covariate:
     missing: str = "refused"  # or "allowed" to scale a missing value to `NULL`
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.name, str) and self.name.isidentifier()) or self.name in ("participant_id", "split"):
-            raise ValueError(f"the name {self.name!r} cannot be a covariate's. Use letters, digits and underscores")
+        if not (isinstance(self.name, str) and self.name.isidentifier()) or self.name.lower() in RESERVED:
+            raise ValueError(
+                f"the name {self.name!r} cannot be a covariate's. Use letters, digits and underscores, and none of "
+                f"{', '.join(RESERVED)}"
+            )
+        for key in ("unit", "description", "source"):
+            if not isinstance(getattr(self, key), str | None):
+                raise ValueError(f"{self.name}: {key!r} must be text, got {getattr(self, key)!r}")
         if (self.range is None) == (self.levels is None):
             raise ValueError(f"{self.name} needs either a 'range' (a quantity) or 'levels' (categories)")
         for key, choices in (("scale", ("linear", "log")), ("missing", ("refused", "allowed"))):
@@ -60,9 +69,12 @@ class Covariate:
                     f"{self.name}: 'levels' must give two or more categories a number each, all different and none "
                     f"{NULL:g} (it means 'missing'), got {self.levels!r}"
                 )
+            if words := list(filter(is_missing, self.levels)):
+                raise ValueError(f"{self.name}: the level {words[0]!r} is a word for a missing value. Rename it, such as 'no'")
             return
         for key, pair in (("range", self.range), ("limits", self.limits)):
-            if pair is not None and not (len(pair) == 2 and all(map(_is_number, pair)) and pair[0] < pair[1]):
+            is_pair = isinstance(pair, (list, tuple)) and len(pair) == 2 and all(map(_is_number, pair))
+            if pair is not None and not (is_pair and pair[0] < pair[1]):
                 raise ValueError(f"{self.name}: {key!r} must be [lowest, highest], got {pair!r}")
         if self.scale == "log" and min(self.range[0], *(self.limits or self.range)) <= 0:
             raise ValueError(f"{self.name}: 'scale': 'log' needs 'range' and 'limits' above 0")
@@ -114,7 +126,9 @@ class Covariate:
                 f"covariates.json"
             )
         if self.levels is not None:
-            level = f"{raw:g}" if _is_number(raw) else str(raw).strip()
+            level = str(raw).strip()
+            if level not in self.levels and NUMBER.fullmatch(level):
+                level = f"{float(level):g}"  # pandas writes 1 as 1.0 if the column has missing values
             if level not in self.levels:
                 levels = " or ".join(map(repr, self.levels))
                 raise ValueError(f"{self.name} must be {levels}, got {raw!r}")
@@ -141,6 +155,8 @@ class Covariate:
 
     def _slip(self, value: float) -> str:
         low, high = self._bounds(request=False)
+        if re.fullmatch("-?9+", f"{value:g}"):
+            return f"outside of {low:g} to {high:g}{self._in_unit()}. If it stands for a missing value, write n/a"
         for factor, unit, remedy in SLIPS.get(self.unit, ()):
             if low <= value * factor <= high:
                 return f"which looks like {unit}; the column is in {self.unit}: {remedy}"
@@ -192,7 +208,7 @@ class CovariateSchema:
             except ValueError as error:
                 raise ValueError(f"{where} entry {number}: {error}") from error
         names = [covariate.name for covariate in covariates]
-        if len(set(names)) < len(names):
+        if len({name.lower() for name in names}) < len(names):  # tables may write a name in either case
             raise ValueError(f"{where}: a name appears twice in {names}")
         return cls(tuple(covariates))
 

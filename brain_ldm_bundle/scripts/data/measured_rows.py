@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -55,8 +56,10 @@ def measured_values(
 
 
 def column_problems(values: Sequence[Mapping], schema: CovariateSchema, where: str) -> list[str]:
-    """Return a line if the volumes of a cohort look like percent, and warn about values outside of their range."""
+    """Return a line if the volumes of a cohort look like percent. Warn about values outside of their range, and about none."""
     schema.warn_extrapolation(values, where)
+    if empty := [name for name in schema.names if values and all(row[name] is None for row in values)]:
+        warnings.warn(f"{where}: no row has a value of {', '.join(empty)}. Is the column's name right?", stacklevel=3)
     try:
         check_median([row["ventricles_ml"] for row in values if row.get("ventricles_ml") is not None], where)
     except ValueError as error:

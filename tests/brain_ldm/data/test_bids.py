@@ -12,6 +12,7 @@ from tiny_images import SPACING_MM, VOLUME, rotated, save, with_voxel
 
 from brain_ldm_bundle.scripts.data import bids
 from brain_ldm_bundle.scripts.data.covariates import CovariateSchema
+from brain_ldm_bundle.scripts.data.measured_rows import column_problems
 
 SCHEMA = CovariateSchema.from_file(ROOT / "brain_ldm_bundle" / "configs" / "covariates.json")
 
@@ -169,6 +170,8 @@ def test_faults_of_a_datalist_are_named_by_entry(dataset, datalist):
     assert "datalist.json training[0]: sex must be 'F' or 'M', got 'x'" in message
     assert "datalist.json validation[0]: sub-04 is also in training" in message
     assert "unknown split 'val'" in refusal(dataset, datalist=datalist(training=[(IMAGE_1, {})], val=[(IMAGE_4, {})]))
+    twice = refusal(dataset, datalist=datalist(training=[(IMAGE_1, {}), (IMAGE_1, {"age": 70})]))
+    assert "training[1]: " in twice and f"{IMAGE_1} is also in" in twice
     path = datalist(training=[("sub-01/lost.nii.gz", {})])
     assert "lost.nii.gz: No such file" in refusal(dataset, datalist=path)
     path.write_text("[]")
@@ -342,3 +345,10 @@ def test_a_folder_without_volumes_or_with_damaged_ones_is_refused(dataset, tmp_p
     damaged.write_bytes(damaged.read_bytes()[:-20])
     with pytest.raises(ValueError, match=r"1 problems\):\n.*sub-05_T1w.nii.gz"):
         bids.find_volumes(dataset, SPACING_MM)
+
+
+def test_a_covariate_without_any_value_is_named():
+    """The column had a misspelt name, and the model was trained without the covariate."""
+    schema = CovariateSchema.from_dict({"covariates": [{"name": "tbv", "range": [1000, 2000], "missing": "allowed"}]})
+    with pytest.warns(UserWarning, match="participants.tsv: no row has a value of tbv. Is the column's name right"):
+        column_problems([{"tbv": None}, {"tbv": None}], schema, "participants.tsv")

@@ -293,6 +293,12 @@ def test_a_single_request_lists_all_that_it_lacks(schema):
         ({"missing": "yes"}, "'missing' must be refused or allowed"),
         ({"name": "volume ml"}, "cannot be a covariate's"),
         ({"name": "participant_id"}, "cannot be a covariate's"),
+        ({"name": "noise"}, "cannot be a covariate's"),
+        ({"name": "seed"}, "cannot be a covariate's"),
+        ({"unit": 3}, "'unit' must be text, got 3"),
+        ({"range": 44}, "'range' must be .lowest, highest., got 44"),
+        ({"limits": 18}, "'limits' must be .lowest, highest., got 18"),
+        ({"range": None, "levels": {"none": 0, "AD": 1}}, "the level 'none' is a word for a missing value"),
         ({"limits": [-150, 200]}, "scaled to -1.53; -1 means 'missing'. Raise it above -98"),
     ],
 )
@@ -328,3 +334,24 @@ def test_a_user_changes_covariates_in_the_file_alone(tmp_path):
     schema = CovariateSchema.from_file(path)
     assert schema.scale(single_request(schema, {"diagnosis": "MCI"})) == [0.5, NULL]
     assert schema.scale({"diagnosis": "AD", "mmse": 24}) == pytest.approx([1, 0.8])
+
+
+def test_levels_that_pandas_wrote_as_decimals_are_read():
+    schema = CovariateSchema.from_dict({"covariates": [{"name": "apoe4", "levels": {"0": 0, "1": 1}}]})
+    assert [schema.values({"apoe4": cell})["apoe4"] for cell in ("1.0", "0", 1, 0.0)] == ["1", "0", "1", "0"]
+
+
+def test_names_that_differ_only_in_case_are_refused():
+    """A table's column "age" was read for one of them, and the other got no value."""
+    entries = [{"name": name, "range": [40, 90], "missing": "allowed"} for name in ("age", "Age")]
+    with pytest.raises(ValueError, match="a name appears twice"):
+        CovariateSchema.from_dict({"covariates": entries})
+
+
+def test_a_code_for_missing_values_is_named():
+    schema = CovariateSchema.from_dict(
+        {"covariates": [{"name": "age", "unit": "years", "range": [44, 82], "limits": [18, 120]}]}
+    )
+    for code in ("999", "-99"):
+        with pytest.raises(ValueError, match=f"age is {code}, .*If it stands for a missing value, write n/a"):
+            schema.values({"age": code})

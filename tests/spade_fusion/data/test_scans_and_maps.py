@@ -331,6 +331,7 @@ def test_ids_of_a_datalist_keep_a_participant_together(cohort, datalist):
     ("splits", "message"),
     [
         ({"training": [entry(1), entry(1)], "validation": [entry(1)]}, "validation[0]: sub-01 is also in training. Keep"),
+        ({"training": [entry(1), entry(1)]}, "datalist.json training[0]. Give each pair once"),
         ({"training": [entry(1), {"image": "a.nii"}]}, 'training[1]: expected {"image": path, "label": path}, got {\'image\''),
         ({"training": [entry(1)], "val": [entry(5)]}, "unknown split 'val'. Name it training, fusion, validation or test"),
         ({"training": [entry(1, label="lost_dseg.nii")]}, "lost_dseg.nii: No such file"),
