@@ -287,14 +287,15 @@ def main() -> int:
 
     rows = read_all(arguments.sources)
     good, refused = [row for row in rows if not row["error"]], [row for row in rows if row["error"]]
-    for row in refused:
-        print("refused:", row["error"], file=sys.stderr)
     if not good:
-        raise ValueError(f"none of {len(refused)} rows can be used; nothing was written")
+        reasons = "\n".join(row["error"] for row in refused)
+        raise ValueError(f"none of {len(refused)} rows can be used, and nothing was written:\n{reasons}")
     write_table(good, arguments.output)
     doubtful = sum(bool(row["flags"]) for row in good)
     tools = ", ".join(sorted({row["tool"] for row in good}))
     print(f"{arguments.output}: volumes of {len(good)} scans by {tools}; {doubtful} with flags.")
+    for row in refused:
+        print("refused:", row["error"], file=sys.stderr)
     return 1 if refused else 0
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
+from ldm.data.volumes import check_volumes
 from shared.participants import entity, session_of
 from shared.problems import refuse
 from shared.tables import is_missing, read_number, read_numbered
@@ -20,6 +21,7 @@ QUANTITIES = {  # title and unit
     "age": ("age", "years"),
 }
 TEXT = ("session_id", "file", "tool", "flags", "split")
+LARGEST_ML = 6000  # chosen: more than the whole field of view of the model, 160 x 224 x 160 mm
 COLUMNS = ("participant_id", *TEXT, *QUANTITIES, "sex", "noise", "variant")
 
 
@@ -85,7 +87,20 @@ def read_measured(path: Path, folder: Path, images: Mapping[str, Mapping[str, Pa
     volumes = [_volume(path, name, session, file, folder, images) for name, session, file in named]
     table = table.set_axis(volumes, axis=0)
     _refuse_twice(table, path)
+    refuse_other_unit(table, str(path))
     return split_by_tool(table, path.name)
+
+
+def refuse_other_unit(table: pd.DataFrame, where: str) -> None:
+    """Refuse measured volumes that are not in mL. Single volumes may be impossible, because a model may fail."""
+    found = [name for name in QUANTITIES if name.endswith("_ml") and name in table]
+    # Brain and head show the unit better: the ventricles of a failed model may be so small that they seem to be in litres.
+    for name in [name for name in ("brain_ml", "icv_ml") if name in found] or found:
+        check_volumes({name: table[name].median()}, f"{where}, its median")
+    for name in found:
+        if (bad := table[name] > LARGEST_ML).any():
+            who = bad.idxmax()
+            raise ValueError(f"{where}: {name} of {who} is {table.loc[who, name]:g}, which looks like mm3. Give it in mL")
 
 
 def split_by_tool(table: pd.DataFrame, default: str) -> dict[str, pd.DataFrame]:
@@ -98,7 +113,7 @@ def split_by_tool(table: pd.DataFrame, default: str) -> dict[str, pd.DataFrame]:
 def _volume(
     path: Path, name: str, session: object, file: object, folder: Path, images: Mapping[str, Mapping[str, Path]]
 ) -> str:
-    participant = name if name in images else name.split("_")[0]
+    participant = next((known for known in (name, f"sub-{name}") if known in images), name.split("_")[0])
     if participant not in images:
         raise ValueError(f"{path}: {name} is not in {folder / 'participants.tsv'}. Measure {folder} itself")
     own = images[participant]

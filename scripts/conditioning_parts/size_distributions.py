@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from cohorts.cohort import QUANTITIES
-from ldm.data.volumes import VOLUMES, check_volumes
+from cohorts.row_matching import QUANTITIES, refuse_other_unit
+from ldm.data.volumes import VOLUMES
 from matplotlib.figure import Figure
 from measurement.output_table import NORMALISED
 from scipy import stats
@@ -45,12 +45,10 @@ def sizes_of(table: pd.DataFrame, where: str) -> pd.DataFrame:
         if (bad := table[name] < 0).any():
             who = bad.idxmax()
             raise ImpossibleSize(f"{where}, {who}: {name} must be a volume in mL, got {table.loc[who, name]}")
-    # Brain and head show the unit better: the ventricles of a failed model may be so small that they seem to be in litres.
-    for name in [name for name in ("brain_ml", "icv_ml") if name in found] or found:
-        try:
-            check_volumes({name: table[name].median()}, f"{where}, its median")
-        except ValueError as error:
-            raise ImpossibleSize(error) from None
+    try:
+        refuse_other_unit(table, where)
+    except ValueError as error:
+        raise ImpossibleSize(error) from None
     return table
 
 

@@ -13,6 +13,7 @@ from shared.files import atomic
 
 NORMALISED = "brain_normalised_ml"
 TEMPLATE_ICV_ML = 1902.0  # intracranial volume of ICBM152 2009a, as in make_demo_data.py
+ENDINGS = re.compile(r"\.(long\..*|nii|nii\.gz|mgz|mgh|stats|0)$")  # of images, FreeSurfer's runs and numbers of pandas
 USUAL_ML = {"ventricles_ml": (5, 200), "brain_ml": (700, 1900), "icv_ml": (900, 2200)}  # wide limits for adults; chosen
 
 
@@ -43,7 +44,7 @@ def identity_of(name: str | Path) -> tuple[str, str | None]:
     inside = re.search(r"(?<![a-zA-Z0-9])sub-[a-zA-Z0-9+]+", name)
     of_participant = [k for k, folder in enumerate(folders) if re.fullmatch(r"sub-[a-zA-Z0-9+]+", folder)]
     below = folders[of_participant[-1] :] if of_participant else []
-    participant = inside[0] if inside else below[0] if below else name.split(".")[0]
+    participant = inside[0] if inside else below[0] if below else ENDINGS.sub("", name)
     sessions = (re.search(r"(?<![a-zA-Z0-9])ses-[a-zA-Z0-9+]+", part) for part in (name, *reversed(below)))
     return participant, next((session[0] for session in sessions if session), None)
 

@@ -222,3 +222,19 @@ def test_sizes_in_another_unit_are_refused_and_nothing_is_written(generated, tmp
 def test_without_any_input_the_command_says_what_to_give(tmp_path):
     with pytest.raises(ValueError, match="give GENERATED_DIR and --measured; sweeps: give --sweeps and --sweep; distributions"):
         conditioning.main(["--output", str(tmp_path / "out")])
+
+
+def test_one_measurement_in_mm3_is_refused(generated, tmp_path):
+    """It was drawn in the figure, and decided the slope."""
+    measured = generated.drop(columns="age")
+    measured.loc[3, "ventricles_ml"] *= 1000
+    with pytest.raises(ValueError, match="v.tsv: ventricles_ml of sub-03 is .* looks like mm3"):
+        run(tmp_path, save(measured, tmp_path / "v.tsv"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_measurements_without_sub_in_their_names_are_matched(generated, tmp_path):
+    measured = generated.drop(columns="age").assign(
+        participant_id=[name.removeprefix("sub-") for name in generated["participant_id"]]
+    )
+    assert run(tmp_path, save(measured, tmp_path / "v.tsv"))["ventricles_ml", "v.tsv"]["generated"]["n"] == 12

@@ -370,3 +370,9 @@ def test_an_absent_source_or_empty_folder_is_refused(tmp_path):
     (tmp_path / "a.xlsx").write_bytes(b"")
     with pytest.raises(ValueError, match="not a table"):
         read_volumes.read_all([tmp_path / "a.xlsx"])
+
+
+def test_a_name_keeps_its_points():
+    """The participant smith.j became smith."""
+    names = {"smith.j": "smith.j", "smith.j.nii.gz": "smith.j", "a.1.long.a_base": "a.1", "101.0": "101"}
+    assert {name: identity_of(name)[0] for name in names} == names
