@@ -58,7 +58,10 @@ def read_requests(
     no other volume replaces it. An `image` is refused, because new volumes do not depend on it.
     """
     if image is not None:
-        raise ValueError(f"image is {image}, but new volumes do not depend on it. Run editing to change it: run editing ...")
+        raise ValueError(
+            f"image is {image}, but new volumes do not depend on an image. To change it, give the run id editing: "
+            f"python -m monai.bundle run editing ... Otherwise leave out --image"
+        )
     if table is not None and single:
         raise ValueError(f"both a table ({table}) and single covariates ({', '.join(single)}) were given. Use one of them")
     if table is not None:
