@@ -35,7 +35,7 @@ def spade_items(folder):
         image = nib.load(path)
         labels = nib.Nifti1Image(np.full(image.shape, 2, np.uint8), image.affine)
         nib.save(labels, path.with_name(f"{path.name.split('_')[0]}_dseg.nii.gz"))
-    return scans_and_maps.read_dataset(folder, TABLE, validation_fraction=0, fusion_fraction=0)["training"]
+    return scans_and_maps.read_dataset(folder, TABLE, validation_fraction=0, fusion_fraction=0, partial_maps=True)["training"]
 
 
 BUNDLES = pytest.mark.parametrize(

@@ -41,7 +41,8 @@ def renamed(key):
 
 def loaded(network, state):
     state = {renamed(key): value for key, value in state.items()}
-    network.load_state_dict(state | {key: v for key, v in network.state_dict().items() if key == "_extra_state"})
+    recipe = {key: value.clone() for key, value in network.state_dict().items() if key == "_extra_state"}
+    network.load_state_dict(state | recipe)
     return network
 
 
@@ -75,7 +76,7 @@ def test_the_generator_in_eval_mode(reference, generator):
 
 
 def test_the_generator_in_train_mode(reference, generator):
-    state = generator.state_dict()
+    state = {key: value.clone() for key, value in generator.state_dict().items()}
     generator.train()
     for pair in reference["pairs"].values():
         generator.load_state_dict(state)  # each pair is one forward from the given state
