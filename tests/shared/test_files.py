@@ -162,7 +162,21 @@ def test_json_with_a_number_that_json_does_not_know_is_refused(tmp_path, number)
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("text", "message"), [("{", "this is not JSON"), ("[1]", "expected a JSON object, got list")])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_json_of_editors_on_windows_is_read(tmp_path, encoding):
+    (tmp_path / "a.json").write_bytes('{"name": "Müller"}'.encode(encoding))
+    assert read_json(tmp_path / "a.json") == {"name": "Müller"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "this is not JSON"),
+        ("[1]", "expected a JSON object, got list"),
+        # The second list of scans replaced the first one without a word.
+        ('{"a": {"training": [1], "training": [2]}}', r"this is not JSON .given twice: training"),
+    ],
+)
 def test_what_is_no_json_object_is_refused(tmp_path, text, message):
     path = tmp_path / "a.json"
     with pytest.raises(FileNotFoundError, match="a.json: no such file"):

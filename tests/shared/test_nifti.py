@@ -220,6 +220,9 @@ def test_values_that_are_no_scan_are_refused(path, values, message):
     [
         ({"code": 0}, "has neither a qform nor an sform, so left and right are unknown. Ask the scanner"),
         ({"affine": np.diag([1.0, 1, 0, 1])}, "has an affine that cannot be inverted"),
+        # Lengths in metres and micrometres, without their unit. Resampling asked for 125 TB, or left no voxel.
+        ({"affine": AFFINE @ np.diag([1e-3, 1e-3, 1e-3, 1])}, "so its unit is another. Convert the affine to mm"),
+        ({"affine": AFFINE @ np.diag([1e3, 1e3, 1e3, 1])}, "so its unit is another. Convert the affine to mm"),
     ],
 )
 def test_an_image_without_a_place_in_space_is_refused(path, options, message):

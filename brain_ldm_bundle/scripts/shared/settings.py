@@ -127,6 +127,8 @@ def _path_fault(kind: str, value: Any) -> str | None:
         return ", which is no text. Write ./ before a name that looks like a number or a list"
     if not str(value).strip() or "\0" in str(value):
         return ""
+    if "::" in str(value):
+        return ", but MONAI reads # in a path as ::. Rename that folder or file, or use a link without #"
     if kind == "file" and os.path.isdir(value):
         return ", which is a folder"
     if kind in ("folder", "output folder") and os.path.isfile(value):

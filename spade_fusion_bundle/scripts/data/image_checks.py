@@ -60,6 +60,8 @@ def _check_pair(image: str, label: str, *_: str, table: LabelTable, partial_maps
         elif np.abs(scan.affine - label_map.affine).max() > AFFINE_TOLERANCE:
             rows, map_rows = (np.round(one.affine[:3], 3).tolist() for one in (scan, label_map))
             problems = [f"{label}: has the affine {map_rows}, not {rows} as {remedy}"]
+        elif voxels_sha256(np.asanyarray(nib.as_closest_canonical(label_map).dataobj)) == identity:
+            problems = [f"{image}: has the same voxels as its label map {label}. Give the scan"]
     if problems:
         raise ValueError("\n".join(problems))
     return identity
@@ -80,6 +82,4 @@ def _open_scan(path: str) -> tuple[nib.Nifti1Image, str]:
 def _open_map(path: str, table: LabelTable | None = None, partial_maps: bool = False) -> nib.Nifti1Image:
     image = nifti.open_image(path, "Copy the orientation of the scan it belongs to")
     nifti.three_sides(image.shape)
-    if table is not None:
-        read_map(path, table, partial_maps)
-    return image
+    return image if table is None else read_map(path, table, partial_maps)

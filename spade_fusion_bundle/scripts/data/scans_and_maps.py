@@ -21,7 +21,7 @@ DATALIST = '{"training": [{"image": path, "label": path}], "validation": [...]}'
 
 
 def read_dataset(
-    dataset_dir: str | Path,
+    dataset_dir: str | Path | None,
     table: LabelTable,
     datalist: str | Path | Mapping | None = None,
     validation_fraction: float = 0.1,
@@ -62,7 +62,8 @@ def read_dataset(
         ValueError: tables, names or files have problems. The message lists up to 20.
     """
     if dataset_dir is None:
-        raise ValueError("no data set was given. Add --dataset_dir with its folder, such as --dataset_dir /data/study")
+        also = "" if datalist is None else ". Paths in the datalist are relative to it"
+        raise ValueError(f"no data set was given. Add --dataset_dir with its folder, such as --dataset_dir /data/study{also}")
     dataset_dir = Path(dataset_dir)
     if not dataset_dir.is_dir():
         raise FileNotFoundError(f"dataset_dir {dataset_dir}: no such folder")
@@ -179,6 +180,8 @@ def _datalist_items(datalist: str | Path | Mapping, dataset_dir: Path) -> tuple[
                 problems.append(f'{where}: expected {{"image": path, "label": path}}, got {entry!r}')
                 continue
             path, label = (dataset_dir / entry[key] for key in ("image", "label"))
+            if first.setdefault(path, where) != where:
+                problems.append(f"{where}: {path} is also in {first[path].split()[-1]}. Keep one")
             in_name = re.match(r"sub-[0-9A-Za-z+]+(?=_)", path.name)
             participant = entry.get("participant_id")
             if participant is not None:

@@ -15,12 +15,12 @@ SPLIT_COLUMN = {"train": "training", "fusion": "fusion", "validation": "validati
 
 
 def read_splits(table: Path) -> dict[str, str] | None:
-    """Read the split of each participant from the column split of participants.tsv, or return None without this column."""
+    """Read the split of each participant, in lower case, from the column split of participants.tsv; without it, None."""
     header, rows, problems = read_participants(table, ["split"])
     if "split" not in header:
         return None
     refuse(problems)
-    return {participant: next(iter(sessions.values())).cells["split"] for participant, sessions in rows.items()}
+    return {participant: next(iter(sessions.values())).cells["split"].lower() for participant, sessions in rows.items()}
 
 
 def split_items(

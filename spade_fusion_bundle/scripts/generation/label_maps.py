@@ -16,7 +16,7 @@ from ..data.derivative import GENERATOR, Derivative, name_of
 from ..data.image_checks import map_problems
 from ..data.labels import LabelTable
 from ..data.map_reader import map_files
-from ..data.splits import read_splits
+from ..data.splits import SPLIT_COLUMN, read_splits
 from ..shared.base_derivative import made_by
 from ..shared.files import is_there, sha256
 from ..shared.image_files import IMAGES, find_files, find_in_anat
@@ -49,6 +49,8 @@ def find_maps(label_maps: str | Path | None, output_dir: str | Path | None = Non
     if label_maps is None:
         raise ValueError("no label maps were given. Add --label_maps with a NIfTI file, a folder, or a BIDS data set")
     root = Path(label_maps)
+    if root.is_file() and not root.name.endswith(IMAGES):
+        raise ValueError(f"label_maps {root}: the name must end in {', '.join(IMAGES)} (lower case). Convert or rename it")
     if output_dir is not None and root.resolve() == Path(output_dir).resolve():
         raise ValueError(f"label_maps and output_dir are one folder, {root}. Choose a new one for --output_dir")
     if root.is_dir():
@@ -210,13 +212,16 @@ def _of_split(paths: Sequence[Path], split: str) -> list[Path]:
             )
         tables[found[0]] = found[1]
         own = found[1].get(_entities(path)[0])
-        if own is None:
+        if own not in SPLIT_COLUMN:
             without.append(path)
         elif own == split:
             chosen.append(path)
     names = ", ".join(map(str, tables))
     if without:
-        logger.warning(f"{len(without)} label maps, such as {without[0]}, have no row in {names} and are left out")
+        logger.warning(
+            f"{len(without)} label maps, such as {without[0]}, have no split ({', '.join(SPLIT_COLUMN)}) in {names} and are "
+            f"left out"
+        )
     if not chosen:
         known = ", ".join(sorted({own for splits in tables.values() for own in splits.values()}))
         raise FileNotFoundError(f"{names}: no participant with a label map is in the split {split!r}. There are: {known}")

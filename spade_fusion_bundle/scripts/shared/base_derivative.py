@@ -167,7 +167,7 @@ class BaseDerivative:
 
     def _refuse_other_dataset(self) -> None:
         # Look for images first: a process that starts at the same time writes the description before any image.
-        occupied = any(self.output_dir.glob("sub-*")) or (self.output_dir / "participants.tsv").exists()
+        occupied = any(any(self.output_dir.glob(name)) for name in ("participants.tsv", "sub-*", "ses-*", "anat"))
         described = (self.output_dir / "dataset_description.json").exists()
         if (occupied or described) and not made_by(self.output_dir, self.generator):
             raise ValueError(

@@ -89,12 +89,12 @@ def write_json(path: str | Path, content: Mapping) -> None:
 
 
 def read_json(path: str | Path, expected: str = "a JSON object") -> dict:
-    """Read a JSON object; errors name the file and the `expected` content."""
+    """Read a JSON object in UTF-8, UTF-16 or UTF-32; errors name the file and the `expected` content."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=refuse_twice)
+        content = json.loads(path.read_bytes(), object_pairs_hook=refuse_twice)
     except ValueError as error:
         raise ValueError(f"{path}: this is not JSON ({error})") from error
     if not isinstance(content, dict):

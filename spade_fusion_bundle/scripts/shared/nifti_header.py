@@ -16,6 +16,7 @@ ZOOM_TOLERANCE = 1e-3
 # A quaternion has three float32 numbers. The fourth follows from them with an error of up to 3.5e-4, which turns a volume by
 # 7e-4 rad: 0.3 mm at the far corner of 256 x 256 x 256 mm.
 PLACE_TOLERANCE_MM = 0.5
+LEAST_MM, MOST_MM = 0.01, 50  # sides of voxels; those in metres or micrometres are outside, whatever unit the header names
 SAVE = "save it again in Python: nib.save(nib.Nifti1Image(image.dataobj, A), 'new.nii.gz')"
 CHOOSE = f"Find out which is right, and {SAVE} with A = image.get_sform() or A = image.get_qform()"
 
@@ -88,10 +89,15 @@ def _refuse_forms(header: Any, shape: tuple[int, ...], pixdim: np.ndarray, orien
 
 
 def refuse_flat(affine: np.ndarray, remedy: str) -> None:
-    """Refuse an affine (4, 4) that cannot be inverted."""
+    """Refuse an affine (4, 4) that cannot be inverted, or whose lengths are not in mm."""
     sides = np.linalg.norm(affine[:3, :3], axis=0)
     if not (np.isfinite(affine).all() and abs(np.linalg.det(affine[:3, :3])) > 1e-6 * sides.prod() > 0):
         raise ValueError(f"has an affine that cannot be inverted, {np.round(affine[:3], 6).tolist()}. {remedy}")
+    if sides.min() < LEAST_MM or sides.max() > MOST_MM:
+        raise ValueError(
+            f"has voxels of {_mm(sides)}, and those of a scan have {LEAST_MM} to {MOST_MM} mm, so its unit is another. "
+            f"Convert the affine to mm, and {SAVE} with A = the affine in mm"
+        )
 
 
 def _mm(values: np.ndarray) -> str:

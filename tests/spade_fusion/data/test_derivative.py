@@ -212,8 +212,9 @@ def test_what_cannot_be_written_leaves_nothing_that_looks_made(row, volume, labe
     assert not list(out.glob("sub-*"))
 
 
-def test_folders_of_others_and_other_types_are_refused(out):
-    (out / "sub-1").mkdir(parents=True)
+@pytest.mark.parametrize("folder", ["sub-1", "ses-1", "anat"])
+def test_folders_of_others_and_other_types_are_refused(out, folder):
+    (out / folder).mkdir(parents=True)
     with pytest.raises(ValueError, match="holds a data set that spade_fusion_bundle did not make"):
         Derivative(out, TABLE)
     with pytest.raises(ValueError, match="output_dtype must be uint8 or float32, got 'int8'"):

@@ -333,6 +333,8 @@ def test_ids_of_a_datalist_keep_a_participant_together(cohort, datalist):
         ({"training": [entry(1), entry(1)], "validation": [entry(1)]}, "validation[0]: sub-01 is also in training. Keep"),
         ({"training": [entry(1), entry(1)]}, "datalist.json training[0]. Give each pair once"),
         ({"training": [entry(1), {"image": "a.nii"}]}, 'training[1]: expected {"image": path, "label": path}, got {\'image\''),
+        ({"training": [entry(1), entry(5), entry(1)]}, "sub-01_T1w.nii.gz is also in training[0]. Keep one"),
+        ({"training": [entry(5, image=entry(5)["label"])]}, "sub-05_dseg.nii.gz: has the same voxels as its label map"),
         ({"training": [entry(1)], "val": [entry(5)]}, "unknown split 'val'. Name it training, fusion, validation or test"),
         ({"training": [entry(1, label="lost_dseg.nii")]}, "lost_dseg.nii: No such file"),
         ({"training": [entry(1, image="lost_T1w.nii")]}, "lost_T1w.nii: No such file"),
@@ -341,6 +343,11 @@ def test_ids_of_a_datalist_keep_a_participant_together(cohort, datalist):
 )
 def test_faults_of_a_datalist_are_named_by_entry(cohort, datalist, splits, message):
     assert message in refusal(cohort, datalist=datalist(**splits))
+
+
+def test_a_datalist_needs_the_folder_of_its_paths(datalist):
+    with pytest.raises(ValueError, match="Add --dataset_dir .* Paths in the datalist are relative to it"):
+        read(None, datalist=datalist(training=[entry(1)]))
 
 
 def test_a_datalist_that_is_missing_or_not_json_is_refused(cohort):

@@ -72,6 +72,9 @@ def test_no_maps_are_a_clear_error(tmp_path):
         label_maps.find_maps(tmp_path)
     with pytest.raises(ValueError, match="Add --label_maps"):
         label_maps.find_maps(None)
+    (tmp_path / "A.NII.GZ").touch()
+    with pytest.raises(ValueError, match=r"A.NII.GZ: the name must end in .nii, .nii.gz, .mgz, .mgh .lower case"):
+        label_maps.find_maps(tmp_path / "A.NII.GZ")
 
 
 def test_bad_headers_are_refused_together(tmp_path):
@@ -105,6 +108,14 @@ def test_only_maps_of_a_split_are_taken(tmp_path):
     assert len(label_maps.find_maps(tmp_path)) == 3
 
 
+def test_capitals_of_a_split_do_not_matter_and_other_words_are_no_split(tmp_path, caplog):
+    """Maps with the split Train were left out without a word."""
+    table = write_cohort(tmp_path) / "participants.tsv"
+    table.write_text("participant_id\tsplit\nsub-1\tTrain\nsub-2\tn/a\nsub-3\ttrain\n")
+    assert [item["participant_id"] for item in label_maps.find_maps(tmp_path, split="train")] == ["sub-1", "sub-3"]
+    assert "1 label maps, such as" in caplog.text and "sub-2_dseg.nii.gz, have no split" in caplog.text
+
+
 def test_a_split_that_nobody_is_in_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="is in the split 'training'. There are: test, train"):
         label_maps.find_maps(write_cohort(tmp_path), split="training")
@@ -129,7 +140,7 @@ def test_a_pattern_chooses_among_the_maps_of_a_split(tmp_path, caplog):
     assert len(label_maps.find_maps(pattern, split="train")) == 2 and not caplog.records
     (tmp_path / "participants.tsv").write_text("participant_id\tsplit\nsub-1\ttrain\n")
     assert len(label_maps.find_maps(pattern, split="train")) == 1
-    assert "2 label maps, such as" in caplog.text and "have no row in" in caplog.text
+    assert "2 label maps, such as" in caplog.text and "have no split (train, fusion, validation, test) in" in caplog.text
 
 
 def test_another_table_of_names_makes_the_images_again(maps, derivative):
