@@ -334,7 +334,6 @@ def test_ids_of_a_datalist_keep_a_participant_together(cohort, datalist):
         ({"training": [entry(1), entry(1)]}, "datalist.json training[0]. Give each pair once"),
         ({"training": [entry(1), {"image": "a.nii"}]}, 'training[1]: expected {"image": path, "label": path}, got {\'image\''),
         ({"training": [entry(1), entry(5), entry(1)]}, "sub-01_T1w.nii.gz is also in training[0]. Keep one"),
-        ({"training": [entry(5, image=entry(5)["label"])]}, "sub-05_dseg.nii.gz: has the same voxels as its label map"),
         ({"training": [entry(1)], "val": [entry(5)]}, "unknown split 'val'. Name it training, fusion, validation or test"),
         ({"training": [entry(1, label="lost_dseg.nii")]}, "lost_dseg.nii: No such file"),
         ({"training": [entry(1, image="lost_T1w.nii")]}, "lost_T1w.nii: No such file"),
@@ -343,6 +342,13 @@ def test_ids_of_a_datalist_keep_a_participant_together(cohort, datalist):
 )
 def test_faults_of_a_datalist_are_named_by_entry(cohort, datalist, splits, message):
     assert message in refusal(cohort, datalist=datalist(**splits))
+
+
+def test_a_label_map_in_place_of_its_scan_is_refused(cohort, datalist):
+    save(cohort / MAP_5, np.where(MAP > 60, 0, MAP))
+    path = datalist(training=[entry(5, image=entry(5)["label"])])
+    message = refusal(cohort, datalist=path, partial_maps=True)
+    assert "sub-05_dseg.nii.gz: has the same voxels as its label map" in message
 
 
 def test_a_datalist_needs_the_folder_of_its_paths(datalist):
