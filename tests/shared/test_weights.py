@@ -208,6 +208,16 @@ def test_another_kind_of_file_is_named_with_its_remedy(path, what):
         load_weights(tiny.autoencoder(), path)
 
 
+def test_one_flipped_bit_is_refused_although_pytorch_reads_it(path):
+    save_weights(tiny.autoencoder().state_dict(), path)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    torch.load(path, weights_only=True)
+    with pytest.raises(ValueError, match="weights.pt: .* does not have its checksum. Fetch"):
+        load_weights(tiny.autoencoder(), path)
+
+
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("make", [tiny.autoencoder, tiny.unet])
 def test_weights_that_are_not_finite_are_refused_with_the_first_tensor(path, make, value):

@@ -9,6 +9,7 @@ import os
 import re
 import tempfile
 import uuid
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
@@ -167,12 +168,17 @@ def read_tensors(path: str | Path, **options) -> Any:
     import torch  # here, because it takes seconds, and most tools write files without it
 
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, **options)
+        tensors = torch.load(path, map_location="cpu", weights_only=True, **options)
     except PermissionError:
         raise
     except Exception as error:  # a damaged file raises OSError, IndexError, struct.error and others
         reason = _reason(Path(path), str(error) or type(error).__name__)
         raise ValueError(f"{path}: not a file of PyTorch weights, {reason}") from error
+    if not options.get("mmap") and zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as file:
+            if damaged := file.testzip():  # PyTorch does not compare the checksums
+                raise ValueError(f"{path}: {damaged} does not have its checksum. Fetch or train it again, or save it again")
+    return tensors
 
 
 def _reason(path: Path, error: str) -> str:
