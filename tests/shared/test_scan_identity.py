@@ -78,3 +78,11 @@ def test_weights_that_began_with_unknown_ones_still_know_their_own_scans():
         with pytest.warns(UserWarning), pytest.raises(ValueError, match="1 of 2 scans .*b.nii, are among"):
             ldm_identities.refuse_seen(items, recipe, "test")
     assert ldm_identities.knows_all({"seen_voxels": ["b"], "unknown_start": None, "seen_unknown": False})
+
+
+@BUNDLES
+def test_two_copies_in_one_split_get_a_warning(tmp_path, read, identities):
+    for number, seed in ((1, 5), (2, 6), (3, 5)):
+        scan(tmp_path / f"sub-{number}" / "anat" / f"sub-{number}_T1w.nii", seed)
+    with pytest.warns(UserWarning, match="1 scans occur twice, such as .*sub-3_T1w.nii is a copy of .*sub-1_T1w.nii. They"):
+        assert len(read(tmp_path)) == 3

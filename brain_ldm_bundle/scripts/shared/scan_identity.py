@@ -26,14 +26,18 @@ def voxels_sha256(values: np.ndarray) -> str:
 
 
 def refuse_copies(data: Mapping[str, Sequence[Mapping]], dataset_dir: str | Path) -> None:
-    """Refuse a data set, from `read_dataset`, that has the same scan in two splits."""
-    problems, first = [], {}
+    """Refuse a data set, from `read_dataset`, that has one scan in two splits. Warn about two copies in one split."""
+    problems, twins, first = [], [], {}
     for split, items in data.items():
         for item in items:
             other, image = first.setdefault(item["voxels_sha256"], (split, item["image"]))
+            if other == split and image != item["image"]:
+                twins.append(f"{item['image']} is a copy of {image}")
             if other != split:
                 problems.append(f"{item['image']} ({split}) is a copy of {image} ({other}). Remove one of them")
     refuse(problems, f"{dataset_dir} cannot be used for training yet ({len(problems)} scans in two splits):")
+    if twins:
+        warnings.warn(f"{len(twins)} scans occur twice, such as {twins[0]}. They count twice. Remove all but one", stacklevel=2)
 
 
 def seen_voxels(items: Sequence[Mapping], init: str | Path | None = None) -> list[str]:
