@@ -35,6 +35,11 @@ def read_key(path: Path) -> pd.DataFrame:
         key["simulated"] = "no"
     if list(key.columns) != KEY_COLUMNS or problems or key["study"].nunique() != 1:
         raise ValueError(f"{path}: not the key of a reader study, expected columns {', '.join(KEY_COLUMNS)}")
+    sound = key["position"].str.fullmatch("[0-9]+") & key["kind"].isin(KINDS) & key["direction"].isin(list(DIRECTIONS))
+    if wrong := [item for item, good, twice in zip(key["item"], sound, key["item"].duplicated()) if twice or not good]:
+        raise ValueError(
+            f"{path}: item {wrong[0]} is there twice, or its position, kind or direction is wrong. Restore the key"
+        )
     return key.set_index("item")
 
 

@@ -573,3 +573,12 @@ def test_commands_make_a_study_and_score_it(tmp_path, cohorts, monkeypatch, few_
         text = json.loads((output / "reader_study.section.json").read_text())["text"]
         assert ("Some did not finish" in text) == bool(missing)
     assert not list(tmp_path.rglob("*.part"))
+
+
+@pytest.mark.parametrize(("column", "cell"), [("position", "one"), ("kind", "Real"), ("direction", "up"), ("item", "i1")])
+def test_a_key_that_was_edited_is_refused(tmp_path, column, cell):
+    key = key_of(["real", "synthetic"]).reset_index().astype(str)
+    key.loc[0, column] = cell
+    key.reindex(columns=KEY_COLUMNS).to_csv(tmp_path / "key.tsv", sep="\t", index=False)
+    with pytest.raises(ValueError, match="key.tsv: item i. is there twice, or its position"):
+        read_key(tmp_path / "key.tsv")
