@@ -294,3 +294,10 @@ def test_a_table_of_sessions_without_content_is_refused(participants, tmp_path):
 def test_a_base_with_one_name_twice_is_refused():
     with pytest.raises(argparse.ArgumentTypeError, match="a name appears twice"):
         make_requests.parse_base("sex=F,sex=M")
+
+
+def test_a_name_that_no_disk_can_hold_is_refused(participants, tmp_path):
+    """The volume was sampled, and could not be written."""
+    participants.write_text(participants.read_text().replace("sub-0000\t", f"sub-{'a' * 300}\t"))
+    with pytest.raises(ValueError, match="row 2: sub-aaaaaaaaaa... has 300 letters and digits, at most 100"):
+        make_requests.main([str(participants), str(tmp_path / "out.tsv")])

@@ -11,6 +11,8 @@ from .files import is_there
 from .problems import refuse
 from .tables import is_missing, read_numbered
 
+LONGEST_LABEL = 100  # chosen: a file's name has at most 255 bytes on most disks, and holds a subject and a session
+
 
 @dataclass(frozen=True)
 class Row:
@@ -162,6 +164,10 @@ def entity(key: str, value: object) -> str:
     if match is None or is_missing(value):
         column = {"sub": "participant_id", "ses": "session_id"}[key]
         raise ValueError(f"{column} must be '{key}-' and letters or digits, as BIDS asks, got {value!r}")
+    if len(match[1]) > LONGEST_LABEL:
+        raise ValueError(
+            f"{key}-{match[1][:10]}... has {len(match[1])} letters and digits, at most {LONGEST_LABEL} fit in a file's name"
+        )
     return f"{key}-{match[1]}"
 
 
