@@ -1,4 +1,5 @@
 import pytest
+import torch
 from ignite.engine import Engine
 
 from brain_ldm_bundle.scripts.shared.resume import Resume
@@ -17,3 +18,11 @@ def test_a_training_that_could_not_save_its_state_is_refused_at_its_start(tmp_pa
         assert steps == []
     else:  # another rank
         engine.run([1, 2])
+
+
+def test_a_state_without_its_epoch_is_refused_with_the_remedy(tmp_path):
+    torch.save({"settings": {}}, tmp_path / "network.pt")
+    engine = Engine(lambda engine, batch: None)
+    Resume(tmp_path / "network.pt", {}).attach(engine)
+    with pytest.raises(ValueError, match=r"network.pt was made by .* \('epoch'\)\. .* or delete the file to start over"):
+        engine.run([1])

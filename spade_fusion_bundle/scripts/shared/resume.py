@@ -65,14 +65,15 @@ class Resume:
                     raise ValueError(f"{name}: {value}, now {settings[name]}")
             for name, item in sorted(self.objects.items(), key=lambda pair: isinstance(pair[1], LRScheduler)):
                 _restore(item, state[name])  # schedules after their optimisers
+            epoch, within, epoch_length = (state[key] for key in ("epoch", "iteration_of_epoch", "epoch_length"))
         except (KeyError, RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())[:300]
             raise ValueError(
                 f"{self.path} was made by a run with other settings ({reason}). "
                 f"Use those settings again, or delete the file to start over."
             ) from error
-        engine.state.epoch, within = state["epoch"], state["iteration_of_epoch"]
-        if state["epoch_length"] != engine.state.epoch_length:  # the data or batch size changed: repeat the epoch
+        engine.state.epoch = epoch
+        if epoch_length != engine.state.epoch_length:  # the data or batch size changed: repeat the epoch
             within = 0
         engine.state.iteration = engine.state.epoch * engine.state.epoch_length + within
         logger.info(f"{self.path}: resuming after epoch {engine.state.epoch} of {engine.state.max_epochs}")
