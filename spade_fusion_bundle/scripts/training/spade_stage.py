@@ -85,8 +85,13 @@ class SpadeStage:
         self.device = torch.device(self.device)
         self.main = idist.get_rank() == 0
 
-    def run_all(self) -> None:
-        """Train the three planes; with cross-validation also each plane without each fold."""
+    def run_all(self, plane: str | None = None, fold: int | None = None) -> None:
+        """Train the three planes; with cross-validation also each plane without each fold. Refuse the choice of one."""
+        if plane is not None or fold is not None:
+            raise ValueError(
+                f"plane is {plane!r} and fold is {fold!r}, but the run id training trains all planes. To train one, give the run "
+                f"id training_spade"
+            )
         folds = sorted(set(self.folds)) if self.folds else []
         for plane in PLANES:
             for fold in [None, *folds]:

@@ -400,6 +400,7 @@ def test_the_generator_of_another_plane_is_refused(trained, copied):
     [
         ({"spade_batch_size": 1, "slices_per_volume": 1}, "spade_batch_size 1: batch norm needs several slices"),
         ({"spade_batch_size": 5}, "spade_batch_size is 5 and slices_per_volume is 2"),
+        ({"plane": "axial"}, "plane is 'axial' and fold is None, but the run id training trains all planes"),
         ({"run_id": "training_spade"}, "no plane is called None. Give --plane axial"),
         ({"run_id": "training_spade", "plane": "axial", "fold": 1}, "--fold 1: there is no such fold. Set --folds K"),
         ({"run_id": "training_spade", "plane": "axial", "fold": 2, "folds": 2}, "--fold 2: there is no such fold"),
