@@ -319,7 +319,7 @@ def with_value(value, dtype=np.int32):
         (with_value(999), 4, r"labels 999 \(0.1 mL\) are not FreeSurfer's"),
         (with_value(2.5, np.float32), 4, "not integers"),
         (with_value(np.nan, np.float32), 4, "2 voxels are NaN or infinite"),
-        (synthseg_map(), 0.004, "are they in mm"),
+        (synthseg_map(), 0.004, r"has voxels of \(0.004, 0.004, 0.004\) mm"),
         (synthseg_map(), 0.4, "ventricles_ml would be .* 1000 times too small"),
         (np.stack([synthseg_map()] * 2, -1), 4, r"has 4 dimensions \(40, 56, 48, 2\)"),
         (np.zeros(SHAPE, [("R", "u1"), ("G", "u1"), ("B", "u1")]), 4, "has voxels of type RGB"),

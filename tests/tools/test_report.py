@@ -348,7 +348,7 @@ def test_ages_of_another_table_are_joined_and_are_in_years(tmp_path):
     ages = [61.0, 52.0, 73.0, 44.0, 65.0, 56.0]
     names = [f"sub-{i}" for i in range(6)]
     generated = make_cohort(tmp_path / "generated", names, REQUESTED_ML, MEASURED_ML, age=ages)
-    predicted = pd.DataFrame({"participant_id": names[::-1], "age": [age + 2 for age in ages[::-1]], "ventricles_ml": 0.0})
+    predicted = pd.DataFrame({"participant_id": names[::-1], "age": [age + 2 for age in ages[::-1]], "ventricles_ml": 2.0})
     predicted.to_csv(tmp_path / "ages.tsv", sep="\t", index=False)
     output = tmp_path / "report.html"
     report.main([str(generated[0]), "--measured", str(generated[1]), str(tmp_path / "ages.tsv"), "--output", str(output)])
@@ -357,8 +357,8 @@ def test_ages_of_another_table_are_joined_and_are_in_years(tmp_path):
     assert (n, bias, mae) == ("6", "+2.0 years", "2.0 years") and r.startswith("1.000") and slope.startswith("1.00")
     ventricles = "Generated: lateral ventricles by"  # of two tools, none is left out
     assert cells(page, f"{ventricles} generated.tsv")[3] == "+1.0 mL"
-    assert cells(page, f"{ventricles} ages.tsv")[1] == "measured values are all 0: a correlation needs values that differ"
-    assert re.search(r"requested 40.0\smL, measured 42.0\smL by generated.tsv, 0.0\smL by ages.tsv", page)
+    assert cells(page, f"{ventricles} ages.tsv")[1] == "measured values are all 2: a correlation needs values that differ"
+    assert re.search(r"requested 40.0\smL, measured 42.0\smL by generated.tsv, 2.0\smL by ages.tsv", page)
     assert "Values were measured by generated.tsv and ages.tsv." in page
     assert re.search(r"age 61\syears \(measured 63\syears\)", page)
 

@@ -89,8 +89,8 @@ class SpadeStage:
         """Train the three planes; with cross-validation also each plane without each fold. Refuse the choice of one."""
         if plane is not None or fold is not None:
             raise ValueError(
-                f"plane is {plane!r} and fold is {fold!r}, but the run id training trains all planes. To train one, give the run "
-                f"id training_spade"
+                f"plane is {plane!r} and fold is {fold!r}, but the run id training trains all planes. To train one, give the "
+                f"run id training_spade"
             )
         folds = sorted(set(self.folds)) if self.folds else []
         for plane in PLANES:

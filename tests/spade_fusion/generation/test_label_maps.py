@@ -117,8 +117,8 @@ def test_capitals_of_a_split_do_not_matter_and_other_words_are_no_split(tmp_path
 
 
 def test_a_split_that_nobody_is_in_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="is in the split 'training'. There are: test, train"):
-        label_maps.find_maps(write_cohort(tmp_path), split="training")
+    with pytest.raises(FileNotFoundError, match="is in the split 'validation'. There are: test, train"):
+        label_maps.find_maps(write_cohort(tmp_path), split="validation")
     (tmp_path / "participants.tsv").unlink()
     with pytest.raises(ValueError, match=r"split 'train': no participants.tsv with a column split is in a folder above"):
         label_maps.find_maps(tmp_path, split="train")

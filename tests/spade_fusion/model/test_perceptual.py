@@ -114,7 +114,7 @@ def test_a_file_of_something_else_is_refused(content, tmp_path):
 
 def test_a_damaged_file_is_refused(tmp_path):
     (tmp_path / "vgg19.pth").write_bytes(b"<html>404</html>")
-    with pytest.raises(ValueError, match="vgg19.pth: not a file of PyTorch weights, or damaged"):
+    with pytest.raises(ValueError, match="vgg19.pth: not a file of PyTorch weights, because it begins with b'<html>404"):
         VGGLoss(tmp_path / "vgg19.pth", None)
 
 
