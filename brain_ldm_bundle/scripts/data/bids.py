@@ -183,8 +183,8 @@ def _datalist_items(datalist: Path, dataset_dir: Path, schema: CovariateSchema) 
             if split_of.setdefault(participant, split) != split:
                 other = split_of[participant]
                 problems.append(f"{where}: {participant} is also in {other}. Keep a participant in one split")
-            elif (other := first.setdefault(path, where)) != where:
-                problems.append(f"{where}: {path} is also in {other}. Give each scan once")
+            elif (other := first.setdefault(path, (where, row)))[1] != row:
+                problems.append(f"{where}: {path} has other covariates in {other[0]}. Keep the right ones")
             rows.append(row)
             items.append(_item(path, participant, schema.scale(row), split if names_validation or split == "test" else None))
     return items, problems + column_problems(rows, schema, str(datalist))

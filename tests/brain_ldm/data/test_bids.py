@@ -171,7 +171,8 @@ def test_faults_of_a_datalist_are_named_by_entry(dataset, datalist):
     assert "datalist.json validation[0]: sub-04 is also in training" in message
     assert "unknown split 'val'" in refusal(dataset, datalist=datalist(training=[(IMAGE_1, {})], val=[(IMAGE_4, {})]))
     twice = refusal(dataset, datalist=datalist(training=[(IMAGE_1, {}), (IMAGE_1, {"age": 70})]))
-    assert "training[1]: " in twice and f"{IMAGE_1} is also in" in twice
+    assert "training[1]: " in twice and f"{IMAGE_1} has other covariates in " in twice
+    assert len(read(dataset, datalist=datalist(training=[(IMAGE_1, {})] * 3, validation=[(IMAGE_4, {})]))["training"]) == 3
     path = datalist(training=[("sub-01/lost.nii.gz", {})])
     assert "lost.nii.gz: No such file" in refusal(dataset, datalist=path)
     path.write_text("[]")
