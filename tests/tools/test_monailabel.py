@@ -461,7 +461,7 @@ def test_training_what_cannot_be_trained_is_refused_by_our_app(client):
     with pytest.raises(MONAILabelClientException) as caught:
         client.train_start(LDM, {})
     assert f"no model '{LDM}' can be trained here, only {SPADE}" in caught.value.msg
-    with pytest.raises(MONAILabelClientException, match="has no setting 'spade_epoch'. Did you mean 'spade_epochs'"):
+    with pytest.raises(MONAILabelClientException, match="has no setting .*spade_epoch.*Did you mean .*spade_epochs"):
         client.train_start(SPADE, {"spade_epoch": 1})
 
 
@@ -475,7 +475,7 @@ def test_our_app_does_not_start_with_weights_that_are_missing_or_wrong(tmp_path,
         message = rf"{LDM} cannot be served: .*autoencoder\.pt: no such weights file. Make it with: python -m monai.bundle run"
     elif fault == "wrong":
         shutil.copy(models / "autoencoder.pt", models / "model.pt")
-        message = rf"{LDM} cannot be served: .*model\.pt: weights of another architecture"
+        message = rf"{LDM} cannot be served: .*model\.pt.* do not fit a DiffusionUNet"
     else:
         (models / "model.pt").unlink()
         message = rf"{LDM} cannot be served: .*model\.pt: no such weights file\. Make it with: python -m monai.bundle run"
