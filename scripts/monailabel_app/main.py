@@ -28,7 +28,7 @@ OF_CLIENTS = (
     *("result_extension", "result_dtype", "result_compress", "result_write_to_file", "restore_label_idx", "dataset"),
     *("cache_transforms", "cache_transforms_in_memory", "cache_transforms_ttl", "max_workers", "max_batch_size"),
     *("max_epochs", "val_split", "pretrained", "multi_gpu", "force_multi_gpu", "gpus", "run_id", "early_stop_patience"),
-    *("tracking", "tracking_uri", "tracking_experiment_name", "tracking_run_name", "name", "bundle_path"),
+    *("tracking", "tracking_uri", "tracking_experiment_name", "tracking_run_name", "name"),
 )
 # What a request can cause; everything else is a fault of the server.
 FAULTS = (ValueError, OverflowError, OSError, RuntimeError, EOFError, nib.filebasedimages.ImageFileError, MONAILabelException)
@@ -160,7 +160,6 @@ class Train(BundleTrainTask):
         """Load nothing: the GANs start from scratch, and a fusion CNN fits only its own GANs."""
 
     def __call__(self, request, datastore):
-        refuse_unknown(request, self.bundle_config.config, request["model"])
         refuse_expressions(request)
         fixed = {"multi_gpu": False, "force_multi_gpu": False, "tracking": "none"}  # MONAI's tracking could read any file
         super().__call__({**request, **fixed, "run_id": request.get("run_id") or "run"}, datastore)
