@@ -7,6 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from brain_ldm_bundle.scripts.shared import nifti
 from brain_ldm_bundle.scripts.shared.nifti import (
     check_files,
     open_image,
@@ -287,3 +288,14 @@ def test_an_error_that_no_one_foresaw_names_its_file_and_hides_no_other_fault(tm
     problems, _ = check_files([[path] for path in paths], check)
     assert problems[0].startswith(f"{paths[0]}: could not be checked (") and "allocate" in problems[0]
     assert problems[1:] == [f"{path}: is damaged" for path in paths[1:]]
+
+
+def test_zlib_writes_the_same_voxels_where_isal_is_missing(tmp_path, monkeypatch):
+    pytest.importorskip("isal")
+    image = nib.Nifti1Image(np.random.default_rng(0).integers(0, 255, (20, 22, 24), np.uint8), np.eye(4))
+    nifti.write_nifti(tmp_path / "isal.nii.gz", image)
+    monkeypatch.setattr(nifti, "GzipFile", gzip.GzipFile)
+    nifti.write_nifti(tmp_path / "zlib.nii.gz", image)
+    by_isal, by_zlib = ((tmp_path / f"{name}.nii.gz").read_bytes() for name in ("isal", "zlib"))
+    assert by_isal != by_zlib and gzip.decompress(by_isal) == gzip.decompress(by_zlib)
+    assert by_isal[4:8] == bytes(4)  # no time in the header, so that equal images are equal files

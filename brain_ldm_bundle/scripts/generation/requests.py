@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from ignite.engine import Engine, Events
+from ignite.engine import Engine
 
 from ..data.covariates import CovariateSchema, Request, single_request
 from ..data.derivative import Derivative
 from ..model.sampler import row_seed
+from ..shared.background_writer import BackgroundWriter
 from ..shared.overrides import command_line
 
 COVARIATES = Path(__file__).resolve().parents[2] / "configs" / "covariates.json"
@@ -113,27 +114,9 @@ def request_batch(batch: Sequence[dict], device: torch.device, non_blocking: boo
     return context, None, (), {"seeds": [item["provenance"]["Seed"] for item in batch]}
 
 
-class WriteVolumes:
-    """Write each volume that an evaluator makes. If one is invalid, the others are still made.
+class WriteVolumes(BackgroundWriter):
+    """Write each volume that an evaluator makes from a batch of `pending`, see `BackgroundWriter`."""
 
-    A full disk (OSError) ends the run. Files that were written stay, and the same command makes the others later.
-    """
-
-    def __init__(self, derivative: Derivative) -> None:
-        self.derivative = derivative
-        self.problems: list[str] = []
-
-    def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
-
-    def __call__(self, engine: Engine) -> None:
+    def volumes(self, engine: Engine) -> Iterator[tuple[Request, torch.Tensor, dict]]:
         for item, volume in zip(engine.state.batch, engine.state.output["pred"]):
-            try:
-                self.derivative.write(item["request"], volume[0].cpu(), item["provenance"])
-            except ValueError as error:
-                self.problems.append(str(error))
-
-    def report(self) -> None:
-        """Raise an error if volumes were not written, and list them."""
-        if self.problems:
-            raise RuntimeError("\n".join([f"{len(self.problems)} volumes were not written, all others were:", *self.problems]))
+            yield item["request"], volume[0], item["provenance"]

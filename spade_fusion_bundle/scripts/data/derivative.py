@@ -68,7 +68,8 @@ class Derivative(BaseDerivative):
 
         Args:
             row: row of the image, as described above.
-            volume: intensities (D, H, W) on the grid of the row's label map. They are clipped to 0 to 1.
+            volume: intensities (D, H, W) on the grid of the row's label map, which are clipped to 0 to 1; or what `stored`
+                returned for them.
             labels: label values (D, H, W) that the image was made from.
 
         Raises:
@@ -82,7 +83,7 @@ class Derivative(BaseDerivative):
                 f"{image_file.name}: image {np.shape(volume)} and labels {labels.shape} are not on the grid of {row['image']}, "
                 f"{source.shape[:3]}"
             )
-        image, label_map = (_on_grid(array, source.header) for array in (self._stored(image_file, volume), _smallest(labels)))
+        image, label_map = (_on_grid(array, source.header) for array in (self.stored(row, volume), _smallest(labels)))
         label_map.header["descrip"] = "Synthetic, not for clinical use"
         self._describe(image.header)
         classes = self.table.classes(labels, str(row["image"]))

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from ignite.engine import Engine, Events
+from ignite.engine import Engine
 from monai.inferers import Inferer
 from monai.utils import convert_to_dst_type
 
 from ..data.derivative import Derivative, name_of
+from ..shared.background_writer import BackgroundWriter
 from .patch_merging import merge_patches, merge_whole
 
 
@@ -55,29 +56,16 @@ class Synthesiser(Inferer):
         return torch.autocast(labels.device.type, dtype=torch.bfloat16, enabled=self.amp)
 
 
-class WriteImages:
-    """Write each image that an evaluator makes. If one is invalid, the others are still made.
+class WriteImages(BackgroundWriter):
+    """Write each image that an evaluator makes, see `BackgroundWriter`.
 
-    A full disk (OSError) ends the run, and the same command makes the others later. The "name" of an item of the batch is the
-    name of its row from `label_maps.pending`.
+    The "name" of an item of the batch is the name of its row from `label_maps.pending`.
     """
 
     def __init__(self, derivative: Derivative, rows: Sequence[Mapping]) -> None:
-        self.derivative = derivative
+        super().__init__(derivative)
         self.rows = {name_of(row): row for row in rows}
-        self.problems: list[str] = []
 
-    def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
-
-    def __call__(self, engine: Engine) -> None:
+    def volumes(self, engine: Engine) -> Iterator[tuple[Mapping, torch.Tensor, torch.Tensor]]:
         for item, output in zip(engine.state.batch, engine.state.output):
-            try:
-                self.derivative.write(self.rows[item["name"]], output["pred"][0].cpu(), item["dseg"][0].cpu())
-            except ValueError as error:
-                self.problems.append(str(error))
-
-    def report(self) -> None:
-        """Raise an error if images were not written, and list them."""
-        if self.problems:
-            raise RuntimeError("\n".join([f"{len(self.problems)} images were not written, all others were:", *self.problems]))
+            yield self.rows[item["name"]], output["pred"][0], item["dseg"][0].cpu()

@@ -96,6 +96,17 @@ def test_a_tensor_is_written_as_its_array(output):
     assert output.write(REQUEST, torch.from_numpy(VOLUME), PROVENANCE).read_bytes() == from_array
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+def test_a_volume_can_be_rounded_on_its_device_before_it_is_written(tmp_path, dtype):
+    folder = derivative(tmp_path, dtype)
+    stored = folder.stored(REQUEST, torch.from_numpy(VOLUME))
+    assert stored.dtype == dtype
+    expected = VOLUME.clip(0, 1) if dtype == "float32" else np.round(VOLUME.clip(0, 1) * 255).astype(np.uint8)
+    np.testing.assert_array_equal(stored, expected)
+    from_stored = folder.write(REQUEST, stored, PROVENANCE).read_bytes()
+    assert folder.write(REQUEST, VOLUME, PROVENANCE).read_bytes() == from_stored
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_volume_that_is_not_finite_is_refused(output, value):
     volume = VOLUME.copy()

@@ -1,12 +1,12 @@
 """Each request gives one volume, which one process makes once with its own seed."""
 
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from ignite.engine import Engine
 from monai.bundle import create_workflow
 from tiny_bundles import write_ldm_weights
 
@@ -137,8 +137,9 @@ def test_one_volume_that_is_not_finite_does_not_stop_the_others(schema, derivati
     items = cohort.pending(requests(3), derivative, PROVENANCE, base_seed=5)
     volumes = torch.full((3, 1, *SHAPE), 0.5)
     volumes[1, 0, 0, 0, 0] = torch.nan
-    writer = cohort.WriteVolumes(derivative)
-    writer(SimpleNamespace(state=SimpleNamespace(batch=items, output={"pred": volumes})))
+    writer, engine = cohort.WriteVolumes(derivative), Engine(lambda engine, batch: {"pred": volumes})
+    writer.attach(engine)
+    engine.run([items])
     assert [derivative.image_file(item["request"]).exists() for item in items] == [True, False, True]
     with pytest.raises(RuntimeError, match="1 volumes were not written, all others were:\nsub-01"):
         writer.report()

@@ -398,7 +398,7 @@ def test_one_image_that_is_not_finite_does_not_stop_the_others(config, tmp_path)
         save_map(tmp_path / "maps" / f"{name}.nii.gz", np.full((9, 7, 8), value, np.uint8), np.eye(4))
     with pytest.raises(RuntimeError) as caught:
         run(config, tmp_path / "maps", network=Broken(), partial_maps=True)
-    assert "1 images were not written, all others were:\nsub-b_T1w.nii.gz" in str(caught.value.__cause__ or caught.value)
+    assert "1 volumes were not written, all others were:\nsub-b_T1w.nii.gz" in str(caught.value.__cause__ or caught.value)
     written = {path.name for path in tmp_path.glob("out/sub-*/anat/*_T1w.nii.gz")}
     assert written == {"sub-a_T1w.nii.gz", "sub-c_T1w.nii.gz"}
 
