@@ -43,6 +43,7 @@ from shared import refusals
 from shared.files import refuse_unwritable
 from shared.sections import drop_sections
 from shared.tables import print_table
+from whole_numbers import at_least
 
 
 def read_cohorts(options: argparse.Namespace) -> dict[str, Cohort]:
@@ -121,7 +122,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--sweeps_measured", **tables, help="measurements of SWEEPS_DIR")
     swept = "covariate that was swept; may be given several times"
     add("--sweep", action="append", default=[], metavar="NAME", help=swept)
-    add("--seed", type=int, default=0, help="seed of the resampling for the sizes (default 0)")
+    add("--seed", type=at_least(0), default=0, help="seed of the resampling for the sizes (default 0)")
     add("--output", type=Path, required=True, metavar="DIR", help="folder for figures, numbers and sections")
     options = parser.parse_args(arguments)
     if (options.sweeps is None) != (not options.sweep) or (options.sweeps_measured and options.sweeps is None):

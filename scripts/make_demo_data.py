@@ -30,6 +30,7 @@ from simulation import labelled_subject, subject
 from simulation.atlas import load_atlas
 from simulation.subject import Person, measure_ml
 from tqdm import tqdm
+from whole_numbers import at_least
 
 VERSION = "1.2"
 README = """{name}
@@ -262,18 +263,13 @@ def make_cohort(
 def parse_arguments(arguments=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, metavar="DIR", help="folder of the cohort")
-    parser.add_argument("--subjects", type=int, help="number of subjects (default 120, or one per label map)")
+    parser.add_argument("--subjects", type=at_least(1), help="number of subjects (default 120, or one per label map)")
     parser.add_argument("--spacing_mm", type=int, default=4, choices=SPACINGS_MM, help="voxel size (default 4)")
-    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same subjects (default 0)")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="number of processes (default one per core)")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="the same seed gives the same subjects (default 0)")
+    parser.add_argument("--workers", type=at_least(1), default=os.cpu_count(), help="processes (default one per core)")
     parser.add_argument("--labels", type=Path, metavar="MAPS", help="folder of FreeSurfer or SynthSeg maps, .nii.gz or .mgz")
     parser.add_argument("--fresh", action="store_true", help="replace a demo cohort with other settings in DIR")
-    options = parser.parse_args(arguments)
-    for name, least in {"subjects": 1, "workers": 1, "seed": 0}.items():
-        value = getattr(options, name)
-        if value is not None and value < least:
-            parser.error(f"--{name} must be at least {least}, got {value}")
-    return options
+    return parser.parse_args(arguments)
 
 
 def main(arguments=None) -> None:

@@ -30,6 +30,7 @@ from shared import refusals
 from shared.files import atomic, refuse_unwritable
 from shared.problems import refuse
 from shared.tables import is_missing
+from whole_numbers import at_least
 
 TRAINING = "train"  # name of the training split in participants.tsv
 COVARIATES_FILE = Path(__file__).resolve().parents[1] / "brain_ldm_bundle" / "configs" / "covariates.json"
@@ -135,23 +136,18 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("participants", type=Path, metavar="PARTICIPANTS_TSV", help="a cohort's table")
     add("output", type=Path, metavar="OUT_TSV", help="the table of requests to write")
-    add("--rows", type=int, default=64, help="number of volumes to request, or of values in a sweep (default 64)")
-    add("--seed", type=int, default=0, help="the same seed gives the same rows (default 0)")
+    add("--rows", type=at_least(1), default=64, help="number of volumes to request, or of values in a sweep (default 64)")
+    add("--seed", type=at_least(0), default=0, help="the same seed gives the same rows (default 0)")
     add("--columns", nargs="+", metavar="NAME", help="use only these covariates of the model")
     add("--spread", type=float, default=0.1, help="standard deviations by which quantities move (default 0.1)")
     varied = "vary this quantity alone, in --rows even steps; may be given several times"
     add("--sweep", nargs=3, action="append", default=[], metavar=("NAME", "LOW", "HIGH"), help=varied)
     add("--extrapolate", action="store_true", help="add the paper's values beyond the training range")
-    add("--noises", type=int, default=1, help="number of noises that repeat sweeps and extrapolation (default 1)")
+    add("--noises", type=at_least(1), default=1, help="number of noises that repeat sweeps and extrapolation (default 1)")
     add("--base", type=parse_base, default={}, help="values of the covariates that are not swept, such as age=65,sex=F")
     ranges = "the model's covariates.json, which says what is a quantity and which values are plausible (default: the bundle's)"
     add("--covariates_file", type=Path, default=COVARIATES_FILE, help=ranges)
     options = parser.parse_args(arguments)
-    for name in ("rows", "noises"):
-        if getattr(options, name) < 1:
-            parser.error(f"--{name} must be at least 1, got {getattr(options, name)}")
-    if options.seed < 0:
-        parser.error(f"--seed must be at least 0, got {options.seed}")
     if not 0 <= options.spread <= 1:
         parser.error(f"--spread must be 0 to 1 standard deviations, got {options.spread}")
     if (options.base or options.noises > 1) and not (options.sweep or options.extrapolate):

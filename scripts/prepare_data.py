@@ -38,6 +38,7 @@ from shared.nifti import open_image, read_grey_values, three_sides, write_nifti
 from shared.participants import find_row, read_participants, refuse_given_once, session_of
 from shared.problems import refuse
 from shared.simulated import is_simulated
+from whole_numbers import at_least
 
 INTENSITY_PERCENTILE = 99.8
 COARSEST_SPACING_MM = 3.0
@@ -270,8 +271,6 @@ def prepare_all(
     if (out_dir / "participants.tsv").exists() and not (out_dir / "registration.tsv").exists():
         raise ValueError(f"{out_dir}: OUT_DIR holds another data set, whose tables would be lost. Name another folder")
     refuse_unwritable(out_dir / "registration.tsv")
-    if workers < 1:
-        raise ValueError(f"--workers must be at least 1, got {workers}")
     box(spacing_mm)
     settings = {"spacing_mm": float(spacing_mm), "n4": n4, "mask_suffix": mask_suffix}
     scans, failures, table = find_scans(inputs, pattern)
@@ -357,7 +356,7 @@ def main(arguments: list[str] | None = None) -> int:
         "X.nii.gz, for instance _mask.nii.gz (default: keep the skull)",
     )
     parser.add_argument("--pattern", default=PATTERN, help="which files of a BIDS folder are scans (default: %(default)s)")
-    parser.add_argument("--workers", type=int, default=1, help="parallel scans, each with about 1 GB of memory (default: 1)")
+    parser.add_argument("--workers", type=at_least(1), default=1, help="parallel scans, about 1 GB of memory each (default: 1)")
     options = vars(parser.parse_args(arguments))
     return 1 if prepare_all(**options) else 0
 

@@ -41,6 +41,7 @@ from reader_studies.slices import read_splits
 from shared import refusals
 from shared.files import refuse_unwritable
 from shared.participants import split_name
+from whole_numbers import at_least
 
 
 def parse() -> argparse.Namespace:
@@ -54,18 +55,18 @@ def parse() -> argparse.Namespace:
     make.add_argument("--output", type=Path, required=True, metavar="STUDY_DIR", help="folder of this study")
     make.add_argument("--slices", type=int, default=60, help="number of different slices, a multiple of 6 (default 60)")
     make.add_argument("--repeats", type=float, default=0.1, help="fraction of the slices that are shown twice (default 0.1)")
-    make.add_argument("--seed", type=int, default=0, help="another seed chooses other slices (default 0)")
+    make.add_argument("--seed", type=at_least(0), default=0, help="another seed chooses other slices (default 0)")
     rating = commands.add_parser("rate", help="let computed readers rate the page")
     rating.add_argument("page", type=Path, metavar="STUDY_DIR/page/reader_study.html")
     rating.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for one file per computed reader")
-    rating.add_argument("--seed", type=int, default=0, help="seed of the reader who answers at random (default 0)")
+    rating.add_argument("--seed", type=at_least(0), default=0, help="seed of the reader who answers at random (default 0)")
     scoring = commands.add_parser("score", help="unblind the readers' files")
     scoring.add_argument("key", type=Path, metavar="STUDY_DIR/key/key.tsv")
     scoring.add_argument("results", type=Path, nargs="+", metavar="RESULTS.tsv", help="one file per reader")
     scoring.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for the scores")
     scoring.add_argument("--title", default="Reader study", help="title on the page of report.py")
     scoring.add_argument("--partial", action="store_true", help="accept readers who did not finish")
-    scoring.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default 0)")
+    scoring.add_argument("--seed", type=at_least(0), default=0, help="seed of the bootstrap (default 0)")
     return parser.parse_args()
 
 

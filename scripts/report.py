@@ -24,6 +24,7 @@ from report_page.training_log import draw_curves, training_rows
 from shared import refusals
 from shared.files import atomic, refuse_unwritable
 from shared.nifti import refuse_damaged
+from whole_numbers import at_least
 
 LARGE_MB = 50  # some browsers take seconds to open such a page
 
@@ -67,19 +68,17 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--real", type=Path, metavar="COHORT_DIR", help="BIDS cohort with true values, for comparison")
     parser.add_argument("--real_measured", **paths, metavar="TSV", help="tables of measurements for all or part of the cohort")
     parser.add_argument("--training", type=Path, help="output_dir of training, to show its steps, time and curves")
-    parser.add_argument("--gallery", type=int, default=64, metavar="N", help="generated volumes to show (default 64)")
+    parser.add_argument("--gallery", type=at_least(1), default=64, metavar="N", help="generated volumes to show (default 64)")
     parser.add_argument(
-        "--viewer", type=int, default=24, metavar="N", help="generated volumes that the page's viewer can open (default 24)"
+        "--viewer", type=at_least(0), default=24, metavar="N", help="generated volumes in the viewer of the page (default 24)"
     )
     scans = "scans that the viewer can open (default 0, because a whole head can identify a person)"
-    parser.add_argument("--viewer_scans", type=int, default=0, metavar="N", help=scans)
+    parser.add_argument("--viewer_scans", type=at_least(0), default=0, metavar="N", help=scans)
     parser.add_argument("--viewer_spacing_mm", type=float, help="resample the viewer's volumes (default: keep all voxels)")
     parser.add_argument("--output", type=Path, help="HTML file (default: GENERATED_DIR_report.html, next to the folder)")
     options = parser.parse_args(arguments)
     if options.real is None and (options.real_measured or options.viewer_scans):
         parser.error("--real_measured and --viewer_scans need --real")
-    if options.gallery < 1 or options.viewer < 0 or options.viewer_scans < 0:
-        parser.error("--gallery must be 1 or more, --viewer and --viewer_scans 0 or more")
     if options.viewer_spacing_mm is not None and not options.viewer_spacing_mm > 0:
         parser.error(f"--viewer_spacing_mm must be positive, got {options.viewer_spacing_mm:g}")
     if options.output is None:
