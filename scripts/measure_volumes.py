@@ -24,7 +24,7 @@ from shared import refusals
 from shared.files import refuse_unwritable
 from shared.image_files import find_t1w
 from shared.nifti import open_image
-from shared.participants import Row, find_row, read_participants, refuse_given_once
+from shared.participants import Row, Rows, find_row, other_units, read_participants, refuse_given_once
 from shared.problems import refuse
 from tqdm import tqdm
 
@@ -52,6 +52,15 @@ def measure(images: Iterable[Path], weights: Path = WEIGHTS) -> Iterator[dict]:
         yield complete_row(identity_of(path), path, volumes, TOOL, error)
 
 
+def measured_rows(images: list[Path], weights: Path) -> tuple[list[dict], list[dict]]:
+    """Measure, show the progress, and return the rows of the images that were measured, and those of refused images."""
+    rows = list(tqdm(measure(images, weights), total=len(images), unit="scan"))
+    refused = [row for row in rows if row["error"]]
+    if len(refused) == len(rows):
+        refuse([row["error"] for row in refused], f"none of {len(rows)} images can be measured:")
+    return [row for row in rows if not row["error"]], refused
+
+
 def find_images(paths: Iterable[Path]) -> list[Path]:
     """List the volumes to measure.
 
@@ -66,14 +75,22 @@ def find_images(paths: Iterable[Path]) -> list[Path]:
     return list({path.resolve(): path for path in images}.values())  # a folder and its file may both be given
 
 
+def read_true(cohort: Path) -> tuple[list[Path], Rows]:
+    """Return the images of a BIDS cohort, and the rows of its participants.tsv, which must have true volumes."""
+    table = cohort / "participants.tsv"
+    header, rows, problems = read_participants(table, VOLUMES)
+    if missing := set(VOLUMES) - set(header):
+        raise ValueError(f"{table}: no column {sorted(missing)}")
+    refuse(problems + other_units(table, dict.fromkeys(VOLUMES, "mL")))
+    return find_images([cohort]), rows
+
+
 def accuracy(cohort: Path, weights: Path = WEIGHTS) -> list[dict]:
     """Return how well measured volumes agree with a BIDS cohort's participants.tsv, one row of `accuracy_row` per quantity."""
-    header, rows, problems = read_participants(cohort / "participants.tsv", VOLUMES)
-    if missing := set(VOLUMES) - set(header):
-        raise ValueError(f"{cohort / 'participants.tsv'}: no column {sorted(missing)}")
-    refuse(problems)
-    images = find_images([cohort])
-    measured = [row for row in tqdm(measure(images, weights), total=len(images), unit="scan") if not row["error"]]
+    images, rows = read_true(cohort)
+    measured, refused = measured_rows(images, weights)
+    for row in refused:
+        print("left out:", row["error"], file=sys.stderr)
     used: dict[str, dict[str | None, Row]] = {}
     for row in measured:
         found = find_row(rows, row["participant_id"], row["session_id"])
@@ -95,6 +112,8 @@ def main() -> int:
     add("--weights", type=Path, default=WEIGHTS, help="state dict of the network (default: the shipped one)")
     arguments = parser.parse_args()
     if arguments.accuracy:
+        if arguments.images or arguments.output:
+            parser.error("--accuracy prints a table, and takes neither images nor --output")
         print(format_table(accuracy(arguments.accuracy, arguments.weights)))
         return 0
     if not arguments.images or not arguments.output:
@@ -102,8 +121,7 @@ def main() -> int:
     refuse_unwritable(arguments.output, arguments.images)
 
     images = find_images(arguments.images)
-    rows = list(tqdm(measure(images, arguments.weights), total=len(images), unit="scan"))
-    measured, refused = [row for row in rows if not row["error"]], [row for row in rows if row["error"]]
+    measured, refused = measured_rows(images, arguments.weights)
     write_table(measured, arguments.output)
     print(f"{arguments.output}: {len(measured)} volumes measured.")
     print(describe_accuracy(arguments.weights))

@@ -13,7 +13,7 @@ from scipy.optimize import linear_sum_assignment
 from shared.files import is_there, read_json
 from shared.image_files import find_files
 from shared.nifti import read_volume
-from shared.participants import Row, Rows, find_row, read_participants, refuse_given_once, session_of
+from shared.participants import Row, Rows, find_row, other_units, read_participants, refuse_given_once, session_of
 from shared.problems import refuse
 
 from cohorts.row_matching import COLUMNS, QUANTITIES, read_measured, typed
@@ -148,7 +148,7 @@ def read_cohort(folder: Path, measured_files: Sequence[Path] = (), everyone: boo
     """
     participants = folder / "participants.tsv"
     header, rows, problems = read_participants(participants, COLUMNS)
-    refuse(problems)
+    refuse(problems + other_units(participants, {name: unit for name, (_, unit) in QUANTITIES.items()}))
     first = [next(iter(sessions.values())) for sessions in rows.values()]
     listed = typed(list(rows), header, [row.cells for row in first], [row.where for row in first])
     found = _images(folder, listed.index)

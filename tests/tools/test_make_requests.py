@@ -301,3 +301,18 @@ def test_a_name_that_no_disk_can_hold_is_refused(participants, tmp_path):
     participants.write_text(participants.read_text().replace("sub-0000\t", f"sub-{'a' * 300}\t"))
     with pytest.raises(ValueError, match="row 2: sub-aaaaaaaaaa... has 300 letters and digits, at most 100"):
         make_requests.main([str(participants), str(tmp_path / "out.tsv")])
+
+
+@pytest.mark.parametrize("unit", ["weeks", "months of life", "Days"])
+def test_another_unit_in_the_description_of_the_table_is_refused(participants, tmp_path, unit):
+    participants.with_suffix(".json").write_text(json.dumps({"age": {"Units": unit}}))
+    with pytest.raises(ValueError, match=f"participants.json: age is in '{unit}', but years are expected"):
+        make(participants, tmp_path / "requests.tsv")
+    assert not (tmp_path / "requests.tsv").exists()
+
+
+def test_the_same_unit_may_be_spelt_in_many_ways(participants, tmp_path):
+    units = {"age": "years (to the nearest month)", "ventricles_ml": "cm^3", "brain_normalised_ml": "millilitres", "sex": "F/M"}
+    participants.with_suffix(".json").write_text(json.dumps({name: {"Units": unit} for name, unit in units.items()}))
+    make(participants, tmp_path / "requests.tsv", "--rows", "2")
+    assert (tmp_path / "requests.tsv").exists()

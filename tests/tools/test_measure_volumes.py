@@ -1,5 +1,6 @@
 import hashlib
 import json
+import re
 
 import make_demo_data
 import measure_volumes
@@ -253,6 +254,21 @@ def test_accuracy_compares_with_the_cohorts_own_table(tmp_path):
     assert [row["volume"] for row in rows] == ["ventricles_ml", "brain_ml", "icv_ml"]
     assert rows[0]["n"] == 4 and rows[0]["spacing_mm"] == 4 and rows[0]["r"] > 0.9
     assert rows[0]["bias"] < -10_000  # measured minus the table's litres
+
+
+def test_accuracy_names_the_scans_that_it_leaves_out(tmp_path, capsys):
+    cohort = make_cohort(tmp_path, (8, 10, 12, 14, 9))
+    nibabel.save(image_of(np.zeros((42, 58, 44)), 4.0), cohort / "sub-4" / "anat" / "sub-4_T1w.nii.gz")
+    assert measure_volumes.accuracy(cohort)[0]["n"] == 4
+    assert re.search(r"left out: .*sub-4_T1w.nii.gz: is 0 everywhere", capsys.readouterr().err)
+
+
+def test_nothing_is_written_if_no_volume_can_be_measured(save, tmp_path, monkeypatch):
+    save("sub-b_T1w.nii.gz", image_of(np.zeros((42, 58, 44)), 4.0))
+    monkeypatch.setattr("sys.argv", ["measure_volumes.py", str(tmp_path), "--output", str(tmp_path / "volumes.tsv")])
+    with pytest.raises(ValueError, match="none of 1 images can be measured:\n.*is 0 everywhere"):
+        measure_volumes.main()
+    assert not (tmp_path / "volumes.tsv").exists()
 
 
 def test_accuracy_needs_the_true_volumes(tmp_path):

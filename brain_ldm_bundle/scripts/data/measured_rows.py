@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ..shared.participants import Row, Rows, read_participants, refuse_given_once
+from ..shared.participants import Row, Rows, other_units, read_participants, refuse_given_once
 from ..shared.tables import is_missing, read_number
 from .covariates import CovariateSchema
 from .volumes import VOLUMES, check_median, check_volumes
@@ -20,7 +20,7 @@ def read_rows(table: Path, schema: CovariateSchema) -> tuple[Rows, list[str]]:
     """
     header, rows, problems = read_participants(table, [*schema.names, "split", *VOLUMES])
     schema.refuse_absent(table, header)
-    return rows, problems
+    return rows, problems + other_units(table, {covariate.name: covariate.unit for covariate in schema.covariates})
 
 
 def measured_values(

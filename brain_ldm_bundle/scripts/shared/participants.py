@@ -7,10 +7,14 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from .files import is_there
+from .files import is_there, read_json
 from .problems import refuse
 from .tables import is_missing, read_numbered
 
+OTHER_UNITS = {  # expected unit: beginnings of units that a value must be converted from
+    "years": re.compile(r"(?!.*year).*(month|week|day|hour)", re.IGNORECASE),
+    "mL": re.compile(r"\s*(mm|cubic mm|cubic millim|micro|µ|l$|lit(er|re)s?$|%|percent)", re.IGNORECASE),
+}
 LONGEST_LABEL = 100  # chosen: a file's name has at most 255 bytes on most disks, and holds a subject and a session
 
 
@@ -55,7 +59,7 @@ def read_participants(table: str | Path, names: Collection[str] | None) -> tuple
         try:
             participant = entity("sub", cells["participant_id"])
             session = None if is_missing(cells.get("session_id")) else entity("ses", cells["session_id"])
-            of_sessions = _read_sessions(table.parent / participant / f"{participant}_sessions.tsv", names)
+            of_sessions = _read_sessions(table.parent / participant / f"{participant}_sessions.tsv", participant, names)
         except ValueError as error:
             problems += [f"{where}: {line}" for line in str(error).split("\n")]
             continue
@@ -80,16 +84,27 @@ def read_participants(table: str | Path, names: Collection[str] | None) -> tuple
     return list(columns), rows, problems
 
 
+def other_units(table: Path, units: Mapping[str, str]) -> list[str]:
+    """Return a line for each column whose unit in participants.json is another one; `units` has the expected unit of each."""
+    path = table.with_suffix(".json")
+    description, problems = read_json(path) if is_there(path) else {}, []
+    for name, unit in units.items():
+        found = str(entry.get("Units", "")) if isinstance(entry := description.get(name), dict) else ""
+        if unit in OTHER_UNITS and OTHER_UNITS[unit].match(found):
+            problems.append(f"{path}: {name} is in {found!r}, but {unit} are expected. Convert the column, or correct Units")
+    return problems
+
+
 def split_name(text: str) -> str:
     """Return the name of a split in lower case. The split "training" is called "train", as in the column split."""
     return "train" if text.lower() == "training" else text.lower()
 
 
-def _read_sessions(path: Path, names: Collection[str] | None) -> dict[str, Row]:
-    """Read a table of sessions; without the file, or if it has none of the columns `names`, there are none."""
+def _read_sessions(path: Path, participant: str, names: Collection[str] | None) -> dict[str, Row]:
+    """Read the sessions of a participant; without the file, or if it has none of the columns `names`, there are none."""
     if not is_there(path):
         return {}
-    header, numbered, problems = read_numbered(path, ["session_id", *(names or ())])
+    header, numbered, problems = read_numbered(path, ["participant_id", "session_id", *(names or ())])
     if names is not None and not set(names) & set(header):
         return {}
     if "session_id" not in header:
@@ -98,6 +113,9 @@ def _read_sessions(path: Path, names: Collection[str] | None) -> dict[str, Row]:
     for number, cells in numbered.items():
         try:
             session = entity("ses", cells["session_id"])
+            other = cells.get("participant_id", participant)
+            if other.startswith("sub-") and other != participant:
+                raise ValueError(f"participant_id is {other}, but the file's name is of {participant}. Correct one of them")
             if session in sessions:
                 raise ValueError(f"session_id {session} is also in row {sessions[session].where.split(' row ')[-1]}")
             sessions[session] = Row(f"{path} row {number}", cells)
