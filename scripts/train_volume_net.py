@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from measure_volumes import accuracy
+from measure_volumes import accuracy, read_true
 from measurement.accuracy import accuracy_row, format_table
 from measurement.domain_randomisation import Anatomy, class_fractions, draw_image, draw_tissue, read_anatomy
 from measurement.output_table import VOLUMES
@@ -28,6 +28,7 @@ from shared.image_files import find_files
 from shared.problems import of_each
 from shared.weights import load_weights
 from tqdm import tqdm
+from whole_numbers import at_least
 
 SUMMED = {  # for each volume, the classes of the network that it sums
     "ventricles_ml": ("ventricles",),
@@ -113,21 +114,27 @@ def main() -> None:
     labels_help = "folder of label maps (*seg*.nii.gz) with FreeSurfer, SynthSeg or demo values; repeat for more"
     steps_help = "subjects to train on, one per step (about 2 CPU-s); 0 only measures the accuracy of --output again"
     parser.add_argument("--labels", type=Path, action="append", required=True, help=labels_help)
-    parser.add_argument("--steps", type=int, required=True, help=steps_help)
+    parser.add_argument("--steps", type=at_least(0), required=True, help=steps_help)
     parser.add_argument("--test", type=Path, action="append", default=[], help="BIDS cohort to test on; repeat for more")
     parser.add_argument("--start", type=Path, help="weights to continue from (default: random ones)")
     parser.add_argument("--output", type=Path, default=WEIGHTS, help="file of the weights; its .json file describes them")
-    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same subjects (default 0)")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="the same seed gives the same subjects (default 0)")
     arguments = parser.parse_args()
 
     sidecar = arguments.output.with_suffix(".json")
+    if sidecar == arguments.output:
+        parser.error(f"--output {sidecar}: this is the name of the description. End the name of the weights in .pt")
     for path in (arguments.output, sidecar):
         refuse_unwritable(path)
     folders = {folder: find_label_maps(folder) for folder in arguments.labels}
+    held_out = {folder: read_anatomies(rest) for folder, (_, rest) in folders.items()}
+    for cohort in arguments.test:
+        read_true(cohort)  # to refuse it before the training
     if arguments.steps:
         torch.manual_seed(arguments.seed)
         network = build_network()
         if arguments.start:
+            earlier = read_json(arguments.start.with_suffix(".json"))
             load_weights(network, arguments.start)
         sources = [read_anatomies(training) for training, _ in folders.values()]
         peak_rate = 1e-3 if arguments.start else 3e-3  # chosen
@@ -138,15 +145,13 @@ def main() -> None:
             "cpu_s": round(time.process_time()),
         }
         if arguments.start:
-            earlier = read_json(arguments.start.with_suffix(".json"))
             facts["started_from"] = {key: value for key, value in earlier.items() if key != "accuracy"}
     else:
         facts = read_json(sidecar)
     network = load_network(arguments.output)
-    shapes = ", ".join(f"{folder.name}: of {len(held_out)} maps" for folder, (_, held_out) in folders.items())
+    shapes = ", ".join(f"{folder.name}: of {len(maps)} maps" for folder, maps in held_out.items())
     rows = []
-    for folder, (_, held_out) in folders.items():
-        maps = read_anatomies(held_out)
+    for folder, maps in held_out.items():
         for native_mm in (2, 4):
             rows += held_out_accuracy(network, f"{folder.name}, simulated T1w", maps, native_mm)
     for cohort in arguments.test:

@@ -136,6 +136,28 @@ def test_the_command_ends_with_one_sentence_about_wrong_input(tmp_path, monkeypa
         runpy.run_path(training.__file__, run_name="__main__")
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--steps", "-5"], "--steps: must be a whole number of at least 0, got '-5'"),
+        (["--steps", "1", "--seed", "-1"], "--seed: must be a whole number of at least 0"),
+        (["--steps", "1", "--output", "w.json"], "w.json: this is the name of the description"),
+        (["--steps", "1", "--test", "nowhere"], "nowhere/participants.tsv: no such table"),
+        (["--steps", "1", "--start", "start.pt"], "start.json: no such file"),
+    ],
+)
+def test_mistakes_are_refused_before_the_training(tmp_path, monkeypatch, capsys, options, message):
+    monkeypatch.chdir(tmp_path)
+    for number in range(4):
+        nibabel.save(nibabel.Nifti1Image(demo_labels(), affine(2, "RAS")), f"{number}_dseg.nii.gz")
+    before = set(tmp_path.iterdir())
+    monkeypatch.setattr("sys.argv", ["train_volume_net.py", "--labels", ".", "--output", "w.pt", *options])
+    with pytest.raises((SystemExit, OSError)) as error:
+        training.main()
+    assert message in f"{error.value} {capsys.readouterr().err}"
+    assert set(tmp_path.iterdir()) == before
+
+
 def test_training_changes_and_saves_the_weights(anatomy, tmp_path):
     torch.manual_seed(0)
     network = build_network()
