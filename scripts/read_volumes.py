@@ -100,10 +100,19 @@ def read_source(path: Path) -> Iterator[dict]:
 def _sources_in(folder: Path) -> list[Path]:
     for pattern in ("stats/aseg.stats", "*/stats/aseg.stats", "sub-*/**/*_dseg.*", "*"):
         if found := find_files(folder, pattern, (".stats",) if pattern.endswith(".stats") else SEGMENTATIONS):
+            _name_unfinished(folder, found)
             return _without_superseded(found) if pattern.endswith(".stats") else found
     raise FileNotFoundError(
         f"{folder}: no stats/aseg.stats, */stats/aseg.stats, sub-*/**/*_dseg.nii.gz or segmentation in it. Give tables by name"
     )
+
+
+def _name_unfinished(folder: Path, found: Sequence[Path]) -> None:
+    """Name the runs of recon-all in a SUBJECTS_DIR that have no aseg.stats. FreeSurfer's average subjects have none either."""
+    runs = {path.parent.name for path in folder.glob("*/mri")} - {path.parents[1].name for path in found}
+    if unfinished := sorted(run for run in runs if not run.startswith("fsaverage")):
+        names = ", ".join(unfinished)
+        print(f"{folder}: left out, without stats/aseg.stats: {names}. Has recon-all finished?", file=sys.stderr)
 
 
 def _without_superseded(stats: Sequence[Path]) -> list[Path]:

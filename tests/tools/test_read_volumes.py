@@ -207,6 +207,14 @@ def test_the_longitudinal_run_of_a_session_replaces_the_others(tmp_path, read):
     assert ".long." in rows[0]["file"]
 
 
+def test_runs_of_freesurfer_without_volumes_are_named(tmp_path, read, capsys):
+    read("subjects/sub-01/stats/aseg.stats", ASEG_STATS)
+    for name in ("sub-01", "sub-02", "fsaverage5"):
+        (tmp_path / "subjects" / name / "mri").mkdir(parents=True)
+    assert shown(read_volumes.read_all([tmp_path / "subjects"]), "participant_id") == [("sub-01",)]
+    assert "left out, without stats/aseg.stats: sub-02. Has" in capsys.readouterr().err
+
+
 def test_a_template_of_several_sessions_is_refused(tmp_path, read):
     for name in ("sub-01", "sub-01_ses-1"):
         read(f"subjects/{name}/stats/aseg.stats", ASEG_STATS)
