@@ -1,5 +1,8 @@
 """One reader reads all tables of users. It refuses bad tables with a clear message."""
 
+import os
+import threading
+
 import pandas as pd
 import pytest
 
@@ -153,3 +156,11 @@ def test_a_control_character_is_refused_with_its_row(tmp_path):
     path.write_text("participant_id\tage\nsub-1\t50\nsub-2\t5\x1b[2J\n")
     with pytest.raises(ValueError, match=r"t.tsv row 3: holds the control character '\\x1b'\. Remove it"):
         read_table(path)
+
+
+def test_a_table_may_come_through_a_pipe(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=(tmp_path / "pipe").write_text, args=("a\tb\n1\t2\n",))
+    writer.start()
+    assert read_table(tmp_path / "pipe") == [{"a": "1", "b": "2"}]
+    writer.join()

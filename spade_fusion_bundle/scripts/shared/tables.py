@@ -78,7 +78,7 @@ def read_numbered(
         ValueError: the file is not such a table, has no rows, or names a column twice.
     """
     path = Path(path)
-    if not path.is_file():
+    if path.is_dir() or not path.exists():  # a pipe is a table, too, as in <(zcat participants.tsv.gz)
         raise FileNotFoundError(f"{path}: no such table. Give a file of text, cells separated by tabs")
     lines, problems = _lines(path, quotes)
     if len(lines) < (1 if empty else 2):
