@@ -2,6 +2,9 @@
 
 `--exact_rewrites False` leaves MONAI's modules as they are. The rewritten networks keep the names of all weights. In float32
 the results differ by rounding only.
+
+MONAI's modules compute in bfloat16 by autocast, which converts all weights at each step and keeps the norms in float32. The
+rewritten networks can hold their weights in bfloat16 and stay in it: that moves less than half of the bytes.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
-from monai.networks.blocks import Convolution, UpSample
+from monai.networks.blocks import Convolution, SABlock, UpSample
 from monai.networks.nets.autoencoderkl import AEKLResBlock, Decoder
 from monai.networks.nets.diffusion_model_unet import (
     DiffusionModelUNet,
@@ -20,21 +23,55 @@ from monai.networks.nets.diffusion_model_unet import (
 )
 from torch import nn
 
-SLABS = 4  # chosen: more slabs need less memory, but upsample more planes twice
 
+def rewrite(
+    network: nn.Module, wanted: bool = True, slabs: int = 1, bfloat16: bool = False, compiled: bool = False
+) -> nn.Module:
+    """Rewrite an autoencoder or a diffusion U-Net in place, and return it; leave it as it is if not `wanted`.
 
-def rewrite(network: nn.Module, wanted: bool = True) -> nn.Module:
-    """Rewrite an autoencoder or a diffusion U-Net in place, and return it; leave it as it is if not `wanted`."""
-    for module in [*network.modules()] if wanted else []:
+    Move it to its device before.
+
+    Args:
+        network: the trained network.
+        wanted: whether to rewrite it.
+        slabs: number of slabs of the decoder's last stage, see `SlabDecoder`.
+        bfloat16: whether to hold the parameters in bfloat16; buffers, such as the scale factor, keep their type.
+        compiled: whether to compile the U-Net, or the decoder, with torch.compile at its first call. The compiler fuses norms
+            with what follows them, so parameters are stored channels last, as GPUs prefer.
+    """
+    if compiled and not wanted:
+        raise ValueError("compile True needs exact_rewrites True: MONAI's modules are not compiled")
+    if not wanted:
+        return network
+    layout = torch.channels_last_3d if compiled else torch.preserve_format
+    for parameter in network.parameters():
+        dtype = torch.bfloat16 if bfloat16 else parameter.dtype
+        parameter.data = parameter.data.to(dtype, memory_format=layout if parameter.ndim == 5 else torch.preserve_format)
+    for module in [*network.modules()]:
         if isinstance(module, DiffusionModelUNet):
             _project_times_together(module)
         if type(module) in REWRITTEN:
             module.__class__ = REWRITTEN[type(module)]
+        if isinstance(module, SlabDecoder):
+            module.slabs = 1 if compiled else slabs  # the compiler would treat each slab as a layer of its own
+        if isinstance(module, SABlock):  # MONAI's other way multiplies scores of float32 by values of bfloat16, which fails
+            module.use_flash_attention, module.attention_dtype = True, None
+    if compiled:
+        for module in network.modules():  # the compiler cannot see whether weights have changed
+            if hasattr(module, "derive"):
+                module.derive()
+        for module in [*network.modules()]:
+            if isinstance(module, DiffusionModelUNet):
+                module.compile(mode="reduce-overhead")  # CUDA graphs, which save the launches of many small layers
+            elif isinstance(module, SlabDecoder):
+                module.compile(mode=None)
     return network
 
 
 def derived(module: nn.Module, make: Callable[[], torch.Tensor], weights: list[torch.Tensor]) -> torch.Tensor:
     """Return what `make` computes from weights. Outside of training it is kept with the module until a weight changes."""
+    if torch.compiler.is_compiling():
+        return module.derived_weight
     if torch.is_grad_enabled() and any(weight.requires_grad for weight in weights):
         return make()
     state = [(w.data_ptr(), w.dtype, w.device, 0 if w.is_inference() else w._version) for w in weights]
@@ -48,28 +85,48 @@ def derived(module: nn.Module, make: Callable[[], torch.Tensor], weights: list[t
 TAPS = torch.tensor([[0.0, 0.0, 1.0], [0.0, 1.0, 1.0], [1.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
 
 
+def summed_taps(conv: nn.Conv3d) -> torch.Tensor:
+    """Return the weight (C, C', 4, 4, 4) of the transposed convolution for that of `conv` (C', C, 3, 3, 3)."""
+
+    def add_taps() -> torch.Tensor:
+        weight = conv.weight.to(torch.promote_types(conv.weight.dtype, torch.float32))
+        taps = TAPS.to(weight)
+        return torch.einsum("oixyz,ax,by,cz->ioabc", weight, taps, taps, taps).to(conv.weight.dtype).contiguous()
+
+    return derived(conv, add_taps, [conv.weight])
+
+
 def upsampled(conv: nn.Conv3d, x: torch.Tensor, padding: Sequence[int] = (1, 1, 1)) -> torch.Tensor:
     """Return `conv` of the features x (B, C, d, h, w) at twice the resolution: (B, C', 2 d, 2 h, 2 w).
 
     A padding of 3 along an axis leaves out the two outer planes on both sides, and the result is four planes smaller.
     """
-
-    def summed_taps() -> torch.Tensor:
-        taps = TAPS.to(conv.weight)
-        return torch.einsum("oixyz,ax,by,cz->ioabc", conv.weight, taps, taps, taps).contiguous()
-
-    return F.conv_transpose3d(x, derived(conv, summed_taps, [conv.weight]), conv.bias, stride=2, padding=padding)
+    return F.conv_transpose3d(x, summed_taps(conv), conv.bias, stride=2, padding=padding)
 
 
 class UpsampledConvolution(UpSample):
     """UpSample of the decoder."""
 
+    def derive(self) -> None:
+        summed_taps(self.postconv.conv)
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return upsampled(self.postconv.conv, x)
 
 
+def halved(x: torch.Tensor) -> torch.Tensor:
+    """Return the means (B, C, d / 2, h / 2, w / 2) of cubes of 2 x 2 x 2. PyTorch has no pooling in bfloat16 on a CPU."""
+    for dim in (2, 4, 6):
+        x = x.unflatten(dim, (-1, 2))
+    return x.mean(dim=(3, 5, 7))
+
+
 class ResBlock(DiffusionUNetResnetBlock):
     """Residual block of the U-Net. It takes its part of what `TimeProjections` computes, and upsamples in its convolution."""
+
+    def derive(self) -> None:
+        if self.upsample is not None:
+            summed_taps(self.conv1.conv)
 
     def forward(self, x: torch.Tensor, emb: torch.Tensor) -> torch.Tensor:
         h = F.silu(self.norm1(x))
@@ -77,7 +134,7 @@ class ResBlock(DiffusionUNetResnetBlock):
             x, h = self.upsample(x), upsampled(self.conv1.conv, h)
         else:
             if self.downsample is not None:
-                x, h = self.downsample(x), self.downsample(h)
+                x, h = halved(x), halved(h)
             h = self.conv1(h)
         h = h + emb[:, self.time_channels, None, None, None]
         h = self.conv2(F.silu(self.norm2(h)))
@@ -87,11 +144,14 @@ class ResBlock(DiffusionUNetResnetBlock):
 class TimeProjections(nn.Sequential):
     """Embedding of the time, followed by the projections of all residual blocks in one product."""
 
+    def derive(self) -> torch.Tensor:
+        weights = [layer.weight for layer in self.projections]
+        return derived(self, lambda: torch.cat(weights), weights)
+
     def forward(self, t_emb: torch.Tensor) -> torch.Tensor:
         """Return the projections (B, sum of the blocks' channels) of sinusoidal embeddings (B, C)."""
-        layers = self.projections
-        weight = derived(self, lambda: torch.cat([layer.weight for layer in layers]), [layer.weight for layer in layers])
-        return F.linear(F.silu(super().forward(t_emb)), weight, torch.cat([layer.bias for layer in layers]))
+        bias = torch.cat([layer.bias for layer in self.projections])
+        return F.linear(F.silu(super().forward(t_emb)), self.derive(), bias)
 
 
 def _project_times_together(network: DiffusionModelUNet) -> None:
@@ -116,21 +176,25 @@ class OneTokenTransformer(DiffusionUNetTransformerBlock):
 
 
 class SlabDecoder(Decoder):
-    """Decoder whose last stage, at the resolution of the image, goes through in slabs along the second axis.
+    """Decoder whose last stage, at the resolution of the image, can be processed in slabs along the second axis.
+
+    At the published size, four slabs need a third less memory and move a quarter more bytes than one.
 
     Layer by layer, all slabs are replaced one after the other, so that input and output of a layer are never both complete in
     memory. Convolutions read a plane of each neighbouring slab. Group norms use the statistics of the whole volume.
     """
 
+    slabs = 1
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         *_, last = [0, *(number for number, block in enumerate(self.blocks) if isinstance(block, UpSample))]
         stage = self.blocks[last + 1 :]
         known = all(isinstance(block, (AEKLResBlock, nn.GroupNorm, Convolution)) for block in stage)
-        if not last or not known or torch.is_grad_enabled():  # gradients need what the slabs overwrite
+        if self.slabs == 1 or not last or not known or torch.is_grad_enabled():  # gradients need what the slabs overwrite
             return super().forward(x)
         for block in self.blocks[:last]:
             x = block(x)
-        slabs = list(x.tensor_split(min(SLABS, x.shape[3]), dim=3))
+        slabs = list(x.tensor_split(min(self.slabs, x.shape[3]), dim=3))
         _replace(slabs, lambda slab: F.pad(slab, (0, 0, 1, 1)))
         _exchange_borders(slabs)
         _replace(slabs, lambda slab: upsampled(self.blocks[last].postconv.conv, slab, padding=(1, 3, 1)))

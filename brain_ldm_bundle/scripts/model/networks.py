@@ -45,6 +45,14 @@ class Autoencoder(PublishedNames, WithRecipe, AutoencoderKL):
         self.factor = 2 ** (len(channels) - 1)
         self.recipe: dict = {}
 
+    def encode(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return mean and standard deviation (B, 3, d, h, w) of the latents of volumes (B, 1, D, H, W)."""
+        return super().encode(x.to(self.quant_conv_mu.conv.weight.dtype))
+
+    def decode(self, z: torch.Tensor) -> torch.Tensor:
+        """Return volumes (B, 1, D, H, W) of latents (B, 3, d, h, w)."""
+        return super().decode(z.to(self.post_quant_conv.conv.weight.dtype))
+
     def latent_shape(self, image_size: Sequence[int]) -> tuple[int, ...]:
         """Return the shape (C, d, h, w) of the latent of a volume (D, H, W)."""
         refuse_indivisible(image_size, self.factor, "the levels of this autoencoder")
@@ -109,7 +117,8 @@ class DiffusionUNet(PublishedNames, WithRecipe, DiffusionModelUNet):
         if timesteps is None:
             timesteps = torch.zeros(len(x), dtype=torch.long, device=x.device)
         x, context = condition(x, context, self.num_covariates)  # (B, 3 + 4, d, h, w), (B, 1, 4)
-        return super().forward(x, timesteps, context)
+        dtype = self.conv_in.conv.weight.dtype
+        return super().forward(x.to(dtype), timesteps, context.to(dtype))
 
 
 class OneInputUNet(DiffusionUNet):

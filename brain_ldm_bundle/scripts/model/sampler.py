@@ -32,7 +32,7 @@ class LatentSampler(Inferer):
     scheduler: DDIM | DDPM | DPMSolver | Flow  # from `make_sampler`, for the prediction type of the network
     image_size: Sequence[int]  # voxels (D, H, W); each side a multiple of the autoencoder's factor
     guidance_scale: float = 1.0
-    amp: bool = False  # run the networks in bfloat16; noise and steps stay in float32
+    amp: bool = False  # run networks of float32 in bfloat16, by autocast; noise and steps stay in float32
 
     def __post_init__(self) -> None:
         self.latent_shape = self.autoencoder.latent_shape(self.image_size)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.utils.parametrizations import spectral_norm
+from torch.nn.utils import parametrizations
 
 
 def conv2d(
@@ -17,7 +17,18 @@ def conv2d(
     nn.init.xavier_normal_(conv.weight, gain=0.02)  # before spectral norm replaces the weight
     if bias:
         nn.init.zeros_(conv.bias)
-    return spectral_norm(conv, eps=1e-12) if spectral else conv
+    if spectral:
+        parametrizations.spectral_norm(conv, eps=1e-12)
+        conv.parametrizations.weight[0].__class__ = SpectralNorm
+    return conv
+
+
+class SpectralNorm(parametrizations._SpectralNorm):
+    """Spectral norm in float32, whatever autocast says: in bfloat16, PyTorch's fails on GPUs and is inexact."""
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(weight.device.type, enabled=False):
+            return super().forward(weight)
 
 
 class SpadeNorm(nn.Module):

@@ -2,6 +2,7 @@
 
 import copy
 import weakref
+from typing import NamedTuple
 
 import pytest
 import tiny
@@ -18,18 +19,30 @@ from brain_ldm_bundle.scripts.model.networks import Autoencoder, DiffusionUNet
 GIB = 2**30
 
 
+class Work(NamedTuple):
+    tflop: float
+    operations: int
+    moved: float  # GB read and written
+    gib: float  # held at once
+
+
 class Counter(TorchDispatchMode):
-    """Counts operations, and the largest number of bytes that tensors made meanwhile held at once."""
+    """Counts operations, bytes read and written, and the largest number of bytes that tensors made meanwhile held at once."""
 
     def __init__(self):
         super().__init__()
-        self.operations = self.held = self.most_held = 0
+        self.operations = self.moved = self.held = self.most_held = 0
         self.users = {}  # of a storage, by its address: how many tensors
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         given = {tensor.untyped_storage()._cdata for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, torch.Tensor)}
         result = function(*args, **kwargs or {})
-        self.operations += not function.is_view
+        if not function.is_view:
+            self.operations += 1
+            read = [tensor for name, part in (kwargs or {}).items() if name != "out" for tensor in tree_leaves(part)]
+            both = tree_leaves(args) + read + tree_leaves(result)
+            made = "empty" in str(function)
+            self.moved += sum(t.numel() * t.element_size() for t in both if isinstance(t, torch.Tensor) and not made)
         for tensor in tree_leaves(result):
             if isinstance(tensor, torch.Tensor):
                 storage = tensor.untyped_storage()
@@ -49,10 +62,10 @@ class Counter(TorchDispatchMode):
 
 
 def counted(function, *inputs):
-    """TFLOP, operations and GiB held at once, of a call on the meta device."""
+    """Count the work of a call on the meta device."""
     with torch.inference_mode(), FlopCounterMode(display=False) as flops, Counter() as counter:
         function(*inputs)
-    return flops.get_total_flops() / 1e12, counter.operations, counter.most_held / GIB
+    return Work(flops.get_total_flops() / 1e12, counter.operations, counter.moved / 1e9, counter.most_held / GIB)
 
 
 def relative_error(found, wanted):
@@ -85,11 +98,10 @@ def test_the_u_net_predicts_the_same():
 
 @pytest.mark.parametrize("slabs", [1, 2, 3, 7, 64])
 @torch.inference_mode()
-def test_the_decoder_makes_the_same_image_in_any_number_of_slabs(slabs, monkeypatch):
+def test_the_decoder_makes_the_same_image_in_any_number_of_slabs(slabs):
     """The image is 28 voxels along the axis that is cut, so 64 slabs are one voxel each before the last upsampling."""
-    monkeypatch.setattr(exact_rewrites, "SLABS", slabs)
     network, latent = autoencoder(), LATENT[:, :, :5, :7]
-    found, wanted = rewrite(copy.deepcopy(network)).decode(latent), network.decode(latent)
+    found, wanted = rewrite(copy.deepcopy(network), slabs=slabs).decode(latent), network.decode(latent)
     assert relative_error(found, wanted) < 1e-5
     assert (found - wanted).abs().max() < 1e-4 * wanted.std()
 
@@ -108,12 +120,14 @@ def test_group_norm_over_slabs_holds_for_a_mean_that_is_large_beside_the_spread(
 @torch.inference_mode()
 def test_an_autoencoder_of_one_level_has_no_last_stage():
     network = autoencoder([8])
-    assert torch.equal(rewrite(copy.deepcopy(network)).decode(LATENT), network.decode(LATENT))
+    assert torch.equal(rewrite(copy.deepcopy(network), slabs=4).decode(LATENT), network.decode(LATENT))
 
 
 def test_the_decoder_has_the_same_gradients():
     network, latent = autoencoder(), LATENT[:1, :, :3, :4].requires_grad_()
-    gradients = [torch.autograd.grad(one.decode(latent).sum(), latent)[0] for one in (network, rewrite(copy.deepcopy(network)))]
+    gradients = [
+        torch.autograd.grad(one.decode(latent).sum(), latent)[0] for one in (network, rewrite(copy.deepcopy(network), slabs=4))
+    ]
     assert relative_error(gradients[1], gradients[0]) < 1e-5
 
 
@@ -121,7 +135,7 @@ def test_the_decoder_has_the_same_gradients():
 def test_two_tokens_go_through_the_attention():
     transformer = next(module for module in u_net().modules() if type(module) is DiffusionUNetTransformerBlock)
     x, context = torch.randn(1, 6, transformer.norm1.normalized_shape[0]), torch.randn(1, 2, 2)
-    assert torch.equal(rewrite(copy.deepcopy(transformer))(x, context), transformer(x, context))
+    assert relative_error(rewrite(copy.deepcopy(transformer))(x, context), transformer(x, context)) < 1e-5
 
 
 @torch.no_grad()
@@ -144,38 +158,98 @@ def test_gradients_reach_the_weights_of_the_upsampled_convolutions():
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("slabs", [1, 3])
 @torch.inference_mode()
-def test_bfloat16_stays_as_near_as_that_of_monai():
+def test_a_decoder_with_weights_of_bfloat16_is_as_near_as_autocast(slabs):
     network, latent = autoencoder(), LATENT[:, :, :5, :7]
     wanted = network.decode(latent)
-    errors = []
-    for one in (network, rewrite(copy.deepcopy(network))):
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            errors.append(relative_error(one.decode(latent).float(), wanted))
-    assert errors[1] < 1.5 * errors[0]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        by_autocast = network.decode(latent)
+    found = rewrite(copy.deepcopy(network), slabs=slabs, bfloat16=True).decode(latent)
+    assert found.dtype == torch.bfloat16
+    assert relative_error(found.float(), wanted) < 1.5 * relative_error(by_autocast.float(), wanted)
+
+
+@torch.inference_mode()
+def test_a_u_net_with_weights_of_bfloat16_is_as_near_as_autocast():
+    network = u_net()
+    network.scale_factor.fill_(1.0009765625)  # bfloat16 would round it to 1
+    wanted = network(LATENT, TIMES, CONTEXT)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        by_autocast = network(LATENT, TIMES, CONTEXT)
+    rewritten = rewrite(copy.deepcopy(network), bfloat16=True)
+    found = rewritten(LATENT, TIMES, CONTEXT)
+    assert {parameter.dtype for parameter in rewritten.parameters()} == {found.dtype} == {torch.bfloat16}
+    assert relative_error(found.float(), wanted) < 1.5 * relative_error(by_autocast.float(), wanted)
+    assert torch.equal(rewritten.scale_factor, network.scale_factor)
+
+
+def test_the_encoder_takes_images_of_float32_to_weights_of_bfloat16():
+    image = torch.rand(1, 1, 8, 12, 16)
+    with torch.inference_mode():
+        wanted = autoencoder().encode(image)[0]
+        found = rewrite(autoencoder(), bfloat16=True).encode(image)[0]
+    assert relative_error(found.float(), wanted) < 0.03
+
+
+@pytest.mark.slow
+@torch.inference_mode()
+def test_compiled_networks_are_one_graph_and_compute_the_same(monkeypatch):
+    """The compiler's front end records the graph; what compiles it for the processor is left out, because it takes a minute."""
+    compiled = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module, mode: compiled(module, backend="eager", fullgraph=True))
+    network, decoder = u_net(), autoencoder()
+    rewritten = rewrite(copy.deepcopy(network), compiled=True)
+    assert rewritten.conv_in.conv.weight.is_contiguous(memory_format=torch.channels_last_3d)
+    assert relative_error(rewritten(LATENT, TIMES, CONTEXT), network(LATENT, TIMES, CONTEXT)) < 1e-5
+    for slabs in (1, 3):
+        found = rewrite(copy.deepcopy(decoder), slabs=slabs, compiled=True).decode(LATENT[:, :, :5, :7])
+        assert relative_error(found, decoder.decode(LATENT[:, :, :5, :7])) < 1e-5
+    with pytest.raises(ValueError, match="exact_rewrites"):
+        rewrite(u_net(), wanted=False, compiled=True)
+
+
+@pytest.mark.slow
+@torch.inference_mode()
+def test_compiled_for_this_processor():
+    network, decoder = u_net(), autoencoder()
+    found = rewrite(copy.deepcopy(network), compiled=True)(LATENT, TIMES, CONTEXT)
+    assert relative_error(found, network(LATENT, TIMES, CONTEXT)) < 1e-5
+    latent = LATENT[:, :, :5, :7]
+    assert relative_error(rewrite(copy.deepcopy(decoder), compiled=True).decode(latent), decoder.decode(latent)) < 1e-5
 
 
 # What it costs at the published sizes
 
 
-@pytest.mark.parametrize(("wanted", "tflop", "operations"), [(False, 1.4516, 660), (True, 1.30, 520)])
-def test_a_step_of_the_published_u_net(wanted, tflop, operations):
+def published_u_net(wanted, **how):
     with torch.device("meta"):
-        network = rewrite(DiffusionUNet().eval(), wanted)
+        network = rewrite(DiffusionUNet().eval(), wanted, **how)
         inputs = torch.empty(1, 3, 20, 28, 20), torch.zeros(1, dtype=torch.long), torch.empty(1, 1, 4)
     counted(network, *inputs)  # the first step also derives weights
-    found = counted(network, *inputs)
-    assert 0.98 * tflop < found[0] < 1.0001 * tflop and found[1] <= operations, found
+    return counted(network, *inputs)
+
+
+@pytest.mark.parametrize(("wanted", "tflop", "operations"), [(False, 1.4516, 660), (True, 1.30, 520)])
+def test_a_step_of_the_published_u_net(wanted, tflop, operations):
+    found = published_u_net(wanted)
+    assert 0.98 * tflop < found.tflop < 1.0001 * tflop and found.operations <= operations, found
+
+
+def test_a_step_in_bfloat16_moves_half_of_the_bytes():
+    found, wanted = published_u_net(True, bfloat16=True), published_u_net(True)
+    assert found.operations <= 520 and found.moved < 0.52 * wanted.moved, found
 
 
 @pytest.mark.parametrize(
-    ("wanted", "slabs", "tflop", "gib"), [(False, 4, 15.14, 4.2), (True, 1, 11.1, 3.7), (True, 4, 11.2, 2.7)]
+    ("wanted", "slabs", "tflop", "gib", "moved"),
+    [(False, 1, 15.14, 4.2, 42), (True, 1, 11.1, 4.2, 39), (True, 4, 11.2, 2.7, 50)],
 )
-def test_a_decoding_at_the_published_size(wanted, slabs, tflop, gib, monkeypatch):
-    monkeypatch.setattr(exact_rewrites, "SLABS", slabs)
+def test_a_decoding_at_the_published_size(wanted, slabs, tflop, gib, moved):
+    """By autocast, MONAI's decoder moves 92.6 GB on a GPU."""
     with torch.device("meta"):
-        network = rewrite(Autoencoder().to(torch.bfloat16).eval(), wanted)
+        network = rewrite(Autoencoder().to(torch.bfloat16).eval(), wanted, slabs=slabs)
         latent = torch.empty(1, 3, 20, 28, 20, dtype=torch.bfloat16)
     counted(network.decode, latent)
     found = counted(network.decode, latent)
-    assert 0.98 * tflop < found[0] < tflop and 0.9 * gib < found[2] < gib, found
+    assert 0.98 * tflop < found.tflop < tflop and 0.9 * gib < found.gib < gib and 0.9 * moved < found.moved < moved, found

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from spade_fusion_bundle.scripts.data.planes import PLANES, from_slices, to_slices
 from spade_fusion_bundle.scripts.model.networks import (
@@ -165,6 +166,24 @@ def test_spectral_norm_is_where_the_specification_puts_it():
     normed = [name.removesuffix(suffix) for name in SpadeDiscriminator(8, ndf=2).state_dict() if name.endswith(suffix)]
     assert set(normed) == {f"scales.{scale}.layers.{layer}" for scale in (0, 1) for layer in (1, 2, 3)}
     assert not any("parametrizations" in name for name in SpadeFusion(8, ngf=2).state_dict())
+
+
+def test_spectral_norm_is_computed_in_float32_under_autocast():
+    """On a GPU, autocast would turn its products into bfloat16."""
+
+    class Products(TorchFunctionMode):
+        autocast = []
+
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            if function is torch.mv:
+                self.autocast.append(torch.is_autocast_enabled("cpu"))
+            return function(*args, **kwargs or {})
+
+    discriminator = SpadeDiscriminator(LABELS, ndf=2).train()
+    with Products() as products, torch.autocast("cpu", dtype=torch.bfloat16):
+        outputs = discriminator(torch.zeros(1, 1, 32, 32), torch.zeros(1, 1, 32, 32))
+    assert outputs[0][0].dtype == torch.bfloat16
+    assert products.autocast and not any(products.autocast)
 
 
 @torch.no_grad()

@@ -172,7 +172,8 @@ def test_the_generators_of_a_run_have_measured_batch_statistics(trained):
     assert tracked == {tiny_spade.SETTINGS["batch_norm_batches"]}
 
 
-def test_a_fresh_generator_learns_to_match_features():
+@pytest.mark.parametrize("amp", [False, True], ids=["float32", "bfloat16"])
+def test_a_fresh_generator_learns_to_match_features(amp):
     """The generator trains for twenty steps on the slices of one head."""
     torch.manual_seed(0)
     labels = torch.from_numpy(tiny_spade.label_map(mark=1)).long()
@@ -192,11 +193,12 @@ def test_a_fresh_generator_learns_to_match_features():
     for step in range(20):
         rows = torch.arange(4 * step, 4 * step + 4) % 16
         batch = {"image": image[rows], "label": labels[rows]}
-        (found,) = spade_step(SimpleNamespace(state=state), batch, 10.0, 10.0, 0.0, vgg_loss=None, amp=False)
+        (found,) = spade_step(SimpleNamespace(state=state), batch, 10.0, 10.0, 0.0, vgg_loss=None, amp=amp)
         assert all(np.isfinite(value) for value in found.values())
         losses.append(found["features"])
     assert np.mean(losses[-4:]) < 0.8 * np.mean(losses[:4])
     assert all(not torch.equal(parameter, before[name]) for name, parameter in generator.named_parameters()), "a part rests"
+    assert {parameter.dtype for parameter in (*generator.parameters(), *discriminator.parameters())} == {torch.float32}
 
 
 def test_the_batch_statistics_are_those_of_a_pass_over_slices():
