@@ -3,9 +3,9 @@
     python scripts/make_demo_data.py DIR --subjects 120 --spacing_mm 4 --seed 0
 
 Each head is the ICBM152 template (part of the nilearn package), warped to the subject's head size, ventricular volume and brain
-volume. With `--labels MAPS`, heads are your own FreeSurfer or SynthSeg label maps with simulated T1w contrast. There is one
-subject per map, and deformed copies if there are more subjects than maps. The command is for demonstrations, tests and
-research, not for clinical use.
+volume. Age shows in further signs, see `simulation/ageing.py`. With `--labels MAPS`, heads are your own FreeSurfer or SynthSeg
+label maps with simulated T1w contrast. There is one subject per map, and deformed copies if there are more subjects than maps.
+The command is for demonstrations, tests and research, not for clinical use.
 """
 
 import argparse
@@ -27,12 +27,13 @@ from shared.image_files import IMAGES, find_files
 from shared.nifti import read_whole, write_nifti
 from shared.problems import of_each
 from simulation import labelled_subject, subject
+from simulation.acquisition import PROTOCOLS
 from simulation.atlas import load_atlas
 from simulation.subject import Person, measure_ml
 from tqdm import tqdm
 from whole_numbers import at_least
 
-VERSION = "1.2"
+VERSION = "1.3"
 README = """{name}
 
 No person was scanned. make_demo_data.py simulated every image. For demonstrations, tests and research, not for clinical use.
@@ -127,18 +128,18 @@ def is_made(folder: Path, number: int, maps: list[Path]) -> bool:
 
 def write_subject(folder: Path, number: int, settings: dict, maps: list[Path]) -> None:
     """Write the dseg and the T1w of a subject. The sidecar comes last: it marks the subject as complete."""
-    spacing_mm, seed = settings["spacing_mm"], settings["seed"]
+    spacing_mm, seed, protocol = settings["spacing_mm"], settings["seed"], settings["protocol"]
     person_seed, head_seed = np.random.SeedSequence([seed, number]).spawn(2)
     image_seed = int(head_seed.generate_state(1)[0])
     if maps:
         path = maps[(number - 1) % len(maps)]
         row = {"age": None, "sex": None}
-        image, labels = labelled_subject.make_subject(path, spacing_mm, image_seed, warp=number > len(maps))
+        image, labels = labelled_subject.make_subject(path, spacing_mm, image_seed, number > len(maps), protocol)
         volumes = measure_ml(labels, spacing_mm, labelled_subject.VOLUMES)
     else:
         person = draw_person(np.random.default_rng(person_seed))
         row = {"age": person.age_years, "sex": person.sex}
-        image, labels = subject.make_subject(person, _atlas(spacing_mm), image_seed)
+        image, labels = subject.make_subject(person, _atlas(spacing_mm), image_seed, protocol)
         volumes = measure_ml(labels, spacing_mm, subject.VOLUMES)
     row |= volumes | {"brain_normalised_ml": volumes["brain_ml"] * TEMPLATE_ICV_ML / volumes["icv_ml"]}
 
@@ -266,6 +267,12 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
     parser.add_argument("--subjects", type=at_least(1), help="number of subjects (default 120, or one per label map)")
     parser.add_argument("--spacing_mm", type=int, default=4, choices=SPACINGS_MM, help="voxel size (default 4)")
     parser.add_argument("--seed", type=at_least(0), default=0, help="the same seed gives the same subjects (default 0)")
+    parser.add_argument(
+        "--protocol",
+        choices=sorted(PROTOCOLS),
+        default="many",
+        help="whether the scans differ as if from many scanners, or as within one study (default many)",
+    )
     parser.add_argument("--workers", type=at_least(1), default=os.cpu_count(), help="processes (default one per core)")
     parser.add_argument("--labels", type=Path, metavar="MAPS", help="folder of FreeSurfer or SynthSeg maps, .nii.gz or .mgz")
     parser.add_argument("--fresh", action="store_true", help="replace a demo cohort with other settings in DIR")
@@ -274,7 +281,7 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
 
 def main(arguments=None) -> None:
     options = parse_arguments(arguments)
-    settings = {"version": VERSION, "seed": options.seed, "spacing_mm": options.spacing_mm}
+    settings = {"version": VERSION, "seed": options.seed, "spacing_mm": options.spacing_mm, "protocol": options.protocol}
     maps = find_files(options.labels, "*", IMAGES) if options.labels else []
     if maps:
         settings["labels"] = [path.name for path in maps]  # in the order in which they are used

@@ -1,8 +1,24 @@
 """Simulate the effects of a scanner on tissue intensities: receive-coil bias and Rician noise. Draw smooth random fields."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 import torch.nn.functional as F
+
+
+@dataclass(frozen=True)
+class Scanner:
+    """How much images differ for other reasons than anatomy. Biases are standard deviations of the logarithm of the signal."""
+
+    contrast: float  # differences in tissue contrast between scans; 1 is that between studies
+    own_bias: float  # bias of the receive coil that differs between scans
+    shared_bias: float  # bias of the receive coil that is the same in all scans
+    variation: float  # differences in noise and own bias, as the standard deviation of their logarithm
+
+
+# Chosen. "one" is a study with one scanner and sequence, as UK Biobank or the Human Connectome Project.
+PROTOCOLS = {"many": Scanner(1.0, 0.08, 0.0, 0.25), "one": Scanner(0.15, 0.02, 0.06, 0.05)}
 
 
 def smooth_field(
@@ -18,10 +34,16 @@ def smooth_field(
     return field / field.std()
 
 
-def acquire(signal: torch.Tensor, brain: torch.Tensor, spacing_mm: float, generator: torch.Generator) -> torch.Tensor:
-    """Add coil bias (about 8 %) and Rician noise to `signal` (X, Y, Z), and scale the brain's brightest voxels to 1."""
-    biased = signal * torch.exp(0.08 * smooth_field(generator, signal.shape, spacing_mm, 90.0)[0])
-    noise_sd = 0.022 * spacing_mm**-0.75  # larger voxels have less noise
-    real, imaginary = noise_sd * torch.randn((2, *signal.shape), generator=generator)
-    magnitude = torch.sqrt((biased + real) ** 2 + imaginary**2)
+def acquire(
+    signal: torch.Tensor, brain: torch.Tensor, spacing_mm: float, generator: torch.Generator, protocol: str = "many"
+) -> torch.Tensor:
+    """Add coil bias and Rician noise to `signal` (X, Y, Z) as `protocol` says, and scale the brain's brightest voxels to 1."""
+    scanner, shape = PROTOCOLS[protocol], signal.shape
+    noise, bias = torch.exp(scanner.variation * torch.randn(2, generator=generator)).tolist()
+    field = scanner.own_bias * bias * smooth_field(generator, shape, spacing_mm, 90.0)[0]
+    if scanner.shared_bias:
+        field += scanner.shared_bias * smooth_field(torch.Generator().manual_seed(0), shape, spacing_mm, 90.0)[0]
+    noise_sd = 0.022 * noise * spacing_mm**-0.75  # larger voxels have less noise
+    real, imaginary = noise_sd * torch.randn((2, *shape), generator=generator)
+    magnitude = torch.sqrt((signal * torch.exp(field) + real) ** 2 + imaginary**2)
     return (magnitude / np.quantile(magnitude[brain].numpy(), 0.998)).clamp(0, 1)

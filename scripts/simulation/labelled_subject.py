@@ -12,7 +12,7 @@ from shared.label_files import by_names, read_labels
 from shared.mni_box import FIELD_OF_VIEW_MM
 from shared.nifti import named
 
-from simulation.acquisition import acquire, smooth_field
+from simulation.acquisition import PROTOCOLS, acquire, smooth_field
 from simulation.subject import deform, voxel_centres_mm
 
 # T1w signal of each tissue, from 0 to 255: its mean, the spread of the mean between scans, its texture, and the spread of the
@@ -75,10 +75,11 @@ def read_label_map(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 @torch.no_grad()
-def make_subject(path: Path, spacing_mm: int, seed: int, warp: bool) -> tuple[np.ndarray, np.ndarray]:
+def make_subject(path: Path, spacing_mm: int, seed: int, warp: bool, protocol: str = "many") -> tuple[np.ndarray, np.ndarray]:
     """Make a T1w (float32, 0 to 1) and its labels (int16) from a label map, on the project's box in RAS order and MNI space.
 
-    `warp` deforms the anatomy smoothly by a few millimetres, to make another subject from the same map.
+    `warp` deforms the anatomy smoothly by a few millimetres, to make another subject from the same map. `protocol` is a key of
+    `acquisition.PROTOCOLS`.
     """
     labels, to_mni = read_label_map(path)
     to_voxels = np.linalg.inv(to_mni)
@@ -90,19 +91,20 @@ def make_subject(path: Path, spacing_mm: int, seed: int, warp: bool) -> tuple[np
     voxels = (matrix @ points_mm.flatten(1) + shift).round().reshape(3, *FIELD_OF_VIEW_MM)  # nearest neighbour
     resampled = torch.from_numpy(map_coordinates(labels, voxels.numpy(), order=0, mode="grid-constant"))  # 0 outside the map
 
-    image = paint(resampled, generator)
+    image = paint(resampled, generator, protocol)
     if spacing_mm > 1:
         image = F.avg_pool3d(image[None, None], spacing_mm)[0, 0]
         resampled = _most_frequent(resampled, spacing_mm)
     return image.numpy(), resampled.numpy()
 
 
-def paint(labels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def paint(labels: torch.Tensor, generator: torch.Generator, protocol: str = "many") -> torch.Tensor:
     """Simulate a T1w in [0, 1] from a label map (X, Y, Z) at 1 mm. Its borders are as blurred as in a scan."""
     mean, texture = torch.zeros(max(LABELS) + 1), torch.zeros(max(LABELS) + 1)
     for tissue, (mean_mean, mean_sd, texture_mean, texture_sd) in SIGNALS.items():
         values = [value for value, name in LABELS.items() if name == tissue]
-        a, b = 0.6 * torch.randn(2, generator=generator)  # 0.6 gives less variation between scans than SynthSeg's training
+        # 0.6 gives less variation between scans than SynthSeg's training.
+        a, b = 0.6 * PROTOCOLS[protocol].contrast * torch.randn(2, generator=generator)
         mean[values] = max(mean_mean + mean_sd * float(a), 0) / 255
         texture[values] = max(texture_mean + texture_sd * float(b), 1) / 255
     pattern = 0.45 * torch.randn(labels.shape, generator=generator)
@@ -110,7 +112,7 @@ def paint(labels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         pattern += share * smooth_field(generator, labels.shape, 1, scale_mm)[0]
     values = labels.long()
     signal = gaussian_filter((mean[values] + 0.4 * texture[values] * pattern).numpy(), 0.65)
-    return acquire(torch.from_numpy(signal), torch.isin(labels, torch.tensor(VOLUMES["brain_ml"])), 1, generator)
+    return acquire(torch.from_numpy(signal), torch.isin(labels, torch.tensor(VOLUMES["brain_ml"])), 1, generator, protocol)
 
 
 def _most_frequent(labels, factor):

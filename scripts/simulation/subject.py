@@ -9,7 +9,8 @@ from measurement.label_values import read_label_names
 from scipy.spatial.transform import Rotation
 from shared.mni_box import FIELD_OF_VIEW_MM, LOWER_CORNER_MM
 
-from simulation.acquisition import acquire, smooth_field
+from simulation.acquisition import PROTOCOLS, acquire, smooth_field
+from simulation.ageing import draw_signs, hypointensities, medial_temporal, thinned, widened
 from simulation.atlas import CLASSES, Atlas, sample_grid
 from simulation.skull_and_scalp import surround
 
@@ -64,23 +65,28 @@ def measure_ml(labels: np.ndarray, spacing_mm: float, groups: dict[str, tuple] =
 
 
 @torch.no_grad()
-def make_subject(person: Person, atlas: Atlas, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def make_subject(person: Person, atlas: Atlas, seed: int, protocol: str = "many") -> tuple[np.ndarray, np.ndarray]:
     """Make a T1w (float32, 0 to 1) and its labels (uint8, see LABELS) on the project's box, in RAS order.
 
-    The voxel size of the result is the atlas's.
+    The voxel size of the result is the atlas's. `protocol` is a key of `acquisition.PROTOCOLS`.
     """
     spacing_mm = atlas.spacing_mm
     shape = tuple(size // spacing_mm for size in FIELD_OF_VIEW_MM)
     generator = torch.Generator().manual_seed(seed)
     # Random draws that do not depend on the spacing come first, so that a seed gives about the same head at every spacing.
-    mean_signal = {name: mean + sd * float(torch.randn((), generator=generator)) for name, (mean, sd) in SIGNAL.items()}
-    mean_signal["cortex"] += 0.0005 * (person.age_years - 63)  # grey and white matter lose contrast with age
-    mean_signal["white_matter"] -= 0.0012 * (person.age_years - 63)
+    deviations = PROTOCOLS[protocol].contrast * torch.randn(len(SIGNAL), generator=generator)
+    mean_signal = {name: mean + sd * float(d) for (name, (mean, sd)), d in zip(SIGNAL.items(), deviations, strict=True)}
+    signs = draw_signs(person.age_years, generator)
+    lost = (SIGNAL["white_matter"][0] - SIGNAL["cortex"][0]) * (1 - signs.contrast)
+    mean_signal["cortex"] += 0.25 * lost  # relative to the brightest tissue, which is scaled to 1
+    mean_signal["white_matter"] -= 0.75 * lost
 
     head_mm, scale = _warp(person, atlas, shape, generator)
     maps = atlas.sample(head_mm, "skull_distance", "ventricle_distance", "ventricle_normal")
     skull_distance, ventricle_distance, normal = maps[0] * scale, maps[1] * scale, maps[2]  # mm in the subject
-    weights, labels, detail = _tissues(person, atlas, head_mm, scale, skull_distance, ventricle_distance, normal, generator)
+    placed = (skull_distance, ventricle_distance, normal)
+    weights, labels, detail = _tissues(person, signs, atlas, head_mm, scale, *placed, generator)
+    mean_signal["dark_white_matter"] = 0.9 * mean_signal["cortex"] + 0.1 * mean_signal["white_matter"]
 
     signal = sum(weight * mean_signal[name] for name, weight in weights.items()) + detail
     texture = 0.6 * smooth_field(generator, shape, spacing_mm, max(3.0, 1.5 * spacing_mm))[0]
@@ -92,7 +98,7 @@ def make_subject(person: Person, atlas: Atlas, seed: int) -> tuple[np.ndarray, n
     surroundings, outer_labels = surround(skull_distance, head_mm, spacing_mm, generator)
     signal += surroundings * (1 - inside)
     labels = torch.where(intracranial, labels, outer_labels)
-    return acquire(signal, intracranial, spacing_mm, generator).numpy(), labels.numpy().astype(np.uint8)
+    return acquire(signal, intracranial, spacing_mm, generator, protocol).numpy(), labels.numpy().astype(np.uint8)
 
 
 def voxel_centres_mm(shape, spacing_mm):
@@ -139,18 +145,20 @@ def _warp(person, atlas, shape, generator):
     return in_template_mm, scale
 
 
-def _tissues(person, atlas, head_mm, scale, skull_distance, ventricle_distance, normal, generator):
+def _tissues(person, signs, atlas, head_mm, scale, skull_distance, ventricle_distance, normal, generator):
     """Return the soft weight of each class, the labels inside the skull (0 outside), and the template's own detail."""
     spacing_mm, shape = atlas.spacing_mm, skull_distance.shape
     inside = (0.5 - skull_distance / spacing_mm).clamp(0, 1)
     intracranial = skull_distance < 0
     ripple_mm = F.interpolate(smooth_field(generator, LATTICE, 4, 25.0)[None], size=shape, mode="trilinear")[0, 0]
 
-    # The ventricle is where `distance` < `edge`. This edge is the quantile that encloses the requested number of voxels.
+    # The body of the ventricle is where `distance` < `edge`. This edge is the quantile that encloses the requested number of
+    # voxels, without those of the temporal horns.
     distance = ventricle_distance + ripple_mm
     septum = ((SEPTUM_MM / 2 - head_mm[0].abs() * scale) / spacing_mm + 0.5).clamp(0, min(1, SEPTUM_MM / spacing_mm))
     beside_septum = intracranial & (septum < 0.5)
-    edge = _value_of_rank(distance[beside_septum], person.ventricles_ml * 1000 / spacing_mm**3)
+    body = round(person.ventricles_ml * 1000 / spacing_mm**3) - round(signs.horns_ml * scale**3 * 1000 / spacing_mm**3)
+    edge = _value_of_rank(distance[beside_septum], body)
     is_lateral = beside_septum & (distance < edge)
     within_edge = ((edge - distance) / spacing_mm + 0.5).clamp(0, 1) * inside
     lateral, septum = within_edge * (1 - septum), within_edge * septum
@@ -159,6 +167,10 @@ def _tissues(person, atlas, head_mm, scale, skull_distance, ventricle_distance, 
     pushed = torch.where(distance < edge, distance - edge, (distance - edge) * REACH_MM / (REACH_MM - edge))
     pushed = torch.where(distance > REACH_MM, distance, pushed)
     in_template_mm = head_mm + normal * ((pushed - distance) / scale)
+    allowed = intracranial & ~is_lateral
+    hippocampus, horns, is_horn = medial_temporal(in_template_mm, scale, spacing_mm, allowed, signs)
+    hippocampus, horns = hippocampus * (inside - within_edge).clamp_min(0), horns * (inside - within_edge).clamp_min(0)
+    lateral, is_lateral = lateral + horns, is_lateral | is_horn
     classes, template_t1w = atlas.sample(in_template_mm, "classes", "t1w")
     soft = dict(zip(CLASSES, classes, strict=True))
     detail = template_t1w - sum(TEMPLATE_SIGNAL[name] * soft[name] for name in CLASSES) / classes.sum(0).clamp_min(1e-3)
@@ -170,20 +182,25 @@ def _tissues(person, atlas, head_mm, scale, skull_distance, ventricle_distance, 
     logit = 1.25 * torch.logit((csf / (csf + tissue.sum(0))).clamp(1e-4, 1 - 1e-4))
     folds = 0.9 if spacing_mm < 4 else 0.45
     logit += folds * smooth_field(generator, shape, spacing_mm, max(7.0, 2.0 * spacing_mm))[0]
+    logit = widened(logit, inside, in_template_mm, signs) - 20 * (hippocampus > 0.5)
     is_third_fourth = intracranial & ~is_lateral & (soft["third_fourth_ventricle"] > 0.5)
     free = intracranial & ~is_lateral & ~is_third_fourth
     logit -= _value_of_rank(logit[free], person.brain_fraction * float(intracranial.sum()))
 
-    rest = inside * (1 - lateral)
+    rest = (inside - lateral - hippocampus).clamp_min(0)
     weights = {"lateral_ventricle": lateral, "third_fourth_ventricle": rest * soft["third_fourth_ventricle"]}
     rest = rest - weights["third_fourth_ventricle"]
     weights["sulcal_csf"] = rest * torch.sigmoid(logit)
     tissue = tissue**1.3  # the template is an average of 152 heads: sharpen its borders
-    tissue *= (rest - weights["sulcal_csf"]) / tissue.sum(0)
+    tissue = thinned(tissue * (rest - weights["sulcal_csf"]) / tissue.sum(0), signs.cortex)
+    tissue[0] += hippocampus
     weights |= dict(zip(TISSUES, tissue, strict=True))
+    dark = hypointensities(tissue[1], distance - edge, in_template_mm, spacing_mm, signs, generator)
+    weights["dark_white_matter"] = dark * tissue[1]
+    weights["white_matter"] = (1 - dark) * tissue[1]
 
     right = (in_template_mm[0] > 0).long()
-    labels = torch.tensor([LEFT_LABEL[name] for name in TISSUES])[tissue.argmax(0)]
+    labels = torch.tensor([LEFT_LABEL[name] for name in TISSUES])[tissue.max(0).indices]  # argmax is slower
     labels += right * (labels != BRAIN_STEM)
     labels[free & (logit >= 0)], labels[is_third_fourth] = 1, 8
     labels[is_lateral] = (6 + right)[is_lateral]

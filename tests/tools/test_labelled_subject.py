@@ -10,7 +10,7 @@ from registration.deep_grey import CENTRES_MM
 from simulation import labelled_subject as label_subject
 from simulation.labelled_subject import LABELS, SIGNALS
 
-SETTINGS = {"version": "test", "seed": 1, "spacing_mm": 4, "labels": ["head.nii.gz"]}
+SETTINGS = {"version": "test", "seed": 1, "spacing_mm": 4, "protocol": "many", "labels": ["head.nii.gz"]}
 
 
 def phantom(orientation="RAS", moved=None):

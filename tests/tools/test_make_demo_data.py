@@ -15,7 +15,7 @@ from simulation.atlas import load_atlas
 from simulation.subject import Person, make_subject, measure_ml
 
 SPACING_MM = 4
-SETTINGS = {"version": make_demo_data.VERSION, "seed": 5, "spacing_mm": SPACING_MM, "covariates": "wide"}
+SETTINGS = {"version": make_demo_data.VERSION, "seed": 5, "spacing_mm": SPACING_MM, "protocol": "many", "covariates": "wide"}
 
 
 @pytest.fixture(scope="module")
@@ -205,8 +205,18 @@ def test_a_failed_write_leaves_no_image_and_no_table(tmp_path, monkeypatch):
 
 
 def test_a_cohort_made_with_other_settings_is_refused_by_name(cohort):
-    with pytest.raises(ValueError, match="seed 5 instead of 6.*--fresh"):
-        make_demo_data.make_cohort(cohort, 3, SETTINGS | {"seed": 6})
+    with pytest.raises(ValueError, match="seed 5 instead of 6, protocol 'many' instead of 'one'.*--fresh"):
+        make_demo_data.make_cohort(cohort, 3, SETTINGS | {"seed": 6, "protocol": "one"})
+
+
+def test_the_protocol_is_recorded_and_changes_the_image_but_not_the_anatomy(tmp_path):
+    for protocol in ("one", "many"):
+        folder = tmp_path / protocol
+        make_demo_data.main(f"{folder} --subjects 1 --spacing_mm 8 --workers 1 --protocol {protocol}".split())
+        assert json.loads((folder / "dataset_description.json").read_text())["DemoSettings"]["protocol"] == protocol
+    dseg, t1w = "derivatives/labels/sub-0001/anat/sub-0001_dseg.nii.gz", "sub-0001/anat/sub-0001_T1w.nii.gz"
+    assert (tmp_path / "one" / dseg).read_bytes() == (tmp_path / "many" / dseg).read_bytes()
+    assert (tmp_path / "one" / t1w).read_bytes() != (tmp_path / "many" / t1w).read_bytes()
 
 
 @pytest.mark.parametrize("fresh", [False, True])

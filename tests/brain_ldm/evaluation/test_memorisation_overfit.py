@@ -36,7 +36,7 @@ def audit(data, folder, cache_dir):
 def test_weights_pass_as_shipped_and_fail_after_over_fitting(bundle, tmp_path):
     """Fine-tuned on a data set that holds three of its scans 113 times, the model repeats these three."""
     data, cache_dir = tmp_path / "data", tmp_path / "cache"
-    settings = {"version": make_demo_data.VERSION, "seed": 1, "spacing_mm": 4, "covariates": "wide"}
+    settings = {"version": make_demo_data.VERSION, "seed": 1, "spacing_mm": 4, "protocol": "many", "covariates": "wide"}
     table = make_demo_data.make_cohort(data, len(SPLITS), settings)  # the shipped weights learnt from seed 0
     table["split"] = SPLITS
     table.to_csv(data / "participants.tsv", sep="\t", index=False)
