@@ -16,6 +16,7 @@ FURTHER = {
 OVERLAYS = {
     "brain_ldm_bundle": {
         "demo.json": "train.json",
+        "demo_2mm.json": "train.json",
         "multi_gpu.json": "train.json",
         "published.json": "inference.json",
         "shipped.json": "inference.json",

@@ -17,7 +17,7 @@ CONFIGS = {
     "spade_fusion_bundle": ["train", "inference", "evaluate", "segmentation"],
 }
 OVERLAYS = [
-    ("brain_ldm_bundle", "train", ["demo", "multi_gpu"]),
+    ("brain_ldm_bundle", "train", ["demo", "demo_2mm", "multi_gpu"]),
     ("brain_ldm_bundle", "inference", ["published", "shipped"]),
     ("brain_ldm_bundle", "baselines", ["demo_baselines"]),
     ("brain_ldm_bundle", "train_regressor", ["demo_regressor"]),
