@@ -34,22 +34,26 @@ def forget_scripts():
         yield forget
 
 
-@pytest.fixture(params=["brain_ldm_bundle"])
-def bundle(request, monkeypatch, forget_scripts):
+@contextmanager
+def entered_bundle(name):
     """Enter a bundle as its user does: working directory and import path at its root, no other `scripts` loaded."""
-    root = ROOT / request.param
-    monkeypatch.chdir(root)
-    monkeypatch.syspath_prepend(root)
-    return root
+    root = ROOT / name
+    with forgotten_scripts(), pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        patch.syspath_prepend(root)
+        yield root
+
+
+@pytest.fixture(params=["brain_ldm_bundle"])
+def bundle(request):
+    with entered_bundle(request.param) as root:
+        yield root
 
 
 @pytest.fixture
-def spade_bundle(monkeypatch, forget_scripts):
-    """Enter the SPADE bundle in the same way."""
-    root = ROOT / "spade_fusion_bundle"
-    monkeypatch.chdir(root)
-    monkeypatch.syspath_prepend(root)
-    return root
+def spade_bundle():
+    with entered_bundle("spade_fusion_bundle") as root:
+        yield root
 
 
 @pytest.fixture(scope="module")

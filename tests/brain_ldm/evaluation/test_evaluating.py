@@ -13,7 +13,9 @@ import tiny
 import torch
 from brain_ldm.evaluation.test_feature_extractors import write_regressor
 from brain_ldm.training.test_resume import chain
+from conftest import entered_bundle
 from monai.bundle import run
+from tiny_bundles import write_ldm_weights
 
 from brain_ldm_bundle.scripts.data.image_checks import check_images
 from brain_ldm_bundle.scripts.shared.files import sha256
@@ -25,10 +27,18 @@ def dataset_dir(tmp_path_factory):
     return tiny.write_dataset(tmp_path_factory.mktemp("blobs"))
 
 
+@pytest.fixture(scope="module")
+def trained(dataset_dir, tmp_path_factory):
+    """The folder of the weights of one training."""
+    with entered_bundle("brain_ldm_bundle"):
+        return tiny.train(dataset_dir, tmp_path_factory.mktemp("trained"))
+
+
 @pytest.fixture
-def evaluate(bundle, dataset_dir, tmp_path):
-    """Train in a folder; a function that runs a run id of evaluate.json there comes back."""
-    tiny.train(dataset_dir, tmp_path)
+def evaluate(bundle, dataset_dir, trained, tmp_path):
+    """Copy the trained weights into a folder; a function that runs a run id of evaluate.json there comes back."""
+    shutil.copytree(trained, tmp_path / "models")
+    (tmp_path / "output").mkdir()
 
     def run_one(run_id, dataset_dir=dataset_dir, **settings):
         places = tiny.places(dataset_dir, tmp_path)
@@ -93,7 +103,9 @@ def test_the_autoencoder_says_itself_which_scans_it_was_trained_on(evaluate, dat
 
 def test_a_baseline_that_was_trained_on_held_out_scans_is_refused(bundle, tmp_path):
     dataset_dir = tiny.write_dataset(tmp_path / "blobs", training=12, validation=6)
-    models = tiny.train(dataset_dir, tmp_path)
+    models = tmp_path / "models"
+    models.mkdir()
+    write_ldm_weights(models)
     write_regressor(models / "regressor.pt")
     recipe = {"seen_voxels": seen(dataset_dir, [18])}
     torch.save({"_extra_state": torch.tensor(list(json.dumps(recipe).encode()), dtype=torch.uint8)}, models / "vaegan.pt")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tiny_spade
 import torch
-from conftest import ROOT, forgotten_scripts
+from conftest import ROOT, entered_bundle
 from ignite.engine import Engine
 from monai.bundle import ConfigParser
 from monai.transforms import Compose
@@ -72,12 +72,8 @@ def dataset_dir(tmp_path_factory):
 def trained(dataset_dir, tmp_path_factory):
     """All stages in one go."""
     folder = tmp_path_factory.mktemp("trained")
-    root = ROOT / "spade_fusion_bundle"
-    with pytest.MonkeyPatch.context() as patch, forgotten_scripts():
-        patch.chdir(root)
-        patch.syspath_prepend(root)
-        with open(folder / "log.txt", "w") as log, redirect_stdout(log):
-            tiny_spade.train(dataset_dir, folder, spade_visits=2, panel_interval=1)
+    with entered_bundle("spade_fusion_bundle"), open(folder / "log.txt", "w") as log, redirect_stdout(log):
+        tiny_spade.train(dataset_dir, folder, spade_visits=2, panel_interval=1)
     return folder
 
 
@@ -300,6 +296,7 @@ def test_the_learning_rate_falls_linearly_over_the_last_epochs():
     assert linear_decay(10, 100)(0) == 1 and linear_decay(10, 100)(5) == 0.5
 
 
+@pytest.mark.slow
 def test_a_plane_trained_in_two_goes_equals_one_trained_in_one(spade_bundle, dataset_dir, tmp_path):
     """Slices, mirroring and empty slices are drawn again in each epoch; the learning rate follows the longer run.
 
@@ -319,6 +316,7 @@ def test_a_plane_trained_in_two_goes_equals_one_trained_in_one(spade_bundle, dat
         assert any(not torch.equal(last[part][key], value) for key, value in first[part].items()), f"{part} did not train"
 
 
+@pytest.mark.slow
 def test_a_fusion_trained_in_two_goes_equals_one_trained_in_one(spade_bundle, dataset_dir, copied, tmp_path_factory):
     one, two = tmp_path_factory.mktemp("one"), copied
     shutil.copytree(copied / "models", one / "models")
