@@ -18,9 +18,11 @@ import publish_bundle
 import pytest
 import tiny
 import tiny_spade
+from monai.bundle import run
 from tiny_bundles import BUNDLES, LDM, REQUEST, SPADE, copy_bundle
 
 OTHERS = ("models/resume/diffusion.pt", "models/other.pt", "eval/picture.png", "cache/latent.npy", "scripts/__pycache__/a.pyc")
+REQUEST_IN_TWO_STEPS = REQUEST | {"steps": 2}
 
 
 @pytest.fixture
@@ -167,23 +169,17 @@ def test_publishing_names_the_missing_package_and_the_command_that_installs_it(b
 
 
 @pytest.mark.parametrize("name", BUNDLES)
-def test_a_packed_copy_runs_from_another_folder(tmp_path, name):
+def test_a_packed_copy_runs_from_another_folder(tmp_path, monkeypatch, forget_scripts, name):
     copy = copy_bundle(name, tmp_path / "made")
     with zipfile.ZipFile(package_bundle.release(copy, tmp_path / "dist", copy / "models")) as archive:
         archive.extractall(tmp_path / "unpacked")
     shutil.rmtree(tmp_path / "made")
-    asked = REQUEST | {"steps": 2} if name == LDM else {"label_maps": tiny_spade.write_dataset(tmp_path / "data")}
-    settings = asked | {"use_device": "cpu", "output_dir": tmp_path / "out"}
-    config = tmp_path / "unpacked" / name / "configs" / "inference.json"
-    process = subprocess.run(
-        [sys.executable, "-m", "monai.bundle", "run", "--config_file", config]
-        + [str(word) for key, value in settings.items() for word in (f"--{key}", value)],
-        cwd=tmp_path,
-        env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
-        capture_output=True,
-        text=True,
-    )
-    assert process.returncode == 0, process.stderr[-3000:]
+    asked = REQUEST_IN_TWO_STEPS if name == LDM else {"label_maps": str(tiny_spade.write_dataset(tmp_path / "data", ("test",)))}
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))  # MONAI adds the bundle
+    config = str(tmp_path / "unpacked" / name / "configs" / "inference.json")
+    run(config_file=config, use_device="cpu", output_dir=str(tmp_path / "out"), **asked)
+    assert Path(sys.modules["scripts"].__file__).is_relative_to(tmp_path / "unpacked")
     assert list((tmp_path / "out").glob("sub-*/anat/*_T1w.nii.gz"))
 
 
@@ -219,7 +215,7 @@ def test_a_downloaded_release_infers_and_trains_by_itself(tmp_path, serve, name)
     here = tmp_path / "here"
     here.mkdir()
 
-    def run(*arguments: object) -> None:
+    def monai_bundle(*arguments: object) -> None:
         command = [sys.executable, "-m", "monai.bundle", *map(str, arguments)]
         environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
         process = subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True)
@@ -228,16 +224,17 @@ def test_a_downloaded_release_infers_and_trains_by_itself(tmp_path, serve, name)
     def flags(**settings: object) -> list[str]:
         return [text for key, value in settings.items() for text in (f"--{key}", str(value))]
 
-    run("download", "--name", name, "--url", f"{serve(tmp_path / 'dist')}/{path.name}", "--bundle_dir", here / "bundles")
+    url = f"{serve(tmp_path / 'dist')}/{path.name}"
+    monai_bundle("download", "--name", name, "--url", url, "--bundle_dir", here / "bundles")
     bundle = here / "bundles" / name
     data = {LDM: tiny, SPADE: tiny_spade}[name].write_dataset(tmp_path / "data")
-    asked = REQUEST | {"steps": 2} if name == LDM else {"label_maps": data}
+    asked = REQUEST_IN_TWO_STEPS if name == LDM else {"label_maps": data}
     infer = ["run", "--config_file", bundle / "configs" / "inference.json", "--use_device", "cpu", "--output_dir", here / "out"]
-    run(*infer, *flags(**asked))
+    monai_bundle(*infer, *flags(**asked))
     assert len(list((here / "out").glob("sub-*/anat/*_T1w.nii.gz"))) == (1 if name == LDM else 6)
 
     settings = (tiny if name == LDM else tiny_spade).SETTINGS | {"dataset_dir": data, "models_dir": here / "models"}
-    run("run", "training", "--config_file", bundle / "configs" / "train.json", *flags(**settings))
+    monai_bundle("run", "training", "--config_file", bundle / "configs" / "train.json", *flags(**settings))
     assert (here / "models" / "model.pt").is_file()
-    run(*infer, "--models_dir", here / "models", *flags(**asked))
+    monai_bundle(*infer, "--models_dir", here / "models", *flags(**asked))
     assert sorted(os.listdir(here)) == ["bundles", "models", "out"]
