@@ -106,6 +106,7 @@ def spade_network(copy: Path) -> SpadeFusion:
     return network.eval()
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_spade_is_exported_to_torchscript_by_scripting(enter, tmp_path):
     copy = enter(SPADE)
@@ -140,6 +141,7 @@ def ldm_network(copy: Path) -> DiffusionUNet:
     return network.eval()
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_the_ldm_is_exported_to_torchscript_by_tracing(enter, tmp_path):
     """The trace uses every input: time step and covariates are no constants in it."""

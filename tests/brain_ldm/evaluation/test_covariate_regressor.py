@@ -123,6 +123,7 @@ def dataset_dir(tmp_path_factory):
     return tiny.write_dataset(tmp_path_factory.mktemp("blobs"), training=24, validation=8)
 
 
+@pytest.mark.slow
 def test_it_beats_the_mean_where_the_volumes_show_the_answer(regressor, dataset_dir, tmp_path):
     """The size of the dark ellipsoid is the ventricles' volume."""
     settings = {"regressor_lr": 0.01, "regressor_epochs": 30, "val_interval": 5, "shift_mm": 0.0}
@@ -159,7 +160,8 @@ def test_it_beats_the_mean_where_the_volumes_show_the_answer(regressor, dataset_
     assert float(row["ventricles_ml"]) == pytest.approx(float(truth["ventricles_ml"]), abs=50)
 
 
-def test_a_regressor_trained_in_two_goes_equals_one_trained_in_one(regressor, dataset_dir):
+def test_a_regressor_trained_in_two_goes_equals_one_trained_in_one(regressor, tmp_path):
+    dataset_dir = tiny.write_dataset(tmp_path / "few")
     schedule = {"train#lr_scheduler#epochs": 2}
     one = regressor("training", dataset_dir, "one", regressor_epochs=2, **schedule)
     regressor("training", dataset_dir, "two", regressor_epochs=1, **schedule)

@@ -16,6 +16,8 @@ from monai.bundle import run
 from brain_ldm_bundle.scripts.model.networks import DiffusionUNet
 from brain_ldm_bundle.scripts.shared.weights import load_weights, read_recipe
 
+pytestmark = pytest.mark.slow
+
 PATIENCE_S = 300
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 
@@ -72,7 +74,6 @@ def test_one_process_continues_a_training_of_two(folder, bundle):
     assert torch.load(models / "resume" / "diffusion.pt", weights_only=True)["epoch"] == 3
 
 
-@pytest.mark.slow
 def test_two_processes_make_each_row_once_and_as_one_process_does(folder, bundle):
     table = folder / "requests.tsv"
     rows = [f"sub-{i}\t{45 + 5 * i}\tF\t{20 + 9 * i}\t1500" for i in range(5)]

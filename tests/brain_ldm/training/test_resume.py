@@ -14,6 +14,8 @@ from conftest import ROOT
 from brain_ldm_bundle.scripts.shared.files import save_weights
 from brain_ldm_bundle.scripts.shared.weights import read_recipe
 
+pytestmark = pytest.mark.slow
+
 # The wait for a process of its own to import PyTorch and train for an epoch, on a busy machine.
 PATIENCE_S = 300
 

@@ -15,6 +15,8 @@ from spade_fusion_bundle.scripts.data.planes import PLANES
 from spade_fusion_bundle.scripts.model.networks import SpadeFusion, SpadeGenerator
 from spade_fusion_bundle.scripts.shared.weights import load_weights, read_recipe
 
+pytestmark = pytest.mark.slow
+
 PATIENCE_S = 300
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 CONFIGS = "['configs/train.json','configs/multi_gpu.json']"
@@ -78,7 +80,6 @@ def test_one_process_goes_on_where_two_stopped(folder, spade_bundle):
     assert torch.load(models / "resume" / "spade_coronal.pt", weights_only=True)["epoch"] == 2
 
 
-@pytest.mark.slow
 def test_fewer_scans_than_processes_are_refused(tmp_path):
     tiny_spade.write_dataset(tmp_path / "dataset", ("train", "train", "fusion", "fusion", "validation"))
     settings = tiny.places(tmp_path / "dataset", tmp_path) | tiny_spade.SETTINGS
@@ -87,7 +88,6 @@ def test_fewer_scans_than_processes_are_refused(tmp_path):
     assert "1 scans in the split validation, at least 2 needed" in output
 
 
-@pytest.mark.slow
 def test_several_processes_without_their_config_are_refused(tmp_path):
     tiny_spade.write_dataset(tmp_path / "dataset")
     settings = tiny.places(tmp_path / "dataset", tmp_path) | tiny_spade.SETTINGS

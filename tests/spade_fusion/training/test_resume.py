@@ -36,10 +36,9 @@ def stop_in_the_axial_plane(signal_number, dataset_dir, folder, cwd):
     return process.returncode
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("signal_number", "status"),
-    [pytest.param(signal.SIGKILL, -signal.SIGKILL, marks=pytest.mark.slow), (signal.SIGTERM, 143)],
-    ids=["SIGKILL", "SIGTERM"],
+    ("signal_number", "status"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 143)], ids=["SIGKILL", "SIGTERM"]
 )
 def test_a_stopped_run_goes_on_and_finishes(signal_number, status, spade_bundle, dataset_dir, tmp_path):
     cwd = {signal.SIGKILL: ROOT, signal.SIGTERM: tmp_path}[signal_number]  # from anywhere
