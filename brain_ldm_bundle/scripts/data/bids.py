@@ -25,7 +25,7 @@ DATALIST = '{"training": [{"image": path, covariates}], "validation": [...]}'
 
 
 def read_dataset(
-    dataset_dir: str | Path,
+    dataset_dir: str | Path | None,
     schema: CovariateSchema,
     spacing_mm: float = 1.0,
     datalist: str | Path | None = None,
@@ -45,7 +45,7 @@ def read_dataset(
         schema: covariates of the scans.
         spacing_mm: edge length of a voxel of the model's grid.
         datalist: JSON file that replaces BIDS: {"training": [{"image": path, "age": 70, ...}], "validation": [...], "test":
-            [...]}. Paths are relative to `dataset_dir`; "participant_id" is optional.
+            [...]}. Paths are relative to `dataset_dir`, by default its folder; "participant_id" is optional.
         validation_fraction: share of the participants for validation, if neither the column `split` (train, validation,
             test) of participants.tsv nor the datalist names the split. The choice depends only on the ids and `seed`.
         seed: seed of the choice of participants.
@@ -59,9 +59,9 @@ def read_dataset(
         FileNotFoundError: there is no such data set, table or datalist.
         ValueError: the table, the images or the splits have problems. The message lists up to 20.
     """
-    if dataset_dir is None:
+    if dataset_dir is None and datalist is None:
         raise ValueError("no data set was given. Add --dataset_dir with its folder, such as --dataset_dir /data/study")
-    dataset_dir = Path(dataset_dir)
+    dataset_dir = Path(dataset_dir or Path(datalist).parent)
     if not dataset_dir.is_dir():
         raise FileNotFoundError(f"dataset_dir {dataset_dir}: no such folder")
     mni_box.size(spacing_mm)  # refuses a spacing that does not divide the box

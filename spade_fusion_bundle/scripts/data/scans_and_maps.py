@@ -42,7 +42,7 @@ def read_dataset(
         table: label table of the maps.
         datalist: JSON that replaces BIDS, as a file or its content: {"training": [{"image": path, "label": path,
             "participant_id": "sub-X"}, ...], "fusion": [...], "validation": [...], "test": [...]}. Paths are relative to
-            `dataset_dir`; ids are optional.
+            `dataset_dir`, by default the folder of the file; ids are optional.
         validation_fraction: share of the participants for validation, if neither the column `split` (train, fusion,
             validation, test) of participants.tsv nor the datalist names the split. The choice depends only on the ids and
             `seed`.
@@ -61,10 +61,7 @@ def read_dataset(
         FileNotFoundError: there is no such data set or datalist.
         ValueError: tables, names or files have problems. The message lists up to 20.
     """
-    if dataset_dir is None:
-        also = "" if datalist is None else ". Paths in the datalist are relative to it"
-        raise ValueError(f"no data set was given. Add --dataset_dir with its folder, such as --dataset_dir /data/study{also}")
-    dataset_dir = Path(dataset_dir)
+    dataset_dir = folder_of(dataset_dir, datalist)
     if not dataset_dir.is_dir():
         raise FileNotFoundError(f"dataset_dir {dataset_dir}: no such folder")
     for name, fraction in (("validation_fraction", validation_fraction), ("fusion_fraction", fusion_fraction)):
@@ -81,6 +78,13 @@ def read_dataset(
     data = split_items(items, validation_fraction, fusion_fraction, folds, seed)
     refuse_copies(data, dataset_dir)
     return data
+
+
+def folder_of(dataset_dir: str | Path | None, datalist: str | Path | Mapping | None) -> Path:
+    """Return the folder of a data set, by default the one that holds the datalist."""
+    if dataset_dir is None and datalist is None:
+        raise ValueError("no data set was given. Add --dataset_dir with its folder, such as --dataset_dir /data/study")
+    return Path(dataset_dir or ("." if isinstance(datalist, Mapping) else Path(datalist).parent))
 
 
 def listed(data: Mapping[str, Sequence[dict]] | None, *splits: str) -> list[dict]:

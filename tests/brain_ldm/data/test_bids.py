@@ -154,6 +154,7 @@ IMAGE_1, IMAGE_4, IMAGE_5 = (f"sub-{n}/anat/sub-{n}_T1w.nii.gz" for n in ("01", 
 def test_a_datalist_says_images_covariates_and_splits(dataset, datalist):
     path = datalist(training=[(IMAGE_1, {}), (IMAGE_4, {"age": 63})], validation=[(IMAGE_5, {})])
     shares = read(dataset, datalist=path)
+    assert read(None, datalist=path) == shares  # its paths are relative to its folder
     assert [item["participant_id"] for item in shares["training"]] == ["sub-01", "sub-04"]
     assert names(shares["validation"]) == {"sub-05"}
     assert shares["training"][1]["covariates"][1] == pytest.approx(0.5)

@@ -351,9 +351,11 @@ def test_a_label_map_in_place_of_its_scan_is_refused(cohort, datalist):
     assert "sub-05_dseg.nii.gz: has the same voxels as its label map" in message
 
 
-def test_a_datalist_needs_the_folder_of_its_paths(datalist):
-    with pytest.raises(ValueError, match="Add --dataset_dir .* Paths in the datalist are relative to it"):
-        read(None, datalist=datalist(training=[entry(1)]))
+def test_a_datalist_alone_has_paths_relative_to_its_folder(cohort, datalist):
+    path = datalist(training=[entry(1)])
+    assert read(None, datalist=path) == read(cohort, datalist=path)
+    with pytest.raises(ValueError, match="no data set was given. Add --dataset_dir"):
+        read(None)
 
 
 def test_a_datalist_that_is_missing_or_not_json_is_refused(cohort):
