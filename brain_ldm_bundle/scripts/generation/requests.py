@@ -39,14 +39,18 @@ def schema_of(recipe: Mapping, covariates_file: str | Path) -> CovariateSchema:
 
 
 def given_covariates(schema: CovariateSchema, request: Mapping, settings: Mapping) -> dict:
-    """Collect the covariates that a user requested for one volume, by name. Single `settings` override those in `request`.
+    """Collect the covariates that a user requested for one volume, by name. Refuse two values for one.
 
     `settings` are the values of the config's settings that are named after covariates; None for one that was not set.
     Covariates without a setting are read from the command line.
     """
     given = command_line()
     other = {name: given[name] for name in schema.names if name in given and name not in settings}
-    return {**request, **{name: value for name, value in settings.items() if value is not None}, **other}
+    single = {**{name: value for name, value in settings.items() if value is not None}, **other}
+    for name in single.keys() & request.keys():
+        if str(single[name]) != str(request[name]):
+            raise ValueError(f"{name} is {single[name]!r}, but {request[name]!r} in the request. Leave one out")
+    return {**request, **single}
 
 
 def read_requests(

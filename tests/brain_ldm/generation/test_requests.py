@@ -83,6 +83,8 @@ def test_covariates_of_another_schema_are_read_from_the_command_line(monkeypatch
     assert given == {"age": 60, "mmse": 24}
     monkeypatch.setattr("sys.argv", ["my_script.py", "--mmse", "24"])  # of a script that runs the bundle
     assert cohort.given_covariates(schema, {"mmse": 20}, {"age": 60, "sex": None}) == {"age": 60, "mmse": 20}
+    with pytest.raises(ValueError, match="age is 60, but 70 in the request"):
+        cohort.given_covariates(schema, {"age": 70}, {"age": 60, "sex": None})
 
 
 def test_every_row_belongs_to_one_rank_and_keeps_its_seed(schema, derivative):
