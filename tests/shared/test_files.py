@@ -99,6 +99,11 @@ def test_an_output_that_is_a_folder_or_inside_a_file_is_refused_before_and_after
     assert os.listdir(tmp_path) == ["file"] and (tmp_path / "file").read_text() == "older"
 
 
+def test_an_address_is_no_output():
+    with pytest.raises(ValueError, match="s3:/bucket/page.html: this is an address, not a path"):
+        refuse_unwritable(Path("s3://bucket/page.html"))
+
+
 @pytest.mark.parametrize("name", ["participants.tsv", "sub-1_sessions.tsv", "sub-1_T1w.nii.gz"])
 def test_an_output_that_would_replace_data_of_a_study_is_refused(tmp_path, name):
     """`measure_volumes.py STUDY --output STUDY/participants.tsv` replaced the covariates."""

@@ -43,7 +43,11 @@ nan, inf = math.nan, math.inf
         ("auto, cpu, cuda, cuda:N or mps", ["cpu", "cuda:1", "cuda"], ["gpu", "cuda:", "cuda:x", 0, None, "CPU"]),
         ("text or None", ["dcbb9e9d", None], [12, "", " ", 1.5]),
         ("values by name", [{}, {"age": 7}], [None, "age", ["age"]]),
-        ("file or None", ["a b/ü.nii", Path("x"), None], [20241130, ("a", "b"), "", " ", True, "tests", "a\0b", "a::1"]),
+        (
+            "file or None",
+            ["a b/ü.nii", Path("x"), None],
+            [20241130, ("a", "b"), "", " ", True, "tests", "a\0b", "a::1", "s3://a/b"],
+        ),
         ("file, its content or None", [{"training": []}, "x.json", None], [["x.json"], 5]),
         ("folder", ["tests", "not there"], ["pyproject.toml", 5]),
         ("output folder", ["tests", "not there/below"], ["pyproject.toml", "pyproject.toml/below", None, ["a"]]),

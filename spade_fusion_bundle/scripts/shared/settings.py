@@ -110,7 +110,11 @@ def fault(rule: str, value: Any) -> str | None:
         words = "|".join(re.escape(word).replace("N", r"\d+") for word in re.split(r", | or ", rule))
         text = f"{value:g}" if isinstance(value, float) else str(value)
         allowed = isinstance(value, Real) == rule[0].isdigit() and re.fullmatch(words, text)
-    return None if allowed else ", which is no text. Write it within quotes twice, \"'12'\"" * (rule == "text")
+    if rule == "values by name":
+        hint = ". Write \"{'name': value}\""
+    else:
+        hint = ", which is no text. Write it within quotes twice, \"'12'\"" * (rule == "text")
+    return None if allowed else hint
 
 
 def _in_range(value: Any, whole: str | None, lower: str | None, low: str, upper: str | None, high: str) -> bool:
@@ -129,6 +133,8 @@ def _path_fault(kind: str, value: Any) -> str | None:
         return ""
     if "::" in str(value):
         return ", but MONAI reads # in a path as ::. Rename that folder or file, or use a link without #"
+    if "://" in str(value):
+        return ", which is an address, not a path. Give a folder or file of this computer"
     if kind == "file" and os.path.isdir(value):
         return ", which is a folder"
     if kind in ("folder", "output folder") and os.path.isfile(value):
