@@ -104,7 +104,7 @@ def test_a_scan_whose_name_differs_in_case_is_not_overlooked(tmp_path, name):
 
 
 def test_a_missing_folder_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=f"^{tmp_path}/gone: this folder cannot be read"):
+    with pytest.raises(FileNotFoundError, match=f"^{tmp_path}/gone: no such folder"):
         find_files(tmp_path / "gone", SCANS)
 
 

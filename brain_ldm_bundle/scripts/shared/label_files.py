@@ -11,6 +11,7 @@ import nibabel as nib
 import numpy as np
 
 from . import nifti
+from .files import is_there
 from .label_names import translated
 from .tables import is_missing, read_table
 
@@ -87,6 +88,7 @@ def find_lookups(path: str | Path) -> list[Path]:
     for folder in path.parents:
         names = {table: set(table.stem.split("_")) for table in sorted(folder.glob("*dseg.tsv")) if table.name[0] != "."}
         fitting = {table: len(own) for table, own in names.items() if "dseg" in own and own - {"dseg"} <= entities}
+        fitting = {table: count for table, count in fitting.items() if is_there(table)}
         if fitting:
             return [table for table, count in fitting.items() if count == max(fitting.values())]
         if not re.fullmatch(r"anat|(sub|ses)-[0-9A-Za-z+]+", folder.name):

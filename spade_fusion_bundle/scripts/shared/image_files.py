@@ -107,6 +107,8 @@ def _entries(folder: Path) -> list[os.DirEntry]:
     try:
         with os.scandir(folder) as content:
             entries = sorted((entry for entry in content if not entry.name.startswith(".")), key=lambda entry: entry.name)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{folder}: no such folder") from error
     except OSError as error:
         raise type(error)(
             f"{folder}: this folder cannot be read ({error.strerror}). Give access to it, or remove it"

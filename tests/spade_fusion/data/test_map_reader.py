@@ -186,6 +186,13 @@ def test_faults_of_a_table_of_names_are_named(tmp_path, text, message):
     assert f"{tmp_path / 'dseg.tsv'}: {message}" in refusal(path)
 
 
+def test_a_link_to_a_missing_table_of_names_is_not_ignored(tmp_path):
+    path = save(tmp_path / "map.nii.gz", head())
+    (tmp_path / "dseg.tsv").symlink_to("gone.tsv")
+    with pytest.raises(FileNotFoundError, match="dseg.tsv: is a link to gone.tsv, which does not exist"):
+        values(path)
+
+
 def test_two_tables_of_names_are_refused(tmp_path):
     path = save(tmp_path / "sub-1_space-T1w_desc-aseg_dseg.nii.gz", head())
     for entity in ("desc-aseg", "space-T1w"):
