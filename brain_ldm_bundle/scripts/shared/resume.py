@@ -16,6 +16,7 @@ from ignite.engine import Engine, Events
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from .files import read_tensors, refuse_unwritable, save_weights
+from .refusals import end_with, is_bundle_command
 
 PROSE = {"_desc_", "description", "source"}  # keys of settings that only a reader uses
 
@@ -88,6 +89,8 @@ class Resume:
             save_weights(states | position | {"settings": dict(self.settings)}, self.path)
         self._last_save = time.monotonic()
         if self.terminated:
+            if self.writes and is_bundle_command():
+                end_with(f"error: stopped by SIGTERM, and {self.path} is saved. Run the same command again")
             raise SystemExit(143)  # engine.terminate() would let the next stage start
 
     def _after_iteration(self, engine: Engine) -> None:

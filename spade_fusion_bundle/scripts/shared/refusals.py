@@ -56,10 +56,14 @@ def show(kind: type[BaseException], error: BaseException, trace: TracebackType |
             signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
             time.sleep(20)
         Path(summary).write_text(json.dumps({"message": {"message": text, "extraInfo": {"timestamp": str(int(time.time()))}}}))
-    else:
-        print(f"\n{text}", file=sys.stderr, flush=True)
+    end_with("" if summary else text)
+
+
+def end_with(text: str) -> None:
+    """Write the last line of the program. Neither progress bars nor libraries write after it."""
+    print(f"\n{text}", file=sys.stderr, flush=True)
     silence = os.open(os.devnull, os.O_WRONLY)
-    for stream in (1, 2):  # neither progress bars nor libraries write after the sentence
+    for stream in (1, 2):
         os.dup2(silence, stream)
 
 

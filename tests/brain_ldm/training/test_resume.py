@@ -1,6 +1,7 @@
 """A stopped run continues after any kill, and bit for bit from the end of an epoch."""
 
 import json
+import re
 import shutil
 import signal
 import time
@@ -123,6 +124,8 @@ def stop_in_stage_one(signal_number, dataset_dir, folder, cwd):
     process.send_signal(signal_number)
     output, _ = process.communicate(timeout=PATIENCE_S)
     assert resume.exists(), output
+    if signal_number == signal.SIGTERM:  # a cluster's time limit
+        assert re.search(rf"\nerror: stopped by SIGTERM, and {resume} is saved. Run the same command again\n*$", output)
     return process.returncode
 
 
