@@ -78,7 +78,7 @@ class Editor(Inferer):
         start = None
         if strength < 1:
             _refuse_no_head(inputs)
-            with torch.inference_mode(), torch.autocast(image.device.type, dtype=torch.bfloat16, enabled=self.sampler.amp):
+            with torch.inference_mode(), self.sampler.autocast(self.sampler.autoencoder):
                 start = self.sampler.autoencoder.encode(image)[0].float() * network.scale_factor
         volume = self.sampler(context, network, [seed], start, strength)
         # Copy it, because later transforms cannot change tensors of the inference mode.

@@ -32,7 +32,7 @@ class LatentSampler(Inferer):
     scheduler: DDIM | DDPM | DPMSolver | Flow  # from `make_sampler`, for the prediction type of the network
     image_size: Sequence[int]  # voxels (D, H, W); each side a multiple of the autoencoder's factor
     guidance_scale: float = 1.0
-    amp: bool = False  # run networks of float32 in bfloat16, by autocast; noise and steps stay in float32
+    amp: bool = False  # run the networks in bfloat16; noise and steps stay in float32
 
     def __post_init__(self) -> None:
         self.latent_shape = self.autoencoder.latent_shape(self.image_size)
@@ -87,7 +87,7 @@ class LatentSampler(Inferer):
         if guided:  # the unconditional half in the same batch
             latent, context = torch.cat([latent, latent]), torch.cat([context, torch.full_like(context, NULL)])
         timesteps = torch.full((len(latent),), t, device=latent.device)
-        with torch.autocast(latent.device.type, dtype=torch.bfloat16, enabled=self.amp):
+        with self.autocast(network):
             output = network(latent, timesteps, context)
         if not guided:
             return output
@@ -96,8 +96,13 @@ class LatentSampler(Inferer):
 
     def _decode(self, latent: torch.Tensor) -> torch.Tensor:
         """Decode one volume at a time, because the decoder needs the most memory."""
-        with torch.autocast(latent.device.type, dtype=torch.bfloat16, enabled=self.amp):
+        with self.autocast(self.autoencoder):
             return torch.cat([self.autoencoder.decode(row).float() for row in latent.split(1)])
+
+    def autocast(self, network: torch.nn.Module) -> torch.autocast:
+        """Return the context that runs a network in bfloat16, which does nothing if its weights have this type already."""
+        weight = next(network.parameters())
+        return torch.autocast(weight.device.type, dtype=torch.bfloat16, enabled=self.amp and weight.dtype == torch.float32)
 
 
 @dataclass(eq=False)

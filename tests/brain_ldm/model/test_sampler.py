@@ -6,6 +6,7 @@ import torch
 
 from brain_ldm_bundle.scripts.data.covariates import NULL
 from brain_ldm_bundle.scripts.model.dpm_solver import make_sampler
+from brain_ldm_bundle.scripts.model.exact_rewrites import rewrite
 from brain_ldm_bundle.scripts.model.sampler import LatentSampler, Reconstructor, row_seed
 
 IMAGE_SIZE = (8, 12, 4)
@@ -39,6 +40,22 @@ def without_steps(**settings):
 
 def relative_difference(found, wanted):
     return ((found - wanted).abs().max() / wanted.abs().max()).item()
+
+
+# Precision
+
+
+@pytest.mark.parametrize("rewritten", [False, True], ids=["autocast", "weights"])
+def test_bfloat16_changes_a_volume_by_rounding_only(rewritten):
+    wanted = sampler()(CONTEXT, unet(), SEEDS)
+    half = sampler(amp=True)
+    network = unet()
+    if rewritten:
+        network = rewrite(network, bfloat16=True)
+        half.autoencoder = rewrite(half.autoencoder, bfloat16=True)
+    found = half(CONTEXT, network, SEEDS)
+    assert found.dtype == torch.float32
+    assert 1e-5 < ((found - wanted).norm() / wanted.norm()).item() < 0.02
 
 
 # One row, one volume

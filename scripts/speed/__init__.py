@@ -1,0 +1,1 @@
+"""Compare the speed of both bundles with MONAI's modules."""
