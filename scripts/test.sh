@@ -7,5 +7,6 @@ requirements=requirements-dev.txt
 
 style=0
 ruff check . || style=$?
-python -m pytest -n 2 "$@"
+# One worker takes a whole file, so that what its tests share is made once.
+python -m pytest -n 2 --dist loadfile "$@"
 exit "$style"
