@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -242,11 +240,11 @@ class SpadeFusion(WithRecipe):
 
 def without_spectral_norm(generator: SpadeGenerator) -> dict[str, torch.Tensor]:
     """Return the state dict of an equivalent generator without spectral norm (in eval mode)."""
-    # Use a copy, because reading a weight in training mode changes the estimate of its norm. `remove_parametrizations` does
-    # not work here, because it changes the class of the layers, which the copy shares with the original.
-    twin = copy.deepcopy(generator).eval()
-    state = {key: value for key, value in twin.state_dict().items() if ".parametrizations." not in key}
-    for name, module in twin.named_modules():
+    training = generator.training
+    generator.eval()  # in training mode, reading a weight changes the estimate of its norm
+    state = {key: value for key, value in generator.state_dict().items() if ".parametrizations." not in key}
+    for name, module in generator.named_modules():
         if is_parametrized(module):
             state[f"{name}.weight"] = module.weight.detach()
+    generator.train(training)
     return state
