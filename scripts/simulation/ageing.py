@@ -30,8 +30,8 @@ class Signs:
 
     contrast: float  # factor of the difference between white and grey matter
     cortex: float  # factor of the cortex's volume at a fixed volume of the brain
-    superior_sulci: float  # factor of the CSF in the sulci of the convexity, at a fixed volume of all CSF
-    sylvian_fissures: float  # the same for the fissures between the temporal and the other lobes
+    superior_sulci: float  # factor of the CSF in the sulci of the convexity
+    sylvian_fissures: float  # factor of the CSF between the temporal and the other lobes
     caps_ml: float  # dark white matter along the walls of the ventricles
     spots_ml: float  # dark spots in deep white matter
     hippocampus_ml: float  # both sides, in a head of the template's size
@@ -68,7 +68,10 @@ def draw_signs(age_years: float, generator: torch.Generator) -> Signs:
 
 
 def widened(logit: torch.Tensor, inside: torch.Tensor, in_template_mm: torch.Tensor, signs: Signs) -> torch.Tensor:
-    """Shift the logit of sulcal CSF (X, Y, Z) in each region, so that the region's CSF grows by the factor of its sign."""
+    """Shift the logit of sulcal CSF (X, Y, Z) in each region, so that the region's CSF grows by the factor of its sign.
+
+    The requested brain volume is restored afterwards. This takes CSF from all regions, so about half of the growth remains.
+    """
     x, y, z = in_template_mm
     superior = torch.sigmoid((z - 30) / 6) * torch.sigmoid((y + 60) / 8)
     sylvian = torch.exp(-(((x.abs() - 46) / 13) ** 2) - ((y - 2) / 24) ** 2 - ((z + 0) / 14) ** 2)

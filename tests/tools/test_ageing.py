@@ -1,5 +1,7 @@
 """Each sign of age in a simulated head has its size, lies where it should, and moves the right way at fixed volumes."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -72,16 +74,21 @@ def test_thinning_moves_the_border_to_white_matter_only():
     assert thin[:, :3] == pytest.approx(tissue[:, :3], abs=1e-5) and torch.equal(thin[2:], tissue[2:])
 
 
-def test_sulci_widen_where_their_sign_says():
+@pytest.mark.parametrize(
+    ("sign", "place", "elsewhere"),
+    [
+        ("superior_sulci", lambda x, y, z: (z > 50) & (y > -20), lambda x, y, z: z < 0),
+        ("sylvian_fissures", lambda x, y, z: (abs(abs(x) - 46) < 4) & (abs(y) < 8) & (abs(z) < 5), lambda x, y, z: abs(x) < 8),
+    ],
+)
+def test_sulci_widen_where_their_sign_says(sign, place, elsewhere):
     points_mm = voxel_centres_mm((40, 56, 40), 4)
     logit = 1.5 * torch.randn(points_mm.shape[1:], generator=torch.Generator().manual_seed(2)) - 2
-    plain = Signs(**{**vars(SIGNS), "superior_sulci": 1.2})
-    wide = ageing.widened(logit, torch.ones_like(logit), points_mm, plain)
-    growth = torch.sigmoid(wide) / torch.sigmoid(logit)
-    top = (points_mm[2] > 50) & (points_mm[1] > -20)
-    below = points_mm[2] < 0
-    assert float(torch.sigmoid(wide)[top].sum() / torch.sigmoid(logit)[top].sum()) == pytest.approx(1.2, abs=0.04)
-    assert growth[below] == pytest.approx(1, abs=0.01)
+    wide = torch.sigmoid(ageing.widened(logit, torch.ones_like(logit), points_mm, dataclasses.replace(SIGNS, **{sign: 1.2})))
+    plain = torch.sigmoid(logit)
+    here = place(*points_mm)
+    assert float(wide[here].sum() / plain[here].sum()) == pytest.approx(1.2, abs=0.04)
+    assert (wide / plain)[elsewhere(*points_mm)] == pytest.approx(1, abs=0.01)
 
 
 def test_hypointensities_have_their_volume_and_lie_in_white_matter_beside_the_ventricles_and_in_its_depth():
