@@ -23,7 +23,7 @@ from pathlib import Path
 import yaml
 from monai.bundle import ConfigParser
 from shared import refusals
-from shared.files import atomic, refuse_twice, sha256, write_text
+from shared.files import atomic, read_json, read_tensors, refuse_twice, sha256, write_text
 
 MOST_BYTES = 25_000_000
 CONTENT = {  # folder: the files that it may hold
@@ -55,7 +55,8 @@ def files_of(bundle: Path, weights: Path | None = None) -> dict[str, Path]:
     files = {}
     for folder, patterns in CONTENT.items():
         for path in (bundle / folder).glob("*" if folder == "." else "**/*"):
-            if not path.is_file() or "__pycache__" in path.parts or path.name.startswith("."):
+            hidden = any(part.startswith(".") or part == "__pycache__" for part in path.relative_to(bundle).parts)
+            if hidden or not path.is_file():
                 continue
             if not any(path.match(pattern) for pattern in patterns):
                 raise ValueError(f"{path}: does not belong in a bundle ({folder}: {', '.join(patterns)}). Move or delete it")
@@ -73,8 +74,12 @@ def files_of(bundle: Path, weights: Path | None = None) -> dict[str, Path]:
 def large_files(bundle: Path) -> dict[str, Mapping]:
     """Return the entries of large_files.yml, keyed by path inside the bundle."""
     path = bundle / "large_files.yml"
-    entries = (yaml.safe_load(path.read_text()) or {}).get("large_files", []) if path.is_file() else []
-    return {entry["path"]: entry for entry in entries}
+    try:
+        entries = (yaml.safe_load(path.read_bytes()) or {}).get("large_files", []) if path.is_file() else []
+        return {entry["path"]: entry for entry in entries}
+    except (yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path}: expected YAML with a list large_files, whose entries have a path ({reason})") from error
 
 
 def problems(bundle: Path, files: Mapping[str, Path]) -> Iterator[str]:
@@ -92,14 +97,25 @@ def problems(bundle: Path, files: Mapping[str, Path]) -> Iterator[str]:
         kind = listed.get(name, {}).get("hash_type")
         if kind and hashlib.new(kind, path.read_bytes()).hexdigest() != listed[name].get("hash_val"):
             yield f"{name} is not the file that large_files.yml names: its {kind} differs"
+        try:
+            if path.suffix == ".pt":
+                read_tensors(path)  # for example a pointer of Git LFS has the name, but not the weights
+                continue
+            text = "" if path.suffix == ".png" else path.read_text(encoding="utf-8")
+        except ValueError as error:
+            yield f"{name}: {error}"
+            continue
         if path.suffix in {".json", ".py", ".conf", ".yml"}:
-            for found in ABSOLUTE_PATH.findall(path.read_text(encoding="utf-8")):
+            for found in ABSOLUTE_PATH.findall(text):
                 yield f"{name} names a place on one computer: {found}"
         if name.startswith("configs/") and name.endswith(".json"):
             yield from config_problems(name, path, files)
-    yield from metadata_problems(json.loads(files["configs/metadata.json"].read_text(encoding="utf-8")))
+    try:
+        yield from metadata_problems(read_json(files["configs/metadata.json"]))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        yield f"configs/metadata.json is not as the zoo describes it: {error}"
     if "docs/README.md" in files:
-        headings = re.findall(r"^## (.+)$", files["docs/README.md"].read_text(encoding="utf-8"), re.MULTILINE)
+        headings = re.findall(r"^## (.+)$", files["docs/README.md"].read_text("utf-8", errors="replace"), re.MULTILINE)
         if absent := [heading for heading in HEADINGS if heading not in headings]:
             yield f"docs/README.md lacks the headings {', '.join(absent)}"
 
@@ -113,8 +129,8 @@ def metadata_problems(metadata: Mapping) -> Iterator[str]:
         yield f"configs/metadata.json: version {metadata['version']} is not in the changelog"
     versions = {name: metadata[f"{name}_version"] for name in ("monai", "pytorch", "numpy")}
     for name, version in {"version": metadata["version"], **versions, **metadata["required_packages_version"]}.items():
-        if not VERSION.fullmatch(version):
-            yield f"configs/metadata.json: {name} {version!r} is not one exact version"
+        if not (isinstance(version, str) and VERSION.fullmatch(version)):
+            yield f'configs/metadata.json: {name} {version!r} is not one exact version in text, such as "0.1.0"'
     tensors = metadata["network_data_format"]
     if list(tensors["inputs"])[:1] != ["image"] or list(tensors["outputs"])[:1] != ["pred"]:
         yield "configs/metadata.json: the first input must be called image, the first output pred"

@@ -18,10 +18,12 @@ import publish_bundle
 import pytest
 import tiny
 import tiny_spade
+import torch
 from monai.bundle import run
 from tiny_bundles import BUNDLES, LDM, REQUEST, SPADE, copy_bundle
 
 OTHERS = ("models/resume/diffusion.pt", "models/other.pt", "eval/picture.png", "cache/latent.npy", "scripts/__pycache__/a.pyc")
+OTHERS += ("scripts/.ipynb_checkpoints/a-checkpoint.py",)
 REQUEST_IN_TWO_STEPS = REQUEST | {"steps": 2}
 
 
@@ -62,7 +64,7 @@ def test_a_release_holds_the_bundle_and_nothing_that_runs_leave(bundle):
     assert {"LICENSE", "large_files.yml", "configs/train.json", "scripts/__init__.py", "docs/README.md"} <= inside
     assert {name for name in inside if name.startswith("models/")} == {"models/model.pt", "models/autoencoder.pt"}
     assert inside.isdisjoint(OTHERS)
-    code = {path.relative_to(bundle).as_posix() for path in (bundle / "scripts").rglob("*.py")}
+    code = {path.relative_to(bundle).as_posix() for path in (bundle / "scripts").rglob("*.py")} - set(OTHERS)
     assert code and {name for name in inside if name.endswith(".py")} == code
     with zipfile.ZipFile(path) as archive:
         assert archive.read("brain_ldm_bundle/LICENSE") == (bundle / "LICENSE").read_bytes()
@@ -82,7 +84,7 @@ def test_the_same_content_gives_the_same_bytes(bundle):
 
 
 def test_without_weights_only_those_of_the_project_go(bundle):
-    (bundle / "models" / "demo_model.pt").write_bytes(b"1")
+    torch.save({}, bundle / "models" / "demo_model.pt")
     path = package_bundle.release(bundle, bundle.parent)
     assert [name for name in names(path) if "/models/" in name] == ["brain_ldm_bundle/models/demo_model.pt"]
 
@@ -103,6 +105,13 @@ def test_without_weights_only_those_of_the_project_go(bundle):
             lambda b: (b / "models/model.pt").write_bytes(bytes(25_000_001)),
             "models/model.pt has 25 MB, but the zoo accepts only 25",
         ),
+        (lambda b: edit(b / "configs/metadata.json", version=1.0), "version 1.0 is not one exact version in text"),
+        (lambda b: edit(b / "configs/metadata.json", required_packages_version=["torch"]), "is not as the zoo describes it"),
+        (lambda b: (b / "configs/metadata.json").write_text("{},"), "configs/metadata.json: Extra data"),
+        (lambda b: (b / "docs/README.md").write_bytes(b"caf\xe9"), "docs/README.md: 'utf-8' codec can't decode"),
+        (lambda b: (b / "large_files.yml").write_text("large_files:\n\t- a"), "expected YAML with a list large_files"),
+        (lambda b: (b / "large_files.yml").write_text("large_files:\n- url: a"), "whose entries have a path ('path')"),
+        (lambda b: (b / "models/model.pt").write_text("version https://git-lfs"), "model.pt: not a file of PyTorch weights"),
         (lambda b: (b / "configs/notes.doc").touch(), "notes.doc: does not belong in a bundle"),
         (lambda b: write(b / "scripts/cellar/notes.doc"), "notes.doc: does not belong in a bundle"),
     ],
