@@ -10,7 +10,6 @@ The command is for demonstrations, tests and research, not for clinical use.
 
 import argparse
 import os
-import shutil
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from functools import lru_cache, partial
 from multiprocessing import get_context
@@ -22,7 +21,7 @@ import pandas as pd
 import torch
 from measurement.output_table import TEMPLATE_ICV_ML
 from shared import mni_box, refusals
-from shared.files import read_json, sha256, write_json, write_text
+from shared.files import read_json, refuse_unwritable, sha256, write_json, write_text
 from shared.image_files import IMAGES, find_files
 from shared.nifti import read_whole, write_nifti
 from shared.problems import of_each
@@ -114,6 +113,12 @@ def source_of(number: int, maps: list[Path]) -> dict[str, str]:
     return {"LabelMap": path.name, "LabelMapSHA256": sha256(path)}
 
 
+def made_before(folder: Path) -> dict[int, dict]:
+    """Return the sidecar of each simulated subject by its number. Participants that were added are left out."""
+    sidecars = {path: read_json(path) for path in find_files(folder, "sub-*/anat/*_T1w.json", (".json",))}
+    return {int(path.name.split("_")[0][4:]): sidecar for path, sidecar in sidecars.items() if "DemoSettings" in sidecar}
+
+
 def is_made(folder: Path, number: int, maps: list[Path]) -> bool:
     """Return whether an earlier run made complete files of a subject, from the same label map."""
     image, dseg, sidecar = subject_files(folder, number)
@@ -180,6 +185,7 @@ def save_image(values: np.ndarray, affine: np.ndarray, path: Path, stored_type) 
 def prepare_folder(folder: Path, settings: dict, label_names: dict[int, str], fresh: bool) -> None:
     """Write the descriptions of the data set, and refuse a folder that holds anything but this cohort."""
     description_path = folder / "dataset_description.json"
+    refuse_unwritable(description_path)
     found = None
     if folder.exists() and any(folder.iterdir()):
         try:
@@ -188,11 +194,12 @@ def prepare_folder(folder: Path, settings: dict, label_names: dict[int, str], fr
             problem = f"{folder} is not empty and was not made by make_demo_data.py. Name an empty folder."
             raise ValueError(problem) from None
     if found and fresh:
-        for sidecar in find_files(folder, "sub-*/anat/*_T1w.json", (".json",)):
-            if "DemoSettings" in read_json(sidecar):  # other files stay
-                name = sidecar.parents[1].name
-                shutil.rmtree(folder / name)
-                shutil.rmtree(folder / "derivatives" / "labels" / name)
+        for number in made_before(folder):
+            for path in subject_files(folder, number):  # other files stay, and so do their folders
+                path.unlink(missing_ok=True)
+                for parent in (path.parent, path.parents[1]):
+                    if parent.is_dir() and not any(parent.iterdir()):
+                        parent.rmdir()
         (folder / "participants.tsv").unlink(missing_ok=True)
     elif found and found != settings:
         differing = [key for key in settings if found.get(key) != settings[key]]
@@ -218,12 +225,12 @@ def prepare_folder(folder: Path, settings: dict, label_names: dict[int, str], fr
 def write_participants(folder: Path, volumes: dict[str, tuple]) -> pd.DataFrame:
     """Write participants.tsv and .json from the sidecars of all complete subjects."""
     rows = []
-    for path in find_files(folder, "sub-*/anat/*_T1w.json", (".json",)):
-        name, sidecar = path.name.split("_")[0], read_json(path)
-        number = int(name[4:]) - 1
+    for number, sidecar in made_before(folder).items():
+        of_split = number - 1
         if "LabelMap" in sidecar:  # all heads of one map have one anatomy, so they belong to one split
-            number = sidecar["DemoSettings"]["labels"].index(sidecar["LabelMap"])
-        rows.append({"participant_id": name, **sidecar["Participant"], "split": SPLIT_BY_LAST_DIGIT[number % 10]})
+            of_split = sidecar["DemoSettings"]["labels"].index(sidecar["LabelMap"])
+        row = {"participant_id": participant_id(number), **sidecar["Participant"]}
+        rows.append(row | {"split": SPLIT_BY_LAST_DIGIT[of_split % 10]})
     table = pd.DataFrame(rows)
     write_json(folder / "participants.json", describe_columns(volumes))
     write_text(folder / "participants.tsv", table.to_csv(sep="\t", index=False, na_rep="n/a"))
@@ -282,7 +289,7 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
 def main(arguments=None) -> None:
     options = parse_arguments(arguments)
     settings = {"version": VERSION, "seed": options.seed, "spacing_mm": options.spacing_mm, "protocol": options.protocol}
-    maps = find_files(options.labels, "*", IMAGES) if options.labels else []
+    maps = find_files(options.labels, "*", IMAGES) if options.labels and options.labels.is_dir() else []
     if maps:
         settings["labels"] = [path.name for path in maps]  # in the order in which they are used
     elif options.labels:

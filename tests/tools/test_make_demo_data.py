@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import bids_validator
 import make_demo_data
@@ -228,6 +229,18 @@ def test_a_folder_with_other_data_is_refused_and_left_alone(tmp_path, fresh):
     with pytest.raises(ValueError, match="was not made by make_demo_data"):
         make_demo_data.make_cohort(tmp_path, 1, SETTINGS, fresh=fresh)
     assert real.read_bytes() == b"a real scan"
+
+
+def test_fresh_deletes_only_what_the_command_made(tmp_path):
+    make_demo_data.make_cohort(tmp_path, 2, SETTINGS)
+    shutil.rmtree(tmp_path / "derivatives")
+    added = [tmp_path / "sub-0001" / "anat" / "sub-0001_FLAIR.nii.gz", tmp_path / "sub-pilot" / "anat" / "sub-pilot_T1w.json"]
+    added[1].parent.mkdir(parents=True)
+    for path in added:
+        path.write_text("{}")
+    table = make_demo_data.make_cohort(tmp_path, 1, SETTINGS | {"seed": 6}, fresh=True)
+    assert list(table["participant_id"]) == ["sub-0001"] and all(path.is_file() for path in added)
+    assert not (tmp_path / "sub-0002").exists()
 
 
 def test_fresh_replaces_a_cohort_of_other_settings(tmp_path):
