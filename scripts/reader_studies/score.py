@@ -78,8 +78,8 @@ def read_results(path: Path, key: pd.DataFrame, partial: bool = False) -> pd.Dat
             problem = f"the rating of item {row.item} must be 1 (very good) to 5 (very poor), got {row.rating!r}"
         elif row.guess not in ("n/a", *KINDS):
             problem = f"the guess on item {row.item} must be real or synthetic, got {row.guess!r}"
-        elif row.seconds != "n/a" and not NUMBER.fullmatch(row.seconds):
-            problem = f"the seconds of item {row.item} must be a number or n/a, got {row.seconds!r}"
+        elif row.seconds != "n/a" and (row.seconds.startswith("-") or not NUMBER.fullmatch(row.seconds)):
+            problem = f"the seconds of item {row.item} must be a number from 0 or n/a, got {row.seconds!r}"
         if problem:
             raise ValueError(f"{path} row {number}: {problem}")
         row_of[row.item] = number
