@@ -33,7 +33,7 @@ from registration.rigid import LPS_TO_RAS, MEASURES, assess, register, to_sitk
 from scipy.linalg import polar
 from shared import mni_box, refusals
 from shared.files import atomic, read_json, refuse_unwritable, sha256, write_json, write_text
-from shared.image_files import find_files
+from shared.image_files import NIFTI, find_files
 from shared.nifti import open_image, read_grey_values, three_sides, write_nifti
 from shared.participants import find_row, read_participants, refuse_given_once, session_of
 from shared.problems import refuse
@@ -48,6 +48,7 @@ README = """T1-weighted scans in MNI space, rigidly registered by prepare_data.p
 The sidecar of each scan states its source, the registration and the intensity that became 1.
 registration.tsv has a quality measure of each registration. failures.tsv says which scans failed, and why.
 """
+OTHER_TABLES = (".csv", ".tsv", ".txt", ".xls", ".xlsx")  # endings of tables that are not called participants.tsv
 PATTERN = "sub-*/**/anat/*_T1w.nii*"
 
 
@@ -71,14 +72,15 @@ def read_scan(path: Path) -> sitk.Image:
 
 
 def read_mask(path: Path, scan: sitk.Image) -> sitk.Image:
-    """Read a brain mask on the grid of its scan, as float32 values 0 and 1."""
+    """Read a brain mask on the grid of its scan, as float32 values 0 and 1. Probabilities from 0.5 count as brain."""
     try:
         mask = read_scan(path)
         if not mask.IsSameImageGeometryAs(scan, 0.01, 0.01):
             raise ValueError("has another grid than the scan")
     except ValueError as error:
         raise ValueError(f"brain mask {path}: {error}") from error
-    mask = sitk.Cast(mask > 0, sitk.sitkFloat32)
+    largest = sitk.GetArrayViewFromImage(mask).max()
+    mask = sitk.Cast(mask > (0.5 if largest <= 1 else 0), sitk.sitkFloat32)  # probabilities, or labels and intensities
     mask.CopyInformation(scan)
     return mask
 
@@ -116,6 +118,9 @@ def scale_intensities(volume: np.ndarray) -> tuple[np.ndarray, float]:
 
 def prepare(scan_path: Path, subject: str, out_dir: Path, settings: dict) -> None:
     """Write `sub-X/anat/sub-X_T1w.nii.gz` and its sidecar. The sidecar comes last: it marks the subject as done."""
+    image_path, sidecar_path = outputs(out_dir, subject)
+    for path in (sidecar_path, image_path):  # a scan that fails now must not leave the image of an earlier one
+        path.unlink(missing_ok=True)
     scan = read_scan(scan_path)
     mask = None
     if settings["mask_suffix"]:
@@ -151,8 +156,6 @@ def prepare(scan_path: Path, subject: str, out_dir: Path, settings: dict) -> Non
     image.set_sform(affine, code="mni")
     image.set_qform(affine, code="mni")
     image.header.set_xyzt_units("mm")
-    image_path, sidecar_path = outputs(out_dir, subject)
-    sidecar_path.unlink(missing_ok=True)  # an interrupted run must not leave the old sidecar with a new image
     write_nifti(image_path, image)
     write_json(sidecar_path, sidecar | {"ImageSHA256": sha256(image_path)})
 
@@ -178,16 +181,16 @@ def find_scans(inputs: list[Path], pattern: str) -> tuple[dict[str, Path], dict[
     table, failures = None, {}
     if len(inputs) == 1 and inputs[0].is_dir():
         for path in find_files(inputs[0], pattern):
-            scans.setdefault(path.relative_to(inputs[0]).parts[0], []).append(path)
+            scans.setdefault(subject_of(path, path.relative_to(inputs[0]).parts[0]), []).append(path)
         if (inputs[0] / "participants.tsv").is_file():
             table, failures = _participants(inputs[0], scans)
+        elif others := [path for path in sorted(inputs[0].glob("[Pp]articipants.*")) if path.suffix.lower() in OTHER_TABLES]:
+            raise ValueError(f"{others[0]}: would be ignored. Save it as participants.tsv, cells separated by tabs")
     else:
         for path in inputs:
             if path.is_dir():
                 raise ValueError(f"{path}: give one BIDS folder, or only files")
-            name = re.match(r"sub-[a-zA-Z0-9]+", path.name)
-            subject = name[0] if name else "sub-" + re.sub(r"[^a-zA-Z0-9]", "", re.sub(r"_T1w$", "", stem(path)))
-            scans.setdefault(subject, []).append(path)
+            scans.setdefault(subject_of(path, path.name), []).append(path)
     if not scans:
         raise FileNotFoundError(f"{inputs[0]}: no file matches {pattern}; is it a BIDS folder? See --pattern")
 
@@ -204,6 +207,16 @@ def find_scans(inputs: list[Path], pattern: str) -> tuple[dict[str, Path], dict[
         elif not paths[0].is_file():
             failures[subject] = f"{paths[0]} is missing"
     return {subject: paths[0] for subject, paths in scans.items() if subject not in failures}, failures, table
+
+
+def subject_of(path: Path, name: str) -> str:
+    """Return the participant "sub-X" from the name of a scan's file, or of its folder. Other names lose what BIDS forbids."""
+    if found := re.match(r"sub-[a-zA-Z0-9+]+(?=$|_.*\.nii)", name):
+        return found[0]
+    label = re.sub(r"[^a-zA-Z0-9]", "", re.sub(r"^sub-|(_T1w)?(\.nii(\.gz)?)?$", "", name))
+    if not label:
+        raise ValueError(f"{path}: its participant cannot be named after {name!r}. Rename it to sub- and letters a-z or digits")
+    return f"sub-{label}"
 
 
 def _participants(folder: Path, scans: Mapping[str, Sequence[Path]]) -> tuple[pd.DataFrame, dict[str, str]]:
@@ -266,14 +279,22 @@ def prepare_all(
         raise FileNotFoundError(f"{inputs[0]}: no such file or folder")
     if inputs[0].resolve() == out_dir.resolve():
         raise ValueError(f"{out_dir}: OUT_DIR must differ from the input")
-    if out_dir.is_file():
+    if out_dir.is_file() or out_dir.name.endswith(NIFTI):
         raise ValueError(f"{out_dir}: OUT_DIR, the last argument, must be a folder")
     if (out_dir / "participants.tsv").exists() and not (out_dir / "registration.tsv").exists():
         raise ValueError(f"{out_dir}: OUT_DIR holds another data set, whose tables would be lost. Name another folder")
     refuse_unwritable(out_dir / "registration.tsv")
+    if mask_suffix in NIFTI or "/" in mask_suffix:
+        raise ValueError(f"--mask_suffix {mask_suffix}: give the end of the names of the masks, such as _mask.nii.gz")
     box(spacing_mm)
     settings = {"spacing_mm": float(spacing_mm), "n4": n4, "mask_suffix": mask_suffix}
     scans, failures, table = find_scans(inputs, pattern)
+    earlier = {path.parts[-3] for path in out_dir.glob("sub-*/anat/*_T1w.json")} - scans.keys() - failures.keys()
+    if earlier:
+        raise ValueError(
+            f"{out_dir}: OUT_DIR holds {', '.join(sorted(earlier)[:5])} of an earlier call, which would lose their rows in "
+            "participants.tsv. Give all scans in one call, name another OUT_DIR, or delete the folders of these subjects"
+        )
     with ThreadPoolExecutor() as pool:
         found = pool.map(lambda subject: reason_to_prepare(scans[subject], subject, out_dir, settings), scans)
         waiting = {subject: reason for subject, reason in zip(scans, found, strict=True) if reason}
@@ -336,11 +357,11 @@ def write_tables(source: Path, out_dir: Path, table: pd.DataFrame, failures: dic
     write_text(out_dir / "README", README)
 
     suspicious = registrations[registrations["suspicious"] != ""]
+    print(f"\n{len(table)} prepared, {len(suspicious)} suspicious, {len(reasons)} failed. {out_dir}")
     if len(suspicious):
         print(f"\nLook at these registrations before training:\n{suspicious.to_string(index=False)}")
     if len(reasons):
         print(f"\nFailed:\n{reasons.to_string(index=False)}")
-    print(f"\n{len(table)} prepared, {len(suspicious)} suspicious, {len(reasons)} failed. {out_dir}")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -276,6 +276,48 @@ def test_brain_mask_removes_all_else_and_files_without_bids_names_get_an_id(raw,
     assert "Ben.nii.gz is missing" in (out_dir / "failures.tsv").read_text()
 
 
+def test_a_mask_may_hold_probabilities_or_intensities(raw, tmp_path):
+    source = raw[0] / "sub-good" / "anat"
+    scan, mask = prepare_data.read_scan(source / "sub-good_T1w.nii.gz"), nib.load(source / "sub-good_T1w_mask.nii.gz")
+    binary = np.asarray(mask.dataobj)
+    for name, values in {"likely": 0.3 + 0.6 * binary, "grey": 200 * binary}.items():
+        nib.save(nib.Nifti1Image(values.astype(np.float32), mask.affine), tmp_path / f"{name}.nii.gz")
+        read = sitk.GetArrayFromImage(prepare_data.read_mask(tmp_path / f"{name}.nii.gz", scan))
+        assert set(np.unique(read)) == {0, 1} and read.sum() == binary.sum()
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("*.nii.gz", {"sub-IXI002GuysT1", "sub-01"}),
+        ("*/T1.nii.gz", {"sub-patient1", "sub-02old"}),
+        ("sub-02_old/**", {"sub-02old"}),
+    ],
+)
+def test_participants_of_folders_that_are_not_bids_have_names_of_bids(tmp_path, pattern, names):
+    for name in ("IXI002-Guys-T1.nii.gz", "sub-01_T1w.nii.gz", "patient 1/T1.nii.gz", "sub-02_old/T1.nii.gz"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert prepare_data.find_scans([tmp_path], pattern)[0].keys() == names
+
+
+def test_a_second_call_with_other_scans_does_not_lose_the_rows_of_the_first(prepared, raw, tmp_path):
+    out_dir = shutil.copytree(prepared[0], tmp_path / "out")
+    scan = shutil.copy(raw[0] / "sub-good" / "anat" / "sub-good_T1w.nii.gz", tmp_path / "b.nii.gz")
+    with pytest.raises(ValueError, match="OUT_DIR holds sub-good of an earlier call, which would lose their rows"):
+        prepare_data.main([str(scan), str(out_dir), "--spacing_mm", str(SPACING_MM)])
+    assert (out_dir / "participants.tsv").read_text() == (prepared[0] / "participants.tsv").read_text()
+
+
+def test_a_scan_that_fails_now_leaves_no_image_of_an_earlier_one(prepared, raw, tmp_path, capsys):
+    out_dir = shutil.copytree(prepared[0], tmp_path / "out")
+    study = shutil.copytree(raw[0], tmp_path / "raw")
+    (study / "sub-good" / "anat" / "sub-good_T1w.nii.gz").write_bytes(b"broken")
+    assert prepare_data.main([str(study), str(out_dir), "--spacing_mm", str(SPACING_MM)]) == 1
+    assert not list(out_dir.glob("sub-good/**/*.*"))
+    assert capsys.readouterr().out.rstrip().split("\n")[-1].lstrip().startswith("sub-zscored")  # the reasons come last
+
+
 def test_mask_on_another_grid_is_refused(raw, tmp_path):
     scan = prepare_data.read_scan(raw[0] / "sub-good" / "anat" / "sub-good_T1w.nii.gz")
     mask = nib.load(raw[0] / "sub-good" / "anat" / "sub-good_T1w_mask.nii.gz")
@@ -315,11 +357,18 @@ def test_spacing_that_does_not_divide_the_box_is_refused(spacing_mm):
 def test_command_line_refuses_bad_folders_before_work_starts(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "study").mkdir()
+    (tmp_path / "excel").mkdir()
+    (tmp_path / "excel" / "participants.csv").write_text("participant_id,age\n")
     (tmp_path / "study" / "participants.tsv").write_text("participant_id\tage\n")
     for arguments, message in [
         ([tmp_path / "nowhere", tmp_path / "out"], "nowhere: no such file or folder"),
         ([tmp_path / "empty", tmp_path / "empty"], "OUT_DIR must differ"),
         ([tmp_path / "empty", tmp_path / "out"], "no file matches sub-"),
+        ([tmp_path / "empty", tmp_path / "new.nii.gz"], "new.nii.gz: OUT_DIR, the last argument, must be a folder"),
+        ([tmp_path / "empty", tmp_path / "out", "--mask_suffix", ".nii.gz"], "--mask_suffix .nii.gz: give the end of"),
+        ([tmp_path / "empty", tmp_path / "out", "--mask_suffix", "/a"], "--mask_suffix /a: give the end of"),
+        ([tmp_path / "excel", tmp_path / "out"], "participants.csv: would be ignored. Save it as participants.tsv"),
+        ([tmp_path / "\u5f20.nii.gz", "b.nii", tmp_path / "out"], "\u5f20.nii.gz: its participant cannot be named"),
         ([tmp_path / "empty", tmp_path / "study"], "study: OUT_DIR holds another data set, whose tables would be lost"),
     ]:
         with pytest.raises((ValueError, FileNotFoundError), match=message):

@@ -36,7 +36,8 @@ def find_files(
             case only.
     """
     folder = Path(folder)
-    found = sorted({path for path in _files(folder, pattern.split("/"), skipped) if path.name.endswith(endings)})
+    parts = [*pattern.split("/"), *(["*"] if pattern.endswith("**") else [])]
+    found = sorted({path for path in _files(folder, parts, skipped) if path.name.endswith(endings)})
     refuse_twice(found, folder)
     return found
 
