@@ -36,7 +36,11 @@ output="$root/demo"
 fresh=""
 while [ $# -gt 0 ]; do
     case "$1" in
-        --output) [ $# -gt 1 ] || { echo "--output needs a folder" >&2; exit 2; }; output="$2"; shift ;;
+        --output)
+            case "${2:-}" in "" | -*) echo "--output needs a folder, got '${2:-}'" >&2; exit 2 ;; esac
+            output="$2"
+            shift
+            ;;
         --fresh) fresh=yes ;;
         --tiny)
             SUBJECTS=20
@@ -54,7 +58,7 @@ while [ $# -gt 0 ]; do
             COMPONENTS=""
             ;;
         -h | --help) usage; exit 0 ;;
-        *) echo "unknown option: $1" >&2; usage >&2; exit 2 ;;
+        *) usage >&2; echo "unknown option: $1. Give --output DIR, --fresh or --tiny" >&2; exit 2 ;;
     esac
     shift
 done
@@ -79,7 +83,10 @@ if [ -f "$mark" ] && [ "$(cat "$mark")" != "$settings" ]; then
     echo "$output holds a demo with other settings ($(cat "$mark")). Add --fresh to replace it, or --output DIR" >&2
     exit 1
 fi
-mkdir -p "$output"
+if ! mkdir -p "$output"; then
+    echo "$output: this folder cannot be made. Choose another with --output DIR" >&2
+    exit 1
+fi
 output=$(cd "$output" && pwd)
 mark="$output/.made_by_demo"
 if [ ! -f "$mark" ] && ! { echo "*" > "$output/.gitignore" && echo "$settings" > "$mark"; }; then

@@ -159,8 +159,12 @@ def test_a_tiny_demo_is_not_mixed_with_a_whole_one(demo, tmp_path):
 
 
 def test_unknown_options_are_refused_and_help_is_given(demo):
-    process, commands = demo("--fast")
-    assert process.returncode == 2 and "unknown option: --fast" in process.stderr and commands == []
+    for arguments, reason in {
+        ("--fast",): "unknown option: --fast",
+        ("--output", "--fresh"): "needs a folder, got '--fresh'",
+    }.items():
+        process, commands = demo(*arguments)
+        assert process.returncode == 2 and reason in process.stderr.splitlines()[-1] and commands == []
     process, _ = demo("--help")
     assert process.returncode == 0 and "--fresh" in process.stdout
 
