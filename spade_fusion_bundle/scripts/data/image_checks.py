@@ -26,15 +26,15 @@ def check_pairs(
 ) -> list[str]:
     """Check that scan and label map of each pair are readable and on the same grid, and that the map shows a head.
 
-    Return one line for each problem. The identity of each scan that passes is added to its item as "voxels_sha256". The JSON
-    file `cache_file` records pairs that pass.
+    Return one line for each problem. The identities of scan and map are added to the item of each pair that passes, as
+    "voxels_sha256" and "map_sha256". The JSON file `cache_file` records pairs that pass.
     """
     of_table = hashlib.sha256(json.dumps(table.to_dict()).encode()).hexdigest()
     pairs = [[item["image"], *map_files(item["label"])] for item in items]
     check = partial(_check_pair, table=table, partial_maps=partial_maps)
     problems, identities = nifti.check_files(pairs, check, [of_table, partial_maps], READERS, cache_file)
-    for item, identity in zip(items, identities):
-        item["voxels_sha256"] = identity
+    for item, found in zip(items, identities):
+        item["voxels_sha256"], item["map_sha256"] = found or (None, None)
     return problems
 
 
@@ -44,8 +44,8 @@ def map_problems(paths: Sequence[str], table: LabelTable | None = None, partial_
     return nifti.check_files([[path] for path in paths], check, workers=READERS)[0]
 
 
-def _check_pair(image: str, label: str, *_: str, table: LabelTable, partial_maps: bool) -> str:
-    """Return the identity of the scan if scan and map pass all checks."""
+def _check_pair(image: str, label: str, *_: str, table: LabelTable, partial_maps: bool) -> list[str]:
+    """Return the identities of scan and map if they pass all checks."""
     found, problems = [], []
     for path, check in ((image, _open_scan), (label, partial(_open_map, table=table, partial_maps=partial_maps))):
         try:
@@ -54,17 +54,18 @@ def _check_pair(image: str, label: str, *_: str, table: LabelTable, partial_maps
             problems.append(str(error))
     if not problems:
         (scan, identity), label_map = found
+        of_map = voxels_sha256(np.asanyarray(nib.as_closest_canonical(label_map).dataobj))
         remedy = f"the scan {image}. Resample the map to the scan with nearest neighbour"
         if label_map.shape[:3] != scan.shape[:3]:
             problems = [f"{label}: has the shape {label_map.shape[:3]}, not {scan.shape[:3]} as {remedy}"]
         elif np.abs(scan.affine - label_map.affine).max() > AFFINE_TOLERANCE:
             rows, map_rows = (np.round(one.affine[:3], 3).tolist() for one in (scan, label_map))
             problems = [f"{label}: has the affine {map_rows}, not {rows} as {remedy}"]
-        elif voxels_sha256(np.asanyarray(nib.as_closest_canonical(label_map).dataobj)) == identity:
+        elif of_map == identity:
             problems = [f"{image}: has the same voxels as its label map {label}. Give the scan"]
     if problems:
         raise ValueError("\n".join(problems))
-    return identity
+    return [identity, of_map]
 
 
 def _named(check: Callable[[str], object], path: str) -> object:

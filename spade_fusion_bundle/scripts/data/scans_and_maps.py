@@ -54,8 +54,8 @@ def read_dataset(
 
     Returns:
         {"training": [...], "fusion": [...], "validation": [...], "test": [...]} with items {"image": path, "label": path,
-        "participant_id": "sub-X", "voxels_sha256": identity of the scan}; with folds, training items have a "fold", 0 to
-        folds - 1, and "fusion" is empty.
+        "participant_id": "sub-X", "voxels_sha256" and "map_sha256": identities of scan and map}; with folds, training items
+        have a "fold", 0 to folds - 1, and "fusion" is empty.
 
     Raises:
         FileNotFoundError: there is no such data set or datalist.

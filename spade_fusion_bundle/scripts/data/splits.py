@@ -46,7 +46,7 @@ def split_items(
     shares = {split: [] for split in SPLITS}
     for item in items:
         participant = item["participant_id"]
-        item = {key: item[key] for key in ("image", "label", "participant_id", "voxels_sha256")}
+        item = {key: item[key] for key in ("image", "label", "participant_id", "voxels_sha256", "map_sha256")}
         if participant in fold_of:
             item["fold"] = fold_of[participant]
         shares[split_of[participant]].append(item)
@@ -85,9 +85,9 @@ def refuse_too_few(data: Mapping[str, Sequence[dict]], folds: int = 0, world_siz
 
 
 def fingerprint(data: Mapping[str, Sequence[dict]]) -> str:
-    """Hash the names of scans and maps in each split and fold. The hash does not depend on the folder's path."""
+    """Hash names of scans and maps, and the maps' voxels, in each split and fold. The folder's path does not matter."""
     rows = sorted(
-        (split, Path(item["image"]).name, Path(item["label"]).name, item.get("fold", -1))
+        (split, Path(item["image"]).name, Path(item["label"]).name, item["map_sha256"], item.get("fold", -1))
         for split, items in data.items()
         for item in items
     )

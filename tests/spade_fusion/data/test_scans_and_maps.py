@@ -89,7 +89,7 @@ def test_every_scan_is_paired_with_its_own_map(cohort):
     for image, label in found.items():
         own = image.replace("_T1w", "_dseg")
         assert label == (own if "sub-04" in image else own.replace(str(cohort), str(cohort / LABELS)))
-    assert set(shares["training"][0]) == {"image", "label", "participant_id", "voxels_sha256"}
+    assert set(shares["training"][0]) == {"image", "label", "participant_id", "voxels_sha256", "map_sha256"}
 
 
 def test_a_map_of_another_space_or_description_name_is_found(cohort):
@@ -607,9 +607,10 @@ def test_sessions_do_not_count_as_participants_of_the_folds():
 
 
 def test_the_fingerprint_is_of_the_data_and_not_of_their_place():
-    def of(folder="a", label="sub-1_dseg", split="training", **fold):
-        item = {"image": f"/{folder}/sub-1_T1w.nii.gz", "label": f"/{folder}/{label}.nii.gz", **fold}
+    def of(folder="a", label="sub-1_dseg", split="training", **more):
+        item = {"image": f"/{folder}/sub-1_T1w.nii.gz", "label": f"/{folder}/{label}.nii.gz", "map_sha256": "0", **more}
         return fingerprint({"training": [], "fusion": [], split: [item]})
 
     assert of() == of(folder="b")
     assert len({of(), of(label="sub-1_desc-aseg_dseg"), of(split="fusion"), of(fold=0), of(fold=1)}) == 5
+    assert of() != of(map_sha256="1")  # a corrected map; its scan is the same
