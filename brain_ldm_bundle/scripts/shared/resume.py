@@ -63,7 +63,9 @@ class Resume:
             settings = _without_prose(self.settings)
             for name, value in _without_prose(state.get("settings", {})).items():
                 if settings.get(name, value) != value:  # settings of earlier versions that are gone are ignored
-                    raise ValueError(f"{name}: {value}, now {settings[name]}")
+                    hashed = name in ("data", "seen_voxels")
+                    now = "other scans, maps, covariates or splits" if hashed else f"{value}, now {settings[name]}"
+                    raise ValueError(f"{name}: {now}")
             for name, item in sorted(self.objects.items(), key=lambda pair: isinstance(pair[1], LRScheduler)):
                 _restore(item, state[name])  # schedules after their optimisers
             epoch, within, epoch_length = (state[key] for key in ("epoch", "iteration_of_epoch", "epoch_length"))
