@@ -165,3 +165,10 @@ def test_the_origin_of_a_bad_value_is_named(bundle, tmp_path, monkeypatch):
 def test_each_rule_of_a_config_replaces_the_common_one():
     assert rules_of("baselines")["discriminator_channels"] == "list of whole numbers from 1"
     assert rules_of("train")["discriminator_channels"] == "whole number from 1"
+
+
+def test_weights_can_lie_in_a_read_only_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda *_: False)  # root may write everywhere
+    assert fault(rules_of("train")["models_dir"], tmp_path) == f", but {tmp_path} is read-only"
+    for config in ("inference", "evaluate"):
+        assert fault(rules_of(config)["models_dir"], tmp_path) is None
