@@ -6,13 +6,13 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import nibabel as nib
 import torch
 from ldm.data.covariates import CovariateSchema
 from ldm.data.derivative import PROVENANCE, Derivative
 from monai.data import MetaTensor
 from monai.transforms import SaveImage
 from shared import mni_box
+from shared.nifti import read_whole
 
 from .measuring import Case
 
@@ -46,7 +46,7 @@ def cases(size: str, device: torch.device, amp: bool) -> Iterator[Case]:
         files = [derivative.write(request, volume, provenance) for request in requests]
         yield Case(
             f"find {ROWS} written volumes",
-            lambda: [nib.load(file).get_fdata() for file in files],
+            lambda: [read_whole(file) for file in files],
             lambda: [derivative.is_complete(request, provenance) for request in requests],
             "theirs reads the voxels",
             same=False,
