@@ -30,7 +30,7 @@ def dataset_dir(tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(dataset_dir, tmp_path_factory):
     """The folder of the weights of one training."""
-    with entered_bundle("brain_ldm_bundle"):
+    with entered_bundle(tiny.BUNDLE):
         return tiny.train(dataset_dir, tmp_path_factory.mktemp("trained"))
 
 

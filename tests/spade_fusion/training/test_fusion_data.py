@@ -1,4 +1,4 @@
-"""SPADE fusion trains from lists of pairs, which MONAI Label puts into its configuration, as from a BIDS data set."""
+"""The fusion learns from volumes that the generators make for other subjects, of a folder or of the lists of MONAI Label."""
 
 import json
 from functools import partial
@@ -10,13 +10,17 @@ import pytest
 import tiny
 import tiny_spade
 import torch
+from conftest import ROOT
 from ignite.engine import Engine, Events
 from monai.bundle import ConfigParser
+from monai.transforms import Compose
 
+from spade_fusion_bundle.scripts.data.labels import LabelTable
 from spade_fusion_bundle.scripts.data.planes import PLANES
+from spade_fusion_bundle.scripts.data.scans_and_maps import read_dataset
 from spade_fusion_bundle.scripts.model.networks import SpadeFusion, SpadeGenerator
 from spade_fusion_bundle.scripts.model.plane_weights import generator_file
-from spade_fusion_bundle.scripts.training.fusion_data import FusionStart, prepare
+from spade_fusion_bundle.scripts.training.fusion_data import FusionDataset, FusionStart, prepare, with_contrast_of
 
 TRAINING, VALIDATION = "train#dataset#data", "validate#dataset#data"
 
@@ -131,3 +135,125 @@ def test_other_generators_than_the_final_ones_do_not_stay_in_the_network(tmp_pat
         assert torch.equal(ours, theirs)
     assert network.recipe["generators_sha256"].keys() == set(PLANES)
     json.dumps(network.recipe)
+
+
+def test_the_fusion_learns_from_what_generators_of_other_folds_make(dataset_dir, tmp_path):
+    torch.manual_seed(0)
+    table = LabelTable.from_file(ROOT / "spade_fusion_bundle" / "configs" / "labels.json", "demo")
+    recipe = {"labels": table.to_dict(), "spacing_mm": 4.0}
+    generators, models = {}, tmp_path / "models"
+    models.mkdir()
+    for fold in (None, 0, 1):
+        for plane in PLANES:
+            generator = SpadeGenerator(12, ngf=2, hidden=4)
+            torch.nn.init.constant_(generator.to_image.bias, 0.3 * len(generators) - 1)  # another grey for each
+            generator.recipe = recipe | {"plane": plane}
+            generators[plane, fold] = generator.eval()
+            torch.save(generator.state_dict(), generator_file(models, plane, fold))
+    labels = torch.zeros(1, 32, 64, 32, dtype=torch.uint8)
+    labels[:, 4:20, 8:40, 6:30] = 3
+    pair = {"image": torch.rand(1, 32, 64, 32), "label": labels}
+    item = {key: read_dataset(dataset_dir, table)["training"][0][key] for key in ("image", "label")}
+    dataset = FusionDataset(
+        [item | {"fold": 0}, item | {"fold": 1}, item],
+        preprocessing=Compose([lambda item: pair]),
+        network=lambda: SpadeFusion(12, ngf=2, hidden=4, fusion_channels=4, fusion_layers=2),
+        generator=lambda: SpadeGenerator(12, ngf=2, hidden=4),
+        models_dir=models,
+        recipe=recipe,
+        cache_dir=tmp_path / "cache",
+    )
+    dataset.synthesise()
+    for number, fold in enumerate((0, 1, None)):
+        found = dataset[number]
+        with torch.no_grad():
+            axial = generators["axial", fold](labels.movedim(3, 0)).movedim(0, 3) / 2 + 0.5  # (1, X, Y, Z)
+        torch.testing.assert_close(found["volumes"][:1], axial * (labels > 0), atol=2e-3, rtol=0)
+        torch.testing.assert_close(found["image"], pair["image"], atol=1e-3, rtol=0)
+        assert torch.equal(found["label"], (labels > 0).float())
+    assert (dataset[0]["volumes"] - dataset[1]["volumes"]).abs().max() > 0.1
+
+    # Nothing is made twice.
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()}
+    dataset.synthesise()
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()} == before
+
+    (models / "spade_coronal_fold1.pt").unlink()
+    with pytest.raises(FileNotFoundError, match="spade_coronal_fold1.pt.*training_spade --plane coronal --fold 1 --folds K"):
+        dataset.synthesise()
+
+
+def test_a_scan_is_given_the_contrast_of_the_synthetic_volumes_and_keeps_its_structure():
+    """Computed by hand: class 1 is 0.2 too dark, class 2 is right on average, background stays."""
+    classes = torch.tensor([[[[0, 0, 1, 1, 2, 2]]]], dtype=torch.uint8)[0]
+    image = torch.tensor([[[0.0, 0.3, 0.1, 0.3, 0.5, 0.9]]])
+    reference = torch.tensor([[[0.0, 0.0, 0.4, 0.4, 0.7, 0.7]]])
+    found = with_contrast_of(reference, image, classes)
+    torch.testing.assert_close(found, torch.tensor([[[0.0, 0.3, 0.3, 0.5, 0.5, 0.9]]]))
+    assert found.shape == image.shape and found.dtype == image.dtype
+
+
+@pytest.mark.parametrize("match_contrast", [False, True])
+def test_the_fusion_is_shown_the_contrast_that_it_is_told_to(tmp_path, match_contrast):
+    labels = torch.zeros(1, 32, 64, 32, dtype=torch.uint8)
+    labels[:, 4:20, 8:40, 6:30] = 3
+    image = 0.5 + 0.2 * torch.rand(1, 32, 64, 32)
+    torch.manual_seed(0)
+    models, recipe = tmp_path / "models", {"labels": {}, "spacing_mm": 4.0}
+    models.mkdir()
+    for plane in PLANES:
+        generator = SpadeGenerator(12, ngf=2, hidden=4)
+        generator.recipe = recipe | {"plane": plane}
+        torch.save(generator.state_dict(), generator_file(models, plane))
+    for key in ("image", "label"):
+        (tmp_path / key).touch()
+    dataset = FusionDataset(
+        [{key: str(tmp_path / key) for key in ("image", "label")}],
+        preprocessing=Compose([lambda item: {"image": image, "label": labels}]),
+        network=lambda: SpadeFusion(12, ngf=2, hidden=4, fusion_channels=4, fusion_layers=2),
+        generator=lambda: SpadeGenerator(12, ngf=2, hidden=4),
+        models_dir=models,
+        recipe=recipe,
+        cache_dir=tmp_path / "cache",
+        match_contrast=match_contrast,
+    )
+    dataset.synthesise()
+    item, inside = dataset[0], labels == 3
+    contrast = item["volumes"].mean(0, keepdim=True)[inside].mean()
+    assert (abs(item["image"][inside].mean() - contrast) < 1e-3) == match_contrast
+    torch.testing.assert_close(item["image"][~inside], image[~inside], atol=1e-3, rtol=0)
+
+
+def test_each_rank_makes_its_share_whatever_others_have_made_meanwhile(tmp_path):
+    """An early rank once wrote before another looked, and nobody made some of the volumes."""
+    items = [{"image": f"{n}", "label": f"{n}"} for n in range(5)]
+    made = []
+
+    class Recorder(FusionDataset):
+        def file(self, item):
+            return tmp_path / f"{item['image']}.npy"
+
+    recipe = {"labels": {}, "spacing_mm": 1.0}
+    for plane in PLANES:
+        generator = SpadeGenerator(2, ngf=1, hidden=1)
+        generator.recipe = recipe | {"plane": plane}
+        torch.save(generator.state_dict(), tmp_path / f"spade_{plane}.pt")
+
+    def preprocessing(item):
+        made.append(item["image"])
+        return {"image": torch.zeros(1, 32, 32, 32), "label": torch.zeros(1, 32, 32, 32, dtype=torch.uint8)}
+
+    network = {"num_labels": 2, "ngf": 1, "hidden": 1, "fusion_channels": 1}
+    dataset = Recorder(
+        items,
+        preprocessing,
+        network=lambda: SpadeFusion(**network),
+        generator=lambda: SpadeGenerator(2, ngf=1, hidden=1),
+        models_dir=tmp_path,
+        recipe=recipe,
+        cache_dir=tmp_path,
+    )
+    dataset.synthesise(rank=0, world_size=2)
+    assert made == ["0", "2", "4"]
+    dataset.synthesise(rank=1, world_size=2)
+    assert made == ["0", "2", "4", "1", "3"]

@@ -1,10 +1,9 @@
-"""Training writes what synthesis needs, continues after a stop, separates folds, and refuses what cannot work."""
+"""Training writes what synthesis needs, continues after a stop, and refuses what cannot work."""
 
 import json
 import re
 import shutil
 from contextlib import redirect_stdout
-from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -12,21 +11,15 @@ import pytest
 import tiny_spade
 import torch
 from conftest import ROOT, entered_bundle
-from ignite.engine import Engine
 from monai.bundle import ConfigParser
-from monai.transforms import Compose
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from spade_fusion_bundle.scripts.data.labels import LabelTable
 from spade_fusion_bundle.scripts.data.planes import PLANES, collate_slices, to_slices
 from spade_fusion_bundle.scripts.data.scans_and_maps import read_dataset
-from spade_fusion_bundle.scripts.model.networks import SpadeDiscriminator, SpadeFusion, SpadeGenerator, without_spectral_norm
-from spade_fusion_bundle.scripts.model.plane_weights import generator_file, load_generators
+from spade_fusion_bundle.scripts.model.networks import SpadeFusion, SpadeGenerator, without_spectral_norm
+from spade_fusion_bundle.scripts.model.plane_weights import load_generators
 from spade_fusion_bundle.scripts.shared.weights import load_weights, read_recipe
-from spade_fusion_bundle.scripts.training.batch_norm import ReestimateBatchNorm
-from spade_fusion_bundle.scripts.training.fusion_data import FusionDataset, with_contrast_of
-from spade_fusion_bundle.scripts.training.gan_step import spade_step
-from spade_fusion_bundle.scripts.training.learning_rate import linear_decay
 
 RESUME_FILES = {"fusion.pt", *(f"spade_{plane}.pt" for plane in PLANES)}
 
@@ -72,7 +65,7 @@ def dataset_dir(tmp_path_factory):
 def trained(dataset_dir, tmp_path_factory):
     """All stages in one go."""
     folder = tmp_path_factory.mktemp("trained")
-    with entered_bundle("spade_fusion_bundle"), open(folder / "log.txt", "w") as log, redirect_stdout(log):
+    with entered_bundle(tiny_spade.BUNDLE), open(folder / "log.txt", "w") as log, redirect_stdout(log):
         tiny_spade.train(dataset_dir, folder, spade_visits=2, panel_interval=1)
     return folder
 
@@ -168,72 +161,6 @@ def test_the_generators_of_a_run_have_measured_batch_statistics(trained):
     assert tracked == {tiny_spade.SETTINGS["batch_norm_batches"]}
 
 
-@pytest.mark.parametrize("amp", [False, True], ids=["float32", "bfloat16"])
-def test_a_fresh_generator_learns_to_match_features(amp):
-    """The generator trains for twenty steps on the slices of one head."""
-    torch.manual_seed(0)
-    labels = torch.from_numpy(tiny_spade.label_map(mark=1)).long()
-    labels = torch.tensor([0, 1, 2, 2, 3, 3, 4, 4, 5, 6, 6, 7, 7, 8, 8, 9, 10, 11])[labels]  # the table "demo"
-    labels = torch.nn.functional.pad(labels[4:36, :, 4:68], (0, 0, 4, 4))[:, :, 24:40].movedim(2, 0)[:, None]  # (16, 1, 32, 64)
-    image = torch.linspace(0, 1, 12)[torch.randperm(12)][labels]
-    generator, discriminator = SpadeGenerator(12, ngf=4, hidden=8), SpadeDiscriminator(12, ndf=8)
-    state = SimpleNamespace(
-        device=torch.device("cpu"),
-        g_network=generator,
-        d_network=discriminator,
-        g_optimizer=torch.optim.Adam(generator.parameters(), lr=5e-4, betas=(0.0, 0.9)),
-        d_optimizer=torch.optim.SGD(discriminator.parameters(), lr=0.0),  # it does not learn
-    )
-    before = {name: parameter.clone() for name, parameter in generator.named_parameters()}
-    losses = []
-    for step in range(20):
-        rows = torch.arange(4 * step, 4 * step + 4) % 16
-        batch = {"image": image[rows], "label": labels[rows]}
-        (found,) = spade_step(SimpleNamespace(state=state), batch, 10.0, 10.0, 0.0, vgg_loss=None, amp=amp)
-        assert all(np.isfinite(value) for value in found.values())
-        losses.append(found["features"])
-    assert np.mean(losses[-4:]) < 0.8 * np.mean(losses[:4])
-    assert all(not torch.equal(parameter, before[name]) for name, parameter in generator.named_parameters()), "a part rests"
-    assert {parameter.dtype for parameter in (*generator.parameters(), *discriminator.parameters())} == {torch.float32}
-
-
-def test_the_batch_statistics_are_those_of_a_pass_over_slices():
-    """Earlier statistics do not matter: the new ones are means over batches with the present weights."""
-    torch.manual_seed(0)
-    generator = SpadeGenerator(3, ngf=2, hidden=4)
-    batches = [{"label": torch.randint(0, 3, (4, 1, 32, 64), dtype=torch.uint8)} for _ in range(3)]
-    with torch.no_grad():
-        for parameter in generator.parameters():
-            parameter.add_(0.2 * torch.randn(parameter.shape))
-        for batch in batches * 10:
-            generator.train()(batch["label"])  # so that spectral norm has settled, and statistics are of long ago
-        generator.stem.bias.add_(1.0)
-    layer = generator.blocks[0].norm1.base_norm
-    stale = layer.running_mean.clone()
-    weights = {name: parameter.clone() for name, parameter in generator.named_parameters()}
-
-    seen = []
-    hook = layer.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
-    engine = Engine(lambda engine, batch: None)
-    ReestimateBatchNorm(generator, batches, 3, torch.device("cpu")).attach(engine)
-    engine.run([0])
-    hook.remove()
-
-    assert len(seen) == 3 and not generator.training
-    torch.testing.assert_close(layer.running_mean, torch.stack([x.mean((0, 2, 3)) for x in seen]).mean(0), atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(layer.running_var, torch.stack([x.var((0, 2, 3)) for x in seen]).mean(0), atol=1e-5, rtol=1e-4)
-    assert (layer.running_mean - stale).abs().min() > 0.5
-    assert layer.momentum == 0.1
-    assert all(torch.equal(parameter, weights[name]) for name, parameter in generator.named_parameters())
-
-
-def test_statistics_may_take_more_batches_than_an_epoch_has():
-    generator = SpadeGenerator(3, ngf=2, hidden=4)
-    batches = [{"label": torch.zeros(2, 1, 32, 64, dtype=torch.uint8)}]
-    ReestimateBatchNorm(generator, batches, 5, torch.device("cpu"))(None)
-    assert generator.blocks[0].norm1.base_norm.num_batches_tracked == 5
-
-
 def test_training_sees_every_head_upright_in_its_place_whatever_the_files_order(spade_bundle, dataset_dir):
     """The files are LIA, LAS and RAS. Deep grey matter is larger on the right, and lies to the front and top."""
     parser = parsed(dataset_dir)
@@ -287,13 +214,6 @@ def test_slices_of_different_sizes_make_a_batch_with_background_around():
     assert type(batch["label"]) is type(batch["image"]) is torch.Tensor, "MetaTensors are slow, and so are their gradients"
     batch = collate_slices([[large], [large]])
     assert batch["image"].shape == (2, 1, 64, 96)
-
-
-def test_the_learning_rate_falls_linearly_over_the_last_epochs():
-    assert [linear_decay(200, 100)(epoch) for epoch in (0, 100, 150, 199, 200)] == [1, 1, 0.5, 0.01, 0]
-    assert [linear_decay(4, 0)(epoch) for epoch in (0, 3)] == [1, 1]
-    # a short run with the default of a long one: it began at a tenth of the rate
-    assert linear_decay(10, 100)(0) == 1 and linear_decay(10, 100)(5) == 0.5
 
 
 @pytest.mark.slow
@@ -456,125 +376,3 @@ def test_the_generator_of_a_fold_never_sees_its_participants(spade_bundle, datas
         for item in data["training"]:
             assert (marks[item["participant_id"]] in seen) == (item["fold"] != fold), (fold, item["participant_id"])
         assert marks["sub-06"] not in seen, "the validation's"
-
-
-def test_the_fusion_learns_from_what_generators_of_other_folds_make(dataset_dir, tmp_path):
-    torch.manual_seed(0)
-    table = LabelTable.from_file(ROOT / "spade_fusion_bundle" / "configs" / "labels.json", "demo")
-    recipe = {"labels": table.to_dict(), "spacing_mm": 4.0}
-    generators, models = {}, tmp_path / "models"
-    models.mkdir()
-    for fold in (None, 0, 1):
-        for plane in PLANES:
-            generator = SpadeGenerator(12, ngf=2, hidden=4)
-            torch.nn.init.constant_(generator.to_image.bias, 0.3 * len(generators) - 1)  # another grey for each
-            generator.recipe = recipe | {"plane": plane}
-            generators[plane, fold] = generator.eval()
-            torch.save(generator.state_dict(), generator_file(models, plane, fold))
-    labels = torch.zeros(1, 32, 64, 32, dtype=torch.uint8)
-    labels[:, 4:20, 8:40, 6:30] = 3
-    pair = {"image": torch.rand(1, 32, 64, 32), "label": labels}
-    item = {key: read_dataset(dataset_dir, table)["training"][0][key] for key in ("image", "label")}
-    dataset = FusionDataset(
-        [item | {"fold": 0}, item | {"fold": 1}, item],
-        preprocessing=Compose([lambda item: pair]),
-        network=lambda: SpadeFusion(12, ngf=2, hidden=4, fusion_channels=4, fusion_layers=2),
-        generator=lambda: SpadeGenerator(12, ngf=2, hidden=4),
-        models_dir=models,
-        recipe=recipe,
-        cache_dir=tmp_path / "cache",
-    )
-    dataset.synthesise()
-    for number, fold in enumerate((0, 1, None)):
-        found = dataset[number]
-        with torch.no_grad():
-            axial = generators["axial", fold](labels.movedim(3, 0)).movedim(0, 3) / 2 + 0.5  # (1, X, Y, Z)
-        torch.testing.assert_close(found["volumes"][:1], axial * (labels > 0), atol=2e-3, rtol=0)
-        torch.testing.assert_close(found["image"], pair["image"], atol=1e-3, rtol=0)
-        assert torch.equal(found["label"], (labels > 0).float())
-    assert (dataset[0]["volumes"] - dataset[1]["volumes"]).abs().max() > 0.1
-
-    # Nothing is made twice.
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()}
-    dataset.synthesise()
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()} == before
-
-    (models / "spade_coronal_fold1.pt").unlink()
-    with pytest.raises(FileNotFoundError, match="spade_coronal_fold1.pt.*training_spade --plane coronal --fold 1 --folds K"):
-        dataset.synthesise()
-
-
-def test_a_scan_is_given_the_contrast_of_the_synthetic_volumes_and_keeps_its_structure():
-    """Computed by hand: class 1 is 0.2 too dark, class 2 is right on average, background stays."""
-    classes = torch.tensor([[[[0, 0, 1, 1, 2, 2]]]], dtype=torch.uint8)[0]
-    image = torch.tensor([[[0.0, 0.3, 0.1, 0.3, 0.5, 0.9]]])
-    reference = torch.tensor([[[0.0, 0.0, 0.4, 0.4, 0.7, 0.7]]])
-    found = with_contrast_of(reference, image, classes)
-    torch.testing.assert_close(found, torch.tensor([[[0.0, 0.3, 0.3, 0.5, 0.5, 0.9]]]))
-    assert found.shape == image.shape and found.dtype == image.dtype
-
-
-@pytest.mark.parametrize("match_contrast", [False, True])
-def test_the_fusion_is_shown_the_contrast_that_it_is_told_to(tmp_path, match_contrast):
-    labels = torch.zeros(1, 32, 64, 32, dtype=torch.uint8)
-    labels[:, 4:20, 8:40, 6:30] = 3
-    image = 0.5 + 0.2 * torch.rand(1, 32, 64, 32)
-    torch.manual_seed(0)
-    models, recipe = tmp_path / "models", {"labels": {}, "spacing_mm": 4.0}
-    models.mkdir()
-    for plane in PLANES:
-        generator = SpadeGenerator(12, ngf=2, hidden=4)
-        generator.recipe = recipe | {"plane": plane}
-        torch.save(generator.state_dict(), generator_file(models, plane))
-    for key in ("image", "label"):
-        (tmp_path / key).touch()
-    dataset = FusionDataset(
-        [{key: str(tmp_path / key) for key in ("image", "label")}],
-        preprocessing=Compose([lambda item: {"image": image, "label": labels}]),
-        network=lambda: SpadeFusion(12, ngf=2, hidden=4, fusion_channels=4, fusion_layers=2),
-        generator=lambda: SpadeGenerator(12, ngf=2, hidden=4),
-        models_dir=models,
-        recipe=recipe,
-        cache_dir=tmp_path / "cache",
-        match_contrast=match_contrast,
-    )
-    dataset.synthesise()
-    item, inside = dataset[0], labels == 3
-    contrast = item["volumes"].mean(0, keepdim=True)[inside].mean()
-    assert (abs(item["image"][inside].mean() - contrast) < 1e-3) == match_contrast
-    torch.testing.assert_close(item["image"][~inside], image[~inside], atol=1e-3, rtol=0)
-
-
-def test_each_rank_makes_its_share_whatever_others_have_made_meanwhile(tmp_path):
-    """An early rank once wrote before another looked, and nobody made some of the volumes."""
-    items = [{"image": f"{n}", "label": f"{n}"} for n in range(5)]
-    made = []
-
-    class Recorder(FusionDataset):
-        def file(self, item):
-            return tmp_path / f"{item['image']}.npy"
-
-    recipe = {"labels": {}, "spacing_mm": 1.0}
-    for plane in PLANES:
-        generator = SpadeGenerator(2, ngf=1, hidden=1)
-        generator.recipe = recipe | {"plane": plane}
-        torch.save(generator.state_dict(), tmp_path / f"spade_{plane}.pt")
-
-    def preprocessing(item):
-        made.append(item["image"])
-        return {"image": torch.zeros(1, 32, 32, 32), "label": torch.zeros(1, 32, 32, 32, dtype=torch.uint8)}
-
-    network = {"num_labels": 2, "ngf": 1, "hidden": 1, "fusion_channels": 1}
-    dataset = Recorder(
-        items,
-        preprocessing,
-        network=lambda: SpadeFusion(**network),
-        generator=lambda: SpadeGenerator(2, ngf=1, hidden=1),
-        models_dir=tmp_path,
-        recipe=recipe,
-        cache_dir=tmp_path,
-    )
-    dataset.synthesise(rank=0, world_size=2)
-    assert made == ["0", "2", "4"]
-    dataset.synthesise(rank=1, world_size=2)
-    assert made == ["0", "2", "4", "1", "3"]
