@@ -74,7 +74,7 @@ def draw(results: list[dict], title: str, path: Path) -> None:
 
 def main(arguments=None) -> None:
     options = parse_arguments(arguments)
-    refuse_unwritable(options.output)
+    refuse_unwritable(options.output / "benchmark.json")
     device = devices.choose(options.use_device)
     amp = devices.supports_bfloat16(device)
     size = options.size or ("tiny" if options.quick else "published" if device.type == "cuda" else "middle")
