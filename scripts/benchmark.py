@@ -40,7 +40,12 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
     parser.add_argument("--size", choices=list(ldm_cases.SIZES), help="default: published on a GPU, middle on a CPU")
     parser.add_argument("--quick", action="store_true", help="the smallest sizes, each case once")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="only cases whose name contains one of these words")
-    parser.add_argument("--repeats", type=at_least(1), default=3, help="times that each case runs (default: 3)")
+    parser.add_argument(
+        "--repeats",
+        type=at_least(0),
+        default=3,
+        help="runs of each case after the first; 0 takes the first (default: 3)",
+    )
     parser.add_argument("--use_device", default="auto", help="auto, cpu or cuda:N (default: auto)")
     parser.add_argument("--output", type=Path, default=Path("benchmark"), metavar="DIR", help="default: benchmark")
     return parser.parse_args(arguments)
@@ -84,7 +89,7 @@ def main(arguments=None) -> None:
         for case in group.cases(size, device, amp):
             if options.only and not any(word in case.name for word in options.only):
                 continue
-            results.append(meter.compare(case, 1 if options.quick else options.repeats))
+            results.append(meter.compare(case, 0 if options.quick else options.repeats))
             print(f"{case.name}: {results[-1]['ratio']:.2f} times as fast", flush=True)
             del case
             gc.collect()

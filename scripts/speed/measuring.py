@@ -54,40 +54,43 @@ class Meter:
         if self.cuda:
             torch.cuda.synchronize(self.device)
 
-    def peak_gib(self, work: Callable[[], object]) -> float | None:
-        """Return the memory that a call needs at most beyond what is held before, or None where it cannot be measured."""
+    def _peak_gib(self, work: Callable[[], object]) -> tuple[float | None, object]:
+        """Return the memory that a call needs at most beyond what is held before, None if unknown, and the call's result."""
         if self.cuda:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(self.device)
             before = torch.cuda.memory_allocated(self.device)
-            work()
-            return (torch.cuda.max_memory_allocated(self.device) - before) / 2**30
+            result = work()
+            return (torch.cuda.max_memory_allocated(self.device) - before) / 2**30, result
         try:
             CLEAR.write_text("5")
-        except OSError:
-            return None
+        except OSError:  # not Linux
+            return None, work()
         before = _status("VmRSS")
-        work()
-        return max(0, _status("VmHWM") - before) / 2**20
+        result = work()
+        return max(0, _status("VmHWM") - before) / 2**20, result
 
     def compare(self, case: Case, repeats: int) -> dict:
-        """Measure both ways of a case in turns; times are medians."""
+        """Measure both ways of a case in turns; times are medians.
+
+        The first call of each way counts operations and memory, and prepares what later calls reuse. With 0 repeats, its time
+        counts, too.
+        """
         found: dict = {"case": case.name, "comment": case.comment}
-        results = {}
-        for way in ("theirs", "ours"):
+        ways = {"theirs": case.theirs, "ours": case.ours}
+        results, times = {}, {}
+        for way, work in ways.items():
             with FlopCounterMode(display=False) as counter:
-                results[way] = getattr(case, way)()  # the first call also prepares what later calls reuse
+                found[f"{way}_peak_gib"], (seconds, results[way]) = self._peak_gib(lambda work=work: self.seconds(work))
             found[f"{way}_tflop"] = counter.get_total_flops() / 1e12
+            times[way] = [] if repeats else [seconds]
         if case.same:
             ours, theirs = (results[way].float() for way in ("ours", "theirs"))
             found["relative_difference"] = float((ours - theirs).norm() / theirs.norm())
-        del results
-        times: dict[str, list[float]] = {"theirs": [], "ours": []}
-        for way in ("theirs", "ours"):
-            found[f"{way}_peak_gib"] = self.peak_gib(getattr(case, way))
+        results.clear()
         for _ in range(repeats):
-            for way, seconds in times.items():
-                seconds.append(self.seconds(getattr(case, way))[0])
+            for way, work in ways.items():
+                times[way].append(self.seconds(work)[0])
         for way, seconds in times.items():
             found[f"{way}_s"] = statistics.median(seconds)
         found["ratio"] = statistics.median(theirs / ours for theirs, ours in zip(*times.values()))
