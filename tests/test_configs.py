@@ -67,7 +67,8 @@ def test_every_key_of_an_overlay_exists_in_its_base_and_changes_it(bundle, overl
 @pytest.mark.parametrize(("bundle", "name"), WORKFLOWS_OF)
 def test_every_knob_is_used(bundle, name):
     text = path(bundle, name).read_text()
-    used = {reference for reference in re.findall(r"@(\w+)", text)}
+    used = set(re.findall(r"@(\w+)|settings\.content\('(\w+)'\)", text))
+    used = {name for pair in used for name in pair}
     # MONAI reads these itself, or they are what a user runs.
     entry = {"_desc_", "imports", "run", "finalize", "export_def"}
     entry |= {"training", "training_spade", "generating", "editing", "synthesising", "segmenting"}

@@ -30,6 +30,7 @@ class Derivative(BaseDerivative):
         dtype: type of the voxels on disk: "uint8", or "float32" for the model's output without rounding.
         name: name of the data set.
         covariates_are: origin of the covariates, for the table. Reconstructions have the covariates of their scans.
+        verify: whether to read finished volumes to their end before they are left out.
     """
 
     generator, notice, required, mark = "brain_ldm_bundle", NOTICE, PROVENANCE, "Covariates"
@@ -43,12 +44,15 @@ class Derivative(BaseDerivative):
         dtype: str = "uint8",
         name: str = "Synthetic T1-weighted brain MRI",
         covariates_are: str = "requested of the model",
+        verify: bool = False,
     ) -> None:
         self.schema = schema
         self.affine = np.asarray(affine, dtype=float)
         self.shape = tuple(int(n) for n in shape)
         self.covariates_are = covariates_are
-        super().__init__(output_dir, dtype, name)
+        rows = "; ".join(" ".join(f"{value:g}" for value in row) for row in self.affine[:3])
+        self.stored_as = f"{dtype}, {' x '.join(map(str, self.shape))} voxels, affine {rows}"
+        super().__init__(output_dir, dtype, name, verify)
 
     def image_file(self, request: Request) -> Path:
         """Return the path of a request's volume, `output_dir/sub-X/anat/sub-X_T1w.nii.gz`."""
@@ -56,7 +60,8 @@ class Derivative(BaseDerivative):
 
     def is_complete(self, request: Request, provenance: Mapping) -> bool:
         """Check for a complete image with the same covariates, provenance, dtype and grid."""
-        return self._is_made([self.image_file(request)], self._content(request, provenance), self.shape, self.affine)
+        content = self._content(request, provenance)
+        return self._is_made([self.image_file(request)], content, lambda: (self.shape, self.affine))
 
     def write(self, request: Request, volume: ArrayLike, provenance: Mapping) -> Path:
         """Write one volume and its sidecar, and return the path of the image. Existing files are replaced.
@@ -80,7 +85,8 @@ class Derivative(BaseDerivative):
         image.set_qform(self.affine, code="mni")
         image.header.set_xyzt_units("mm")
         self._describe(image.header)
-        self._write(image_file, sidecar, {image_file: image}, _litres(stored, self.affine) < SMALLEST_HEAD_L)
+        stripped = bool(_litres(stored, self.affine) < SMALLEST_HEAD_L)
+        self._write(image_file, {**sidecar, "SkullStripped": stripped}, {image_file: image})
         return image_file
 
     def _content(self, request: Request, provenance: Mapping) -> dict:
@@ -91,12 +97,15 @@ class Derivative(BaseDerivative):
                 covariates[covariate.name]["Units"] = covariate.unit
         return self._sidecar(provenance, Covariates=covariates, SpatialReference=SPACE)
 
+    def _of_participant(self, sidecar: Mapping) -> dict[str, float | str | None]:
+        return {name: entry.get("Value") for name, entry in sidecar["Covariates"].items()}
+
     def _participants(self, made: Mapping[Path, Mapping]) -> tuple[list[Sequence[str]], dict]:
-        made = {image_file.parts[-3]: sidecar["Covariates"] for image_file, sidecar in made.items()}
+        made = {image_file.parts[-3]: covariates for image_file, covariates in made.items()}
         names = self.schema.names + sorted({name for values in made.values() for name in values} - set(self.schema.names))
         lines = [["participant_id", *names]]
         for participant, covariates in made.items():
-            lines.append([participant, *(_cell(covariates.get(name, {}).get("Value")) for name in names)])
+            lines.append([participant, *(_cell(covariates.get(name)) for name in names)])
         columns = {"participant_id": {"Description": "Synthetic subject; its images are not scans"}}
         for covariate in self.schema.covariates:
             column = {"Description": f"{covariate.description} ({self.covariates_are})".strip()}

@@ -16,6 +16,7 @@ from ..data.derivative import Derivative
 from ..model.sampler import row_seed
 from ..shared.background_writer import BackgroundWriter
 from ..shared.overrides import command_line
+from ..shared.team import Team, left_to_make, shard_of
 
 COVARIATES = Path(__file__).resolve().parents[2] / "configs" / "covariates.json"
 
@@ -79,37 +80,72 @@ def read_requests(
     return [schema.request({"participant_id": name} | row)]
 
 
+class Pending(Sequence):
+    """Volumes that are still to make, as items for `request_batch` and `WriteVolumes`.
+
+    An item is {"request", "provenance": with the seed, "context": scaled covariates (1, C)}. The seed of a volume follows from
+    `base_seed` and its participant_id, or the name of its noise.
+    """
+
+    def __init__(self, requests: Sequence[Request], provenance: Mapping, base_seed: int) -> None:
+        self.requests, self.provenance, self.base_seed = requests, provenance, base_seed
+
+    def __len__(self) -> int:
+        return len(self.requests)
+
+    def __getitem__(self, index: int) -> dict:
+        request = self.requests[index]
+        return {
+            "request": request,
+            "provenance": own_provenance(request, self.provenance, self.base_seed),
+            "context": torch.tensor([request.scaled]),
+        }
+
+
+def own_provenance(request: Request, provenance: Mapping, base_seed: int) -> dict:
+    """Add the seed of a volume to the provenance of all."""
+    # An id has no colon, so a noise named "0001" differs from the noise of sub-0001.
+    name = request.participant_id.removeprefix("sub-") if request.noise is None else f"noise:{request.noise}"
+    return {**provenance, "Seed": row_seed(base_seed, name), "BaseSeed": base_seed}
+
+
 def pending(
     requests: Sequence[Request],
     derivative: Derivative,
     provenance: Mapping,
     base_seed: int,
-    rank: int = 0,
-    world_size: int = 1,
-) -> list[dict]:
-    """List the volumes that this process must make. Each request belongs to one process, and complete volumes are skipped.
+    team: Team | None = None,
+    shard: str | None = None,
+) -> Pending:
+    """List the volumes that the processes of a team must make together: those of the shard, without complete ones.
 
-    The seed of a volume follows from `base_seed` and its participant_id, or the name of its noise. An item is {"request",
-    "provenance": with the seed, "context": scaled covariates (1, C)}.
+    Args:
+        requests: volumes of the whole cohort.
+        derivative: data set of the volumes.
+        provenance: entries of every sidecar.
+        base_seed: seed of the run.
+        team: processes that share the work; the first one looks for complete volumes. None: this process is alone.
+        shard: part of the cohort, such as "3/40", see `team.shard_of`; None: all volumes.
     """
-    derivative.refuse_clashes(requests)
-    mine, items = requests[rank::world_size], []
-    for request in mine:
-        # An id has no colon, so a noise named "0001" differs from the noise of sub-0001.
-        name = request.participant_id.removeprefix("sub-") if request.noise is None else f"noise:{request.noise}"
-        own = {**provenance, "Seed": row_seed(base_seed, name), "BaseSeed": base_seed}
-        if not derivative.is_complete(request, own):
-            items.append({"request": request, "provenance": own, "context": torch.tensor([request.scaled])})
-    replaced = [str(file) for item in items if (file := derivative.image_file(item["request"])).exists()]
-    if replaced:
-        logger.warning(
-            f"{len(replaced)} volumes, such as {replaced[0]}, were made for other covariates, settings or weights, or are "
-            f"damaged: they will be replaced. Give another --output_dir to keep them"
+    mine = shard_of(requests, shard)
+
+    def find() -> list[int]:
+        derivative.refuse_clashes(requests)
+        left = left_to_make(
+            mine, lambda request: derivative.is_complete(request, own_provenance(request, provenance, base_seed))
         )
-    logger.info(
-        f"rank {rank}: {len(mine)} of {len(requests)} volumes are this rank's, {len(mine) - len(items)} of them made already"
-    )
-    return items
+        replaced = [str(file) for index in left if (file := derivative.image_file(mine[index])).exists()]
+        if replaced:
+            logger.warning(
+                f"{len(replaced)} volumes, such as {replaced[0]}, were made for other covariates, settings or weights, or are "
+                f"damaged: they will be replaced. Give another --output_dir to keep them"
+            )
+        of_all = "" if shard is None else f" (shard {shard} of {len(requests)})"
+        logger.info(f"{len(left)} of {len(mine)} volumes{of_all} are to be made, {len(mine) - len(left)} are made already")
+        return left
+
+    left = (team or Team()).from_first(find)
+    return Pending([mine[index] for index in left], provenance, base_seed)
 
 
 def request_batch(batch: Sequence[dict], device: torch.device, non_blocking: bool = False, **kwargs) -> tuple:

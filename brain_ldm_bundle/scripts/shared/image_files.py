@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -37,9 +37,9 @@ def find_files(
     """
     folder = Path(folder)
     parts = [*pattern.split("/"), *(["*"] if pattern.endswith("**") else [])]
-    found = sorted({path for path in _files(folder, parts, skipped) if path.name.endswith(endings)})
+    found = [Path(path) for path in _files(os.fspath(folder), [tuple(parts)], skipped) if path.endswith(endings)]
     refuse_twice(found, folder)
-    return found
+    return sorted(found, key=lambda path: path.parts)
 
 
 def find_t1w(folder: str | Path) -> list[Path]:
@@ -69,41 +69,49 @@ def find_in_anat(folder: str | Path, suffix: str) -> list[Path]:
 
 def refuse_twice(paths: Iterable[Path], folder: Path) -> None:
     """Refuse an image with two endings, and names that differ only in case, because many disks cannot hold both."""
-    first, problems = {}, {}
-    for path in sorted(paths):
-        inside = path.relative_to(folder)
-        without_ending = inside.with_name(re.sub(r"\.(nii|nii\.gz|mgz|mgh)$", "", inside.name))
-        for name, own in ((without_ending, inside), *((parent, parent) for parent in inside.parents)):
-            key = Path(str(name).lower())
+    first, problems, seen = {}, {}, set()
+    start = len(os.fspath(folder / "x")) - 1
+    for path in sorted(map(os.fspath, paths)):  # text, because 100,000 paths take seconds so, and minutes as `Path`
+        own = path[start:]
+        key = re.sub(r"\.(nii|nii\.gz|mgz|mgh)$", "", own).lower()
+        while own not in seen:
+            seen.add(own)
             if (other := first.setdefault(key, own)) != own:
                 problems[key] = f"{folder / other} and {folder / own} differ only in ending or case. Keep one, or rename it"
-    refuse([problem for key, problem in problems.items() if not problems.keys() & set(key.parents)])
+            own = os.path.dirname(own)
+            key = own.lower()
+    above = {key: set(map(str, Path(key).parents)) for key in problems}
+    refuse([problem for key, problem in problems.items() if not problems.keys() & above[key]])
 
 
 def _files(
-    folder: Path, pattern: Sequence[str], skipped: Container[str], above: tuple[tuple[int, int], ...] = ()
-) -> Iterator[Path]:
+    folder: str, patterns: Iterable[tuple[str, ...]], skipped: Container[str], above: tuple[str, ...] = ()
+) -> Iterator[str]:
     """Yield the files below a folder that match a pattern, split at "/". A link to a folder `above` is not followed."""
-    entries, status = _entries(folder), os.stat(folder)
-    if (here := (status.st_dev, status.st_ino)) in above:
-        return
-    any_depth = pattern[0] == "**"
-    name, *deeper = pattern[any_depth:]
-    for entry in entries:
+    for entry in _entries(folder):
         if entry.name in skipped:
             continue
-        path, is_folder, matches = Path(entry.path), entry.is_dir(), fnmatchcase(entry.name, name)
-        if not matches and fnmatchcase(entry.name.lower(), name.lower()):
-            raise ValueError(f"{path}: differs from the name {name} in case only. Rename it, so that it is not overlooked")
-        if is_folder and any_depth:
-            yield from _files(path, pattern, skipped, (*above, here))
-        if is_folder and matches and deeper:
-            yield from _files(path, deeper, skipped, (*above, here))
-        elif matches and not (is_folder or deeper):
-            yield path
+        is_folder, found, deeper_patterns = entry.is_dir(), False, set()
+        for pattern in patterns:
+            any_depth = pattern[0] == "**"
+            name, *deeper = pattern[any_depth:]
+            matches = fnmatchcase(entry.name, name)
+            if not matches and fnmatchcase(entry.name.lower(), name.lower()):
+                raise ValueError(
+                    f"{entry.path}: differs from the name {name} in case only. Rename it, so that it is not overlooked"
+                )
+            found = found or matches and not (is_folder or deeper)
+            deeper_patterns |= {pattern} if any_depth else set()
+            deeper_patterns |= {tuple(deeper)} if matches and deeper else set()
+        if found:
+            yield entry.path
+        if is_folder and deeper_patterns:
+            here = (*above, folder)
+            if not (entry.is_symlink() and any(os.path.samefile(entry.path, one) for one in here)):
+                yield from _files(entry.path, deeper_patterns, skipped, here)
 
 
-def _entries(folder: Path) -> list[os.DirEntry]:
+def _entries(folder: str) -> list[os.DirEntry]:
     """Return the sorted content of a folder without hidden files."""
     try:
         with os.scandir(folder) as content:
@@ -115,7 +123,7 @@ def _entries(folder: Path) -> list[os.DirEntry]:
             f"{folder}: this folder cannot be read ({error.strerror}). Give access to it, or remove it"
         ) from error
     for entry in entries:
-        if re.fullmatch(r"(sub|ses)-[^.]*|anat", entry.name) and entry.is_symlink() and not os.path.exists(entry.path):
+        if entry.is_symlink() and re.fullmatch(r"(sub|ses)-[^.]*|anat", entry.name) and not os.path.exists(entry.path):
             target = os.readlink(entry.path)
             raise FileNotFoundError(f"{entry.path}: this is a link to {target}, which does not exist. Mend or remove the link")
     return entries

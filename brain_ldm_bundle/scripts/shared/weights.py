@@ -51,8 +51,7 @@ def load_weights(
             first such keys.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such weights file." + (f" Make it with: {made_by}" if made_by else ""))
+    refuse_missing(path, made_by)
     settings_are = "channels and levels of the network, number of covariates, label table"
     remedy = f"Use the settings that the file was trained with ({settings_are})"
     found = _fitting(network, read_state(path), path, remedy)
@@ -67,6 +66,12 @@ def load_weights(
         refuse_other_settings(settings, recipe or getattr(network, "implied_recipe", {}), path)
     network.load_state_dict(found)
     return network
+
+
+def refuse_missing(path: str | Path, made_by: str = "") -> None:
+    """Refuse a file of weights that does not exist, and name the command that makes it."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such weights file." + (f" Make it with: {made_by}" if made_by else ""))
 
 
 def network_of(make: Callable[..., torch.nn.Module], key: str, path: str | Path, **more) -> torch.nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,11 +11,13 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..shared.base_derivative import BaseDerivative
-from ..shared.files import write_json, write_text
+from ..shared.files import sha256, write_json, write_text
 from ..shared.nifti import named, open_image
 from .labels import LabelTable
+from .map_reader import map_files
 
 GENERATOR = "spade_fusion_bundle"
+MAP_FILES = "LabelMapFiles"  # key of a sidecar: size and date of the label map's files, so that the map is not read again
 
 # Header entries of a volume's position. They are copied exactly, because a quaternion from the affine differs slightly.
 GEOMETRY = ("pixdim", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x",
@@ -39,6 +42,7 @@ class Derivative(BaseDerivative):
         output_dir: folder that is new, empty, or written by an earlier run.
         table: label table of the maps.
         dtype: type of the voxels on disk: "uint8", or "float32" for the model's output without rounding.
+        verify: whether to read finished images to their end before they are left out.
 
     Raises:
         ValueError: the folder holds another data set or maps of another table, or is a file, or the dtype is unknown.
@@ -48,9 +52,9 @@ class Derivative(BaseDerivative):
     notice = "Synthetic image, made from a label map by a generative model. Not a scan. For research, not for clinical use."
     required = ("LabelMap", "LabelMapSHA256", "Variant", "DeformationMm", "Seed", "WeightsSHA256")
 
-    def __init__(self, output_dir: str | Path, table: LabelTable, dtype: str = "uint8") -> None:
-        self.table = table
-        super().__init__(output_dir, dtype, "Synthetic T1-weighted brain MRI from label maps")
+    def __init__(self, output_dir: str | Path, table: LabelTable, dtype: str = "uint8", verify: bool = False) -> None:
+        self.table, self.stored_as = table, f"{dtype}, on the grid of the label map"
+        super().__init__(output_dir, dtype, "Synthetic T1-weighted brain MRI from label maps", verify)
 
     def image_file(self, row: Mapping) -> Path:
         """Return the path of a row's image, `output_dir/sub-X/[ses-Y/]anat/sub-X[_ses-Y]_T1w.nii.gz`."""
@@ -59,9 +63,23 @@ class Derivative(BaseDerivative):
 
     def is_complete(self, row: Mapping) -> bool:
         """Check for a complete image and label map on the map's grid, with the same provenance and dtype."""
-        image_file, source = self.image_file(row), _source(row)
-        grid = source.shape[:3], source.affine
-        return self._is_made([image_file, _label_file(image_file)], self._content(row), *grid)
+
+        def grid() -> tuple:
+            source = _source(row)
+            return source.shape[:3], source.affine
+
+        image_file = self.image_file(row)
+        return self._is_made([image_file, _label_file(image_file)], self._content(row), grid)
+
+    def recorded_identity(self, row: Mapping) -> dict | None:
+        """Return what `map_identity` returned when the row's image was made, or None if the map's files have changed since."""
+        made = self._read_sidecar(self.image_file(row)) or {}
+        files = made.get(MAP_FILES)
+        try:
+            same = files is not None and files == map_versions(row["image"])
+        except FileNotFoundError:
+            same = False
+        return {key: made.get(key) for key in ("LabelMapSHA256", "LabelNamesSHA256", MAP_FILES)} if same else None
 
     def write(self, row: Mapping, volume: ArrayLike, labels: ArrayLike) -> Path:
         """Write one image, its label map and its sidecar, and return the path of the image. Existing files are replaced.
@@ -89,18 +107,22 @@ class Derivative(BaseDerivative):
         classes = self.table.classes(labels, str(row["image"]))
         brain = np.isin(classes, self.table.brain)
         stripped = np.count_nonzero((classes > 0) & ~brain) < np.count_nonzero(brain) / 2  # CSF is less, skull and scalp more
-        self._write(image_file, sidecar, {_label_file(image_file): label_map, image_file: image}, stripped)
+        images = {_label_file(image_file): label_map, image_file: image}
+        self._write(image_file, {**sidecar, "SkullStripped": bool(stripped)}, images)
         return image_file
 
     def _content(self, row: Mapping) -> dict:
         own = {"SourceParticipant": row["source_participant_id"], "LabelTable": self.table.name}
         return self._sidecar(row["provenance"], **own)
 
-    def _participants(self, made: Mapping[Path, Mapping]) -> tuple[list[Sequence[str]], dict]:
+    def _of_participant(self, sidecar: Mapping) -> tuple[str, str]:
+        return sidecar.get("SourceParticipant", "n/a"), str(sidecar["Variant"])
+
+    def _participants(self, made: Mapping[Path, tuple[str, str]]) -> tuple[list[Sequence[str]], dict]:
         rows = {}
-        for image_file, sidecar in made.items():
+        for image_file, source_and_variant in made.items():
             participant = image_file.relative_to(self.output_dir).parts[0]
-            rows[participant] = (participant, sidecar.get("SourceParticipant", "n/a"), str(sidecar["Variant"]))
+            rows[participant] = (participant, *source_and_variant)
         columns = {
             "participant_id": "Synthetic subject. Its T1w is not a scan; its anatomy is from the label map",
             "source_participant_id": "Participant of the label map. Keep all subjects of one source in one split",
@@ -134,6 +156,22 @@ class Derivative(BaseDerivative):
     def _dseg_table(self) -> str:
         rows = [("index", "name"), *((str(value), name) for value, name in sorted(self.table.value_names().items()))]
         return "".join("\t".join(row) + "\n" for row in rows)
+
+
+def map_identity(label_map: str) -> dict:
+    """Return the hashes of a map and of the table of its names, which may be missing, and the versions of these files."""
+    file, *names = map_files(label_map)
+    versions = map_versions(label_map)
+    return {
+        "LabelMapSHA256": sha256(file),
+        "LabelNamesSHA256": sha256(names[0]) if names else None,
+        MAP_FILES: versions,
+    }
+
+
+def map_versions(label_map: str) -> dict[str, list[int]]:
+    """Return path, size and date of the files that determine a map."""
+    return {path: [os.stat(path).st_size, os.stat(path).st_mtime_ns] for path in map_files(label_map)}
 
 
 def _source(row: Mapping) -> nib.Nifti1Image:

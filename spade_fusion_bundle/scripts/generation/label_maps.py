@@ -12,22 +12,22 @@ from itertools import product
 from pathlib import Path
 
 from ..data.deformation import refuse_folding
-from ..data.derivative import GENERATOR, Derivative, name_of
+from ..data.derivative import GENERATOR, Derivative, map_identity, name_of
 from ..data.image_checks import map_problems
 from ..data.labels import LabelTable
-from ..data.map_reader import map_files
 from ..data.splits import SPLIT_COLUMN, read_splits
 from ..shared.base_derivative import made_by
-from ..shared.files import is_there, sha256
+from ..shared.files import is_there
 from ..shared.image_files import IMAGES, find_files, find_in_anat
 from ..shared.participants import split_name
 from ..shared.problems import refuse
+from ..shared.team import Team, left_to_make, shard_of
 
 logger = logging.getLogger(__name__)
 
 
 def find_maps(label_maps: str | Path | None, output_dir: str | Path | None = None, split: str | None = None) -> list[dict]:
-    """Find label maps and check their headers.
+    """Find label maps. `pending` checks them.
 
     Args:
         label_maps: NIfTI or FreeSurfer file (.mgz), a folder of such files, a BIDS data set, or a pattern such as
@@ -44,7 +44,7 @@ def find_maps(label_maps: str | Path | None, output_dir: str | Path | None = Non
 
     Raises:
         FileNotFoundError: there is no label map, or none in the split.
-        ValueError: headers are wrong, names clash, or a split is given without participants.tsv.
+        ValueError: names clash, or a split is given without participants.tsv.
     """
     if label_maps is None:
         raise ValueError("no label maps were given. Add --label_maps with a NIfTI file, a folder, or a BIDS data set")
@@ -67,7 +67,7 @@ def find_maps(label_maps: str | Path | None, output_dir: str | Path | None = Non
         )
     if split is not None:
         paths = _of_split(paths, split_name(split))
-    problems, maps = map_problems([str(path) for path in paths]), []
+    problems, maps = [], []
     for path in paths:
         participant, session = _entities(path)
         if participant == "sub-":
@@ -127,49 +127,78 @@ def rows(
     return made
 
 
+class Pending(Sequence):
+    """Rows of the images that are still to make, each with its whole provenance, for `Derivative.write`."""
+
+    def __init__(self, rows: Sequence[Mapping], provenance: Mapping) -> None:
+        self.rows, self.provenance = rows, provenance
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict:
+        row = self.rows[index]
+        return with_provenance(row, map_identity(row["image"]), self.provenance)
+
+    def inputs(self) -> list[dict]:
+        """Make the transforms' input for each row: path of the map, index of the row, and seed of the deformation, if any."""
+        seeds = [row["provenance"]["Seed"] for row in self.rows]
+        inputs = [{"image": row["image"], "row": index} for index, row in enumerate(self.rows)]
+        return [item if seed is None else item | {"deformation_seed": seed} for item, seed in zip(inputs, seeds)]
+
+
+def with_provenance(row: Mapping, identity: Mapping, provenance: Mapping) -> dict:
+    """Complete the provenance of a row by the identity of its map and by the entries of every sidecar."""
+    return {**row, "provenance": {**row["provenance"], **identity, **provenance}}
+
+
 def pending(
     rows: Sequence[Mapping],
     derivative: Derivative,
     table: LabelTable,
     provenance: Mapping,
-    rank: int = 0,
-    world_size: int = 1,
+    team: Team | None = None,
+    shard: str | None = None,
     partial_maps: bool = False,
-) -> list[dict]:
-    """List the images of all `rows` that this process must make, without those that exist, and check their maps.
+) -> Pending:
+    """List the images that the processes of a team must make together: those of the shard, without complete ones.
 
-    `provenance` holds entries of every sidecar, such as WeightsSHA256. Maps that lack most brain structures of the table are
-    refused unless `partial_maps` is True.
+    The maps of these images are checked; the processes share that work.
+
+    Args:
+        rows: images of the whole data set.
+        derivative: data set of the images.
+        table: label table of the maps.
+        provenance: entries of every sidecar, such as WeightsSHA256.
+        team: processes that share the work; the first one looks for complete images. None: this process is alone.
+        shard: part of the data set, such as "3/40", see `team.shard_of`; None: all images.
+        partial_maps: whether to accept maps that lack most brain structures of the table.
     """
-    derivative.refuse_clashes(rows)
-    mine = [
-        {**row, "provenance": {**row["provenance"], **_identity(row["image"]), **provenance}} for row in rows[rank::world_size]
-    ]
-    left = [row for row in mine if not derivative.is_complete(row)]
+    mine, team = shard_of(rows, shard), team or Team()
+
+    def is_made(row: Mapping) -> bool:
+        identity = derivative.recorded_identity(row) or map_identity(row["image"])
+        return derivative.is_complete(with_provenance(row, identity, provenance))
+
+    def find() -> list[int]:
+        derivative.refuse_clashes(rows)
+        return left_to_make(mine, is_made)
+
+    left = [mine[index] for index in team.from_first(find)]
     maps = list(dict.fromkeys(row["image"] for row in left))
-    problems = map_problems(maps, table, partial_maps)
+    found = team.gather(map_problems(maps[team.rank :: team.size], table, partial_maps))
+    problems = [problem for of_one in found for problem in of_one]
     refuse(problems, f"{len(problems)} of {len(maps)} label maps cannot be used:")
-    replaced = [str(file) for row in left if (file := derivative.image_file(row)).exists()]
-    if replaced:
-        logger.warning(
-            f"{len(replaced)} images, such as {replaced[0]}, were made from other label maps, settings or weights, or are "
-            f"damaged: they will be replaced. Give another --output_dir to keep them"
-        )
-    logger.info(f"rank {rank}: {len(mine)} of {len(rows)} images are this rank's, {len(mine) - len(left)} of them made already")
-    return left
-
-
-def inputs(rows: Sequence[Mapping]) -> list[dict]:
-    """Make the transforms' input for each row: path of the map, name of the row, and seed of the deformation, if any."""
-    seeds = [row["provenance"]["Seed"] for row in rows]
-    named = [{"image": row["image"], "name": name_of(row)} for row in rows]
-    return [item if seed is None else item | {"deformation_seed": seed} for item, seed in zip(named, seeds)]
-
-
-def _identity(label_map: str) -> dict[str, str | None]:
-    """Return the hashes of a map and of the table of its names, which may be missing."""
-    file, *names = map_files(label_map)
-    return {"LabelMapSHA256": sha256(file), "LabelNamesSHA256": sha256(names[0]) if names else None}
+    if team.rank == 0:
+        replaced = [str(file) for row in left if (file := derivative.image_file(row)).exists()]
+        if replaced:
+            logger.warning(
+                f"{len(replaced)} images, such as {replaced[0]}, were made from other label maps, settings or weights, or are "
+                f"damaged: they will be replaced. Give another --output_dir to keep them"
+            )
+        of_all = "" if shard is None else f" (shard {shard} of {len(rows)})"
+        logger.info(f"{len(left)} of {len(mine)} images{of_all} are to be made, {len(mine) - len(left)} are made already")
+    return Pending(left, provenance)
 
 
 def _entities(path: Path) -> tuple[str, str | None]:

@@ -10,7 +10,7 @@ from ignite.engine import Engine
 from monai.inferers import Inferer
 from monai.utils import convert_to_dst_type
 
-from ..data.derivative import Derivative, name_of
+from ..data.derivative import Derivative
 from ..shared.background_writer import BackgroundWriter
 from .patch_merging import merge_patches, merge_whole
 
@@ -59,13 +59,13 @@ class Synthesiser(Inferer):
 class WriteImages(BackgroundWriter):
     """Write each image that an evaluator makes, see `BackgroundWriter`.
 
-    The "name" of an item of the batch is the name of its row from `label_maps.pending`.
+    The "row" of an item of the batch is the index of its row in `rows`, which `label_maps.pending` returns.
     """
 
     def __init__(self, derivative: Derivative, rows: Sequence[Mapping]) -> None:
         super().__init__(derivative)
-        self.rows = {name_of(row): row for row in rows}
+        self.rows = rows
 
     def volumes(self, engine: Engine) -> Iterator[tuple[Mapping, torch.Tensor, torch.Tensor]]:
         for item, output in zip(engine.state.batch, engine.state.output):
-            yield self.rows[item["name"]], output["pred"][0], item["dseg"][0].cpu()
+            yield self.rows[int(item["row"])], output["pred"][0], item["dseg"][0].cpu()

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
-from .files import read_json, write_json, write_text
+from .files import read_json, version, write_json, write_text
 from .image_files import find_files, refuse_twice
-from .nifti import open_image, read_whole, write_nifti
+from .nifti import read_whole, write_nifti
 from .tables import write_table
 
 BIDS_VERSION = "1.9.0"
 VOLUMES = "sub-*/**/anat/sub-*_T1w.nii.gz"
-SIZES = "FileSizes"  # key of a sidecar: the size in bytes of each file that belongs to it
+# Keys of a sidecar: type and grid of the image, and the size in bytes of each file that belongs to the sidecar.
+STORED, SIZES = "StoredAs", "FileSizes"
 BUNDLE = Path(__file__).parents[2]
 
 # With a slope of 1/255 in float32, 255 reads back as 1.00000006. With the next smaller slope it reads as 0.99999995.
@@ -33,7 +35,8 @@ INTENSITIES = {
     "All volumes have this scale",
     "float32": "The model's output, clipped to 0 to 1. All volumes have this scale",
 }
-WORDS = {"Description", "IntensityScaling", "SoftwareVersions", "SpatialReference"}  # text that may change between versions
+# Keys of a sidecar that do not say what was made: text that may change between versions, and dates of files.
+WORDS = {"Description", "IntensityScaling", "SoftwareVersions", "SpatialReference", "LabelMapFiles"}
 
 
 def made_by(folder: Path, generator: str) -> bool:
@@ -51,23 +54,30 @@ class BaseDerivative:
         output_dir/dataset_description.json, README, participants.tsv, participants.json
         output_dir/sub-X/[ses-Y/]anat/sub-X[_ses-Y]_T1w.nii.gz, .._T1w.json
 
-    Several processes may write different volumes at once. Each calls `finish` at its end. The sidecar is written last, so an
-    image without a sidecar is incomplete.
+    Several processes may write different volumes at once. The last one calls `finish`, or each does. The sidecar is written
+    last, so an image without a sidecar is incomplete.
 
     A subclass sets `generator` (its name in dataset_description.json), `notice` (the sentence that marks a volume as
-    synthetic), `required` (the keys that the provenance must have) and `mark` (a key that only its own sidecars have). It
-    defines `image_file(row)`, which returns the path of a row's volume, `_readme()`, which returns the text of the README, and
-    `_participants(made)`, which turns the sidecars by path into the lines of participants.tsv and the content of
+    synthetic), `required` (the keys that the provenance must have), `mark` (a key that only its own sidecars have) and
+    `stored_as` (type and grid of the images, in words). It defines `image_file(row)`, which returns the path of a row's volume,
+    `_readme()`, which returns the text of the README, `_of_participant(sidecar)`, which returns what the table needs of a
+    sidecar, and `_participants(made)`, which turns these by path into the lines of participants.tsv and the content of
     participants.json.
+
+    Args:
+        output_dir: folder that is new, empty, or written by an earlier run.
+        dtype: type of the voxels on disk: "uint8", or "float32" for the model's output without rounding.
+        name: name of the data set.
+        verify: whether to read finished volumes to their end before they are left out.
     """
 
-    generator = notice = mark = ""
+    generator = notice = mark = stored_as = ""
     required: Sequence[str] = ()
 
-    def __init__(self, output_dir: str | Path, dtype: str, name: str) -> None:
+    def __init__(self, output_dir: str | Path, dtype: str, name: str, verify: bool = False) -> None:
         if dtype not in INTENSITIES:
             raise ValueError(f"output_dtype must be {' or '.join(INTENSITIES)}, got {dtype!r}")
-        self.output_dir, self.dtype, self.name = Path(output_dir), dtype, name
+        self.output_dir, self.dtype, self.name, self.verify = Path(output_dir), dtype, name, verify
         if self.output_dir.exists() and not self.output_dir.is_dir():
             raise ValueError(f"output_dir {output_dir} is a file. Name a folder, which may be new")
         self._refuse_other_dataset()
@@ -83,43 +93,54 @@ class BaseDerivative:
         Return the names, such as "sub-X", of those `rows` whose volumes the folder lacks.
         """
         self._write_description()
-        folder = os.open(self.output_dir, os.O_RDONLY)
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX)  # so that the last of several ranks lists the volumes of all
-            found = find_files(self.output_dir, VOLUMES)
-            made = {file: sidecar for file in found if (sidecar := self._read_sidecar(file)) is not None}
-            lines, columns = self._participants(made)
-            write_table(self.output_dir / "participants.tsv", lines)
-            write_json(self.output_dir / "participants.json", columns)
-        finally:
-            os.close(folder)
+        table, before, made = self.output_dir / "participants.tsv", (), {}
+        while before != _state(table):  # at first, and if another process wrote the table meanwhile
+            before, made = _state(table), self._made()
+        lines, columns = self._participants(made)
+        write_table(table, lines)
+        write_json(table.with_suffix(".json"), columns)
         files = [self.image_file(row) for row in rows]
         return [file.name.removesuffix("_T1w.nii.gz") for file in files if file not in made]
 
-    def _is_made(self, files: Sequence[Path], sidecar: Mapping, shape: Sequence[int], affine: np.ndarray) -> bool:
-        """Check for complete files on this grid, the first of them an image of this dtype whose sidecar has the same content.
+    def _made(self) -> dict[Path, Any]:
+        """Return what participants.tsv needs of each complete volume in the folder. Whole sidecars would fill the memory."""
+        read = ((file, self._read_sidecar(file)) for file in find_files(self.output_dir, VOLUMES))
+        return {file: self._of_participant(sidecar) for file, sidecar in read if sidecar is not None}
 
-        The voxels of a file are not read if its size is recorded and it is not newer than its sidecar. This saves hours when a
-        large cohort is continued.
+    def _is_made(self, files: Sequence[Path], content: Mapping, grid: Callable[[], tuple]) -> bool:
+        """Check for complete files, the first of them an image whose sidecar has the same content.
+
+        Voxels are not read if the sidecar records type and grid (`stored_as`) and the size of each file, and no file is newer
+        than the sidecar. This saves hours when a large cohort is continued. Otherwise, and with `verify`, the files are read,
+        and must be on the `grid()`, (shape, affine). What was read is recorded, so that a copy with new dates is read once.
         """
-        made, wanted = self._read_sidecar(files[0]), json.loads(json.dumps(sidecar))  # tuples become lists
+        made, wanted = self._read_sidecar(files[0]), json.loads(json.dumps(content))  # tuples become lists
         if made is None or any(made.get(key) != wanted[key] for key in wanted.keys() - WORDS):
             return False
-        written_ns, images = _sidecar_file(files[0]).stat().st_mtime_ns, []
-        for path in files:
-            known = path.name in made.get(SIZES, {}) and path.stat().st_mtime_ns <= written_ns
-            images.append(_read_on_grid(path, shape, affine, known))
-        return all(image is not None for image in images) and images[0].get_data_dtype() == self.dtype
+        sidecar_file, sizes = _sidecar_file(files[0]), made.get(SIZES, {})
+        known = made.get(STORED) == self.stored_as and all(file.name in sizes for file in files)
+        written_ns = os.stat(sidecar_file).st_mtime_ns
+        if known and not self.verify and all(os.stat(file).st_mtime_ns <= written_ns for file in files):
+            return True
+        shape, affine = grid()
+        images = [_read_on_grid(file, shape, affine) for file in files]
+        if any(image is None for image in images) or images[0].get_data_dtype() != self.dtype:
+            return False
+        with suppress(OSError):  # the folder can be read-only
+            write_json(sidecar_file, {**made, **self._record(files)})
+        return True
 
-    def _write(self, image_file: Path, sidecar: Mapping, images: Mapping[Path, nib.Nifti1Image], skull_stripped: bool) -> None:
+    def _write(self, image_file: Path, sidecar: Mapping, images: Mapping[Path, nib.Nifti1Image]) -> None:
         if not (self.output_dir / "dataset_description.json").exists():  # not earlier: a refused run leaves no files
             self._write_description()
         sidecar_file = _sidecar_file(image_file)
         sidecar_file.unlink(missing_ok=True)  # an interrupted write must not leave the old sidecar with a new image
         for path, image in images.items():
             write_nifti(path, image)
-        own = {"SkullStripped": bool(skull_stripped), SIZES: {path.name: path.stat().st_size for path in images}}
-        write_json(sidecar_file, {**sidecar, **own})
+        write_json(sidecar_file, {**sidecar, **self._record(images)})
+
+    def _record(self, files: Iterable[Path]) -> dict:
+        return {STORED: self.stored_as, SIZES: {path.name: path.stat().st_size for path in files}}
 
     def stored(self, row: Mapping, volume: ArrayLike) -> np.ndarray:
         """Clip the intensities of a row's volume and convert them to 8 bits or float32, as they are stored.
@@ -171,12 +192,16 @@ class BaseDerivative:
     def _read_sidecar(self, image_file: Path) -> dict | None:
         """Read the sidecar of an image, or return None if either is missing or cut short, or the sidecar is not ours."""
         try:
-            sidecar = read_json(_sidecar_file(image_file))
-        except (FileNotFoundError, ValueError):
+            sidecar = json.loads(_sidecar_file(image_file).read_bytes())
+            if self.mark not in sidecar:
+                return None
+            for name, size in (sidecar.get(SIZES) or {image_file.name: None}).items():
+                found = os.stat(image_file.with_name(name))
+                if size not in (None, found.st_size):
+                    return None
+        except (FileNotFoundError, NotADirectoryError, ValueError, TypeError, AttributeError):
             return None
-        sizes = {image_file.with_name(name): size for name, size in sidecar.get(SIZES, {}).items()}
-        whole = image_file.is_file() and all(path.is_file() and path.stat().st_size == size for path, size in sizes.items())
-        return sidecar if self.mark in sidecar and whole else None
+        return sidecar
 
     def _refuse_other_dataset(self) -> None:
         # Look for images first: a process that starts at the same time writes the description before any image.
@@ -196,13 +221,18 @@ class BaseDerivative:
         write_text(self.output_dir / "README", f"{self.name}\n\n{self.notice}\n\n{self._readme()}\n{intensities}\n")
 
 
-def _read_on_grid(path: Path, shape: Sequence[int], affine: np.ndarray, only_header: bool) -> nib.Nifti1Image | None:
-    """Read an image or only its header, or return None if it is damaged or on another grid."""
+def _read_on_grid(path: Path, shape: Sequence[int], affine: np.ndarray) -> nib.Nifti1Image | None:
+    """Read an image to its end, or return None if it is damaged or on another grid."""
     try:
-        image = open_image(path) if only_header else read_whole(path)
+        image = read_whole(path)
     except ValueError:
         return None
     return image if image.shape == tuple(shape) and np.allclose(image.affine, affine, atol=1e-3) else None
+
+
+def _state(path: Path) -> tuple | None:
+    """Return what changes if a file is written again, or None if it does not exist."""
+    return version(path)[1:] if path.exists() else None
 
 
 def _sidecar_file(image_file: Path) -> Path:

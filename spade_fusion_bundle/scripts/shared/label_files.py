@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 
 import nibabel as nib
@@ -86,7 +87,7 @@ def find_lookups(path: str | Path) -> list[Path]:
     path = Path(os.path.abspath(path))  # not resolved, because the name of a link counts, not its target's
     entities = set(re.sub(r"\.(nii|nii\.gz|mgz|mgh)$", "", path.name).split("_"))
     for folder in path.parents:
-        names = {table: set(table.stem.split("_")) for table in sorted(folder.glob("*dseg.tsv")) if table.name[0] != "."}
+        names = {table: set(table.stem.split("_")) for table in _tables(folder, os.stat(folder).st_mtime_ns)}
         fitting = {table: len(own) for table, own in names.items() if "dseg" in own and own - {"dseg"} <= entities}
         fitting = {table: count for table, count in fitting.items() if is_there(table)}
         if fitting:
@@ -94,6 +95,12 @@ def find_lookups(path: str | Path) -> list[Path]:
         if not re.fullmatch(r"anat|(sub|ses)-[0-9A-Za-z+]+", folder.name):
             break
     return []
+
+
+@lru_cache
+def _tables(folder: Path, modified_ns: int) -> list[Path]:
+    """Find the tables of names in a folder, which is listed only once: it can hold 100,000 maps."""
+    return sorted(table for table in folder.glob("*dseg.tsv") if table.name[0] != ".")
 
 
 def read_names(path: str | Path) -> dict[int, str]:

@@ -76,6 +76,11 @@ def changed(config: str) -> dict[str, Any]:
     return {name: parser.get_parsed_content(name) for name in rules_of(config) if parser.config.get(name) != base.get(name)}
 
 
+def content(name: str) -> Any:
+    """Evaluate a part of the config that evaluates this call. Unlike `@name`, it is evaluated only when this line runs."""
+    return config_in_use().get_parsed_content(name)
+
+
 def rules_of(config: str) -> dict[str, str]:
     """Return the rule of each setting of a config, such as "number above 0 to 1" or "file or None"."""
     rules = json.loads((CONFIGS / "settings.json").read_text(encoding="utf-8"))

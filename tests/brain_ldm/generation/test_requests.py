@@ -87,11 +87,11 @@ def test_covariates_of_another_schema_are_read_from_the_command_line(monkeypatch
         cohort.given_covariates(schema, {"age": 70}, {"age": 60, "sex": None})
 
 
-def test_every_row_belongs_to_one_rank_and_keeps_its_seed(schema, derivative):
+def test_every_row_belongs_to_one_shard_and_keeps_its_seed(schema, derivative):
     alone = cohort.pending(requests(7), derivative, PROVENANCE, base_seed=5)
-    shared = [cohort.pending(requests(7), derivative, PROVENANCE, 5, rank, 3) for rank in range(3)]
-    seeds = {item["request"].participant_id: item["provenance"]["Seed"] for items in shared for item in items}
-    assert sum(map(len, shared)) == len(seeds) == 7
+    parts = [cohort.pending(requests(7), derivative, PROVENANCE, 5, shard=f"{part}/3") for part in (1, 2, 3)]
+    seeds = {item["request"].participant_id: item["provenance"]["Seed"] for items in parts for item in items}
+    assert [len(items) for items in parts] == [3, 2, 2] and len(seeds) == 7
     assert seeds == {item["request"].participant_id: item["provenance"]["Seed"] for item in alone}
     assert len(set(seeds.values())) == 7
 
@@ -102,8 +102,8 @@ def test_rows_with_the_same_noise_share_a_seed_whichever_others_there_are(schema
     rows = cohort.read_requests(schema, table, {})
     seeds = {
         item["request"].participant_id: item["provenance"]["Seed"]
-        for rank in range(2)
-        for item in cohort.pending(rows, derivative, PROVENANCE, 5, rank, 2)
+        for part in ("1/2", "2/2")
+        for item in cohort.pending(rows, derivative, PROVENANCE, 5, shard=part)
     }
     assert seeds["sub-a"] == seeds["sub-b"]
     assert len(set(seeds.values())) == 4  # sub-1 has another seed than the noise 1
@@ -141,7 +141,7 @@ def test_one_volume_that_is_not_finite_does_not_stop_the_others(schema, derivati
     volumes[1, 0, 0, 0, 0] = torch.nan
     writer, engine = cohort.WriteVolumes(derivative), Engine(lambda engine, batch: {"pred": volumes})
     writer.attach(engine)
-    engine.run([items])
+    engine.run([list(items)])
     assert [derivative.image_file(item["request"]).exists() for item in items] == [True, False, True]
     with pytest.raises(RuntimeError, match="1 volumes were not written, all others were:\nsub-01"):
         writer.report()

@@ -74,18 +74,24 @@ def test_one_process_continues_a_training_of_two(folder, bundle):
     assert torch.load(models / "resume" / "diffusion.pt", weights_only=True)["epoch"] == 3
 
 
-def test_two_processes_make_each_row_once_and_as_one_process_does(folder, bundle):
+def test_two_processes_or_two_shards_make_each_row_once_and_as_one_process_does(folder, bundle):
     table = folder / "requests.tsv"
     rows = [f"sub-{i}\t{45 + 5 * i}\tF\t{20 + 9 * i}\t1500" for i in range(5)]
     table.write_text("\n".join(["participant_id\tage\tsex\tventricles_ml\tbrain_normalised_ml", *rows]) + "\n")
     settings = {"models_dir": str(folder / "models"), "requests": str(table), "use_device": "cpu", "steps": 4, "batch_size": 2}
+    settings |= {"output_dtype": "float32"}
     config_file = "configs/inference.json"
-    output = torchrun(tiny.command("generating", config_file, output_dir=folder / "two", output_dtype="float32", **settings))
-    assert "rank 0: 3 of 5 volumes" in output and "rank 1: 2 of 5 volumes" in output
-    run("generating", config_file=config_file, output_dir=str(folder / "one"), output_dtype="float32", **settings)
-    assert files(folder / "two") == files(folder / "one")
+    output = torchrun(tiny.command("generating", config_file, output_dir=folder / "two", **settings))
+    assert output.count("5 of 5 volumes are to be made") == 1
+    for shard in ("1/2", "2/2"):
+        run("generating", config_file=config_file, output_dir=str(folder / "shards"), shard=shard, **settings)
+    run("generating", config_file=config_file, output_dir=str(folder / "one"), **settings)
+    assert files(folder / "two") == files(folder / "one") == files(folder / "shards")
     images = [name for name in files(folder / "one") if name.endswith(".nii.gz")]
     assert len(images) == 5
     for name in images:
-        one, two = (np.asarray(nib.load(folder / made / name).dataobj) for made in ("one", "two"))
+        one, two, shards = (np.asarray(nib.load(folder / made / name).dataobj) for made in ("one", "two", "shards"))
         np.testing.assert_allclose(two, one, atol=1e-4)
+        np.testing.assert_allclose(shards, one, atol=1e-4)
+    tables = [(folder / made / "participants.tsv").read_text() for made in ("one", "two", "shards")]
+    assert len(set(tables)) == 1

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from spade_fusion_bundle.scripts.data.derivative import Derivative, name_of
+from spade_fusion_bundle.scripts.data.derivative import Derivative, map_identity, name_of
 from spade_fusion_bundle.scripts.data.labels import LabelTable
 
 TABLE = LabelTable.from_file(ROOT / "spade_fusion_bundle" / "configs" / "labels.json", "freesurfer")
@@ -196,10 +196,14 @@ def test_an_image_of_an_earlier_version_counts_as_made(row, volume, labels, out)
 
 
 def test_a_grid_that_changed_under_the_image_makes_it_unmade(row, volume, labels, out):
+    def current():
+        return {**row, "provenance": {**row["provenance"], **map_identity(row["image"])}}
+
     derivative = Derivative(out, TABLE)
-    derivative.write(row, volume, labels)
+    derivative.write(current(), volume, labels)
+    assert derivative.is_complete(current()) and derivative.recorded_identity(row) == map_identity(row["image"])
     nib.save(nib.Nifti1Image(labels.astype(np.uint8), AFFINE @ np.diag([1, 1, 1.5, 1])), row["image"])
-    assert not derivative.is_complete(row)
+    assert not derivative.is_complete(current()) and derivative.recorded_identity(row) is None
 
 
 def test_what_cannot_be_written_leaves_nothing_that_looks_made(row, volume, labels, out):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from phantom_maps import TABLE, grid, phantom, save_map
 
-from spade_fusion_bundle.scripts.data.derivative import Derivative
+from spade_fusion_bundle.scripts.data.derivative import Derivative, map_identity
 from spade_fusion_bundle.scripts.generation import label_maps
 
 
@@ -77,14 +77,15 @@ def test_no_maps_are_a_clear_error(tmp_path):
         label_maps.find_maps(tmp_path / "A.NII.GZ")
 
 
-def test_bad_headers_are_refused_together(tmp_path):
+def test_bad_headers_are_refused_together(tmp_path, derivative):
     ones = np.ones((4, 5, 6), np.uint8)
     save_map(tmp_path / "good.nii.gz", ones, np.eye(4))
     save_map(tmp_path / "four.nii.gz", np.ones((4, 5, 6, 2), np.uint8), np.eye(4))
     save_map(tmp_path / "nowhere.nii.gz", ones, np.eye(4), code=0)
     (tmp_path / "text.nii.gz").write_text("no NIfTI")
-    with pytest.raises(ValueError, match="3 problems with the label maps") as caught:
-        label_maps.find_maps(tmp_path)
+    rows = label_maps.rows(label_maps.find_maps(tmp_path, tmp_path / "out"))
+    with pytest.raises(ValueError, match="3 of 4 label maps cannot be used") as caught:
+        label_maps.pending(rows, derivative, TABLE, {"WeightsSHA256": "ab"}, partial_maps=True)
     for words in (
         r"four.nii.gz: has 4 dimensions",
         "nowhere.nii.gz: has neither a qform nor an sform",
@@ -173,12 +174,29 @@ def derivative(tmp_path):
     return Derivative(tmp_path / "out", TABLE)
 
 
-def test_ranks_share_the_rows_and_make_each_once(maps, derivative):
-    rows = label_maps.rows(maps, variants=3)
-    alone = label_maps.pending(rows, derivative, TABLE, {"WeightsSHA256": "ab"}, partial_maps=True)
-    shared = [label_maps.pending(rows, derivative, TABLE, {"WeightsSHA256": "ab"}, rank, 2, True) for rank in range(2)]
-    assert [len(share) for share in shared] == [5, 4]
-    assert sorted(map(str, shared[0] + shared[1])) == sorted(map(str, alone))
+def test_shards_share_the_rows_and_make_each_once(maps, derivative):
+    rows, given = label_maps.rows(maps, variants=3), (derivative, TABLE, {"WeightsSHA256": "ab"})
+    alone = label_maps.pending(rows, *given, partial_maps=True)
+    shards = [label_maps.pending(rows, *given, shard=shard, partial_maps=True) for shard in ("1/2", "2/2")]
+    assert [len(shard) for shard in shards] == [5, 4]
+    assert sorted(map(str, [*shards[0], *shards[1]])) == sorted(map(str, alone))
+
+
+def test_a_map_is_not_read_again_for_a_finished_image_unless_it_changed(maps, derivative, monkeypatch):
+    def left():
+        pending = label_maps.pending(label_maps.rows(maps), derivative, TABLE, {"WeightsSHA256": "ab"}, partial_maps=True)
+        return [row["participant_id"] for row in pending]
+
+    for row in label_maps.pending(label_maps.rows(maps), derivative, TABLE, {"WeightsSHA256": "ab"}, partial_maps=True):
+        derivative.write(row, np.full((4, 5, 6), 0.5), np.full((4, 5, 6), 3))
+    read = []
+    monkeypatch.setattr(label_maps, "map_identity", lambda path: read.append(path) or map_identity(path))
+    assert left() == [] and not read
+    content = Path(maps[1]["image"]).read_bytes()
+    Path(maps[1]["image"]).write_bytes(content)  # another date, the same content
+    assert left() == [] and read == [maps[1]["image"]]
+    save_map(Path(maps[2]["image"]), np.full((4, 5, 6), 9, np.uint8), np.eye(4))
+    assert left() == ["sub-m2"]
 
 
 def test_finished_rows_are_left_out_until_something_about_them_changes(maps, derivative, caplog):
@@ -188,7 +206,8 @@ def test_finished_rows_are_left_out_until_something_about_them_changes(maps, der
         return [row["participant_id"] for row in pending]
 
     everything = ["sub-m0", "sub-m0v01", "sub-m1", "sub-m1v01", "sub-m2", "sub-m2v01"]
-    for row in label_maps.pending(label_maps.rows(maps, 2), derivative, TABLE, {"WeightsSHA256": "ab"}, partial_maps=True)[1:4]:
+    pending = label_maps.pending(label_maps.rows(maps, 2), derivative, TABLE, {"WeightsSHA256": "ab"}, partial_maps=True)
+    for row in list(pending)[1:4]:
         derivative.write(row, np.full((4, 5, 6), 0.5), np.full((4, 5, 6), 3))
     assert left() == ["sub-m0", "sub-m2", "sub-m2v01"]
     assert not [record for record in caplog.records if record.levelname == "WARNING"]
