@@ -13,7 +13,7 @@ def together(size, work):
     """Call `work(team)` for each of `size` teams that talk to each other; what they return, in the order of ranks."""
     store, teams = HashStore(), [Team() for _ in range(size)]
     for rank, team in enumerate(teams):
-        team.rank, team.size, team.store = rank, size, store
+        team.name, team.rank, team.size, team.store = "team", rank, size, store
     with ThreadPoolExecutor(size) as pool:
         return list(pool.map(work, teams))
 

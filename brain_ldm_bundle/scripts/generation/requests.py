@@ -129,11 +129,12 @@ def pending(
     """
     mine = shard_of(requests, shard)
 
+    def is_made(request: Request) -> bool:
+        return derivative.is_complete(request, own_provenance(request, provenance, base_seed))
+
     def find() -> list[int]:
-        derivative.refuse_clashes(requests)
-        left = left_to_make(
-            mine, lambda request: derivative.is_complete(request, own_provenance(request, provenance, base_seed))
-        )
+        left = left_to_make(mine, is_made, derivative.threads)
+        derivative.refuse_clashes(requests, [mine[index] for index in left])
         replaced = [str(file) for index in left if (file := derivative.image_file(mine[index])).exists()]
         if replaced:
             logger.warning(

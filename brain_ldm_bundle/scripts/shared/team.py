@@ -1,4 +1,4 @@
-"""Let the processes that torchrun started share the rows of a cohort. A process that is done takes more rows."""
+"""Let the processes that torchrun started share work: rows of a cohort, of which a fast process takes more, or one answer."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from itertools import count
 from typing import Any
 
 from torch.distributed import HashStore, rendezvous
@@ -16,16 +17,19 @@ from .base_derivative import BaseDerivative
 from .device import ranks
 
 PATIENCE = timedelta(days=30)  # a process may wait for all volumes of another one; torchrun ends it if another one fails
-BLOCK, THREADS = 1000, 4  # rows that are looked at together, and threads, because a network disk answers slowly
+NUMBERS = count()  # of the teams of this process
+BLOCK = 1000  # rows that are looked at together
 
 
 class Team:
-    """The processes that share a cohort, or one process alone. All of them must call the methods in the same order.
+    """The processes that share a work, or one process alone. All of them must call the methods in the same order.
 
-    They talk through the key-value store of torchrun, so they need no common device and no process group.
+    They talk through the key-value store of torchrun, so they need no common device and no process group, and the wait for
+    another process has no limit. All of them must make their teams in the same order, too.
     """
 
     def __init__(self) -> None:
+        self.name = f"team{next(NUMBERS)}"
         self.rank, self.size = ranks()
         self.store = next(iter(rendezvous("env://")))[0] if self.size > 1 else HashStore()
         self._calls = 0
@@ -54,7 +58,7 @@ class Team:
 
     def _next_key(self) -> str:
         self._calls += 1
-        return f"team/{self._calls}"
+        return f"{self.name}/{self._calls}"
 
     def _get(self, key: str) -> Any:
         self.store.wait([key], PATIENCE)
@@ -92,15 +96,14 @@ def shard_of(rows: Sequence, shard: str | None) -> Sequence:
     return rows[int(part) - 1 :: int(parts)]
 
 
-def left_to_make(rows: Sequence, is_made: Callable[[Any], bool]) -> list[int]:
-    """Return the indices of the rows for which `is_made(row)` is false."""
+def left_to_make(rows: Sequence, is_made: Callable[[Any], bool], threads: int = 1) -> list[int]:
+    """Return the indices of the rows for which `is_made(row)` is false. Threads save time only if whole files are read."""
     left = []
-    with (
-        ThreadPoolExecutor(THREADS) as pool,
-        tqdm(desc="Looking for volumes", total=len(rows), leave=False, disable=None) as bar,
-    ):
+    bar = tqdm(desc="Looking for volumes", total=len(rows), leave=False, disable=None)
+    with ThreadPoolExecutor(threads) as pool, bar:
         for start in range(0, len(rows), BLOCK):
             block = rows[start : start + BLOCK]
-            left += [start + index for index, made in enumerate(pool.map(is_made, block)) if not made]
+            answers = map(is_made, block) if threads == 1 else pool.map(is_made, block)
+            left += [start + index for index, made in enumerate(answers) if not made]
             bar.update(len(block))
     return left

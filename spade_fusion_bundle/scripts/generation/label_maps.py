@@ -181,8 +181,9 @@ def pending(
         return derivative.is_complete(with_provenance(row, identity, provenance))
 
     def find() -> list[int]:
-        derivative.refuse_clashes(rows)
-        return left_to_make(mine, is_made)
+        left = left_to_make(mine, is_made, derivative.threads)
+        derivative.refuse_clashes(rows, [mine[index] for index in left])
+        return left
 
     left = [mine[index] for index in team.from_first(find)]
     maps = list(dict.fromkeys(row["image"] for row in left))

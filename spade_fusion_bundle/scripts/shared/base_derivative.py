@@ -78,14 +78,24 @@ class BaseDerivative:
         if dtype not in INTENSITIES:
             raise ValueError(f"output_dtype must be {' or '.join(INTENSITIES)}, got {dtype!r}")
         self.output_dir, self.dtype, self.name, self.verify = Path(output_dir), dtype, name, verify
+        self.threads = os.cpu_count() if verify else 1  # that look for finished volumes at once
         if self.output_dir.exists() and not self.output_dir.is_dir():
             raise ValueError(f"output_dir {output_dir} is a file. Name a folder, which may be new")
         self._refuse_other_dataset()
 
-    def refuse_clashes(self, rows: Iterable[Mapping]) -> None:
-        """Refuse volumes whose names differ only in case from each other or from volumes in the folder."""
-        made = find_files(self.output_dir, VOLUMES) if self.output_dir.exists() else []
-        refuse_twice({*made, *map(self.image_file, rows)}, self.output_dir)
+    def refuse_clashes(self, rows: Iterable[Mapping], left: Iterable[Mapping] | None = None) -> None:
+        """Refuse volumes whose names differ only in case from each other or from volumes in the folder.
+
+        Only the rows that are `left` to make, by default all, are compared with the folder, which can hold 100,000 volumes.
+        """
+        rows = list(rows)
+        planned = {self.image_file(row) for row in rows}
+        files = (self.image_file(row) for row in (rows if left is None else left))
+        subjects = {file.relative_to(self.output_dir).parts[0].lower() for file in files}
+        with suppress(FileNotFoundError), os.scandir(self.output_dir) as folders:
+            there = [Path(entry.path) for entry in folders if subjects and entry.name.lower() in subjects]
+            planned.update(file for folder in there for file in find_files(folder, VOLUMES.partition("/")[2]))
+        refuse_twice(planned, self.output_dir)
 
     def finish(self, rows: Iterable[Mapping]) -> list[str]:
         """Write participants.tsv and participants.json for all volumes in the folder, of this run and earlier ones.
@@ -114,8 +124,8 @@ class BaseDerivative:
         than the sidecar. This saves hours when a large cohort is continued. Otherwise, and with `verify`, the files are read,
         and must be on the `grid()`, (shape, affine). What was read is recorded, so that a copy with new dates is read once.
         """
-        made, wanted = self._read_sidecar(files[0]), json.loads(json.dumps(content))  # tuples become lists
-        if made is None or any(made.get(key) != wanted[key] for key in wanted.keys() - WORDS):
+        made = self._read_sidecar(files[0])
+        if made is None or not (_has(made, content) or _has(made, json.loads(json.dumps(content)))):  # tuples become lists
             return False
         sidecar_file, sizes = _sidecar_file(files[0]), made.get(SIZES, {})
         known = made.get(STORED) == self.stored_as and all(file.name in sizes for file in files)
@@ -191,12 +201,14 @@ class BaseDerivative:
 
     def _read_sidecar(self, image_file: Path) -> dict | None:
         """Read the sidecar of an image, or return None if either is missing or cut short, or the sidecar is not ours."""
+        path = os.fspath(image_file)  # text, because paths of 100,000 rows take seconds so, and minutes as `Path`
         try:
-            sidecar = json.loads(_sidecar_file(image_file).read_bytes())
+            with open(path.removesuffix(".nii.gz") + ".json", encoding="utf-8") as file:
+                sidecar = json.load(file)
             if self.mark not in sidecar:
                 return None
             for name, size in (sidecar.get(SIZES) or {image_file.name: None}).items():
-                found = os.stat(image_file.with_name(name))
+                found = os.stat(os.path.join(os.path.dirname(path), name))
                 if size not in (None, found.st_size):
                     return None
         except (FileNotFoundError, NotADirectoryError, ValueError, TypeError, AttributeError):
@@ -228,6 +240,10 @@ def _read_on_grid(path: Path, shape: Sequence[int], affine: np.ndarray) -> nib.N
     except ValueError:
         return None
     return image if image.shape == tuple(shape) and np.allclose(image.affine, affine, atol=1e-3) else None
+
+
+def _has(sidecar: Mapping, content: Mapping) -> bool:
+    return all(sidecar.get(key) == value for key, value in content.items() if key not in WORDS)
 
 
 def _state(path: Path) -> tuple | None:
