@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from ignite.engine import Engine, Events
+from ignite.handlers import EMAHandler
 
 from brain_ldm_bundle.scripts.shared.handlers import (
     BestWeights,
@@ -242,6 +243,19 @@ def test_after_a_short_run_the_average_is_of_what_was_learnt_not_of_the_start():
     engine.run([1] * 100, max_epochs=1)
     left = (average.ema_model.weight - network.weight).norm() / (start - network.weight).norm()
     assert left < 0.1  # with a constant momentum it would be 0.99
+
+
+def test_the_average_of_many_tensors_is_the_one_of_ignite():
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 2))
+    engine = Engine(lambda engine, batch: [torch.nn.init.normal_(value) for value in network.parameters()])
+    ours, theirs = MovingAverage(network, momentum=0.9), EMAHandler(network, momentum=0.9)
+    for name, handler in (("ours", ours), ("theirs", theirs)):
+        handler.attach(engine, name)
+    engine.run([1] * 5)
+    for average, expected in zip(ours.ema_model.state_dict().values(), theirs.ema_model.state_dict().values()):
+        torch.testing.assert_close(average, expected, atol=1e-6, rtol=0)
+    assert not torch.equal(ours.ema_model[0].weight, network[0].weight)
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(tmp_path):

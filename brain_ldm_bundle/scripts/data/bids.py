@@ -15,8 +15,9 @@ from ..shared.participants import Row, entity, find_row, session_of
 from ..shared.problems import refuse
 from ..shared.scan_identity import refuse_copies
 from ..shared.tables import is_missing
+from ..shared.team import Team
 from .covariates import CovariateSchema
-from .image_checks import check_images
+from .image_checks import Content, check_images
 from .measured_rows import column_problems, measured_values, read_rows
 
 SPLITS = ("training", "validation", "test")
@@ -71,11 +72,12 @@ def read_dataset(
         items, problems = _bids_items(dataset_dir, schema)
     else:
         items, problems = _datalist_items(Path(datalist), dataset_dir, schema)
-    faults, contents = check_images([item["image"] for item in items], spacing_mm, cache_file)
+    paths = [item["image"] for item in items]
+    faults, contents = Team().from_first(lambda: check_images(paths, spacing_mm, cache_file))
     problems += faults
     refuse(problems, f"{dataset_dir} cannot be used for training yet ({len(problems)} problems):")
     for item in items:
-        item["voxels_sha256"] = contents[item["image"]].voxels_sha256
+        item["voxels_sha256"] = Content(*contents[item["image"]]).voxels_sha256
     data = _split(items, validation_fraction, seed)
     refuse_copies(data, dataset_dir)
     return data

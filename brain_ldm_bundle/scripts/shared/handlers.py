@@ -85,8 +85,11 @@ class MovingAverage(EMAHandler):
     """
 
     def _update_ema_model(self, engine: Engine, name: str) -> None:
-        setattr(engine.state, name, max(self.momentum, 9 / (9 + engine.state.iteration)))
-        super()._update_ema_model(engine, name)
+        momentum = max(self.momentum, 9 / (9 + engine.state.iteration))
+        setattr(engine.state, name, momentum)
+        average, current = ([value.data for value in network.parameters()] for network in (self.ema_model, self.model))
+        torch._foreach_mul_(average, 1 - momentum)  # a few kernels, where ignite starts two for each tensor
+        torch._foreach_add_(average, current, alpha=momentum)
 
 
 class Progress:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from monai.data import Dataset as MonaiDataset
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ..data.covariates import CovariateSchema
@@ -39,6 +40,7 @@ class LatentDataset(Dataset):
     spacing_mm: float
     device: torch.device | str = "cpu"
     amp: bool = False  # encode in bfloat16
+    num_workers: int = 0  # processes that read the scans to encode
 
     def __post_init__(self) -> None:
         self.device = torch.device(self.device)
@@ -63,8 +65,11 @@ class LatentDataset(Dataset):
         self.autoencoder.to(self.device).eval()
         scans = list({self.file(i): i for i in range(len(self))}.values())  # a datalist may name one several times
         todo = [i for i in scans[rank::world_size] if not is_whole_array(self.file(i))]
-        for index in tqdm(todo, desc="encoding", unit="scan", disable=not todo or rank > 0):
-            image = self.transform(self.data[index])["image"][None].to(self.device)  # (1, 1, D, H, W)
+        scans = MonaiDataset([{"image": self.data[i]["image"]} for i in todo], self.transform)
+        images = DataLoader(scans, batch_size=1, num_workers=self.num_workers, pin_memory=self.device.type == "cuda")
+        bar = tqdm(images, desc="encoding", unit="scan", disable=not todo or rank > 0)
+        for index, item in zip(todo, bar, strict=True):
+            image = item["image"].to(self.device, non_blocking=True)  # (1, 1, D, H, W)
             with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.amp):
                 mu, sigma = self.autoencoder.encode(torch.as_tensor(image))
             latent = torch.cat([mu, sigma]).float().cpu().numpy()  # (2, 3, d, h, w)

@@ -23,19 +23,18 @@ AFFINE_TOLERANCE = 1e-3  # mm; such differences come from rounding of quaternion
 
 def check_pairs(
     items: Sequence[dict], table: LabelTable, cache_file: str | Path | None = None, partial_maps: bool = False
-) -> list[str]:
+) -> tuple[list[str], list[list[str] | None]]:
     """Check that scan and label map of each pair are readable and on the same grid, and that the map shows a head.
 
-    Return one line for each problem. The identities of scan and map are added to the item of each pair that passes, as
-    "voxels_sha256" and "map_sha256". The JSON file `cache_file` records pairs that pass.
+    The JSON file `cache_file` records pairs that pass.
+
+    Returns:
+        one line for each problem, and the identities of scan and map of each pair, or None if it has a problem.
     """
     of_table = hashlib.sha256(json.dumps(table.to_dict()).encode()).hexdigest()
     pairs = [[item["image"], *map_files(item["label"])] for item in items]
     check = partial(_check_pair, table=table, partial_maps=partial_maps)
-    problems, identities = nifti.check_files(pairs, check, [of_table, partial_maps], READERS, cache_file)
-    for item, found in zip(items, identities):
-        item["voxels_sha256"], item["map_sha256"] = found or (None, None)
-    return problems
+    return nifti.check_files(pairs, check, [of_table, partial_maps], READERS, cache_file)
 
 
 def map_problems(paths: Sequence[str], table: LabelTable | None = None, partial_maps: bool = False) -> list[str]:

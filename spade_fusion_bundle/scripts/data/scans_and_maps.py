@@ -12,6 +12,7 @@ from ..shared.files import is_there, read_json
 from ..shared.image_files import find_in_anat
 from ..shared.problems import refuse
 from ..shared.scan_identity import refuse_copies
+from ..shared.team import Team
 from .derivative import GENERATOR
 from .image_checks import check_pairs
 from .labels import LabelTable
@@ -73,8 +74,11 @@ def read_dataset(
         items, problems = _bids_items(dataset_dir)
     else:
         items, problems = _datalist_items(datalist, dataset_dir)
-    problems += check_pairs(items, table, cache_file, partial_maps)
+    faults, identities = Team().from_first(lambda: check_pairs(items, table, cache_file, partial_maps))
+    problems += faults
     refuse(problems, f"{dataset_dir} cannot be used for training yet ({len(problems)} problems):")
+    for item, found in zip(items, identities):
+        item["voxels_sha256"], item["map_sha256"] = found
     data = split_items(items, validation_fraction, fusion_fraction, folds, seed)
     refuse_copies(data, dataset_dir)
     return data

@@ -45,8 +45,9 @@ def dataset(scans, weights, tmp_path, **changes):
     return LatentDataset(scans, weights=weights, **(arguments | changes))
 
 
-def test_an_item_is_the_distribution_that_the_encoder_gives(scans, weights, tmp_path):
-    latents = dataset(scans, weights, tmp_path)
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_an_item_is_the_distribution_that_the_encoder_gives(scans, weights, tmp_path, num_workers):
+    latents = dataset(scans, weights, tmp_path, num_workers=num_workers)
     latents.encode()
     mu, sigma = load_weights(autoencoder(), weights).eval().encode(load(scans[3])["image"][None])
     item = latents[3]
@@ -95,7 +96,7 @@ def test_a_scan_that_a_datalist_repeats_is_encoded_once_by_one_rank(scans, weigh
     )
     for rank in (1, 0):
         latents.encode(rank, world_size=2)
-    assert [item["participant_id"] for item in encoded] == ["sub-1", "sub-0"]
+    assert [item["image"] for item in encoded] == [scans[1]["image"], scans[0]["image"]]
     assert len(latents) == 4 and torch.equal(latents[0]["mu"], latents[3]["mu"])
 
 
