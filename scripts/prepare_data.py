@@ -52,11 +52,11 @@ OTHER_TABLES = (".csv", ".tsv", ".txt", ".xls", ".xlsx")  # endings of tables th
 PATTERN = "sub-*/**/anat/*_T1w.nii*"
 
 
-def read_scan(path: Path) -> sitk.Image:
-    """Read a scan in RAS voxel order as float32, with its geometry."""
+def read_scan(path: Path, is_mask: bool = False) -> sitk.Image:
+    """Read a scan, or a brain mask, in RAS voxel order as float32, with its geometry."""
     image = open_image(path)
     shape = three_sides(image.shape)
-    data = read_grey_values(path)
+    data = read_grey_values(path, is_mask)
     affine = image.affine @ nib.orientations.inv_ornt_aff(nib.io_orientation(image.affine), shape)
     spacing_mm = nib.affines.voxel_sizes(affine)
     if spacing_mm.min() < 0.1 or spacing_mm.max() > COARSEST_SPACING_MM:
@@ -74,7 +74,7 @@ def read_scan(path: Path) -> sitk.Image:
 def read_mask(path: Path, scan: sitk.Image) -> sitk.Image:
     """Read a brain mask on the grid of its scan, as float32 values 0 and 1. Probabilities from 0.5 count as brain."""
     try:
-        mask = read_scan(path)
+        mask = read_scan(path, is_mask=True)
         if not mask.IsSameImageGeometryAs(scan, 0.01, 0.01):
             raise ValueError("has another grid than the scan")
     except ValueError as error:

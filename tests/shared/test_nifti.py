@@ -181,6 +181,24 @@ def test_intensities_that_scaling_would_lose_are_refused(path, values, message):
         read_grey_values(path)
 
 
+def labelled(most, noise=0.0):
+    """Cubes of 4 voxels with labels 0 to `most`, in any order, and noise in whole numbers."""
+    rng = np.random.default_rng(2)
+    cubes = rng.integers(0, most + 1, (10, 12, 11)).repeat(4, 0).repeat(4, 1).repeat(4, 2)
+    return (cubes + rng.normal(0, noise, cubes.shape).round()).clip(0).astype(np.int16)
+
+
+@pytest.mark.parametrize("most", [1, 40, 200])
+def test_a_mask_or_label_map_is_no_scan(path, most):
+    path.parent.mkdir()
+    nib.save(nib.Nifti1Image(labelled(most), AFFINE), path)
+    with pytest.raises(ValueError, match="few different values, .* as in a label map or a mask. Give the scan"):
+        read_grey_values(path)
+    assert read_grey_values(path, is_mask=True).max() == most
+    nib.save(nib.Nifti1Image(labelled(most, noise=3.0), AFFINE), path)  # a simulated scan of 8 bits without much contrast
+    assert read_grey_values(path).max() > most
+
+
 @pytest.mark.parametrize(
     "values",
     [

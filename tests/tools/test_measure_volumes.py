@@ -54,7 +54,7 @@ def head(ventricle_mm, spacing_mm=4.0):
         image[inside((0, -18, 14), (half_mm - 6, half_mm + 14, half_mm - 6))] = signal
     for side in (-1, 1):
         image[inside((side * 16, -14, 18), (ventricle_mm, 2.6 * ventricle_mm, ventricle_mm))] = 0.2
-    return image * 600
+    return image * 600 + np.random.default_rng(0).normal(0, 6, image.shape)
 
 
 @pytest.fixture

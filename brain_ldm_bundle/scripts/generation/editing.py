@@ -108,8 +108,6 @@ def edit_file(
     if not Path(image).is_file():
         raise FileNotFoundError(f"image {image}: no such file")
     row, strength, seed = read_request(editor.schema, request)
-    with named(image):
-        read_grey_values(image)
     data = preprocessing({"image": str(image)})
     data["pred"] = editor.edit(data["image"][None].to(device), network, row, strength, seed)[0].cpu()
     volume = postprocessing(data)["pred"]
@@ -128,10 +126,12 @@ def edit_file(
 def _refuse_no_head(inputs: torch.Tensor) -> None:
     meta = getattr(inputs, "meta", {})
     where = meta.get("filename_or_obj", "the image")
-    if isinstance(inputs, MetaTensor) and "original_affine" in meta:
-        shape = [int(side) for side in meta["spatial_shape"]]
-        with named(where):
+    with named(where):
+        if isinstance(inputs, MetaTensor) and "original_affine" in meta:
+            shape = [int(side) for side in meta["spatial_shape"]]
             refuse_elsewhere(shape, torch.as_tensor(meta["original_affine"]).numpy())
+        if Path(where).is_file():
+            read_grey_values(where)
     if not torch.isfinite(inputs).all():
         raise ValueError(f"{where}: has voxels that are NaN or infinite. Replace them, e.g. by 0")
     if inputs.min() == inputs.max():

@@ -138,6 +138,14 @@ def test_images_without_a_head_are_refused():
     assert editor()(far, network, REQUEST | {"strength": 1}).shape == far.shape  # only its grid is taken
 
 
+def test_a_label_map_is_refused_by_the_name_of_its_file(tmp_path):
+    path = tmp_path / "dseg.nii.gz"
+    nib.save(nib.Nifti1Image((np.indices((30, 30, 30)).sum(axis=0) // 20).astype(np.uint8), np.eye(4)), path)
+    given = MetaTensor(image(), meta={"filename_or_obj": str(path)})  # interpolated, so its values no longer tell
+    with pytest.raises(ValueError, match=rf"^{path}: has few different values"):
+        editor()(given, tiny.unet())
+
+
 def test_a_network_without_the_weights_is_refused():
     """MONAI Label runs with random weights if no tensor of the file fits."""
     guarded = editor()
