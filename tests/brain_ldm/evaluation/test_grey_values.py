@@ -33,6 +33,13 @@ def test_the_rim_of_the_head_is_no_background():
     assert intensity_checks(volume, MM)[0]["background"] == 0
 
 
+def test_fine_voxels_have_the_background_of_coarse_ones():
+    volume, _ = head(background=0.04)
+    volume[:, :, 16:] += 0.1  # not the same everywhere
+    fine = volume.repeat(2, 0).repeat(2, 1).repeat(2, 2)
+    assert intensity_checks(fine, 1.0)[0]["background"] == pytest.approx(intensity_checks(volume, 2.0)[0]["background"])
+
+
 def test_the_distance_of_histograms_is_wassersteins():
     a, b = (intensity_checks(head(brightness=value, seed=seed)[0], MM)[1] for value, seed in ((0.4, 0), (0.6, 1)))
     levels = np.arange(256) / 255
