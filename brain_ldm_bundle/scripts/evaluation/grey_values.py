@@ -27,8 +27,8 @@ def intensity_checks(volume: np.ndarray, spacing_mm: float) -> tuple[dict[str, f
 
     Returns:
         three numbers, and the share of each of the 256 levels within the head. `background` is the mean intensity of voxels
-        more than 8 mm from the head, on a grid of 2 mm, or 0 without such voxels. `corners` is the share of voxels above 0 in the eight corners,
-        each a tenth of the axes long. `clipped` is the share of the head's voxels at 1.
+        more than 8 mm from the head, on a grid of 2 mm, or 0 without such voxels. `corners` is the share of voxels above 0 in
+        the eight corners, each a tenth of the axes long. `clipped` is the share of the head's voxels at 1.
     """
     levels = as_stored(volume)
     head = head_mask(levels)
