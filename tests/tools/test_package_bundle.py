@@ -27,14 +27,19 @@ OTHERS += ("scripts/.ipynb_checkpoints/a-checkpoint.py",)
 REQUEST_IN_TWO_STEPS = REQUEST | {"steps": 2}
 
 
-@pytest.fixture
-def bundle(tmp_path):
+@pytest.fixture(scope="module")
+def ready(tmp_path_factory):
     """A copy of a bundle, ready for release, amid what trainings leave behind."""
-    copy = copy_bundle(LDM, tmp_path)
+    copy = copy_bundle(LDM, tmp_path_factory.mktemp("ready"))
     for name in OTHERS:
         (copy / name).parent.mkdir(parents=True, exist_ok=True)
         (copy / name).write_bytes(b"1")
     return copy
+
+
+@pytest.fixture
+def bundle(ready, tmp_path):
+    return shutil.copytree(ready, tmp_path / LDM)
 
 
 def release(bundle: Path, output: str = "dist") -> Path:
