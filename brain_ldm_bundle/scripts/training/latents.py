@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from tqdm import tqdm
 from ..data.covariates import CovariateSchema
 from ..model.networks import Autoencoder, DiffusionUNet
 from ..shared.files import atomic, code_sha256, is_whole_array, sha256, version
-from ..shared.weights import load_weights
+from ..shared.weights import load_weights, read_recipe
 
 
 @dataclass(eq=False)
@@ -95,12 +96,13 @@ def prepare(network: DiffusionUNet, dataset: LatentDataset, init: str | Path | N
     If `init` names weights to fine-tune, their scale factor is used.
 
     Raises:
-        ValueError: the weights of `init` have another prediction type or other covariates.
+        ValueError: the weights of `init` have another prediction type, other covariates or another autoencoder.
     """
     if init is None:
         network.scale_factor.fill_(dataset.scale_factor())
     else:
         load_weights(network, init)
+        refuse_other_autoencoder(init, dataset.weights, is_final=True)
         predicts = network.recipe.get("prediction_type", "epsilon")
         if predicts != recipe["prediction_type"]:
             raise ValueError(f"{init} predicts {predicts}: set --prediction_type {predicts}, not {recipe['prediction_type']}")
@@ -113,3 +115,43 @@ def prepare(network: DiffusionUNet, dataset: LatentDataset, init: str | Path | N
             )
     network.recipe = {key: value for key, value in recipe.items() if not key.startswith("_")}
     network.recipe["autoencoder_sha256"] = sha256(dataset.weights)
+
+
+def ancestors(init_autoencoder: str | Path | None) -> list[str]:
+    """Return the SHA-256 of the autoencoder that a training starts from, and of those that it was itself trained from."""
+    if init_autoencoder is None:
+        return []
+    return [*read_recipe(init_autoencoder).get("ancestors", []), sha256(init_autoencoder)]
+
+
+def refuse_other_autoencoder(init_diffusion: str | Path | None, autoencoder: str | Path | None, is_final: bool = False) -> None:
+    """Refuse to fine-tune a diffusion model on latents of an autoencoder that it does not know.
+
+    The latents of two autoencoders have nothing in common, but fine-tuning an autoencoder keeps most of them.
+
+    Args:
+        init_diffusion: weights to fine-tune; None, or weights that do not name their autoencoder, are accepted.
+        autoencoder: weights of the autoencoder that encodes the scans, or that its training starts from; None for a training
+            from the beginning.
+        is_final: True warns if the autoencoder was trained further since the diffusion model was trained.
+
+    Raises:
+        ValueError: the autoencoder is neither the one in the recipe nor was it trained further from that one.
+    """
+    known = read_recipe(init_diffusion).get("autoencoder_sha256") if init_diffusion else None
+    if known is None or autoencoder and not Path(autoencoder).is_file():  # a missing file is refused where it is loaded
+        return
+    if autoencoder and sha256(autoencoder) == known:
+        return
+    if known not in ancestors(autoencoder):
+        found = f"{autoencoder} (sha256 {sha256(autoencoder)[:16]})" if autoencoder else "a new autoencoder"
+        raise ValueError(
+            f"init_diffusion {init_diffusion} was trained on latents of the autoencoder with sha256 {known[:16]}, not of "
+            f"{found}. Start from that autoencoder by --init_autoencoder, or leave out --init_diffusion"
+        )
+    if is_final:
+        warnings.warn(
+            f"{autoencoder} was trained further since {init_diffusion} was trained with it, so the diffusion model must learn "
+            f"its changed latents. Train it long enough",
+            stacklevel=3,
+        )

@@ -9,7 +9,7 @@ import torch
 from brain_ldm_bundle.scripts.model.networks import Autoencoder, DiffusionUNet
 from brain_ldm_bundle.scripts.shared.files import save_weights, sha256
 from brain_ldm_bundle.scripts.shared.weights import load_weights
-from brain_ldm_bundle.scripts.training.latents import LatentDataset, prepare
+from brain_ldm_bundle.scripts.training.latents import LatentDataset, ancestors, prepare, refuse_other_autoencoder
 
 
 def autoencoder():
@@ -163,3 +163,28 @@ def test_fine_tuning_refuses_weights_of_other_covariates(scans, weights, tmp_pat
     prepare(unet, latents, tmp_path / "model.pt", {"prediction_type": "epsilon", "covariates": age})
     with pytest.raises(ValueError, match=r"model.pt was trained on other covariates .*\[44\.0, 82\.0\].*this training .*528"):
         prepare(unet, latents, tmp_path / "model.pt", {"prediction_type": "epsilon", "covariates": months})
+
+
+def test_fine_tuning_needs_the_autoencoder_of_the_diffusion_model_or_one_trained_further(scans, weights, tmp_path, unet):
+    """Latents of another autoencoder mean something else, and no error of a shape shows it."""
+    further, other, model = (tmp_path / f"{name}.pt" for name in ("further", "other", "model"))
+    unet.recipe = {"autoencoder_sha256": sha256(weights)}
+    save_weights(unet.state_dict(), model)
+    network = autoencoder()
+    save_weights(network.state_dict(), other)
+    network.recipe = {"ancestors": ancestors(weights)}
+    save_weights(network.state_dict(), further)
+    network.recipe = {"ancestors": ancestors(further)}
+    save_weights(network.state_dict(), tmp_path / "twice.pt")
+
+    recipe = {"prediction_type": "epsilon"}
+    prepare(unet, dataset(scans, weights, tmp_path), model, recipe)
+    for trained_further in (further, tmp_path / "twice.pt"):
+        with pytest.warns(UserWarning, match=f"{trained_further} was trained further since {model}"):
+            prepare(unet, dataset(scans, trained_further, tmp_path), model, recipe)
+    with pytest.raises(ValueError, match=f"sha256 {sha256(weights)[:16]}, not of {other} .* leave out --init_diffusion"):
+        prepare(unet, dataset(scans, other, tmp_path), model, recipe)
+    with pytest.raises(ValueError, match="not of a new autoencoder. Start from that autoencoder by --init_autoencoder"):
+        refuse_other_autoencoder(model, None)  # both stages, the first from the beginning
+    refuse_other_autoencoder(model, weights)
+    refuse_other_autoencoder(None, other)
