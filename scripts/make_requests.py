@@ -33,6 +33,7 @@ from shared.tables import is_missing
 from whole_numbers import at_least
 
 TRAINING = "train"  # name of the training split in participants.tsv
+MOST_ROWS = 10_000_000  # chosen; such a table takes about 1 GB of memory
 COVARIATES_FILE = Path(__file__).resolve().parents[1] / "brain_ldm_bundle" / "configs" / "covariates.json"
 
 # Scaled values that Pinaya et al. 2022 show beyond 0 to 1 (Figure 4), and the ends and middle of the range for comparison.
@@ -136,14 +137,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("participants", type=Path, metavar="PARTICIPANTS_TSV", help="a cohort's table")
     add("output", type=Path, metavar="OUT_TSV", help="the table of requests to write")
-    add("--rows", type=at_least(1), default=64, help="number of volumes to request, or of values in a sweep (default 64)")
+    add("--rows", type=at_least(1, MOST_ROWS), default=64, help="number of volumes, or of values in a sweep (default 64)")
     add("--seed", type=at_least(0), default=0, help="the same seed gives the same rows (default 0)")
     add("--columns", nargs="+", metavar="NAME", help="use only these covariates of the model")
     add("--spread", type=float, default=0.1, help="standard deviations by which quantities move (default 0.1)")
     varied = "vary this quantity alone, in --rows even steps; may be given several times"
     add("--sweep", nargs=3, action="append", default=[], metavar=("NAME", "LOW", "HIGH"), help=varied)
     add("--extrapolate", action="store_true", help="add the paper's values beyond the training range")
-    add("--noises", type=at_least(1), default=1, help="number of noises that repeat sweeps and extrapolation (default 1)")
+    add("--noises", type=at_least(1, MOST_ROWS), default=1, help="noises that repeat sweeps and extrapolation (default 1)")
     add("--base", type=parse_base, default={}, help="values of the covariates that are not swept, such as age=65,sex=F")
     ranges = "the model's covariates.json, which says what is a quantity and which values are plausible (default: the bundle's)"
     add("--covariates_file", type=Path, default=COVARIATES_FILE, help=ranges)

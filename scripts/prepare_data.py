@@ -35,7 +35,7 @@ from shared import mni_box, refusals
 from shared.files import atomic, read_json, refuse_unwritable, sha256, write_json, write_text
 from shared.image_files import NIFTI, find_files
 from shared.nifti import open_image, read_grey_values, three_sides, write_nifti
-from shared.participants import find_row, read_participants, refuse_given_once, session_of
+from shared.participants import OTHER_TABLES, find_row, read_participants, refuse_given_once, session_of
 from shared.problems import refuse
 from shared.simulated import is_simulated
 from whole_numbers import at_least
@@ -48,7 +48,7 @@ README = """T1-weighted scans in MNI space, rigidly registered by prepare_data.p
 The sidecar of each scan states its source, the registration and the intensity that became 1.
 registration.tsv has a quality measure of each registration. failures.tsv says which scans failed, and why.
 """
-OTHER_TABLES = (".csv", ".tsv", ".txt", ".xls", ".xlsx")  # endings of tables that are not called participants.tsv
+TABLES = (".tsv", *OTHER_TABLES)
 PATTERN = "sub-*/**/anat/*_T1w.nii*"
 
 
@@ -184,7 +184,7 @@ def find_scans(inputs: list[Path], pattern: str) -> tuple[dict[str, Path], dict[
             scans.setdefault(subject_of(path, path.relative_to(inputs[0]).parts[0]), []).append(path)
         if (inputs[0] / "participants.tsv").is_file():
             table, failures = _participants(inputs[0], scans)
-        elif others := [path for path in sorted(inputs[0].glob("[Pp]articipants.*")) if path.suffix.lower() in OTHER_TABLES]:
+        elif others := [path for path in sorted(inputs[0].glob("[Pp]articipants.*")) if path.suffix.lower() in TABLES]:
             raise ValueError(f"{others[0]}: would be ignored. Save it as participants.tsv, cells separated by tabs")
     else:
         for path in inputs:
@@ -341,7 +341,11 @@ def write_tables(source: Path, out_dir: Path, table: pd.DataFrame, failures: dic
     registrations = pd.DataFrame(rows, columns=["participant_id", *MEASURES])
     reasons = pd.DataFrame(sorted(failures.items()), columns=["participant_id", "reason"])
     for name, content in {"participants": table, "registration": registrations, "failures": reasons}.items():
-        write_text(out_dir / f"{name}.tsv", content.replace("", "n/a").to_csv(sep="\t", index=False))
+        path = out_dir / f"{name}.tsv"
+        if table.empty and content is not reasons:  # every scan failed, and a table without rows is no data set
+            path.unlink(missing_ok=True)
+        else:
+            write_text(path, content.replace("", "n/a").to_csv(sep="\t", index=False))
     if (source / "participants.json").is_file():
         with atomic(out_dir / "participants.json") as file:
             file.write((source / "participants.json").read_bytes())

@@ -53,6 +53,8 @@ TABLES = (".csv", ".tsv", ".txt", ".dat")
 MOST_LISTED = 10
 IDENTITY = ("participant_id", "subject", "subject_id", "measure:volume")  # columns of names, the best one first
 
+SUMMARIES = ("average", "mean", "median", "total", "sum", "std", "sd")  # names of rows that are no participants
+
 CSF = 24
 SYNTHSEG = (  # all labels that it can write, with and without --parc; CSF since version 2.0
     *(2, 3, 4, 5, 7, 8, 10, 11, 12, 13, 14, 15, 16, 17, 18, 24, 26, 28),
@@ -240,6 +242,9 @@ def _table_rows(path: Path) -> Iterator[dict]:
             scan = _identity(cells, who)
         except ValueError as error:
             problems.append(f"{where}: {error}")
+            continue
+        if cells[who].lower() in SUMMARIES:
+            problems.append(f"{where}: this row sums up others, and is left out. Remove it, or rename the participant")
             continue
         file = path if is_missing(cells.get("file")) else cells["file"]
         by = tool if is_missing(cells.get("tool")) else cells["tool"]

@@ -6,8 +6,8 @@ import argparse
 from collections.abc import Callable
 
 
-def at_least(least: int) -> Callable[[str], int]:
-    """Return a `type` of argparse for whole numbers from `least`."""
+def at_least(least: int, most: int | None = None) -> Callable[[str], int]:
+    """Return a `type` of argparse for whole numbers from `least`, up to `most` if it is given."""
 
     def read(text: str) -> int:
         try:
@@ -16,6 +16,8 @@ def at_least(least: int) -> Callable[[str], int]:
             number = least - 1
         if number < least:
             raise argparse.ArgumentTypeError(f"must be a whole number of at least {least}, got {text!r}")
+        if most is not None and number > most:
+            raise argparse.ArgumentTypeError(f"must be at most {most}, got {text!r}")
         return number
 
     return read

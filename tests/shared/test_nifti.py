@@ -317,3 +317,8 @@ def test_zlib_writes_the_same_voxels_where_isal_is_missing(tmp_path, monkeypatch
     by_isal, by_zlib = ((tmp_path / f"{name}.nii.gz").read_bytes() for name in ("isal", "zlib"))
     assert by_isal != by_zlib and gzip.decompress(by_isal) == gzip.decompress(by_zlib)
     assert by_isal[4:8] == bytes(4)  # no time in the header, so that equal images are equal files
+
+
+def test_a_file_without_permission_is_not_called_damaged():
+    with pytest.raises(ValueError, match="cannot be read, because you lack the permission"), nifti._unreadable():
+        raise PermissionError(13, "Permission denied")

@@ -26,3 +26,11 @@ def test_a_state_without_its_epoch_is_refused_with_the_remedy(tmp_path):
     Resume(tmp_path / "network.pt", {}).attach(engine)
     with pytest.raises(ValueError, match=r"network.pt was made by .* \('epoch'\)\. .* or delete the file to start over"):
         engine.run([1])
+
+
+def test_a_damaged_state_is_refused_with_its_own_remedy(tmp_path):
+    (tmp_path / "network.pt").write_bytes(b"half of a state")
+    engine = Engine(lambda engine, batch: None)
+    Resume(tmp_path / "network.pt", {}).attach(engine)
+    with pytest.raises(ValueError, match=r"network.pt: this state .* is damaged. Delete it to start the stage over"):
+        engine.run([1])

@@ -316,3 +316,9 @@ def test_the_same_unit_may_be_spelt_in_many_ways(participants, tmp_path):
     participants.with_suffix(".json").write_text(json.dumps({name: {"Units": unit} for name, unit in units.items()}))
     make(participants, tmp_path / "requests.tsv", "--rows", "2")
     assert (tmp_path / "requests.tsv").exists()
+
+
+def test_more_rows_than_memory_holds_are_refused_by_name(capsys):
+    with pytest.raises(SystemExit):
+        make_requests.parse(["participants.tsv", "out.tsv", "--rows", "99999999999999"])
+    assert "argument --rows: must be at most 10000000, got '99999999999999'" in capsys.readouterr().err

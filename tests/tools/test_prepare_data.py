@@ -391,6 +391,16 @@ def test_a_missing_simpleitk_is_named_with_the_command_that_installs_it():
     assert process.stderr == "error: prepare_data.py needs SimpleITK. Install it: pip install SimpleITK\n"
 
 
+def test_a_run_in_which_every_scan_fails_makes_no_data_set(tmp_path):
+    scan = tmp_path / "in" / "sub-a" / "anat" / "sub-a_T1w.nii.gz"
+    scan.parent.mkdir(parents=True)
+    nib.save(nib.Nifti1Image(np.zeros((8, 9, 10), np.uint8), np.eye(4)), scan)
+    assert prepare_data.main([str(tmp_path / "in"), str(tmp_path / "out"), "--spacing_mm", "8"]) == 1
+    assert "is 0 everywhere" in (tmp_path / "out" / "failures.tsv").read_text()
+    assert not (tmp_path / "out" / "participants.tsv").exists()
+    assert prepare_data.main([str(tmp_path / "in"), str(tmp_path / "out"), "--spacing_mm", "8"]) == 1  # may run again
+
+
 @pytest.mark.slow
 def test_several_workers_give_the_same_as_one(raw, prepared, tmp_path):
     prepare_data.main([str(raw[0]), str(tmp_path / "out"), "--spacing_mm", str(SPACING_MM), "--workers", "2"])

@@ -129,6 +129,12 @@ def test_mm3_in_a_column_of_millilitres_is_refused_with_its_row(read):
     assert "a.tsv row 3 (sub-2): ventricles_ml would be 20000 mL" in bad["error"] and "looks like mm3" in bad["error"]
 
 
+@pytest.mark.parametrize("name", ["Average", "mean", "total"])
+def test_a_row_that_sums_up_others_is_no_participant(read, name):
+    good, bad = read("a.tsv", f"participant_id\tventricles_ml\nsub-1\t25.5\n{name}\t25.5\n")
+    assert good["error"] == "" and f"a.tsv row 3 ({name}): this row sums up others, and is left out" in bad["error"]
+
+
 def test_a_table_of_another_kind_is_refused_with_its_columns(read):
     with pytest.raises(ValueError, match="no table of SynthSeg.*columns are name, thickness"):
         read("a.csv", "name,thickness\nx,2\n")

@@ -12,7 +12,7 @@ from ..shared import mni_box
 from ..shared.files import read_json
 from ..shared.image_files import find_files, find_in_anat
 from ..shared.participants import Row, entity, find_row, session_of
-from ..shared.problems import refuse
+from ..shared.problems import count, refuse
 from ..shared.scan_identity import refuse_copies
 from ..shared.tables import is_missing
 from ..shared.team import Team
@@ -62,6 +62,8 @@ def read_dataset(
     """
     if dataset_dir is None and datalist is None:
         raise ValueError("no data set was given. Add --dataset_dir with its folder, such as --dataset_dir /data/study")
+    if datalist is not None and not Path(datalist).is_file():
+        raise FileNotFoundError(f"datalist {datalist}: no such file")
     dataset_dir = Path(dataset_dir or Path(datalist).parent)
     if not dataset_dir.is_dir():
         raise FileNotFoundError(f"dataset_dir {dataset_dir}: no such folder")
@@ -75,7 +77,7 @@ def read_dataset(
     paths = [item["image"] for item in items]
     faults, contents = Team().from_first(lambda: check_images(paths, spacing_mm, cache_file))
     problems += faults
-    refuse(problems, f"{dataset_dir} cannot be used for training yet ({len(problems)} problems):")
+    refuse(problems, f"{dataset_dir} cannot be used for training yet ({count(problems)}):")
     for item in items:
         item["voxels_sha256"] = Content(*contents[item["image"]]).voxels_sha256
     data = _split(items, validation_fraction, seed)
@@ -96,7 +98,7 @@ def find_volumes(folder: str | Path, spacing_mm: float, cache_file: str | Path |
     if not paths:
         raise ValueError(f"{folder}: no sub-*/anat/*_T1w.nii.gz below it")
     problems, contents = check_images([str(path) for path in paths], spacing_mm, cache_file)
-    refuse(problems, f"{folder} cannot be used ({len(problems)} problems):")
+    refuse(problems, f"{folder} cannot be used ({count(problems)}):")
     return [{"image": str(path), "participant_id": path.name.split("_")[0], **contents[str(path)]._asdict()} for path in paths]
 
 
@@ -171,7 +173,7 @@ def _datalist_items(datalist: Path, dataset_dir: Path, schema: CovariateSchema) 
             if not isinstance(entry, Mapping) or not isinstance(entry.get("image"), str):
                 problems.append(f'{where}: expected {{"image": path, covariates}}, got {entry!r}')
                 continue
-            path = dataset_dir / entry["image"]
+            path = dataset_dir / Path(entry["image"]).expanduser()
             try:
                 if entry.get("participant_id") is not None:
                     participant = entity("sub", entry["participant_id"])

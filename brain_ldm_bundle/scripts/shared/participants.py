@@ -15,6 +15,7 @@ OTHER_UNITS = {  # expected unit: beginnings of units that a value must be conve
     "years": re.compile(r"(?!.*year).*(month|week|day|hour)", re.IGNORECASE),
     "mL": re.compile(r"\s*(mm|cubic mm|cubic millim|micro|µ|l$|lit(er|re)s?$|%|percent)", re.IGNORECASE),
 }
+OTHER_TABLES = (".csv", ".txt", ".xls", ".xlsx")  # endings of tables that would be ignored
 LONGEST_LABEL = 100  # chosen: a file's name has at most 255 bytes on most disks, and holds a subject and a session
 
 
@@ -85,13 +86,19 @@ def read_participants(table: str | Path, names: Collection[str] | None) -> tuple
 
 
 def other_units(table: Path, units: Mapping[str, str]) -> list[str]:
-    """Return a line for each column whose unit in participants.json is another one; `units` has the expected unit of each."""
-    path = table.with_suffix(".json")
-    description, problems = read_json(path) if is_there(path) else {}, []
-    for name, unit in units.items():
-        found = str(entry.get("Units", "")) if isinstance(entry := description.get(name), dict) else ""
-        if unit in OTHER_UNITS and OTHER_UNITS[unit].match(found):
-            problems.append(f"{path}: {name} is in {found!r}, but {unit} are expected. Convert the column, or correct Units")
+    """Return a line for each column whose unit in participants.json, or the JSON of a table of sessions, is another one.
+
+    `units` has the expected unit of each column.
+    """
+    problems = []
+    for path in (table.with_suffix(".json"), *sorted(table.parent.glob("sub-*/sub-*_sessions.json"))):
+        description = read_json(path) if is_there(path) else {}
+        for name, unit in units.items():
+            found = str(entry.get("Units", "")) if isinstance(entry := description.get(name), dict) else ""
+            if unit in OTHER_UNITS and OTHER_UNITS[unit].match(found):
+                problems.append(
+                    f"{path}: {name} is in {found!r}, but {unit} are expected. Convert the column, or correct Units"
+                )
     return problems
 
 
@@ -103,6 +110,8 @@ def split_name(text: str) -> str:
 def _read_sessions(path: Path, participant: str, names: Collection[str] | None) -> dict[str, Row]:
     """Read the sessions of a participant; without the file, or if it has none of the columns `names`, there are none."""
     if not is_there(path):
+        if other := next((other for ending in OTHER_TABLES if (other := path.with_suffix(ending)).exists()), None):
+            raise ValueError(f"{other}: would be ignored. Save it as {path.name}, cells separated by tabs")
         return {}
     header, numbered, problems = read_numbered(path, ["participant_id", "session_id", *(names or ())])
     if names is not None and not set(names) & set(header):

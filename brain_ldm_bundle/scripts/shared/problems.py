@@ -17,6 +17,11 @@ def refuse(problems: Sequence[str], heading: str = "") -> None:
         raise ValueError("\n".join([*([heading] if heading else []), *problems[:MOST_LISTED], *more]))
 
 
+def count(problems: Sequence[str]) -> str:
+    """Return the number of problems in words, such as "1 problem"."""
+    return f"{len(problems)} problem{'s' if len(problems) != 1 else ''}"
+
+
 def of_each(function: Callable[[Item], Result], items: Iterable[Item], heading: str) -> list[Result]:
     """Return `function(item)` for each item. All of its ValueErrors are refused together, under the heading "N `heading`"."""
     results, problems = [], []

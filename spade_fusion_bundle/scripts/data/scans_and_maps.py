@@ -10,7 +10,7 @@ from pathlib import Path
 from ..shared.base_derivative import made_by
 from ..shared.files import is_there, read_json
 from ..shared.image_files import find_in_anat
-from ..shared.problems import refuse
+from ..shared.problems import count, refuse
 from ..shared.scan_identity import refuse_copies
 from ..shared.team import Team
 from .derivative import GENERATOR
@@ -62,6 +62,8 @@ def read_dataset(
         FileNotFoundError: there is no such data set or datalist.
         ValueError: tables, names or files have problems. The message lists up to 20.
     """
+    if not table.brain:
+        raise ValueError(f'the label table {table.name!r} has no class with "brain": true. Mark the classes of the brain in it')
     dataset_dir = folder_of(dataset_dir, datalist)
     if not dataset_dir.is_dir():
         raise FileNotFoundError(f"dataset_dir {dataset_dir}: no such folder")
@@ -76,7 +78,7 @@ def read_dataset(
         items, problems = _datalist_items(datalist, dataset_dir)
     faults, identities = Team().from_first(lambda: check_pairs(items, table, cache_file, partial_maps))
     problems += faults
-    refuse(problems, f"{dataset_dir} cannot be used for training yet ({len(problems)} problems):")
+    refuse(problems, f"{dataset_dir} cannot be used for training yet ({count(problems)}):")
     for item, found in zip(items, identities):
         item["voxels_sha256"], item["map_sha256"] = found
     data = split_items(items, validation_fraction, fusion_fraction, folds, seed)
@@ -88,6 +90,8 @@ def folder_of(dataset_dir: str | Path | None, datalist: str | Path | Mapping | N
     """Return the folder of a data set, by default the one that holds the datalist."""
     if dataset_dir is None and datalist is None:
         raise ValueError("no data set was given. Add --dataset_dir with its folder, such as --dataset_dir /data/study")
+    if isinstance(datalist, (str, Path)) and not Path(datalist).is_file():
+        raise FileNotFoundError(f"datalist {datalist}: no such file")
     return Path(dataset_dir or ("." if isinstance(datalist, Mapping) else Path(datalist).parent))
 
 
@@ -156,7 +160,7 @@ def _bids_items(dataset_dir: Path) -> tuple[list[dict], list[str]]:
     split_of = read_splits(table) if is_there(table) else None
     if split_of is not None:
         for participant in sorted({item["participant_id"] for item in items}):
-            if split_of.get(participant) not in SPLIT_COLUMN:
+            if participant not in split_of or split_of[participant] not in (None, *SPLIT_COLUMN):
                 found = repr(split_of[participant]) if participant in split_of else "no row"
                 problems.append(f"{table} {participant}: split must be {', '.join(SPLIT_COLUMN)}, got {found}")
         for item in items:
@@ -187,7 +191,7 @@ def _datalist_items(datalist: str | Path | Mapping, dataset_dir: Path) -> tuple[
             if not isinstance(entry, Mapping) or not all(isinstance(entry.get(key), str) for key in ("image", "label")):
                 problems.append(f'{where}: expected {{"image": path, "label": path}}, got {entry!r}')
                 continue
-            path, label = (dataset_dir / entry[key] for key in ("image", "label"))
+            path, label = (dataset_dir / Path(entry[key]).expanduser() for key in ("image", "label"))
             if first.setdefault(path, where) != where:
                 problems.append(f"{where}: {path} is also in {first[path].split()[-1]}. Keep one")
             in_name = re.match(r"sub-[0-9A-Za-z+]+(?=_)", path.name)

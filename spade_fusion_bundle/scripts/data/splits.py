@@ -9,18 +9,20 @@ from pathlib import Path
 
 from ..shared.participants import read_participants
 from ..shared.problems import refuse
+from ..shared.tables import is_missing
 
 SPLITS = ("training", "fusion", "validation", "test")
 SPLIT_COLUMN = {"train": "training", "fusion": "fusion", "validation": "validation", "test": "test"}
 
 
-def read_splits(table: Path) -> dict[str, str] | None:
-    """Read the split of each participant, in lower case, from the column split of participants.tsv; without it, None."""
+def read_splits(table: Path) -> dict[str, str | None] | None:
+    """Read the split of each participant, None if it is missing, from participants.tsv; without such a column, None."""
     header, rows, problems = read_participants(table, ["split"])
     if "split" not in header:
         return None
     refuse(problems)
-    return {participant: next(iter(sessions.values())).cells["split"].lower() for participant, sessions in rows.items()}
+    cells = {participant: next(iter(sessions.values())).cells["split"] for participant, sessions in rows.items()}
+    return {participant: None if is_missing(cell) else cell.lower() for participant, cell in cells.items()}
 
 
 def split_items(

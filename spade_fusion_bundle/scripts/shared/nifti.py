@@ -212,6 +212,8 @@ def _unreadable(but: type[Exception] | tuple = ()) -> Iterator[None]:
         yield
     except but:
         raise
+    except PermissionError as error:
+        raise ValueError("cannot be read, because you lack the permission. Ask its owner for it") from error
     except Exception as error:
         raise ValueError(f"is not a NIfTI image that can be read ({_reason(error)}). Give .nii, .nii.gz or .mgz") from error
 

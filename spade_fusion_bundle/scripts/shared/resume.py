@@ -58,7 +58,12 @@ class Resume:
             refuse_unwritable(self.path)  # else the first epoch would be lost
         if not Path(self.path).exists():
             return
-        state = read_tensors(self.path)
+        try:
+            state = read_tensors(self.path)
+        except ValueError as error:
+            raise ValueError(
+                f"{self.path}: this state of an interrupted training is damaged. Delete it to start the stage over"
+            ) from error
         try:
             settings = _without_prose(self.settings)
             for name, value in _without_prose(state.get("settings", {})).items():

@@ -346,7 +346,7 @@ def test_a_folder_without_volumes_or_with_damaged_ones_is_refused(dataset, tmp_p
         bids.find_volumes(tmp_path / "empty", SPACING_MM)
     damaged = dataset / "sub-05" / "anat" / "sub-05_T1w.nii.gz"
     damaged.write_bytes(damaged.read_bytes()[:-20])
-    with pytest.raises(ValueError, match=r"1 problems\):\n.*sub-05_T1w.nii.gz"):
+    with pytest.raises(ValueError, match=r"1 problem\):\n.*sub-05_T1w.nii.gz"):
         bids.find_volumes(dataset, SPACING_MM)
 
 
@@ -355,3 +355,20 @@ def test_a_covariate_without_any_value_is_named():
     schema = CovariateSchema.from_dict({"covariates": [{"name": "tbv", "range": [1000, 2000], "missing": "allowed"}]})
     with pytest.warns(UserWarning, match="participants.tsv: no row has a value of tbv. Is the column's name right"):
         column_problems([{"tbv": None}, {"tbv": None}], schema, "participants.tsv")
+
+
+def test_units_of_a_table_of_sessions_are_checked(dataset):
+    (dataset / "sub-02" / "sub-02_sessions.json").write_text('{"age": {"Units": "months"}}')
+    assert "sub-02_sessions.json: age is in 'months', but years are expected" in refusal(dataset)
+
+
+def test_a_table_of_sessions_with_another_ending_is_not_ignored(dataset):
+    table = dataset / "sub-02" / "sub-02_sessions.tsv"
+    table.rename(table.with_suffix(".csv"))
+    assert "sub-02_sessions.csv: would be ignored. Save it as sub-02_sessions.tsv" in refusal(dataset)
+
+
+def test_a_missing_datalist_is_named(dataset):
+    missing = dataset / "nowhere" / "list.json"
+    with pytest.raises(FileNotFoundError, match=f"^datalist {missing}: no such file"):
+        read(None, datalist=missing)

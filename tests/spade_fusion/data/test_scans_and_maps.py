@@ -127,7 +127,7 @@ def test_two_maps_of_one_scan_are_listed_and_refused(few):
     save(few / "derivatives" / "freesurfer" / "sub-05" / "anat" / "sub-05_dseg.nii.gz", MAP)
     message = refusal(few)
     assert "sub-05_T1w.nii.gz: 2 label maps belong to it: derivatives/freesurfer/sub-05/anat/sub-05_dseg.nii.gz, " in message
-    assert f"{LABELS}/sub-05/anat/sub-05_dseg.nii.gz. Say which one in a --datalist" in message and "(1 problems)" in message
+    assert f"{LABELS}/sub-05/anat/sub-05_dseg.nii.gz. Say which one in a --datalist" in message and "(1 problem)" in message
 
 
 def test_what_the_bundle_has_synthesised_there_is_no_training_data(few):
@@ -237,7 +237,6 @@ def test_a_table_without_a_split_column_changes_nothing(cohort):
     ("cells", "header", "message"),
     [
         ({3: "val"}, "participant_id\tage\tsplit", "sub-03: split must be train, fusion, validation, test, got 'val'"),
-        ({3: ""}, "participant_id\tage\tsplit", "sub-03: split must be train, fusion, validation, test, got ''"),
         ({}, "subject\tage\tsplit", "no column 'participant_id'. It has: subject, age, split"),
         ({12: "train\nsub-12\t60\ttrain"}, "participant_id\tage\tsplit", "row 3: participant_id sub-12 is also in row 2"),
     ],
@@ -421,7 +420,7 @@ MOVED = AFFINE + [[0, 0, 0, 0.01], [0] * 4, [0] * 4, [0] * 4]
 def test_a_file_that_cannot_be_used_is_refused(few, file, image, message):
     path = save(few / file, **image)
     refused = refusal(few)
-    assert f"{path}: {message}" in refused and "(1 problems)" in refused and refused.count(str(path)) == 1
+    assert f"{path}: {message}" in refused and "(1 problem)" in refused and refused.count(str(path)) == 1
 
 
 def test_another_grid_is_answered_with_both_and_the_remedy(few):
@@ -625,3 +624,21 @@ def test_the_fingerprint_is_of_the_data_and_not_of_their_place():
     assert of() == of(folder="b")
     assert len({of(), of(label="sub-1_desc-aseg_dseg"), of(split="fusion"), of(fold=0), of(fold=1)}) == 5
     assert of() != of(map_sha256="1")  # a corrected map; its scan is the same
+
+
+def test_participants_without_a_split_are_split_by_the_seed(cohort):
+    write_table(cohort, dict.fromkeys(range(3, 13), "n/a") | {1: "test", 2: "test"})
+    shares = read(cohort)
+    assert names(shares["test"]) == {"sub-01", "sub-02"}
+    assert shares["training"] and shares["validation"] and shares["fusion"]
+
+
+def test_a_missing_datalist_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=f"^datalist {tmp_path / 'a' / 'list.json'}: no such file"):
+        read(None, datalist=tmp_path / "a" / "list.json")
+
+
+def test_a_table_without_the_brain_is_refused(cohort):
+    entries = [{**entry, "brain": False} for entry in TABLE.to_dict()["classes"]]
+    with pytest.raises(ValueError, match="the label table 'mine' has no class with \"brain\": true"):
+        read_dataset(cohort, LabelTable("mine", entries))
