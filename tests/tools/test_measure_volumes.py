@@ -69,7 +69,7 @@ def save(tmp_path):
 @pytest.mark.parametrize(("spacing_mm", "axcodes"), [(1.0, "LPI"), (2.0, "RAS"), (2.0, "SAR"), (4.0, "ASL")])
 def test_every_spacing_and_orientation_lands_on_the_same_millimetres(save, spacing_mm, axcodes):
     image = image_of(ramp(*axes_mm(spacing_mm)), spacing_mm, axcodes)
-    found = volume_net.read_on_grid(save("ramp.nii.gz", image))
+    found = volume_net.read_on_grid(save("ramp.nii", image))
     corner, shape = mni_box.LOWER_CORNER_MM, volume_net.SHAPE
     assert found.shape == shape == (80, 112, 80)
     centres = np.meshgrid(*[low + 1 + 2 * np.arange(n) for low, n in zip(corner, shape, strict=True)], indexing="ij")
@@ -81,7 +81,7 @@ def test_finer_volumes_are_averaged_not_skipped(save):
     affine = np.eye(4)
     affine[:3, 3] = np.array(mni_box.LOWER_CORNER_MM) - 3  # every 2 mm centre is the centre of a 1 mm voxel
     noise = np.random.default_rng(0).normal(1000, 100, FIELD_MM).astype(np.float32)
-    found = volume_net.read_on_grid(save("noise.nii.gz", nibabel.Nifti1Image(noise, affine)))
+    found = volume_net.read_on_grid(save("noise.nii", nibabel.Nifti1Image(noise, affine)))
     assert found.std() / found.mean() < 0.05  # 0.1 / sqrt(8) for the mean of eight voxels, 0.1 for one of them
 
 
@@ -172,16 +172,16 @@ def test_shipped_weights_find_larger_ventricles_larger(save):
 
 
 def test_storage_order_does_not_change_the_volumes(save):
-    paths = [save(f"{codes}.nii.gz", image_of(head(11), 4.0, codes)) for codes in ("RAS", "LPS", "ASL")]
-    first, *others = [row["ventricles_ml"] for row in measure_volumes.measure(paths)]
-    assert others == pytest.approx([first] * 2, rel=1e-3)
+    paths = [save(f"{codes}.nii.gz", image_of(head(11), 4.0, codes)) for codes in ("RAS", "ASL")]
+    first, second = [row["ventricles_ml"] for row in measure_volumes.measure(paths)]
+    assert second == pytest.approx(first, rel=1e-3)
 
 
 def test_refused_volumes_keep_their_place(save):
     good = save("sub-a_T1w.nii.gz", image_of(head(11), 4.0))
     bad = save("sub-b_T1w.nii.gz", image_of(np.zeros((42, 58, 44)), 4.0))
-    rows = list(measure_volumes.measure([bad, good, bad, good, good]))
-    assert [bool(row["error"]) for row in rows] == [True, False, True, False, False]
+    rows = list(measure_volumes.measure([bad, good, bad, good]))
+    assert [bool(row["error"]) for row in rows] == [True, False, True, False]
     assert len({round(row["ventricles_ml"], 3) for row in rows if not row["error"]}) == 1
     assert all(np.isnan(row["brain_ml"]) for row in rows if row["error"])
 
@@ -249,17 +249,13 @@ def make_cohort(folder, sizes_mm, columns=VOLUMES):
     return folder
 
 
-def test_accuracy_compares_with_the_cohorts_own_table(tmp_path):
-    rows = measure_volumes.accuracy(make_cohort(tmp_path, (8, 10, 12, 14)))
+def test_accuracy_compares_with_the_cohorts_own_table_and_names_what_it_leaves_out(tmp_path, capsys):
+    cohort = make_cohort(tmp_path, (8, 10, 12, 14, 9))
+    nibabel.save(image_of(np.zeros((42, 58, 44)), 4.0), cohort / "sub-4" / "anat" / "sub-4_T1w.nii.gz")
+    rows = measure_volumes.accuracy(cohort)
     assert [row["volume"] for row in rows] == ["ventricles_ml", "brain_ml", "icv_ml"]
     assert rows[0]["n"] == 4 and rows[0]["spacing_mm"] == 4 and rows[0]["r"] > 0.9
     assert rows[0]["bias"] < -10_000  # measured minus the table's litres
-
-
-def test_accuracy_names_the_scans_that_it_leaves_out(tmp_path, capsys):
-    cohort = make_cohort(tmp_path, (8, 10, 12, 14, 9))
-    nibabel.save(image_of(np.zeros((42, 58, 44)), 4.0), cohort / "sub-4" / "anat" / "sub-4_T1w.nii.gz")
-    assert measure_volumes.accuracy(cohort)[0]["n"] == 4
     assert re.search(r"left out: .*sub-4_T1w.nii.gz: is 0 everywhere", capsys.readouterr().err)
 
 

@@ -17,12 +17,10 @@ from brain_ldm_bundle.scripts.data.measured_rows import column_problems
 SCHEMA = CovariateSchema.from_file(ROOT / "brain_ldm_bundle" / "configs" / "covariates.json")
 
 
-@pytest.fixture
-def dataset(tmp_path):
-    """Twelve participants, the second with two sessions and the third with two runs."""
-    folder = tmp_path / "cohort"
+def write_cohort(folder, participants):
+    """The second participant has two sessions, the third two runs."""
     lines = ["participant_id\tage\tsex\tventricles_ml\tbrain_normalised_ml\thandedness"]
-    for number in range(1, 13):
+    for number in range(1, participants + 1):
         name = f"sub-{number:02}"
         lines.append(f"{name}\t{50 + number}\t{'FM'[number % 2]}\t{30 + number}\t1500\tright")
         for file in {
@@ -36,6 +34,23 @@ def dataset(tmp_path):
     save(folder / "derivatives" / "sub-01" / "anat" / "sub-01_desc-other_T1w.nii.gz")
     save(folder / "sub-01" / "anat" / "sub-01_T2w.nii.gz")
     return folder
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    return write_cohort(tmp_path_factory.mktemp("sound") / "cohort", 12)
+
+
+@pytest.fixture
+def dataset(sound, tmp_path):
+    """Twelve participants."""
+    return shutil.copytree(sound, tmp_path / "cohort")
+
+
+@pytest.fixture
+def few(tmp_path):
+    """Three participants, for tests of sessions and tables."""
+    return write_cohort(tmp_path / "few", 3)
 
 
 def read(dataset, **options):
@@ -69,21 +84,24 @@ def test_items_carry_scaled_covariates_in_the_schemas_order(dataset):
     assert item["covariates"] == pytest.approx(expected)
 
 
-def test_no_participant_is_in_two_splits(dataset):
+def test_no_participant_is_in_two_splits(dataset, tmp_path):
     for seed in range(5):
-        shares = read(dataset, seed=seed, validation_fraction=0.5)
+        shares = read(dataset, seed=seed, cache_file=tmp_path / "checked.json", validation_fraction=0.5)
         assert not names(shares["training"]) & names(shares["validation"])
         assert len(names(shares["validation"])) == 6
 
 
-def test_the_split_depends_on_the_seed_and_the_ids_alone(dataset):
-    validation = names(read(dataset, validation_fraction=0.3)["validation"])
-    assert names(read(dataset, validation_fraction=0.3)["validation"]) == validation
-    assert any(names(read(dataset, validation_fraction=0.3, seed=seed)["validation"]) != validation for seed in (1, 2))
+def test_the_split_depends_on_the_seed_and_the_ids_alone(dataset, tmp_path):
+    def validation(seed=0):
+        return names(read(dataset, validation_fraction=0.3, seed=seed, cache_file=tmp_path / "checked.json")["validation"])
+
+    first = validation()
+    assert validation() == first
+    assert any(validation(seed) != first for seed in (1, 2))
     table = dataset / "participants.tsv"
     header, *rows = table.read_text().splitlines()
     table.write_text("\n".join([header, *rows[::-1]]) + "\n")
-    assert names(read(dataset, validation_fraction=0.3)["validation"]) == validation
+    assert validation() == first
 
 
 def test_a_split_column_is_honoured(dataset):
@@ -191,20 +209,20 @@ def of_second(dataset):
     return {session: (44 + 38 * scaled[1], 6.99568 + 164.37932 * scaled[2]) for session, scaled in covariates.items()}
 
 
-def test_a_session_has_its_own_values(dataset):
+def test_a_session_has_its_own_values(few):
     """A follow-up five years later got the age of the baseline."""
-    found = of_second(dataset)
+    found = of_second(few)
     assert found["ses-1"] == pytest.approx((52, 32)) and found["ses-2"] == pytest.approx((57.5, 41))
 
 
-def test_a_row_for_each_session_in_participants_tsv_is_read(dataset):
-    (dataset / "sub-02" / "sub-02_sessions.tsv").unlink()
-    table = dataset / "participants.tsv"
+def test_a_row_for_each_session_in_participants_tsv_is_read(few):
+    (few / "sub-02" / "sub-02_sessions.tsv").unlink()
+    table = few / "participants.tsv"
     header, first, second, *rows = table.read_text().splitlines()
     assert second == "sub-02\t52\tF\t32\t1500\tright"
     rows = [f"{header}\tsession_id", *(f"{row}\tn/a" for row in (first, *rows))]
     table.write_text("\n".join([*rows, "sub-02\t52\tF\t32\t1500\tright\t1", "sub-02\t57.5\tF\t41\t1450\tright\tses-2"]))
-    assert of_second(dataset)["ses-2"] == pytest.approx((57.5, 41))
+    assert of_second(few)["ses-2"] == pytest.approx((57.5, 41))
 
 
 @pytest.mark.parametrize(
@@ -235,33 +253,33 @@ def test_a_row_for_each_session_in_participants_tsv_is_read(dataset):
         ),
     ],
 )
-def test_sessions_without_their_own_values_are_refused(dataset, sessions, message):
-    path = dataset / "sub-02" / "sub-02_sessions.tsv"
+def test_sessions_without_their_own_values_are_refused(few, sessions, message):
+    path = few / "sub-02" / "sub-02_sessions.tsv"
     path.unlink() if sessions is None else path.write_text(sessions)
-    assert re.search(message, refusal(dataset))
+    assert re.search(message, refusal(few))
 
 
-def test_a_single_session_has_the_values_of_its_participant(dataset):
-    (dataset / "sub-02" / "sub-02_sessions.tsv").write_text("session_id\tage\nses-2\tn/a\n")
-    shutil.rmtree(dataset / "sub-02" / "ses-1")
-    assert of_second(dataset)["ses-2"] == pytest.approx((52, 32))
-    (dataset / "sub-02" / "sub-02_sessions.tsv").unlink()
-    assert of_second(dataset)["ses-2"] == pytest.approx((52, 32))
+def test_a_single_session_has_the_values_of_its_participant(few):
+    (few / "sub-02" / "sub-02_sessions.tsv").write_text("session_id\tage\nses-2\tn/a\n")
+    shutil.rmtree(few / "sub-02" / "ses-1")
+    assert of_second(few)["ses-2"] == pytest.approx((52, 32))
+    (few / "sub-02" / "sub-02_sessions.tsv").unlink()
+    assert of_second(few)["ses-2"] == pytest.approx((52, 32))
 
 
-def test_a_participant_is_in_one_split(dataset):
-    table = dataset / "participants.tsv"
+def test_a_participant_is_in_one_split(few):
+    table = few / "participants.tsv"
     table.write_text(
         "participant_id\tsession_id\tage\tsex\tventricles_ml\tbrain_normalised_ml\tsplit\n"
         "sub-02\tses-1\t52\tF\t32\t1500\ttrain\nsub-02\tses-2\t57\tF\t41\t1450\ttest\n"
     )
-    assert "sub-02: its sessions have the splits test, train. Keep one" in refusal(dataset)
+    assert "sub-02: its sessions have the splits test, train. Keep one" in refusal(few)
 
 
-def test_a_scan_in_the_folder_of_another_session_is_refused(dataset):
-    folder = dataset / "sub-02" / "ses-2" / "anat"
+def test_a_scan_in_the_folder_of_another_session_is_refused(few):
+    folder = few / "sub-02" / "ses-2" / "anat"
     (folder / "sub-02_ses-2_T1w.nii").rename(folder / "sub-02_ses-3_T1w.nii")
-    assert "sub-02_ses-3_T1w.nii: the file's name is another session's. It should hold ses-2" in refusal(dataset)
+    assert "sub-02_ses-3_T1w.nii: the file's name is another session's. It should hold ses-2" in refusal(few)
 
 
 # Volumes
@@ -276,13 +294,13 @@ def test_a_scan_in_the_folder_of_another_session_is_refused(dataset):
         ("40\tn/a\t1,5", r"row 2: icv_ml must be a number, decimals after a point, got '1,5'"),
     ],
 )
-def test_volumes_that_no_head_has_are_refused(dataset, volumes, message):
-    shutil.rmtree(dataset / "derivatives")
-    for path in [path for path in dataset.glob("sub-*") if path.name != "sub-01"]:
+def test_volumes_that_no_head_has_are_refused(few, volumes, message):
+    shutil.rmtree(few / "derivatives")
+    for path in [path for path in few.glob("sub-*") if path.name != "sub-01"]:
         shutil.rmtree(path)
     header = "participant_id\tage\tsex\tbrain_normalised_ml\tventricles_ml\tbrain_ml\ticv_ml\n"
-    (dataset / "participants.tsv").write_text(f"{header}sub-01\t50\tF\t1500\t{volumes}\n")
-    assert re.search(message, refusal(dataset))
+    (few / "participants.tsv").write_text(f"{header}sub-01\t50\tF\t1500\t{volumes}\n")
+    assert re.search(message, refusal(few))
 
 
 def test_ventricles_in_percent_of_the_head_are_refused(dataset):
@@ -306,10 +324,10 @@ def test_all_faults_are_reported_at_once_and_counted(dataset):
     assert message.count("NaN") == 10 and message.count("oblique") == 1 and "sub-06" in message
 
 
-def test_at_most_twenty_faults_are_listed(dataset):
+def test_at_most_twenty_faults_are_listed(few):
     for run in range(30):
-        save(dataset / "sub-01" / "anat" / f"sub-01_run-{run}_T1w.nii", with_voxel(np.nan))
-    message = refusal(dataset)
+        save(few / "sub-01" / "anat" / f"sub-01_run-{run}_T1w.nii", with_voxel(np.nan))
+    message = refusal(few)
     assert "(30 problems)" in message and len(message.split("\n")) == 22 and "and 10 more" in message
 
 
