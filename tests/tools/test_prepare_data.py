@@ -407,15 +407,14 @@ def test_several_workers_give_the_same_as_one(raw, prepared, tmp_path):
     assert scan_of(tmp_path / "out").get_fdata() == pytest.approx(scan_of(prepared[0]).get_fdata(), abs=0.02)
 
 
-def test_scans_that_are_simulated_stay_so(raw, tmp_path):
+def test_scans_that_are_simulated_stay_so(raw, prepared, tmp_path):
     """Else figures of the prepared data set would call them scans."""
-    for name, simulated in (("people", False), ("heads", True)):
-        source = tmp_path / name / "sub-good" / "anat" / "sub-good_T1w.nii.gz"
-        source.parent.mkdir(parents=True)
-        nib.save(scan_of(raw[0]), source)
-        (tmp_path / name / "dataset_description.json").write_text(json.dumps({"Simulated": simulated}))
-        out_dir = tmp_path / f"prepared_{name}"
-        assert prepare_data.main([str(tmp_path / name), str(out_dir), "--spacing_mm", "8"]) == 0
+    source = tmp_path / "heads" / "sub-good" / "anat" / "sub-good_T1w.nii.gz"
+    source.parent.mkdir(parents=True)
+    shutil.copy(scan_of(raw[0]).get_filename(), source)
+    (tmp_path / "heads" / "dataset_description.json").write_text(json.dumps({"Simulated": True}))
+    assert prepare_data.main([str(tmp_path / "heads"), str(tmp_path / "out"), "--spacing_mm", "8"]) == 0
+    for out_dir, simulated in ((tmp_path / "out", True), (prepared[0], False)):
         assert is_simulated(out_dir) is is_simulated(Path(scan_of(out_dir).get_filename())) is simulated
 
 

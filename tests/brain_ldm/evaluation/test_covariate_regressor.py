@@ -161,7 +161,7 @@ def test_it_beats_the_mean_where_the_volumes_show_the_answer(regressor, dataset_
 
 
 def test_a_regressor_trained_in_two_goes_equals_one_trained_in_one(regressor, tmp_path):
-    dataset_dir = tiny.write_dataset(tmp_path / "few")
+    dataset_dir = tiny.write_dataset(tmp_path / "few", training=3, validation=2)
     schedule = {"train#lr_scheduler#epochs": 2}
     one = regressor("training", dataset_dir, "one", regressor_epochs=2, **schedule)
     regressor("training", dataset_dir, "two", regressor_epochs=1, **schedule)

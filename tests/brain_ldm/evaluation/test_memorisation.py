@@ -227,9 +227,9 @@ def write_weights(folder):
     torch.save(tiny.autoencoder().state_dict(), folder / "models" / "autoencoder.pt")
 
 
-def audit_by_config(dataset_dir, folder, generated, run_id="auditing", **settings):
+def audit_by_config(dataset_dir, folder, generated, **settings):
     given = tiny.places(dataset_dir, folder) | {"output_dir": str(folder / "audit"), "audited_dir": str(generated)}
-    run(run_id, config_file="configs/evaluate.json", use_device="cpu", **given, **settings)
+    run("evaluating", config_file="configs/evaluate.json", use_device="cpu", **given, **settings)
 
 
 def test_the_config_audits_a_folder_and_ends_with_1_after_a_copy(bundle, tmp_path):
@@ -239,11 +239,9 @@ def test_the_config_audits_a_folder_and_ends_with_1_after_a_copy(bundle, tmp_pat
     write(tmp_path / "generated", "sub-copy", scan)
     write(tmp_path / "generated", "sub-own", head(99))
     with pytest.raises(SystemExit) as end:
-        audit_by_config(data, tmp_path, tmp_path / "generated")
+        audit_by_config(data, tmp_path, tmp_path / "generated", split="validation")
     assert end.value.code == 1
+    assert (tmp_path / "audit" / "reconstruction.json").is_file()  # the audit comes last
     rows = flagged(tmp_path / "audit")
     assert rows["sub-copy"]["flagged"] == "true" and rows["sub-copy"]["image_nearest"] == "sub-0002"
     assert rows["sub-own"]["flagged"] == "false"
-    with pytest.raises(SystemExit):
-        audit_by_config(data, tmp_path, tmp_path / "generated", "evaluating", split="validation")
-    assert (tmp_path / "audit" / "reconstruction.json").is_file()  # the audit comes last

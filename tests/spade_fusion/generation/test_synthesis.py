@@ -109,7 +109,7 @@ def painted(config, path, spacing_mm=1.0, **settings):
 # Geometry
 
 
-@pytest.mark.parametrize("name", GRIDS)
+@pytest.mark.parametrize("name", [name for name in GRIDS if name != "LAS"])  # 61x47x53 is also LAS
 def test_every_voxel_returns_to_its_own_place(name, config, tmp_path):
     affine, shape = grid(name)
     labels = phantom(shape)
@@ -229,17 +229,21 @@ def network():
     return network
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def classes():
     torch.manual_seed(0)
     coarse = torch.randint(0, TABLE.num_classes, (1, 1, 8, 16, 8), dtype=torch.uint8)
     return coarse.repeat_interleave(4, 2).repeat_interleave(4, 3).repeat_interleave(4, 4)  # (1, 1, 32, 64, 32)
 
 
+@pytest.fixture(scope="module")
+@torch.no_grad()
+def expected(network, classes):
+    return network(classes)
+
+
 @pytest.mark.parametrize("block", [13, 200])
-def test_blocks_give_what_one_pass_gives(block, network, classes):
-    with torch.no_grad():
-        expected = network(classes)
+def test_blocks_give_what_one_pass_gives(block, network, classes, expected):
     assert expected.std() > 0.05
     image = synthesis.Synthesiser("whole", block)(classes, network)
     torch.testing.assert_close(image, expected, rtol=0, atol=1e-5)
@@ -272,9 +276,9 @@ def test_a_map_of_background_becomes_an_empty_image(network):
     assert not synthesis.Synthesiser()(torch.zeros(1, 1, 32, 64, 32), network).any()
 
 
-def test_patches_differ_from_one_pass_at_their_borders_alone(network, classes):
-    whole, patches = (synthesis.Synthesiser(merge)(classes, network) for merge in ("whole", "patches"))
-    difference = (whole - patches).abs()
+def test_patches_differ_from_one_pass_at_their_borders_alone(network, classes, expected):
+    patches = synthesis.Synthesiser("patches")(classes, network)
+    difference = (expected - patches).abs()
     assert 0 < difference.mean() < 0.01
     assert difference[..., 28:36, :].max() < 0.1  # weighted: no seam between patches
     assert (patches[classes == 0] == 0).all()
@@ -318,7 +322,7 @@ def test_a_folder_of_maps_becomes_a_data_set_once(config, tmp_path):
 
 
 def test_variants_are_different_anatomies_beside_their_images(config, tmp_path):
-    affine, shape = grid("oblique LIA", (2, 2, 2))
+    affine, shape = grid("oblique LIA", (2, 2, 2))[0], (30, 26, 28)
     labels = phantom(shape)
     path = save_map(tmp_path / "sub-7_ses-a_dseg.nii.gz", labels, affine)
     run(config, path, variants=3, seed=5)
@@ -340,21 +344,21 @@ def test_variants_are_different_anatomies_beside_their_images(config, tmp_path):
 
 
 def test_pad_to_multiple_of_one_leaves_the_map_as_it_is(config, tmp_path):
-    path = save_map(tmp_path / "map.nii.gz", phantom((32, 64, 32)), np.diag([2, 2, 2, 1]))
+    path = save_map(tmp_path / "map.nii.gz", phantom((32, 32, 32)), np.diag([2, 2, 2, 1]))
     run(config, path, pad_to_multiple=1)
-    other = save_map(tmp_path / "odd.nii.gz", phantom((32, 61, 32)), np.diag([2, 2, 2, 1]))
+    other = save_map(tmp_path / "odd.nii.gz", phantom((32, 29, 32)), np.diag([2, 2, 2, 1]))
     message = refusal(config, other, pad_to_multiple=1)
-    assert "slices of 32 x 61" in message and "multiples of 32" in message
+    assert "slices of 32 x 29" in message and "multiples of 32" in message
 
 
-def bad_map(kind, path):
+def save_bad_map(kind, path):
     labels = np.arange(1, 505, dtype=np.uint8).reshape(9, 7, 8) % 8
     if kind == "mask":
         labels = np.full((9, 7, 8), 15, np.uint8)
     if kind == "BraTS":
         labels = np.where(labels == 1, 1, labels // 2 * 2 % 6).astype(np.uint8)
     if kind == "names":
-        path.with_name("b_dseg.tsv").write_text("index\tname\n2\tedema\n")
+        path.with_name("names_dseg.tsv").write_text("index\tname\n2\tedema\n")
     if kind == "unknown":
         labels[0, 0, :5] = 77
     if kind == "empty":
@@ -368,24 +372,26 @@ def bad_map(kind, path):
         path.write_bytes(path.read_bytes()[:-20])
 
 
-@pytest.mark.parametrize(
-    "kind, words",
-    [
-        ("unknown", r"77 (5 voxels)"),
-        ("empty", "the label map is empty"),
-        ("interpolated", "4 of 504 voxels are not integers, such as 2.5"),
-        ("damaged", "cannot be read to its end"),
-        ("mask", "its values 15 (504 voxels) mean brain stem in the label table 'demo', but a head has at least 4 of its 8"),
-        ("BraTS", "mean sulcal CSF, cerebral cortex, cerebral white matter in the label table 'demo'"),
-        ("names", "contradicts the label table 'demo': 2 is 'edema' there and 'left cerebral cortex' in the table"),
-    ],
-)
-def test_a_bad_map_is_refused_before_any_image_is_made(kind, words, config, tmp_path):
-    save_map(tmp_path / "maps" / "a.nii.gz", phantom((20, 18, 16)), np.eye(4))
-    bad_map(kind, tmp_path / "maps" / "b.nii.gz")
-    message = refusal(config, tmp_path / "maps")
-    assert message.startswith("1 of 2 label maps cannot be used:")
-    assert f"{tmp_path}/maps/b.nii.gz: " in message and words in message
+BAD_MAPS = {
+    "unknown": r"77 (5 voxels)",
+    "empty": "the label map is empty",
+    "interpolated": "4 of 504 voxels are not integers, such as 2.5",
+    "damaged": "cannot be read to its end",
+    "mask": "its values 15 (504 voxels) mean brain stem in the label table 'demo', but a head has at least 4 of its 8",
+    "BraTS": "mean sulcal CSF, cerebral cortex, cerebral white matter in the label table 'demo'",
+    "names": "contradicts the label table 'demo': 2 is 'edema' there and 'left cerebral cortex' in the table",
+}
+
+
+def test_bad_maps_are_refused_before_any_image_is_made(config, tmp_path):
+    save_map(tmp_path / "maps" / "good.nii.gz", phantom((20, 18, 16)), np.eye(4))
+    for kind in BAD_MAPS:
+        save_bad_map(kind, tmp_path / "maps" / f"{kind}.nii.gz")
+    first, *lines = refusal(config, tmp_path / "maps").split("\n")
+    assert first == "7 of 8 label maps cannot be used:"
+    for kind, words in BAD_MAPS.items():
+        (line,) = (line for line in lines if line.startswith(f"{tmp_path}/maps/{kind}.nii.gz: "))
+        assert words in line
     assert not list((tmp_path / "out").glob("sub-*"))
 
 
