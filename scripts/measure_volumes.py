@@ -19,11 +19,11 @@ import torch
 from cohorts.row_matching import typed
 from measurement.accuracy import accuracy_row, describe_accuracy, format_table
 from measurement.output_table import VOLUMES, complete_row, identity_of, write_table
-from measurement.volume_net import WEIGHTS, load_network, read_on_grid, volumes_ml
+from measurement.volume_net import WEIGHTS, load_network, read_on_grid, refuse_bright_surroundings, volumes_ml
 from shared import refusals
 from shared.files import refuse_unwritable
 from shared.image_files import find_t1w
-from shared.nifti import open_image
+from shared.nifti import named, open_image
 from shared.participants import Row, Rows, find_row, other_units, read_participants, refuse_given_once
 from shared.problems import refuse
 from tqdm import tqdm
@@ -44,7 +44,11 @@ def measure(images: Iterable[Path], weights: Path = WEIGHTS) -> Iterator[dict]:
     for path in images:
         error = ""
         try:
-            volumes = volumes_ml(torch.softmax(network(read_on_grid(path)[None, None]), 1)[0])
+            image = read_on_grid(path)
+            probabilities = torch.softmax(network(image[None, None]), 1)[0]
+            with named(path):
+                refuse_bright_surroundings(image, probabilities)
+            volumes = volumes_ml(probabilities)
             if volumes["brain_ml"] < 300:
                 raise ValueError(f"{path}: only {volumes['brain_ml']:.0f} mL of brain found; is it a T1w in MNI space?")
         except ValueError as refusal:
