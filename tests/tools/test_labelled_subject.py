@@ -53,7 +53,7 @@ def test_cortical_parcels_count_as_brain_and_scalp_does_not():
     assert not {0, 511, 515} & intracranial
 
 
-def test_a_tilted_head_in_another_orientation_is_put_upright_in_mni_space(tmp_path):
+def test_a_tilted_head_in_another_orientation_is_put_upright_in_mni_space_and_keeps_its_size(tmp_path):
     angle = np.deg2rad(12)
     tilt = [[1, 0, 0], [0, np.cos(angle), -np.sin(angle)], [0, np.sin(angle), np.cos(angle)]]
     image = phantom("LIA", nib.affines.from_matvec(tilt, (5, -20, 30)))
@@ -64,12 +64,7 @@ def test_a_tilted_head_in_another_orientation_is_put_upright_in_mni_space(tmp_pa
         centre = nib.affines.apply_affine(affine, np.argwhere(labels == value).mean(0))
         assert centre == pytest.approx(expected, abs=3), LABELS[value]
     assert set(np.unique(labels)) <= set(np.unique(image.get_fdata()))
-
-
-def test_size_of_the_head_survives(tmp_path):
-    image = phantom()
-    _, labels = label_subject.make_subject(save(image, tmp_path), 1, seed=1, warp=False)
-    assert (labels > 0).sum() == pytest.approx(8 * (image.get_fdata() > 0).sum(), rel=0.01)
+    assert 4**3 * (labels > 0).sum() == pytest.approx(2**3 * (image.get_fdata() > 0).sum(), rel=0.05)
 
 
 def test_white_matter_is_brighter_than_cortex_and_cortex_than_ventricles():
