@@ -131,8 +131,8 @@ def refuse_other_autoencoder(init_diffusion: str | Path | None, autoencoder: str
 
     Args:
         init_diffusion: weights to fine-tune; None, or weights that do not name their autoencoder, are accepted.
-        autoencoder: weights of the autoencoder that encodes the scans, or that its training starts from; None for a training
-            from the beginning.
+        autoencoder: weights of the autoencoder that encodes the scans, or that its training starts from; None for random
+            weights.
         is_final: True warns if the autoencoder was trained further since the diffusion model was trained.
 
     Raises:

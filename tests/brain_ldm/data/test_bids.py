@@ -386,6 +386,12 @@ def test_a_table_of_sessions_with_another_ending_is_not_ignored(dataset):
     assert "sub-02_sessions.csv: would be ignored. Save it as sub-02_sessions.tsv" in refusal(dataset)
 
 
+def test_a_path_of_a_datalist_may_begin_at_the_home_folder(dataset, datalist, monkeypatch):
+    monkeypatch.setenv("HOME", str(dataset))
+    path = datalist(training=[(f"~/{IMAGE_1}", {}), (IMAGE_4, {})], validation=[(IMAGE_5, {})])
+    assert read(None, datalist=path)["training"][0]["image"] == str(dataset / IMAGE_1)
+
+
 def test_a_missing_datalist_is_named(dataset):
     missing = dataset / "nowhere" / "list.json"
     with pytest.raises(FileNotFoundError, match=f"^datalist {missing}: no such file"):
