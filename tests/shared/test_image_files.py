@@ -48,6 +48,12 @@ def test_other_files_are_no_scans(tmp_path, other):
         assert found(tmp_path, pattern) == ["sub-a/anat/sub-a_T1w.nii.gz"]
 
 
+def test_a_phase_image_is_no_scan(tmp_path):
+    touch(tmp_path, *(f"sub-a/anat/sub-a_{part}T1w.nii.gz" for part in ("", "part-mag_", "part-phase_", "part-imag_")))
+    with pytest.warns(UserWarning, match="2 images, such as .*part-imag_T1w.nii.gz, are left out: they show no magnitude"):
+        assert found(tmp_path) == ["sub-a/anat/sub-a_T1w.nii.gz", "sub-a/anat/sub-a_part-mag_T1w.nii.gz"]
+
+
 def test_a_derivative_that_is_given_itself_is_searched(tmp_path):
     touch(tmp_path, "derivatives/one/sub-a/anat/sub-a_T1w.nii.gz")
     assert found(tmp_path / "derivatives" / "one") == ["sub-a/anat/sub-a_T1w.nii.gz"]

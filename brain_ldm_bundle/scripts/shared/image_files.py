@@ -13,6 +13,7 @@ from .problems import refuse
 
 NIFTI = (".nii", ".nii.gz")
 IMAGES = (*NIFTI, ".mgz", ".mgh")  # and FreeSurfer's
+NO_MAGNITUDE = re.compile(r"_part-(phase|real|imag)_")
 NO_SCANS = ("derivatives", "sourcedata", "code")  # folders of BIDS that hold no scans of the data set itself
 
 
@@ -20,6 +21,8 @@ def find_files(
     folder: str | Path, pattern: str, endings: tuple[str, ...] = NIFTI, skipped: Container[str] = NO_SCANS
 ) -> list[Path]:
     """Find the images below a folder. Links are followed. Hidden files and folders are ignored, such as `._sub-01_T1w.nii.gz`.
+
+    Phase, real and imaginary parts of scans (`part-phase`, `part-real`, `part-imag` in BIDS) are left out with a warning.
 
     Args:
         folder: BIDS data set, derivative or any other folder.
@@ -36,9 +39,12 @@ def find_files(
             case only.
     """
     folder = Path(folder)
-    parts = [*pattern.split("/"), *(["*"] if pattern.endswith("**") else [])]
-    found = [Path(path) for path in _files(os.fspath(folder), [tuple(parts)], skipped) if path.endswith(endings)]
+    names = (*pattern.split("/"), *(["*"] if pattern.endswith("**") else []))
+    found = [Path(path) for path in _files(os.fspath(folder), [names], skipped) if path.endswith(endings)]
     refuse_twice(found, folder)
+    if parts := [path for path in found if NO_MAGNITUDE.search(path.name)]:
+        warnings.warn(f"{len(parts)} images, such as {min(parts)}, are left out: they show no magnitude", stacklevel=2)
+        found = [path for path in found if path not in parts]
     return sorted(found, key=lambda path: path.parts)
 
 
