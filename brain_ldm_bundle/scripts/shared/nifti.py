@@ -33,7 +33,7 @@ LEAST_LEVELS = 256  # different values of float32 that a scan needs between its 
 MOST_BELOW, MOST_ABOVE = 1.0, 9.0
 # Largest share of voxels whose next voxel has the same value, as a mean over the values. It was at most 0.40 in scans, even in
 # 5 bits, 0.56 in scans enlarged by nearest neighbour, and at least 0.61 in label maps of 1 and 2 mm, which have few values.
-MOST_REPEATED, MOST_LABELS, LEAST_VOXELS = 0.58, 300, 20_000
+MOST_REPEATED, MOST_LABELS, LEAST_VOXELS, LEAST_VALUES = 0.58, 300, 20_000, 3
 nib.imageglobals.logger.setLevel(logging.CRITICAL)  # its lines name no file; `open_image` refuses such faults by name
 
 
@@ -125,6 +125,8 @@ def refuse_labels(values: np.ndarray) -> None:
     every = max(1, round(math.sqrt(values.size / 200_000)))  # about 200 000 voxels are enough
     lines = values[::every, ::every]
     found, index, counts = np.unique(lines[..., :-1], return_inverse=True, return_counts=True)
+    if len(found) < LEAST_VALUES:
+        raise ValueError(f"has few different values, {len(found)}, as in a label map or a mask. Give the scan")
     if values.size < LEAST_VOXELS or len(found) > MOST_LABELS:
         return
     repeated = np.bincount(index.ravel(), (lines[..., 1:] == lines[..., :-1]).ravel()) / counts
