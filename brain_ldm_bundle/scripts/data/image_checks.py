@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +17,20 @@ from ..shared.scan_identity import voxels_sha256
 
 # A head may be smaller than the template's, so the image may cut off this much of the template's brain on each side.
 BRAIN_MARGIN_MM = 10.0
+INNER_MM = 25.0  # planes this far inside the template's brain cross each brain
 PREPARE = "Bring it there with: python scripts/prepare_data.py"
+
+
+FROM_SCANNER = (
+    "have the NIfTI code 1 (scanner), not 4 (MNI). Their axes and field of view fit MNI space, but they may not be registered "
+    f"to it. If not: {PREPARE}"
+)
+STRETCHED = (
+    "have a few voxels that are more than twice as bright as the other 99.9 %. Scaling to 0 to 1 leaves less than half of the "
+    "grey values to the others. Clip these voxels"
+)
+INVERTED = "are brighter in the corners than in the middle, unlike heads in air. They may be inverted: look at them"
+CUT = "have planes of one value in the middle of the brain. A part of the head may be missing: look at them"
 
 
 class Content(NamedTuple):
@@ -31,12 +45,12 @@ def check_images(
     paths: Sequence[str], spacing_mm: float, cache_file: str | Path | None = None
 ) -> tuple[list[str], dict[str, Content]]:
     """Check images as `bids.read_dataset` describes. Warn about images that may not be registered to MNI space, or
-    whose brightest voxels would take contrast from the others.
+    whose brightest voxels would take contrast from the others, that look inverted, or that lack a part of the brain.
 
     Returns:
         one line for each problem, in the order of `paths`, and the content of each image that passes, by its path.
     """
-    from_scanner, stretched = [], []
+    odd = defaultdict(list)
 
     def check(path: str) -> list:
         with named(path):
@@ -44,26 +58,40 @@ def check_images(
             _check_place(image, spacing_mm)
             values = read_grey_values(path)
         if max(int(image.header["sform_code"]), int(image.header["qform_code"])) == 1:
-            from_scanner.append(path)
+            odd[FROM_SCANNER].append(path)
         lowest, low, high, highest = spread(values)
         if highest - high > high - low:
-            stretched.append(path)
+            odd[STRETCHED].append(path)
+        if _corners_minus_middle(values) > (high - low) / 10:
+            odd[INVERTED].append(path)
+        if _has_empty_planes(values, _corners_mm(image.shape[:3], image.affine).min(axis=0), spacing_mm):
+            odd[CUT].append(path)
         return [voxels_sha256(values), lowest, highest]
 
     problems, found = check_files([[path] for path in paths], check, [spacing_mm], cache_file=cache_file)
-    if from_scanner:
-        warnings.warn(
-            f"{len(from_scanner)} images, such as {min(from_scanner)}, have the NIfTI code 1 (scanner), not 4 (MNI). "
-            f"Their axes and field of view fit MNI space, but they may not be registered to it. If not: {PREPARE}",
-            stacklevel=3,
-        )
-    if stretched:
-        warnings.warn(
-            f"{len(stretched)} images, such as {min(stretched)}, have a few voxels that are more than twice as bright as the "
-            f"other 99.9 %. Scaling to 0 to 1 leaves less than half of the grey values to the others. Clip these voxels",
-            stacklevel=3,
-        )
+    for remark, those in odd.items():
+        warnings.warn(f"{len(those)} images, such as {min(those)}, {remark}", stacklevel=3)
     return problems, {path: Content(*content) for path, content in zip(paths, found) if content is not None}
+
+
+def _corners_minus_middle(values: np.ndarray) -> float:
+    """Compare the medians of the eight corners, a tenth of each side, and of the middle, half of each side."""
+    ends = [np.r_[: side // 10 + 1, -(side // 10) - 1 : 0] for side in values.shape]
+    corners = values[np.ix_(*ends)]
+    middle = values[tuple(slice(side // 4, side - side // 4) for side in values.shape)]
+    return float(np.median(corners)) - float(np.median(middle))
+
+
+def _has_empty_planes(values: np.ndarray, lower_mm: np.ndarray, spacing_mm: float) -> bool:
+    """Look for planes of one value in each brain, large or small. The volume (X, Y, Z) begins at its lower corner in RAS."""
+    every = round(8 / spacing_mm)
+    for axis in range(3):
+        ends_mm = np.add([lower[axis] for lower in BRAIN_MM], [INNER_MM, -INNER_MM])
+        first, last = np.round((ends_mm - lower_mm[axis]) / spacing_mm).astype(int)
+        planes = np.moveaxis(values, axis, 0)[first:last, ::every, ::every]
+        if (planes.min(axis=(1, 2)) == planes.max(axis=(1, 2))).any():
+            return True
+    return False
 
 
 def _check_place(image: nib.Nifti1Image, spacing_mm: float) -> None:
@@ -81,13 +109,18 @@ def _check_place(image: nib.Nifti1Image, spacing_mm: float) -> None:
 
 def refuse_elsewhere(shape: Sequence[int], affine: np.ndarray) -> None:
     """Refuse an image whose field of view does not cover a brain in MNI space. Its axes must be parallel to the space's."""
-    corners = nib.affines.apply_affine(affine, [[-0.5] * 3, np.subtract(shape, 0.5)])
+    corners = _corners_mm(shape, affine)
     lower, upper = np.add(BRAIN_MM[0], BRAIN_MARGIN_MM), np.subtract(BRAIN_MM[1], BRAIN_MARGIN_MM)
     if (corners.min(axis=0) > lower).any() or (corners.max(axis=0) < upper).any():
         raise ValueError(
             f"reaches from {_mm(corners.min(axis=0))} to {_mm(corners.max(axis=0))} (right, anterior, superior), but must "
             f"cover a brain in MNI space, {_mm(lower)} to {_mm(upper)}. {PREPARE}"
         )
+
+
+def _corners_mm(shape: Sequence[int], affine: np.ndarray) -> np.ndarray:
+    """Return the outer corners of the first and the last voxel, (2, 3)."""
+    return nib.affines.apply_affine(affine, [[-0.5] * 3, np.subtract(shape, 0.5)])
 
 
 def _mm(values: np.ndarray) -> str:

@@ -89,6 +89,24 @@ def test_a_hot_voxel_is_warned_about_and_a_very_hot_one_is_refused(paths):
         assert problem.startswith(f"{paths[0]}: has intensities from")
 
 
+def test_an_inverted_scan_gets_a_warning(paths, tmp_path):
+    x, y, z = np.indices(VOLUME.shape) - np.array(VOLUME.shape).reshape(3, 1, 1, 1) / 2
+    head = (x**2 + y**2 + z**2 < 80) * 100.0 + VOLUME
+    for name, volume in (("upright", head), ("inverted", 200 - head)):
+        paths.append(str(save(tmp_path / f"sub-{name}_T1w.nii.gz", volume=volume)))
+    with pytest.warns(UserWarning, match="1 images, such as .*inverted_T1w.nii.gz, are brighter in the corners"):
+        assert problems(paths[3:]) == []
+
+
+@pytest.mark.parametrize("plane", [np.s_[:, :, 10:], np.s_[12:], np.s_[:, 11]])
+def test_a_scan_that_lacks_a_part_of_the_brain_gets_a_warning(paths, tmp_path, plane):
+    cut = VOLUME.copy()
+    cut[plane] = 0
+    paths.append(str(save(tmp_path / "sub-cut_T1w.nii.gz", volume=cut)))
+    with pytest.warns(UserWarning, match="1 images, such as .*sub-cut_T1w.nii.gz, have planes of one value in the middle"):
+        assert problems(paths) == []
+
+
 def test_a_scan_is_identified_by_its_voxels_alone(tmp_path):
     """A scan used to be identified by name and size. Compressed again it was forgotten, and a foreign scan could pass as it."""
     volume = np.round(255 * VOLUME).astype(np.uint8)
