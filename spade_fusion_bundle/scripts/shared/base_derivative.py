@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
@@ -171,6 +172,9 @@ class BaseDerivative:
                     f"Generate it in float32 (--amp False), and check that the weights are finite"
                 )
             volume = volume.clamp(0, 1)
+            if volume.min() == volume.max():
+                name, value = self.image_file(row), float(volume.min())
+                warnings.warn(f"{name} shows nothing: it is {value:g} everywhere. Train the model longer", stacklevel=2)
             if self.dtype == "uint8":
                 volume = (volume * 255).round().to(torch.uint8)
         return volume.cpu().numpy()

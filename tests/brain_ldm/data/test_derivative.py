@@ -107,6 +107,12 @@ def test_a_volume_can_be_rounded_on_its_device_before_it_is_written(tmp_path, dt
     assert folder.write(REQUEST, VOLUME, PROVENANCE).read_bytes() == from_stored
 
 
+@pytest.mark.parametrize("value", [-3.0, 0.5])
+def test_a_volume_that_shows_nothing_gets_a_warning(output, value):
+    with pytest.warns(UserWarning, match=f"sub-A1_T1w.nii.gz shows nothing: it is {max(value, 0):g} everywhere"):
+        output.write(REQUEST, np.full(SHAPE, value, np.float32), PROVENANCE)
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_volume_that_is_not_finite_is_refused(output, value):
     volume = VOLUME.copy()
