@@ -3,8 +3,10 @@
 import json
 import math
 import os
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import ROOT
 from monai.bundle import ConfigParser, create_workflow
@@ -72,6 +74,7 @@ def test_a_setting_must_fit_to_the_settings_that_its_rule_names(bundle):
     channels = {"generator_channels": [16], "discriminator_channels": [16, 24]}
     assert "groups is 16 and discriminator_channels is [16, 24]" in refused("baselines", groups=16, **channels)
     assert refused("baselines", groups=8, **channels) is None
+    assert "feature_level is 3 and discriminator_channels is [16, 24]" in refused("baselines", feature_level=3, **channels)
 
 
 def test_batches_and_levels_must_fit(spade_bundle):
@@ -93,6 +96,20 @@ def refusal(bundle, name, **changed):
         parser.get_parsed_content("probe")
     except RuntimeError as error:
         return str(error.__cause__)
+
+
+def test_the_config_of_another_bundle_is_refused(bundle):
+    message = r"this config is not .*brain_ldm_bundle/configs/inference.json, but Python has loaded the code of that bundle"
+    assert re.match(message, refusal("spade_fusion_bundle", "inference"))
+    assert "segmentation.json" in refusal("spade_fusion_bundle", "segmentation")
+
+
+def test_paths_and_numbers_of_numpy_from_python_become_text_and_numbers(bundle):
+    parser = ConfigParser(json.loads((ROOT / "brain_ldm_bundle" / "configs" / "evaluate.json").read_text()))
+    parser.update({"models_dir": Path("a/b"), "seed": np.int64(3), "probe": ["$scripts.shared.settings.check('evaluate')"]})
+    parser.get_parsed_content("probe")
+    assert parser.get_parsed_content("model_file") == "a/b/model.pt"
+    assert json.dumps(parser.get_parsed_content("seed")) == "3"
 
 
 @pytest.mark.parametrize("bundle_name", list(CONFIGS))

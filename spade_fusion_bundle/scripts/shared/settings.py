@@ -12,6 +12,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from monai.bundle import ConfigParser
 
 from .overrides import command_line, config_files, refuse_ineffective, refuse_unknown
@@ -24,6 +25,7 @@ RELATIONS = {
     "a multiple of": lambda value, other: value % other == 0,
     "as many as": lambda value, other: len(value) == len(other),
     "one fewer than": lambda value, other: len(value) == len(other) - 1,
+    "up to the length of": lambda value, other: value <= len(other),
 }
 RELATION = re.compile(rf"(.*?)(?:, ({'|'.join(RELATIONS)}) (\w+(?: and \w+)*))?")
 NUMBERS = re.compile(r"(list of (?:(\d+) )?)?(whole )?numbers?(?: (from|above) (\S+))?(?: (to|below) (\S+))?")
@@ -40,13 +42,20 @@ def check(config: str, covariates: str = "") -> None:
         ValueError: a name is unknown, or a value is not allowed. The message gives both, and the allowed values.
     """
     parser = config_in_use()
-    base = json.loads((CONFIGS / f"{config}.json").read_text(encoding="utf-8"))
-    rules, names = rules_of(config), list(base)
+    file = CONFIGS / f"{config}.json"
+    base = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    names = list(base)
+    settings = names[names.index("bundle_root") + 1 : names.index("device")] if base else []
+    if not settings or set(settings) - set(parser.config):
+        raise ValueError(
+            f"this config is not {file}, but Python has loaded the code of that bundle. Start Python again for each bundle, "
+            f"and not in the folder of the other one"
+        )
+    rules = rules_of(config)
     if "config_file" in command_line():
         refuse_unknown(lambda: parser.get_parsed_content(covariates).names if covariates else ())
     else:
         refuse_ineffective(parser.config, base)
-    settings = names[names.index("bundle_root") + 1 : names.index("device")]
 
     def refuse(name: str, problem: str | None) -> None:
         if problem is not None:
@@ -62,6 +71,9 @@ def check(config: str, covariates: str = "") -> None:
             if (given := parser.config[name]) == base[name]:
                 raise
             raise ValueError(f"{_place(name)}: {name} is {given!r}, which cannot be evaluated ({reason(error)})") from error
+        if isinstance(values[name], (os.PathLike, np.generic)):  # from Python. Configs join paths as text, and write JSON
+            values[name] = values[name].item() if isinstance(values[name], np.generic) else os.fspath(values[name])
+            parser.ref_resolver.resolved_content[name] = values[name]
         refuse(name, fault(RELATION.fullmatch(rules[name])[1], values[name]))
     for name in settings:
         _, relation, others = RELATION.fullmatch(rules[name]).groups()
