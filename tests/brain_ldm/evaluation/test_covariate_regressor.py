@@ -171,6 +171,10 @@ def test_a_regressor_trained_in_two_goes_equals_one_trained_in_one(regressor, tm
     with pytest.raises(Exception) as error:
         regressor("training", dataset_dir, "two", regressor_epochs=3, regressor_channels=[4, 4])
     assert "made by a run with other settings" in chain(error)
+    for run_id in ("evaluating", "predicting"):  # the images came first, with a message about them alone
+        with pytest.raises(Exception) as error:
+            regressor(run_id, dataset_dir, "two", predict_dir=str(dataset_dir), spacing_mm=4.0)
+        assert "this regressor reads volumes of 8 mm, not of 4 mm. Give --spacing_mm 8" in chain(error)
 
 
 def test_nothing_to_predict_and_unknown_overrides_are_refused_before_any_work(regressor, dataset_dir, tmp_path, monkeypatch):
