@@ -11,7 +11,7 @@ from spade_fusion_bundle.scripts.model.networks import SpadeDiscriminator, Spade
 from spade_fusion_bundle.scripts.training.gan_step import spade_step
 
 
-@pytest.mark.parametrize("amp", [False, True], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("amp", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["float32", "bfloat16"])
 def test_a_fresh_generator_learns_to_match_features(amp):
     """The generator trains for twenty steps on the slices of one head."""
     torch.manual_seed(0)

@@ -362,6 +362,7 @@ def classes_learnt(path):
     return set(moments.amax((0, 2, 3)).nonzero()[:, 0].tolist())
 
 
+@pytest.mark.slow
 def test_the_generator_of_a_fold_never_sees_its_participants(spade_bundle, dataset_dir, tmp_path):
     """Each head holds one class that no other has; its channel gets a gradient only where that head was seen."""
     settings = {"plane": "axial", "folds": 2, "spade_visits": 3, "slices_per_volume": 4, "hidden": 8}
