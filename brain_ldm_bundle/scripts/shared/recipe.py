@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from .acquisition import is_measurement
+
 SIZES = ("autoencoder", "unet", "regressor", "generator", "network")  # entries that hold arguments of a network
 LARGEST_SIDE = 1000  # voxels of an image, by which memory grows
 
@@ -20,8 +22,7 @@ class WithRecipe(torch.nn.Module):
     """
 
     def get_extra_state(self) -> torch.Tensor:
-        # A tensor, because tools that read a state dict expect nothing else in it.
-        self._last_state = torch.tensor(list(json.dumps(self.recipe).encode()), dtype=torch.uint8)
+        self._last_state = encode(self.recipe)
         return self._last_state
 
     def set_extra_state(self, state: torch.Tensor) -> None:
@@ -45,6 +46,11 @@ class WithRecipe(torch.nn.Module):
 
 def _is_same(tensor: torch.Tensor, other: Any) -> bool:
     return isinstance(other, torch.Tensor) and tensor.numel() > 0 and tensor.is_set_to(other)
+
+
+def encode(recipe: Mapping) -> torch.Tensor:
+    """Store a recipe in a tensor, because tools that read a state dict expect nothing else in it."""
+    return torch.tensor(list(json.dumps(recipe).encode()), dtype=torch.uint8)
 
 
 def decode(state: torch.Tensor, where: object) -> dict:
@@ -83,6 +89,8 @@ def _expected(name: str, value: Any) -> str:
         return "true or false"
     if name == "autoencoder_sha256" and not isinstance(value, str):
         return "a hash"
+    if name == "acquisition" and not is_measurement(value):
+        return "a measured noise and bias field"
     if name in SIZES and not (isinstance(value, dict) and all(_is_size(key, size) for key, size in value.items())):
         return f"sizes of a network: whole numbers, and image sizes of up to {LARGEST_SIDE} voxels"
     return ""

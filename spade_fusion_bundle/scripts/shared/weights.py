@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from .files import non_finite, read_tensors, sha256
-from .recipe import decode, refuse_other_settings
+from .files import non_finite, read_tensors, refuse_unwritable, save_weights, sha256
+from .recipe import decode, encode, refuse_other_settings
 
 # Other software stores weights below these names. A prefix is dropped if all names begin with it, and none of the network's.
 PREFIXES = ("module.", "network.", "model.", "net.", "ema_model.")
@@ -170,6 +170,29 @@ def read_recipe(path: str | Path) -> dict:
         return {}
     state = _without_prefix(read_state(path, mmap=zipfile.is_zipfile(path)), PREFIXES).get("_extra_state")
     return {} if state is None else decode(state, path)
+
+
+def recipe_to_extend(path: str | Path, used: Mapping) -> dict:
+    """Read the recipe in a file of weights for `add_to_recipe`, before work starts.
+
+    Weights without a recipe are refused, and settings that this run `used` instead of those in the recipe.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such weights file. Train the model first, with the run id training")
+    refuse_unwritable(path)
+    recipe = read_recipe(path)
+    if not recipe:
+        raise ValueError(f"{path}: these weights have no recipe, so nothing can be stored in it. Give weights of this bundle")
+    refuse_other_settings({**recipe, **used}, recipe, path)
+    return recipe
+
+
+def add_to_recipe(path: str | Path, entries: Mapping) -> None:
+    """Write entries into the recipe in a file of weights. The file is replaced at once, and its tensors stay the same."""
+    state = read_state(path)
+    recipe = encode(decode(state["_extra_state"], path) | dict(entries))
+    decode(recipe, path)  # refuses a wrong entry before it is written
+    save_weights(state | {"_extra_state": recipe}, path)
 
 
 def read_state(path: str | Path, **options) -> dict[str, torch.Tensor]:
