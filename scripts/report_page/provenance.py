@@ -7,8 +7,17 @@ from collections.abc import Sequence
 from cohorts.cohort import Cohort
 from shared.files import read_json
 
-SAMPLING = ("Sampler", "Steps", "GuidanceScale", "PredictionType", "Precision", "WeightsSHA256", "SoftwareVersions")
-SYNTHESIS = ("LabelTable", "DeformationMm", "WeightsSHA256", "SoftwareVersions")  # from label maps
+SAMPLING = (
+    "Sampler",
+    "Steps",
+    "GuidanceScale",
+    "PredictionType",
+    "Precision",
+    "Acquisition",
+    "WeightsSHA256",
+    "SoftwareVersions",
+)
+SYNTHESIS = ("LabelTable", "DeformationMm", "Acquisition", "WeightsSHA256", "SoftwareVersions")  # from label maps
 
 
 def provenance_rows(generated: Cohort, volumes: Sequence[str]) -> list[list[str]]:
@@ -17,7 +26,8 @@ def provenance_rows(generated: Cohort, volumes: Sequence[str]) -> list[list[str]
     for volume in volumes:
         image = generated.images[volume]
         sidecar = image.with_name(image.name.split(".")[0] + ".json")
-        contents.append(read_json(sidecar) if sidecar.is_file() else {})
+        content = read_json(sidecar) if sidecar.is_file() else {}
+        contents.append(content and content | {"Acquisition": "added" if content.get("Acquisition") else "none"})
     title, names = ("Synthesis", SYNTHESIS) if any("LabelMap" in content for content in contents) else ("Sampling", SAMPLING)
     return [
         [f"{title}, {name}", " / ".join(dict.fromkeys(_text(content.get(name, "unknown")) for content in contents))]

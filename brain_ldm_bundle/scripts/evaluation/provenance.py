@@ -23,6 +23,7 @@ FIELDS = {
     "GuidanceScale": "guidance",
     "WeightsSHA256": "weights",
     "AutoencoderSHA256": "autoencoder",
+    "Acquisition": "noise and bias field",
 }
 
 
@@ -76,6 +77,8 @@ def _read(image: Path) -> dict | None:
         content = read_json(sidecar)
     except ValueError as error:
         raise ValueError(f"{error}. Generate the volume again, or remove the sidecar") from error
+    if content.pop("Acquisition", None):  # volumes differ in its values
+        content["Acquisition"] = "added"
     return {key: content[key] for key in FIELDS if key in content}
 
 

@@ -19,6 +19,7 @@ from ..data.derivative import Derivative
 from ..data.image_checks import refuse_elsewhere
 from ..model.networks import DiffusionUNet
 from ..model.sampler import LatentSampler
+from ..shared.acquisition import draw
 from ..shared.files import sha256
 from ..shared.nifti import named, read_grey_values
 
@@ -111,7 +112,8 @@ def edit_file(
     data = preprocessing({"image": str(image)})
     data["pred"] = editor.edit(data["image"][None].to(device), network, row, strength, seed)[0].cpu()
     volume = postprocessing(data)["pred"]
-    source = {"Seed": seed, "Strength": strength, "EditedImage": Path(image).name, "EditedImageSHA256": sha256(image)}
+    drawn = {"Seed": seed, "Acquisition": draw(provenance.get("Acquisition"), seed)}
+    source = {**drawn, "Strength": strength, "EditedImage": Path(image).name, "EditedImageSHA256": sha256(image)}
     if strength < 1:
         source["Description"] = NOTICE
     name = hashlib.sha256(json.dumps({**provenance, **row, **source}, sort_keys=True).encode()).hexdigest()[:8]

@@ -14,6 +14,7 @@ from ignite.engine import Engine
 from ..data.covariates import CovariateSchema, Request, single_request
 from ..data.derivative import Derivative
 from ..model.sampler import row_seed
+from ..shared.acquisition import draw
 from ..shared.background_writer import BackgroundWriter
 from ..shared.overrides import command_line
 from ..shared.team import Team, left_to_make, shard_of
@@ -103,10 +104,11 @@ class Pending(Sequence):
 
 
 def own_provenance(request: Request, provenance: Mapping, base_seed: int) -> dict:
-    """Add the seed of a volume to the provenance of all."""
+    """Add the seed of a volume to the provenance of all. What it draws from the measured acquisition replaces that."""
     # An id has no colon, so a noise named "0001" differs from the noise of sub-0001.
     name = request.participant_id.removeprefix("sub-") if request.noise is None else f"noise:{request.noise}"
-    return {**provenance, "Seed": row_seed(base_seed, name), "BaseSeed": base_seed}
+    seed = row_seed(base_seed, name)
+    return {**provenance, "Seed": seed, "BaseSeed": base_seed, "Acquisition": draw(provenance.get("Acquisition"), seed)}
 
 
 def pending(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from monai.inferers import Inferer
 
 from ..data.covariates import NULL
+from ..shared.acquisition import add, draw
 from .dpm_solver import DPMSolver
 from .networks import Autoencoder, DiffusionUNet
 from .noise_schedule import DDIM, DDPM, Flow
@@ -32,6 +33,7 @@ class LatentSampler(Inferer):
     scheduler: DDIM | DDPM | DPMSolver | Flow  # from `make_sampler`, for the prediction type of the network
     image_size: Sequence[int]  # voxels (D, H, W); each side a multiple of the autoencoder's factor
     guidance_scale: float = 1.0
+    acquisition: Mapping | None = None  # noise and bias field to add, as `acquisition.measure` returned them; None adds none
     amp: bool = False  # run the networks in bfloat16; noise and steps stay in float32
 
     def __post_init__(self) -> None:
@@ -51,7 +53,7 @@ class LatentSampler(Inferer):
         Args:
             inputs: scaled covariates (B, 1, C).
             network: diffusion model.
-            seeds: seed of the noise of each row.
+            seeds: seed of each row, for its first noise and for its acquisition.
             start: latents (B, 3, d, h, w) of images, times the scale factor. Noise is added to them up to the share
                 `strength` of the time, and removed (SDEdit, Meng et al. 2022, Sec. 3.2). None starts from noise.
             strength: 1 starts from noise; 0 decodes `start` unchanged.
@@ -80,7 +82,10 @@ class LatentSampler(Inferer):
         for t in timesteps:
             output = self._predict(network, latent, t, inputs)
             latent, _ = scheduler.step(output.float(), t, latent, generator=generators)
-        return self._decode(latent / network.scale_factor)
+        volumes = self._decode(latent / network.scale_factor)  # (B, 1, D, H, W)
+        for volume, seed in zip(volumes[:, 0], seeds, strict=True):
+            volume.copy_(add(volume, draw(self.acquisition, seed)))
+        return volumes
 
     def _predict(self, network: DiffusionUNet, latent: torch.Tensor, t: int, context: torch.Tensor) -> torch.Tensor:
         guided = self.guidance_scale != 1

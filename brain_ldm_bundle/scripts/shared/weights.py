@@ -177,8 +177,7 @@ def recipe_to_extend(path: str | Path, used: Mapping) -> dict:
 
     Weights without a recipe are refused, and settings that this run `used` instead of those in the recipe.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such weights file. Train the model first, with the run id training")
+    refuse_missing(path, "python -m monai.bundle run training --config_file configs/train.json --dataset_dir DIR")
     refuse_unwritable(path)
     recipe = read_recipe(path)
     if not recipe:

@@ -16,6 +16,7 @@ from ..data.derivative import GENERATOR, Derivative, map_identity, name_of
 from ..data.image_checks import map_problems
 from ..data.labels import LabelTable
 from ..data.splits import SPLIT_COLUMN, read_splits
+from ..shared.acquisition import draw
 from ..shared.base_derivative import made_by
 from ..shared.files import is_there
 from ..shared.image_files import IMAGES, find_files, find_in_anat
@@ -97,7 +98,7 @@ def rows(
         seed: base seed. The seed of an image depends only on this seed, its name and its variant.
 
     Returns:
-        one item for each image: the map's item with "source_participant_id" and "provenance".
+        one item for each image: the map's item with "source_participant_id", "seed" and "provenance".
     """
     if variants < 1:
         raise ValueError(f"variants must be at least 1, got {variants}")
@@ -107,18 +108,19 @@ def rows(
     made = []
     for item, variant in product(maps, range(variants)):
         deformed = deform_all or variant > 0
-        row_seed = hashlib.sha256(f"{seed}:{name_of(item)}:{variant}".encode()).digest()[:4]
+        row_seed = int.from_bytes(hashlib.sha256(f"{seed}:{name_of(item)}:{variant}".encode()).digest()[:4], "big")
         made.append(
             {
                 **item,
                 "participant_id": item["participant_id"] + (f"v{variant:02d}" if variant else ""),
                 "source_participant_id": item["participant_id"],
+                "seed": row_seed,
                 "provenance": {
                     "LabelMap": Path(item["image"]).name,
                     "Variant": variant,
                     "DeformationMm": deformation_mm if deformed else 0,
                     "DeformationScaleMm": deformation_scale_mm if deformed else None,
-                    "Seed": int.from_bytes(row_seed, "big") if deformed else None,
+                    "Seed": row_seed if deformed else None,
                 },
             }
         )
@@ -141,15 +143,19 @@ class Pending(Sequence):
         return with_provenance(row, map_identity(row["image"]), self.provenance)
 
     def inputs(self) -> list[dict]:
-        """Make the transforms' input for each row: path of the map, index of the row, and seed of the deformation, if any."""
+        """Make the transforms' input for each row: path of the map, index, seed, and seed of the deformation, if any."""
         seeds = [row["provenance"]["Seed"] for row in self.rows]
-        inputs = [{"image": row["image"], "row": index} for index, row in enumerate(self.rows)]
+        inputs = [{"image": row["image"], "row": index, "seed": row["seed"]} for index, row in enumerate(self.rows)]
         return [item if seed is None else item | {"deformation_seed": seed} for item, seed in zip(inputs, seeds)]
 
 
 def with_provenance(row: Mapping, identity: Mapping, provenance: Mapping) -> dict:
-    """Complete the provenance of a row by the identity of its map and by the entries of every sidecar."""
-    return {**row, "provenance": {**row["provenance"], **identity, **provenance}}
+    """Complete the provenance of a row by the identity of its map and by the entries of every sidecar.
+
+    The measured acquisition in `provenance` is replaced by what the seed of the row draws from it.
+    """
+    drawn = {"Acquisition": draw(provenance.get("Acquisition"), row["seed"])}
+    return {**row, "provenance": {**row["provenance"], **identity, **provenance, **drawn}}
 
 
 def pending(

@@ -11,6 +11,7 @@ from monai.inferers import Inferer
 from monai.utils import convert_to_dst_type
 
 from ..data.derivative import Derivative
+from ..shared.acquisition import add, draw
 from ..shared.background_writer import BackgroundWriter
 from .patch_merging import merge_patches, merge_whole
 
@@ -22,18 +23,23 @@ class Synthesiser(Inferer):
     merge: str = "whole"  # as in one pass; "patches" applies the CNN to overlapping patches, as published (Ayaz et al. 2022)
     block: int = 128  # edge length in voxels of the blocks of "whole"
     amp: bool = False  # whether the networks run in bfloat16
+    acquisition: Mapping | None = None  # noise and bias field to add, as `acquisition.measure` returned them; None adds none
 
     def __post_init__(self) -> None:
         if self.merge not in ("whole", "patches"):
             raise ValueError(f"merge must be whole or patches, got {self.merge!r}")
 
-    def __call__(self, inputs: torch.Tensor, network: torch.nn.Module) -> torch.Tensor:
+    def __call__(self, inputs: torch.Tensor, network: torch.nn.Module, seeds: Sequence[int] | None = None) -> torch.Tensor:
         """Make T1w (B, 1, X, Y, Z), intensities 0 to 1, from classes (B, 1, X, Y, Z) in RAS order.
 
-        The result is a MetaTensor if the classes are one.
+        `seeds` has the seed of each volume's acquisition; None stands for 0, 1, .... The result is a MetaTensor if the classes
+        are one.
         """
         labels = torch.as_tensor(inputs).as_subclass(torch.Tensor)
-        return convert_to_dst_type(self.fuse(self.planes(labels, network), labels, network), inputs, dtype=torch.float32)[0]
+        volumes = self.fuse(self.planes(labels, network), labels, network)
+        for volume, own, seed in zip(volumes[:, 0], labels[:, 0], range(len(labels)) if seeds is None else seeds, strict=True):
+            volume.copy_(add(volume, draw(self.acquisition, seed), own > 0.5))
+        return convert_to_dst_type(volumes, inputs, dtype=torch.float32)[0]
 
     @torch.no_grad()
     def planes(self, labels: torch.Tensor, network: torch.nn.Module) -> torch.Tensor:
@@ -54,6 +60,11 @@ class Synthesiser(Inferer):
 
     def _autocast(self, labels: torch.Tensor) -> torch.autocast:
         return torch.autocast(labels.device.type, dtype=torch.bfloat16, enabled=self.amp)
+
+
+def map_batch(batch: Mapping, device: torch.device, non_blocking: bool = False, **kwargs) -> tuple:
+    """Return the classes of a batch of `label_maps.Pending.inputs`, and the keyword arguments of `Synthesiser`."""
+    return batch["image"].to(device, non_blocking=non_blocking), None, (), {"seeds": batch["seed"].tolist()}
 
 
 class WriteImages(BackgroundWriter):

@@ -87,6 +87,7 @@ def test_a_diffusion_model_trained_in_two_runs_equals_one_trained_in_one(bundle,
     tiny.train(dataset_dir, tmp_path / "two", "training_diffusion", diffusion_epochs=3)
     assert_equal(load(two / "resume" / "diffusion.pt"), load(one / "resume" / "diffusion.pt"))
     assert_equal(load(two / "model.pt"), load(one / "model.pt"))
+    assert read_recipe(one / "model.pt")["acquisition"]["scans"] == len(list(dataset_dir.glob("sub-*")))
 
     # A run that is complete changes nothing.
     before = {path: path.stat().st_mtime_ns for path in two.rglob("*.pt")}

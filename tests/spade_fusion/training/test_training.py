@@ -92,6 +92,7 @@ def test_the_weights_fit_exactly_a_network_of_their_recipe(trained):
     recipe = read_recipe(path)
     network = load_weights(SpadeFusion(**recipe["network"]), path)
     table = LabelTable.from_dict(recipe["labels"], str(path))
+    assert recipe["acquisition"]["scans"] == 4  # one of validation, three of the GANs
     assert (table.name, table.num_classes, recipe["spacing_mm"]) == ("demo", 12, tiny_spade.SPACING_MM)
     for plane in PLANES:
         generator = SpadeGenerator(12, ngf=2, hidden=4)
