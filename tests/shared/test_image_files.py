@@ -1,6 +1,7 @@
 """The images of a folder are found completely, and nothing else is taken for an image."""
 
 import os
+import warnings
 
 import pytest
 
@@ -129,3 +130,15 @@ def test_training_takes_the_places_of_bids_and_names_what_it_leaves_out(tmp_path
     touch(tmp_path, "sub-a/anat/rejected/sub-a_run-2_T1w.nii.gz")
     with pytest.warns(UserWarning, match="1 images in .*, such as sub-a/anat/rejected/sub-a_run-2_T1w.nii.gz, are left out"):
         assert len(find_in_anat(tmp_path, "T1w")) == 2
+
+
+def test_versions_of_one_scan_get_a_warning(tmp_path):
+    entities = ("acq-x_desc-brain", "acq-x_desc-preproc", "acq-y", "run-1")
+    names = [f"sub-a/anat/sub-a_{those}_T1w.nii.gz" for those in entities]
+    touch(tmp_path, *names)
+    with pytest.warns(UserWarning, match="1 scans in .* such as sub-a_acq-x_desc-brain_T1w.nii.gz and sub-a_acq-x_d"):
+        assert len(find_in_anat(tmp_path, "T1w")) == 4
+    (tmp_path / names[0]).unlink()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(find_in_anat(tmp_path, "T1w")) == 3

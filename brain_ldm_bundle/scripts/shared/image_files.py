@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import warnings
+from collections import defaultdict
 from collections.abc import Container, Iterable, Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -14,6 +15,7 @@ from .problems import refuse
 NIFTI = (".nii", ".nii.gz")
 IMAGES = (*NIFTI, ".mgz", ".mgh")  # and FreeSurfer's
 NO_MAGNITUDE = re.compile(r"_part-(phase|real|imag)_")
+VERSION = re.compile(r"_(space|res|desc|rec)-[A-Za-z0-9]+")  # parts of names that tell versions of one scan apart
 NO_SCANS = ("derivatives", "sourcedata", "code")  # folders of BIDS that hold no scans of the data set itself
 
 
@@ -59,7 +61,8 @@ def find_t1w(folder: str | Path) -> list[Path]:
 def find_in_anat(folder: str | Path, suffix: str) -> list[Path]:
     """Find the images `sub-X/[ses-Y/]anat/sub-*_T1w.nii[.gz]` (or .mgz) of a BIDS data set, with T1w or another suffix.
 
-    Other images with this suffix in the folders of participants are left out with a warning.
+    Other images with this suffix in the folders of participants are left out with a warning. Several versions of one T1w, such
+    as whole and without skull (`desc-preproc`, `desc-brain`), get a warning.
     """
     found = find_files(folder, f"sub-*/**/*_{suffix}.*", IMAGES)
     place = re.compile(r"sub-[^/]+/(ses-[^/]+/)?anat/sub-[^/]+")
@@ -68,6 +71,16 @@ def find_in_anat(folder: str | Path, suffix: str) -> list[Path]:
         warnings.warn(
             f"{len(others)} images in {folder}, such as {others[0].relative_to(folder)}, are left out, because their place or "
             f"name is not sub-X/[ses-Y/]anat/sub-X_*_{suffix}.nii[.gz]",
+            stacklevel=2,
+        )
+    versions = defaultdict(list)
+    for path in kept if suffix == "T1w" else ():
+        versions[VERSION.sub("", os.fspath(path))].append(path)
+    if several := [those for those in versions.values() if len(those) > 1]:
+        names = " and ".join(path.name for path in several[0][:2])
+        warnings.warn(
+            f"{len(several)} scans in {folder} occur in several versions, such as {names}, "
+            f"which count as several scans. Remove all but one version",
             stacklevel=2,
         )
     return kept
