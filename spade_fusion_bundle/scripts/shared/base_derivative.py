@@ -115,8 +115,15 @@ class BaseDerivative:
 
     def _made(self) -> dict[Path, Any]:
         """Return what participants.tsv needs of each complete volume in the folder. Whole sidecars would fill the memory."""
-        read = ((file, self._read_sidecar(file)) for file in find_files(self.output_dir, VOLUMES))
-        return {file: self._of_participant(sidecar) for file, sidecar in read if sidecar is not None}
+        made, weights = {}, set()
+        for file in find_files(self.output_dir, VOLUMES):
+            if (sidecar := self._read_sidecar(file)) is not None:
+                made[file] = self._of_participant(sidecar)
+                weights.add(str(sidecar.get("WeightsSHA256")))
+        if len(weights) > 1:
+            message = f"{self.output_dir} holds volumes of {len(weights)} different weights. Keep each kind in its own folder"
+            warnings.warn(message, stacklevel=3)
+        return made
 
     def _is_made(self, files: Sequence[Path], content: Mapping, grid: Callable[[], tuple]) -> bool:
         """Check for complete files, the first of them an image whose sidecar has the same content.

@@ -204,6 +204,14 @@ def test_other_words_for_what_was_made_are_no_reason_to_make_it_again(output):
     assert output.is_complete(REQUEST, PROVENANCE)
 
 
+def test_volumes_of_two_weights_in_one_folder_get_a_warning(output):
+    others = [SCHEMA.request(ROW | {"participant_id": "sub-B2"}), PROVENANCE | {"WeightsSHA256": "cd" * 32}]
+    for request, provenance in ((REQUEST, PROVENANCE), others):
+        output.write(request, VOLUME, provenance)
+    with pytest.warns(UserWarning, match="holds volumes of 2 different weights. Keep each kind in its own folder"):
+        output.finish([REQUEST])
+
+
 @pytest.mark.parametrize("lost_bytes", [4, 1000])
 def test_a_truncated_image_is_made_again(output, lost_bytes):
     path = output.write(REQUEST, VOLUME, PROVENANCE)
