@@ -60,8 +60,9 @@ def show(kind: type[BaseException], error: BaseException, trace: TracebackType |
 
 
 def end_with(text: str) -> None:
-    """Write the last line of the program. Neither progress bars nor libraries write after it."""
-    print(f"\n{text}", file=sys.stderr, flush=True)
+    """Write the last line of the program, if any. Neither progress bars nor libraries write after it."""
+    if text:
+        print(f"\n{text}", file=sys.stderr, flush=True)
     silence = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):
         os.dup2(silence, stream)
