@@ -300,8 +300,8 @@ last_report() {
     score_study reader_study brain_ldm "Reader study: latent diffusion (Figure 4C)"
     score_study spade_reader_study spade_fusion "Reader study: SPADE fusion (Figure 4C)"
     report --measured "$output"/generated_{volumes,ages}.tsv --evaluation "$output/evaluation" \
-        --real_measured "$output/cohort_volumes.tsv" "$output/evaluation/brain_ldm/regressor.tsv"
-    python scripts/report.py "$output/spade/synthetic" --output "$output/spade_report.html"
+        --real_measured "$output/cohort_volumes.tsv" "$output/evaluation/brain_ldm/regressor.tsv" \
+        --synthetic "$output/spade/synthetic"
 }
 
 number=1
@@ -325,7 +325,7 @@ step spade_synthesis spade/test/participants.tsv "Make $VARIANTS anatomies from 
 step spade_evaluation evaluation/spade_fusion/scores.tsv "Compare synthetic T1w with the scans, and train segmenters on both (about 2 minutes)" evaluate_spade
 step studies reader_study/key/key.tsv "Write the pages of two reader studies, and let simple rules rate them (seconds)" make_studies
 rm -f "$output/.done/report"                     # this step runs every time, because people may have rated since
-step report report.html "Score the reader studies, and write the pages with all results (about 1 minute)" last_report
+step report report.html "Score the reader studies, and write the page with all results (about 1 minute)" last_report
 
-printf '\nDone. Look at\n  %s\n  %s\n  %s\nand, to rate slices yourself,\n  %s\n  %s\nAll images are synthetic. For research, not for clinical use.\n' \
-    "$output/report.html" "$output/report.png" "$output/spade_report.html" "$output"/{,spade_}reader_study/page/reader_study.html
+printf '\nDone. Look at\n  %s\n  %s\nand, to rate slices yourself,\n  %s\n  %s\nAll images are synthetic. For research, not for clinical use.\n' \
+    "$output/report.html" "$output/report.png" "$output"/{,spade_}reader_study/page/reader_study.html

@@ -1,11 +1,12 @@
 """Write an HTML page and a picture that show how generated volumes look, and whether they show what was requested.
 
     python scripts/report.py GENERATED_DIR [--measured volumes.tsv [ages.tsv ...]] [--evaluation DIR ...] [--output report.html]
-        [--real COHORT_DIR --real_measured real_volumes.tsv ...] [--training TRAINING_DIR] [--gallery 64] [--viewer 24]
+        [--real COHORT_DIR --real_measured real_volumes.tsv ...] [--synthetic SYNTHETIC_DIR] [--training TRAINING_DIR]
 
-GENERATED_DIR is the output folder of inference with either bundle. To compare requested with measured values, first measure the
-volumes with scripts/measure_volumes.py. The page contains all its pictures and volumes, so it opens without a network. The
-picture is a .png file with the same name. The tool is for research, not for clinical use.
+GENERATED_DIR is the output folder of inference with either bundle. To show both bundles on one page, give the folder of the
+brain LDM, and the folder of SPADE fusion with --synthetic. To compare requested with measured values, first measure the volumes
+with scripts/measure_volumes.py. The page contains all its pictures and volumes, so it opens without a network. The picture is a
+.png file with the same name. The tool is for research, not for clinical use.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cohorts.cohort import describe, read_cohort
+from report_page.embedded_volumes import fitting_spacing
 from report_page.label_names import read_label_names
 from report_page.page import Content, page
 from report_page.plots import in_overview, overview
@@ -26,7 +28,7 @@ from shared.files import atomic, refuse_unwritable
 from shared.nifti import refuse_damaged
 from whole_numbers import at_least
 
-LARGE_MB = 50  # some browsers take seconds to open such a page
+LARGE_MB = 20  # some browsers take seconds to open such a page
 
 
 def read_content(options: argparse.Namespace) -> Content:
@@ -35,27 +37,35 @@ def read_content(options: argparse.Namespace) -> Content:
     cohorts = {"generated": read_cohort(options.generated, options.measured)}
     if options.real:
         cohorts["cohort"] = read_cohort(options.real, options.real_measured, everyone=not options.real_measured)
+    if options.synthetic:
+        cohorts["synthetic"] = read_cohort(options.synthetic)
     for cohort in cohorts.values():
         if cohort.expected.empty:
             raise ValueError(f"{cohort.folder / 'participants.tsv'}: lists no volume")
     content = Content(
         cohorts=cohorts,
-        names=read_label_names(options.generated),
+        names={kind: read_label_names(cohort.folder) for kind, cohort in cohorts.items()},
         gallery=options.gallery,
-        in_viewer={"generated": options.viewer, "cohort": options.viewer_scans},
+        in_viewer={"generated": options.viewer, "cohort": options.viewer_scans, "synthetic": options.viewer},
         viewer_spacing_mm=options.viewer_spacing_mm,
         sections=sections,
-        curves=draw_curves(options.training) if options.training else None,
+        curves=draw_curves(options.training) if options.training else (),
     )
     shown = in_overview(cohorts)
     volumes = {kind: {*content.drawn[kind], *shown.get(kind, ())} - {None} for kind in cohorts}
     refuse_damaged([path for kind, cohort in cohorts.items() for path in cohort.files(sorted(volumes[kind]))])
+    if content.viewer_spacing_mm is None:
+        viewed = {kind: list(content.numbers(kind)) for kind in cohorts}
+        content.viewer_spacing_mm = fitting_spacing(
+            [(cohorts[kind], some, content.names[kind]) for kind, some in viewed.items() if some]
+        )
     content.picture = overview(cohorts)
     if options.real:
         content.provenance.append(["Cohort", describe(cohorts["cohort"])])
     if options.training:
         content.provenance += training_rows(options.training)
-    content.provenance += provenance_rows(cohorts["generated"], content.drawn["generated"])
+    for kind in ("generated", "synthetic"):
+        content.provenance += provenance_rows(cohorts[kind], content.drawn[kind]) if kind in cohorts else []
     return content
 
 
@@ -67,14 +77,17 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--evaluation", **paths, metavar="DIR", help="output folders of evaluations, whose sections are shown")
     parser.add_argument("--real", type=Path, metavar="COHORT_DIR", help="BIDS cohort with true values, for comparison")
     parser.add_argument("--real_measured", **paths, metavar="TSV", help="tables of measurements for all or part of the cohort")
+    synthetic = "output of inference of SPADE fusion, shown on the same page beside its label maps"
+    parser.add_argument("--synthetic", type=Path, metavar="SYNTHETIC_DIR", help=synthetic)
     parser.add_argument("--training", type=Path, help="output_dir of training, to show its steps, time and curves")
-    parser.add_argument("--gallery", type=at_least(1), default=64, metavar="N", help="generated volumes to show (default 64)")
-    parser.add_argument(
-        "--viewer", type=at_least(0), default=24, metavar="N", help="generated volumes in the viewer of the page (default 24)"
-    )
+    parser.add_argument("--gallery", type=at_least(1), default=24, metavar="N", help="generated volumes to show (default 24)")
+    viewer = "volumes of each generated folder that the viewer can open (default: all that the page shows)"
+    parser.add_argument("--viewer", type=at_least(0), metavar="N", help=viewer)
     scans = "scans that the viewer can open (default 0, because a whole head can identify a person)"
     parser.add_argument("--viewer_scans", type=at_least(0), default=0, metavar="N", help=scans)
-    parser.add_argument("--viewer_spacing_mm", type=float, help="resample the viewer's volumes (default: keep all voxels)")
+    parser.add_argument(
+        "--viewer_spacing_mm", type=float, help="resample the viewer's volumes (default: as fine as 8 MB allow)"
+    )
     parser.add_argument("--output", type=Path, help="HTML file (default: GENERATED_DIR_report.html, next to the folder)")
     options = parser.parse_args(arguments)
     if options.real is None and (options.real_measured or options.viewer_scans):

@@ -8,6 +8,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 from scipy import stats
+from shared.intervals import with_interval
+
+CLOSELY = 0.8  # chosen: the lower end of the interval of r from which on values "follow closely"
 
 
 def partial_correlation(requested: Sequence[float], measured: Sequence[float], others: np.ndarray) -> dict[str, float]:
@@ -59,11 +62,26 @@ def mean_answer_error(expected: pd.Series) -> float:
 def agreement_cells(numbers: Mapping[str, float], decimals: int, unit: str) -> list[str]:
     """Return table cells for r, slope, bias and mean absolute error. The last two have `decimals` and the unit."""
     return [
-        f"{numbers['r']:.3f} [{numbers['r_low']:.3f}, {numbers['r_high']:.3f}]",
-        f"{numbers['slope']:.2f} [{numbers['slope_low']:.2f}, {numbers['slope_high']:.2f}]",
+        interval_of(numbers, "r"),
+        interval_of(numbers, "slope"),
         f"{numbers['bias']:+.{decimals}f} {unit}".strip(),
         f"{numbers['mae']:.{decimals}f} {unit}".strip(),
     ]
+
+
+def interval_of(numbers: Mapping[str, float], name: str) -> str:
+    """Return "0.97 [0.95, 0.98]" from the entries name, name_low and name_high."""
+    return with_interval(numbers[name], numbers[f"{name}_low"], numbers[f"{name}_high"])
+
+
+def agreement_in_words(title: str, numbers: Mapping[str, float]) -> str:
+    """Say in one sentence how closely measured values follow requests, by the partial r if other covariates were held."""
+    name = "partial_r" if numbers.get("held") else "r"
+    low, high = numbers[f"{name}_low"], numbers[f"{name}_high"]
+    how = "follow the requests closely" if low >= CLOSELY else "follow the requests loosely" if low > 0 else ""
+    how = how or ("change against the requests" if high < 0 else "do not follow the requests in a way that shows")
+    which = f"{name.replace('_', ' ')} {interval_of(numbers, name)}, slope {interval_of(numbers, 'slope')}"
+    return f"{title[:1].upper()}{title[1:]}: measured values {how} ({which}, n = {numbers['n']})."
 
 
 def decimals_of(values: pd.Series) -> int:

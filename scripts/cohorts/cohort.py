@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from shared.problems import refuse
 from cohorts.row_matching import COLUMNS, QUANTITIES, read_measured, typed
 from cohorts.three_planes import POINT_MM
 
+TITLES = {"source_participant_id": "label map of"}
 BOOKKEEPING = ("variant",)  # columns of numbers that do not describe a volume
 TRAINING = "train"  # name of the training split
 MNI_CODES = (3, 4)  # sform_code of Talairach and MNI space
@@ -119,7 +121,7 @@ class Cohort:
 
     def title(self, name: str, tool: str | None = None) -> str:
         """Return a title such as "lateral ventricles", or "lateral ventricles by SynthSeg" if a tool is given."""
-        title = QUANTITIES[name][0] if name in QUANTITIES else name
+        title = QUANTITIES[name][0] if name in QUANTITIES else TITLES.get(name, name)
         return f"{title} by {tool}" if tool else title
 
     def unit(self, name: str) -> str:
@@ -127,9 +129,10 @@ class Cohort:
         return QUANTITIES[name][1] if name in QUANTITIES else self.units.get(name, "")
 
     def value(self, name: str, number: float, decimals: int | None = None) -> str:
-        """Format a number with its unit. The default is 4 significant digits, or all digits of a whole number."""
-        digits = 4 if abs(number) < 1e4 and number != round(number) else 12
-        text = f"{number:.{digits}g}" if decimals is None else f"{number:.{decimals}f}"
+        """Format a number with its unit. The default is 3 significant digits, or all digits before the decimal point."""
+        if decimals is None:
+            decimals = 0 if number == round(number) else max(0, 2 - math.floor(math.log10(abs(number))))
+        text = f"{number:.{decimals}f}"
         return f"{text}\N{NO-BREAK SPACE}{self.unit(name)}".strip()
 
     def sorted_by(self, quantity: str | None) -> list[str]:

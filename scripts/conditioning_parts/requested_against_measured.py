@@ -7,7 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from cohorts.agreement import agreement_cells, decimals_of, mean_answer_error, partial_correlation
+from cohorts.agreement import (
+    agreement_cells,
+    agreement_in_words,
+    decimals_of,
+    interval_of,
+    mean_answer_error,
+    partial_correlation,
+)
 from cohorts.cohort import BOOKKEEPING, Cohort
 from matplotlib.figure import Figure
 from shared.agreement import agreement
@@ -90,7 +97,7 @@ def table_rows(readings: Sequence[Reading]) -> list[list[str]]:
 def _partial_text(numbers: Mapping) -> str:
     if not numbers.get("held"):
         return ""
-    return f"{numbers['partial_r']:.2f} [{numbers['partial_r_low']:.2f}, {numbers['partial_r_high']:.2f}]"
+    return interval_of(numbers, "partial_r")
 
 
 def figure3(readings: Sequence[Reading]) -> Figure:
@@ -125,8 +132,8 @@ def draw_panel(axes, reading: Reading) -> None:
     partial = f", partial {text}" if (text := _partial_text(a)) else ""
     axes.set_title(
         f"by {reading.tool}, n = {a['n']}\n"
-        f"r {a['r']:.2f} [{a['r_low']:.2f}, {a['r_high']:.2f}]{partial}\n"
-        f"slope {a['slope']:.2f} [{a['slope_low']:.2f}, {a['slope_high']:.2f}], bias {a['bias']:+.1f}\n"
+        f"r {interval_of(a, 'r')}{partial}\n"
+        f"slope {interval_of(a, 'slope')}, bias {a['bias']:+.1f}\n"
         f"mean absolute error {a['mae']:.1f}; always answering the mean {a['mae_of_the_mean']:.1f}",
         fontsize=9,
     )
@@ -174,4 +181,12 @@ def requested_against_measured(cohorts: Mapping[str, Cohort]) -> ReportSection:
         {"figure3.png": (figure3(readings), f"{caption} {NOTICE}")},
         {"conditioning.json": {"folder": generated.name, "readings": content, "without": without}},
         [cohorts[SCANS].folder] if SCANS in cohorts else [],
+        verdict(readings),
     )
+
+
+def verdict(readings: Sequence[Reading]) -> str:
+    """Say a sentence about each quantity. If several tools measured it, the first one counts."""
+    first = {reading.name: reading for reading in reversed(readings)}
+    in_order = [reading for reading in readings if first[reading.name] is reading]
+    return " ".join(agreement_in_words(r.cohorts[GENERATED].title(r.name), r.numbers[GENERATED]) for r in in_order)

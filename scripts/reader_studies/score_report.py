@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure, SubFigure
 from shared.files import save_figure, write_json, write_text
+from shared.intervals import with_interval
 from shared.sections import write_section
 from shared.simulated import NOTE
 
@@ -69,11 +70,12 @@ def _draw_frequencies(part: SubFigure, chart: Mapping[str, Mapping[str, Mapping[
     panels[0].set_ylim(0, panels[0].get_ylim()[1] * 1.25)
 
 
-def _with_interval(estimate: dict, digits: int = 2, scale: float = 1) -> str:
+def _with_interval(estimate: dict, scale: float = 1) -> str:
     if math.isnan(estimate["value"]):
         return "undefined"
-    value, low, high = (f"{round(scale * estimate[name], digits) + 0.0:.{digits}f}" for name in ("value", "low", "high"))
-    return f"{value} [{low}, {high}]" if not math.isnan(estimate["low"]) else f"{value} [too few for an interval]"
+    if math.isnan(estimate["low"]):
+        return f"{scale * estimate['value']:.3g} [too few for an interval]"
+    return with_interval(estimate["value"], estimate["low"], estimate["high"], scale)
 
 
 def tables(numbers: dict) -> list[dict]:
@@ -93,7 +95,7 @@ def tables(numbers: dict) -> list[dict]:
     guesses = [_guesses_row(row) for row in numbers["guesses"]]
     if len(guesses) > 1:
         n = sum(row["n"] for row in numbers["guesses"])
-        guesses.append(["all people", str(n), *_with_interval(numbers["accuracy_of_all"], 0, 100).split(" ", 1), *[""] * 4])
+        guesses.append(["all people", str(n), *_with_interval(numbers["accuracy_of_all"], 100).split(" ", 1), *[""] * 4])
     guesses += [_guesses_row(entry["guesses"][0]) for entry in numbers["computed"].values()]
     compared = {" and ".join(row["readers"]): row for row in numbers["inter_reader"]}
     compared |= {f"{row['reader']} with themselves": row for row in numbers["intra_reader"]}
@@ -112,7 +114,7 @@ def tables(numbers: dict) -> list[dict]:
 
 
 def _guesses_row(row: dict) -> list[str]:
-    exact, by_volumes = (_with_interval(row[name], 0, 100) for name in ("accuracy", "by_volumes"))
+    exact, by_volumes = (_with_interval(row[name], 100) for name in ("accuracy", "by_volumes"))
     return [
         row["reader"],
         str(row["n"]),
@@ -187,4 +189,18 @@ def write_scores(
     whose = ["by people"] * bool(numbers["n_readers"]) + ["by computed readers"] * bool(numbers["computed"])
     caption = f"Ratings of real and synthetic slices, and right guesses, {' and '.join(whose)}. {NOTICE}"
     figures = [{"file": "reader_study.png", "caption": caption}]
-    write_section(output / "reader_study.section.json", title, explain(numbers, partial), tables(numbers), figures)
+    path = output / "reader_study.section.json"
+    write_section(path, title, explain(numbers, partial), tables(numbers), figures, verdict=verdict(numbers))
+
+
+def verdict(numbers: dict) -> str:
+    """Say how often people guessed right or, if nobody rated, how often computed readers did."""
+    chance = "Random guesses are right in 50 %."
+    if readers := numbers["n_readers"]:
+        whose = "One person guesses" if readers == 1 else f"{readers} people guess"
+        return f"{whose} right for {_with_interval(numbers['accuracy_of_all'], 100)} % of the slices. {chance}"
+    rules = {reader.removesuffix(COMPUTED): entry["guesses"][0]["accuracy"] for reader, entry in numbers["computed"].items()}
+    right = ", ".join(
+        f"{name} {_with_interval(share, 100)} %" for name, share in rules.items() if name in RULES and name != "chance"
+    )
+    return f"No person has rated the slices. Rules that see one cue alone guess right: {right}. {chance}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import gzip
+from collections.abc import Sequence
 from pathlib import Path
 
 import nibabel as nib
@@ -15,6 +16,24 @@ from scipy.ndimage import gaussian_filter
 from shared.simulated import is_simulated
 
 from report_page.label_names import LabelNames
+
+VIEWER_BYTES = 8e6  # chosen: with it, the whole page stays below 20 MB
+SPACINGS_MM = (None, 1, 1.5, 2, 2.5, 3, 4)
+
+
+def fitting_spacing(volumes: Sequence[tuple[Cohort, Sequence[str], LabelNames]]) -> float | None:
+    """Return the finest spacing at which all volumes fit into VIEWER_BYTES, or None if they fit with all of their voxels.
+
+    The first volume of each cohort stands for the others.
+    """
+    for spacing_mm in SPACINGS_MM:
+        sizes = [
+            len(some) * sum(map(len, viewer_entry(cohort, some[0], names, spacing_mm)[1].values()))
+            for cohort, some, names in volumes
+        ]
+        if sum(sizes) <= VIEWER_BYTES:
+            break
+    return spacing_mm
 
 
 def viewer_entry(

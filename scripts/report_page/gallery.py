@@ -15,7 +15,7 @@ from cohorts.cohort import Cohort
 from cohorts.three_planes import three_planes, three_planes_of_labels
 from PIL import Image  # a dependency of matplotlib
 
-from report_page.html import escape, img
+from report_page.html import escape, folded, img
 from report_page.label_names import LabelNames
 
 MOST_LEVELS = 12  # columns with more different texts get no tick boxes, but the search finds the texts
@@ -70,6 +70,20 @@ def slider(values: pd.Series) -> tuple[float, float, float]:
 
 def controls(found: Sequence[Column], shown: int) -> str:
     """Return the form above the gallery. It is hidden if scripts do not run."""
+    options = "".join(f'<option value="{number}">{escape(column.title)}</option>' for number, column in enumerate(found))
+    return (
+        '<form id="filters" hidden aria-label="Filter and sort the gallery"><p class="bar">'
+        '<label>Find <input type="search" id="search" placeholder="part of a name" autocomplete="off"></label>'
+        f'<label>Sort by <select id="sort"><option value="">order of the page</option>{options}</select></label>'
+        '<label><input type="checkbox" id="descending"> largest first</label>'
+        '<button type="reset">Show all</button>'
+        f'<span id="count" role="status">{shown} of {shown}</span></p>'
+        f"{folded('Filter by values', fields) if (fields := _fields(found)) else ''}</form>\n"
+    )
+
+
+def _fields(found: Sequence[Column]) -> str:
+    """Return the sliders and tick boxes of the columns."""
     fields = []
     for number, column in enumerate(found):
         title = escape(column.title)
@@ -90,15 +104,7 @@ def controls(found: Sequence[Column], shown: int) -> str:
                 for level, count in counts.items()
             )
             fields.append(f'<fieldset class="levels" data-column="{number}"><legend>{title}</legend>{boxes}</fieldset>')
-    options = "".join(f'<option value="{number}">{escape(column.title)}</option>' for number, column in enumerate(found))
-    return (
-        f'<form id="filters" hidden aria-label="Filter and sort the gallery"><div class="fields">{"".join(fields)}</div>'
-        '<p class="bar"><label>Find <input type="search" id="search" placeholder="part of a name" autocomplete="off"></label>'
-        f'<label>Sort by <select id="sort"><option value="">order of the page</option>{options}</select></label>'
-        '<label><input type="checkbox" id="descending"> largest first</label>'
-        '<button type="reset">Show all</button>'
-        f'<span id="count" role="status">{shown} of {shown}</span></p></form>'
-    )
+    return f'<div class="fields">{"".join(fields)}</div>' if fields else ""
 
 
 def gallery(
@@ -115,7 +121,9 @@ def gallery(
     `asked` is the word for expected values, "requested" or "true". `in_viewer` has the number of each volume that the viewer
     can open. `found` has the columns of the controls, whose values are stored in the figures.
     """
-    yield f'<div class="gallery" id="{element_id}">' if element_id else '<div class="gallery">'
+    labelled = any(cohort.label_map(volume) for volume in volumes[:1])
+    identity = f' id="{element_id}"' if element_id else ""
+    yield f'<div class="gallery{" pairs" * labelled}"{identity}>'
     for volume in volumes:
         attributes = buttons = ""
         if found:
@@ -127,28 +135,43 @@ def gallery(
                 f'<button type="button" data-side="{side}" aria-label="Show {escape(volume)} at the {side}">{text}</button>'
                 for side, text in {"left": "⇤ left", "right": "right ⇥"}.items()
             )
-            buttons = f'<span class="show">{left} {right}</span>'
-        kind = "axial, coronal and sagittal plane" + (", the label map below" if cohort.label_map(volume) else "")
-        picture = img(planes_image(cohort, volume, names), f"{volume}: {kind}", lazy=True)
-        yield f"<figure{attributes}>{picture}<figcaption>{caption(cohort, volume, asked)}{buttons}</figcaption></figure>\n"
+            buttons = f'<span class="show">{left}{right}</span>'
+        buttons += f'<span class="enlarge"><button type="button" aria-label="Enlarge {escape(volume)}">enlarge</button></span>'
+        pictures = "".join(
+            img(picture, f"{volume}: {kind}", lazy=True) for kind, picture in planes_images(cohort, volume, names).items()
+        )
+        text = f"<figcaption>{caption(cohort, volume, asked)}<br>{buttons}</figcaption>"
+        yield f'<figure{attributes}><div class="planes">{pictures}</div>{text}</figure>\n'
     yield "</div>"
 
 
-def planes_image(cohort: Cohort, volume: str, names: LabelNames) -> bytes:
-    """Return three planes of a volume as a grey PNG. If there is a label map, its planes are below in colour."""
-    point_mm, label_map = cohort.point_mm(volume), cohort.label_map(volume)
-    picture = Image.fromarray((three_planes(cohort.images[volume], point_mm) * 255).round().astype(np.uint8))
+def planes_images(cohort: Cohort, volume: str, names: LabelNames) -> dict[str, bytes]:
+    """Return by description the PNG of three planes of a volume, after its label map in colour if there is one."""
+    point_mm, label_map, pictures = cohort.point_mm(volume), cohort.label_map(volume), {}
     if label_map is not None:
         planes = three_planes_of_labels(label_map, point_mm)
         values, index = np.unique(planes, return_inverse=True)
-        labels = Image.fromarray(names.colours(values)[index.reshape(planes.shape)])
-        both = Image.new("RGB", (max(picture.width, labels.width), picture.height + labels.height))
-        both.paste(picture, (0, 0))
-        both.paste(labels, (0, picture.height))
-        picture = both
+        pictures["label map"] = Image.fromarray(names.colours(values)[index.reshape(planes.shape)])
+    grey = (three_planes(cohort.images[volume], point_mm) * 255).round().astype(np.uint8)
+    pictures["axial, coronal and sagittal plane"] = Image.fromarray(grey)
+    return {kind: _png(picture) for kind, picture in pictures.items()}
+
+
+def _png(picture: Image.Image) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def described(cohort: Cohort, volume: str) -> str:
+    """Return the name and the expected values of a volume: "sub-0001: lateral ventricles 41.6 mL, age 63 years, sex F"."""
+    values = {name: value for name, value in cohort.expected.loc[volume].items() if name != "split" and not pd.isna(value)}
+    texts = ", ".join(f"{cohort.title(name)} {_text(cohort, name, value)}" for name, value in values.items())
+    return f"{volume}: {texts}" if texts else volume
+
+
+def _text(cohort: Cohort, name: str, value: object) -> str:
+    return cohort.value(name, value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else str(value)
 
 
 def caption(cohort: Cohort, volume: str, asked: str) -> str:
@@ -164,8 +187,7 @@ def caption(cohort: Cohort, volume: str, asked: str) -> str:
     for name, value in expected.items():
         if name in (main, "split") and heading != volume or pd.isna(value):
             continue
-        number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-        text = f"{cohort.title(name)} {cohort.value(name, value) if number else value}"
+        text = f"{cohort.title(name)} {_text(cohort, name, value)}"
         found = _measured(cohort, volume, name)
         rest.append(f"{text} ({found})" if found else text)
     if isinstance(flags, str) and flags not in ("", "n/a"):

@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Sequence
 
-BROAD = 700  # pixels; on narrow screens, wider pictures keep a readable width and scroll sideways
+BROAD = 700  # pixels of CSS; on narrow screens, wider pictures keep a readable width and scroll sideways
 WORDS = "of|n/a|nan|undefined|mL|years|dB|mm|min|MB|GB|h|s|e"  # words that may appear in a cell of numbers
 NUMBERS = re.compile(rf"(?:\b(?:{WORDS})\b|(?<=\d)e(?=[-+\d])|[^A-Za-z])*")
 
@@ -17,10 +17,11 @@ def escape(text: object) -> str:
     return html.escape(str(text))
 
 
-def img(png: bytes, alt: str, css_class: str = "", lazy: bool = False) -> str:
+def img(png: bytes, alt: str, css_class: str = "", lazy: bool = False, scale: float = 1) -> str:
+    """Return a PNG as an image. `scale` is the width of one of its pixels on the page, in pixels of CSS."""
     data = base64.b64encode(png).decode()
     # Byte 16 of a PNG begins its size. With the size, the page does not jump while pictures are decoded.
-    width, height = (int.from_bytes(png[at : at + 4], "big") for at in (16, 20))
+    width, height = (round(scale * int.from_bytes(png[at : at + 4], "big")) for at in (16, 20))
     size = f'width="{width}" height="{height}"' + (' loading="lazy" decoding="async"' if lazy else "")
     image = f'<img class="{css_class}" {size} alt="{escape(alt)}" src="data:image/png;base64,{data}">'
     return image if lazy or width < BROAD else f'<div class="wide" tabindex="0" role="group" aria-label="picture">{image}</div>'
@@ -46,6 +47,11 @@ def table(header: Sequence[object], rows: Sequence[Sequence[object]], css_class:
 def paragraphs(text: str) -> str:
     """Return plain text as paragraphs. Blank lines separate paragraphs in the text."""
     return "".join(f"<p>{escape(part.strip())}</p>" for part in re.split(r"\n\s*\n", text) if part.strip())
+
+
+def folded(title: str, content: str) -> str:
+    """Return HTML that is shown after a click on its title."""
+    return f"<details><summary>{escape(title)}</summary>{content}</details>\n"
 
 
 def json_block(element_id: str, content: object) -> str:

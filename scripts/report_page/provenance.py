@@ -7,17 +7,11 @@ from collections.abc import Sequence
 from cohorts.cohort import Cohort
 from shared.files import read_json
 
-SAMPLING = (
-    "Sampler",
-    "Steps",
-    "GuidanceScale",
-    "PredictionType",
-    "Precision",
-    "Acquisition",
-    "WeightsSHA256",
-    "SoftwareVersions",
-)
-SYNTHESIS = ("LabelTable", "DeformationMm", "Acquisition", "WeightsSHA256", "SoftwareVersions")  # from label maps
+# Entries of the sidecars, and what they are
+BOTH = {"Acquisition": "noise and bias field", "WeightsSHA256": "SHA-256 of the weights", "SoftwareVersions": "software"}
+SAMPLING = {"Sampler": "sampler", "Steps": "steps", "GuidanceScale": "guidance scale", "PredictionType": "the network predicts",
+            "Precision": "precision"} | BOTH  # fmt: skip
+SYNTHESIS = {"LabelTable": "names of the labels", "DeformationMm": "deformation of the map, mm"} | BOTH  # from label maps
 
 
 def provenance_rows(generated: Cohort, volumes: Sequence[str]) -> list[list[str]]:
@@ -30,8 +24,8 @@ def provenance_rows(generated: Cohort, volumes: Sequence[str]) -> list[list[str]
         contents.append(content and content | {"Acquisition": "added" if content.get("Acquisition") else "none"})
     title, names = ("Synthesis", SYNTHESIS) if any("LabelMap" in content for content in contents) else ("Sampling", SAMPLING)
     return [
-        [f"{title}, {name}", " / ".join(dict.fromkeys(_text(content.get(name, "unknown")) for content in contents))]
-        for name in names
+        [f"{title}, {words}", " / ".join(dict.fromkeys(_text(content.get(name, "unknown")) for content in contents))]
+        for name, words in names.items()
     ]
 
 

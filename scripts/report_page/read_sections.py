@@ -15,7 +15,7 @@ def find_sections(folders: Sequence[Path]) -> list[dict]:
     """Read all sections below some folders, each once and sorted by path.
 
     Returns:
-        The content of each section, with the "name" of its file and the "path" of each figure.
+        The content of each section, with the "name" and the "path" of its file, and the "path" of each figure.
 
     Raises:
         FileNotFoundError: a folder or a figure is missing.
@@ -33,9 +33,9 @@ def find_sections(folders: Sequence[Path]) -> list[dict]:
 
 
 def _read(path: Path) -> dict:
-    section = {"tables": [], "figures": []} | read_json(path) | {"name": path.name}
-    if not isinstance(section.get("title"), str) or not isinstance(section.get("text"), str):
-        raise ValueError(f"{path}: a section needs a title and a text")
+    section = {"tables": [], "figures": [], "verdict": ""} | read_json(path) | {"name": path.name, "path": path}
+    if not all(isinstance(section.get(key), str) for key in ("title", "text", "verdict")):
+        raise ValueError(f"{path}: a section needs a title and a text, and its verdict must be a text")
     try:
         section["tables"] = [_table(path, table["header"], table["rows"]) for table in section["tables"]]
         section["figures"] = [

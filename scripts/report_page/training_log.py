@@ -6,9 +6,20 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-from report_page.plots import COLOURS, INK, ON_THE_PAGE, png
+from report_page.plots import COLOURS, INK, ON_THE_PAGE, PLOT_INCHES, plot_png
+
+STAGES = {
+    "autoencoder": "Autoencoder",
+    "diffusion": "Diffusion model",
+    "regressor": "Regressor",
+    "spade": "SPADE",
+    "fusion": "Fusion",
+}
+VALIDATION = {"val_ssim": "SSIM", "val_mse": "mean squared error"}  # the first that a stage has is drawn
 
 
 def _stages(training_dir: Path) -> dict[str, list[Path]]:
@@ -53,25 +64,36 @@ def read_scalars(files: list[Path]) -> dict[str, np.ndarray]:
 
 
 @rc_context(ON_THE_PAGE)
-def draw_curves(training_dir: Path) -> bytes | None:
-    """Draw one row per stage: training loss with its running mean over 50 steps, and validation by epoch.
+def draw_curves(training_dir: Path) -> list[tuple[str, bytes]]:
+    """Draw for each stage the training loss with its running mean over 50 steps, and validation by epoch.
 
     Returns:
-        The PNG, or None without curves.
+        The description and the PNG of each plot.
     """
-    stages = {name: read_scalars(files) for name, files in _stages(training_dir).items()}
-    stages = {name: scalars for name, scalars in stages.items() if "loss" in scalars}
-    if not stages:
-        return None
-    figure = Figure(figsize=(9, 2.8 * len(stages)), layout="constrained")
-    for row, (name, scalars) in zip(figure.subplots(len(stages), 2, squeeze=False), stages.items(), strict=True):
+    plots = []
+    for name, scalars in ((name, read_scalars(files)) for name, files in _stages(training_dir).items()):
+        if "loss" not in scalars:
+            continue
+        figure, axes = _plot()
         steps, loss = scalars["loss"].T
         width = min(50, len(loss))
-        row[0].plot(steps, loss, color=INK, alpha=0.3, linewidth=0.5)
-        row[0].plot(steps[width - 1 :], np.convolve(loss, np.ones(width) / width, "valid"), color=COLOURS["generated"])
-        row[0].set(title=f"{name}: training loss", xlabel="step", yscale="log")
-        validation = "val_ssim" if "val_ssim" in scalars else "val_mse"
-        if validation in scalars:
-            row[1].plot(*scalars[validation].T, "o-", color=COLOURS["cohort"])
-        row[1].set(title=f"{name}: {validation.replace('val_', '').upper()} on validation scans", xlabel="epoch")
-    return png(figure, transparent=True)
+        axes.plot(steps, loss, color=INK, alpha=0.3, linewidth=0.5)
+        axes.plot(steps[width - 1 :], np.convolve(loss, np.ones(width) / width, "valid"), color=COLOURS["generated"])
+        title = f"{STAGES.get(name, name)}: training"
+        axes.set(title=title, xlabel="step", ylabel="loss (no unit)", yscale="log")
+        plots.append((f"{title}, loss over steps", plot_png(figure)))
+        for scalar, quantity in VALIDATION.items():
+            if scalar in scalars:
+                figure, axes = _plot()
+                axes.plot(*scalars[scalar].T, "o-", color=COLOURS["cohort"])
+                axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+                title = f"{STAGES.get(name, name)}: validation scans"
+                axes.set(title=title, xlabel="epoch", ylabel=f"{quantity} (no unit)")
+                plots.append((f"{title}, {quantity} over epochs", plot_png(figure)))
+                break
+    return plots
+
+
+def _plot() -> tuple[Figure, Axes]:
+    figure = Figure(figsize=PLOT_INCHES, layout="constrained")
+    return figure, figure.subplots()

@@ -8,9 +8,17 @@ from brain_ldm_bundle.scripts.shared.sections import drop_sections, write_sectio
 def test_a_section_keeps_its_tables_and_figures(tmp_path):
     (tmp_path / "plot.png").write_bytes(b"png")
     tables = [{"header": ["", "FID"], "rows": [["real", "0.1"]]}]
-    write_section(tmp_path / "a.section.json", "Title", "One.\n\nTwo.", tables, [{"file": "plot.png", "caption": "A plot"}])
+    write_section(
+        tmp_path / "a.section.json",
+        "Title",
+        "One.\n\nTwo.",
+        tables,
+        [{"file": "plot.png", "caption": "A plot"}],
+        verdict="Good.",
+    )
     assert json.loads((tmp_path / "a.section.json").read_text()) == {
         "title": "Title",
+        "verdict": "Good.",
         "text": "One.\n\nTwo.",
         "tables": tables,
         "figures": [{"file": "plot.png", "caption": "A plot"}],

@@ -154,10 +154,10 @@ def test_notices_are_there(page):
 
 
 def test_sampling_is_read_from_the_sidecars(page, generated):
-    assert cells(page, "Sampling, Steps") == ["7"] and cells(page, "Sampling, WeightsSHA256") == ["unknown"]
+    assert cells(page, "Sampling, steps") == ["7"] and cells(page, "Sampling, SHA-256 of the weights") == ["unknown"]
     sidecar = generated[0] / "sub-syn0" / "anat" / "sub-syn0_T1w.json"
     sidecar.write_text(json.dumps({"Steps": 50}))
-    assert cells(page_of(generated), "Sampling, Steps") in (["7 / 50"], ["50 / 7"])
+    assert cells(page_of(generated), "Sampling, steps") in (["7 / 50"], ["50 / 7"])
 
 
 def test_training_time_is_the_time_of_the_event_files_without_pauses(generated, tmp_path):
@@ -339,7 +339,7 @@ def test_a_folder_alone_makes_a_page_next_to_it_and_writes_nothing_inside(genera
     report.main([str(folder)])
     page = (folder.parent / "generated_report.html").read_text()
     assert sorted(folder.rglob("*")) == before and (folder.parent / "generated_report.png").is_file()
-    assert "6 generated volumes" in page and "measured" not in without_scripts(page).replace("NiiVue", "")
+    assert "6 generated volumes" in page and "measured " not in without_scripts(page)
     captions = re.findall(r"<b>requested ([\d.]+)\smL</b>", page)
     assert [float(text) for text in captions] == sorted(REQUESTED_ML)
 
@@ -382,8 +382,9 @@ def test_the_page_says_on_top_that_its_real_scans_are_simulated(generated, tmp_p
     (cohort / "dataset_description.json").write_text(json.dumps({"Name": "A cohort", "Simulated": True}))
     evaluation = write_section(tmp_path / "evaluation")
     page = page_of(generated, "--real", cohort, "--evaluation", evaluation, "--viewer", "0")
-    before, after = page.split("Table &lt;1&gt;", 1)
-    assert "simulated heads, not scans of persons" in before and "simulated heads" not in after
+    top, rest = page.split("<main>")
+    assert "simulated heads, not scans of persons" in top and "simulated heads" not in rest
+    assert "no number on this page says what the model does with scans of people" in top
 
 
 def test_a_request_that_leaves_a_covariate_open_is_no_pair(tmp_path):
@@ -407,18 +408,19 @@ def test_long_names_next_to_the_rows_of_pictures_are_not_cut(tmp_path):
     assert picture[:, 0].min() == picture[:, -1].min() == 255  # white
 
 
-def test_label_maps_are_drawn_below_their_volumes(tmp_path):
+def test_label_maps_are_drawn_beside_their_volumes(tmp_path):
     folder = make_labelled(tmp_path / "synthetic", ["sub-01", "sub-01v01"])
     report.main([str(folder)])
     page = (tmp_path / "synthetic_report.html").read_text()
-    assert "has the anatomy of its map" in page and "the label map below" in page
-    sizes = {(image["width"], image["height"]) for image in Elements(page).named("img") if "label map" in image["alt"]}
-    assert sizes == {(str(22 + 22 + 30), str(2 * 28))}
+    assert "has the anatomy of its map" in page and "2 heads were generated from label maps." in page
+    pictures = [(image["alt"], image["width"], image["height"]) for image in Elements(page).named("img")]
+    kinds = ("label map", "axial, coronal and sagittal plane")
+    assert pictures == [(f"{name}: {kind}", "74", "28") for name in ("sub-01", "sub-01v01") for kind in kinds]
     volumes = json.loads(re.search(r'id="volumes">(.*?)</script>', page)[1])
     assert volumes[0]["labels"]["names"] == ["background", "left hippocampus", "right hippocampus", "label 2035"]
     colours = np.transpose(volumes[0]["labels"]["colours"]).tolist()
     assert colours[1] == colours[2] != colours[3] and colours[0] == [0, 0, 0]
-    assert cells(page, "Synthesis, LabelTable") == ["freesurfer"]
+    assert cells(page, "Synthesis, names of the labels") == ["freesurfer"]
 
 
 def test_all_sessions_of_a_participant_are_shown(generated):
@@ -498,7 +500,8 @@ def test_sections_stand_in_the_order_of_their_paths_with_their_tables_and_figure
     page = page_of(generated, "--evaluation", tmp_path / "evaluation", tmp_path / "evaluation" / "b")
     assert page.index("<h2>Table &lt;1&gt;</h2>") < page.index("<h2>B</h2>") and page.count("<h2>B</h2>") == 1
     assert "Do they show what was requested?" in page  # there is no section of the conditioning
-    assert "<p>One.</p><p>Two &lt;b&gt;.</p>" in page and cells(page, "real &amp; real") == ["0.1"]
+    assert "<p>One.</p>" in page and "</summary><p>Two &lt;b&gt;.</p></details>" in page
+    assert cells(page, "real &amp; real") == ["0.1"]
     assert "<figcaption>A &lt;plot&gt;</figcaption>" in page
 
 
@@ -519,6 +522,7 @@ def test_numbers_in_the_tables_of_a_section_are_shown(generated, tmp_path):
         ({"figures": [{"file": "../secret.png"}]}, "a figure must be in the folder of its section"),
         ({"figures": [{"file": "a.section.json"}]}, "its figure a.section.json is not a PNG file"),
         ({"title": None}, "a section needs a title and a text"),
+        ({"verdict": 1}, "its verdict must be a text"),
         ({"tables": [{"head": ["a"], "rows": []}]}, "a table needs header and rows, and a figure needs a file"),
         ({"figures": [{}]}, "a table needs header and rows, and a figure needs a file"),
     ],
@@ -558,9 +562,80 @@ def test_scans_are_in_the_viewer_only_on_request(generated, tmp_path):
     page = page_of(generated, "--real", real[0], "--viewer", 3)
     assert "3 of 6 generated volumes are inside this page" in page and page.count('type="application/gzip"') == 3
     page = page_of(generated, "--real", real[0], "--viewer", 3, "--viewer_scans", 1)
-    assert "3 of 6 generated volumes and 1 of 6 scans are inside" in page and page.count('type="application/gzip"') == 4
+    assert "3 of 6 generated volumes, 1 of 6 scans are inside" in page and page.count('type="application/gzip"') == 4
 
 
 def test_without_a_viewer_the_page_is_small_and_keeps_its_filters(generated):
     page = page_of(generated, "--viewer", 0)
     assert len(page) < 1e6 and "niivue" not in page.lower() and 'id="filters"' in page and page.count("<script>") == 1
+
+
+# --- The verdict, and both bundles on one page ----------------------------------------------------------------------
+
+
+def answers_of(page):
+    """The questions and answers at the top of the page, with the id that the question links to, or None."""
+    top = page.split("<main>")[0]
+    pairs = re.findall(r'<dt>(?:<a href="#(.*?)">)?(.*?)(?:</a>)?</dt>(.*?)\n', top)
+    return {question: (anchor, re.sub("<.*?>", "", answer)) for anchor, question, answer in pairs}
+
+
+def test_the_page_opens_with_six_answers_and_each_links_to_its_section(generated, tmp_path):
+    folder = write_section(tmp_path / "evaluation", "samples", title="Quality", verdict="The FID is 3 <mL>.")
+    for place, name in (("evaluation", "reader_study"), ("other", "reader_study")):
+        write_section(tmp_path / place, name, title=f"Study {place}", verdict=f"Readers of {place} guess.")
+    page = page_of(generated, "--evaluation", folder, tmp_path / "other")
+    answers = answers_of(page)
+    assert len(answers) == 6
+    ids = [attributes["id"] for _, attributes in Elements(page).found if "id" in attributes]
+    assert all(anchor in ids for anchor, _ in answers.values() if anchor)
+    assert "6 heads were generated, with requested lateral ventricles of 10 to 60 mL." in answers["What was made?"][1]
+    assert "measured values follow the requests closely" in answers["Do they follow their requests?"][1]
+    assert answers["How close are they to scans?"][1] == "The FID is 3 &lt;mL&gt;."
+    assert answers["Are they copies of training scans?"] == ("", "Not measured.")
+    told = answers["Can they be told from scans?"][1]
+    assert told == "Study evaluation: Readers of evaluation guess.Study other: Readers of other guess."
+    assert "because nothing was measured: Are they copies of training scans?" in answers["What does this page not show?"][1]
+    order = [page.index(f'<section id="{name}">') for name in ("gallery", "viewer", "agreement", "evaluation-0", "limits")]
+    assert order == sorted(order)
+
+
+@pytest.mark.parametrize(
+    ("measured_ml", "words"),
+    [
+        ([20.0, 20.0, 21.0, 20.0, 26.0, 20.0], "do not follow the requests in a way that shows"),
+        ([-value for value in MEASURED_ML], "change against the requests"),
+        ([41.0, 22.0, 25.0, 35.0, 55.0, 50.0], "follow the requests loosely"),
+    ],
+)
+def test_the_verdict_names_a_model_that_ignores_its_requests(tmp_path, measured_ml, words):
+    generated = make_cohort(tmp_path / "generated", [f"sub-{i}" for i in range(6)], REQUESTED_ML, measured_ml)
+    assert words in answers_of(page_of(generated))["Do they follow their requests?"][1]
+
+
+def test_volumes_from_label_maps_stand_on_the_same_page(generated, tmp_path):
+    synthetic = make_labelled(tmp_path / "synthetic", ["sub-01", "sub-01v01"])
+    page = page_of(generated, "--synthetic", synthetic, "--viewer", 2)
+    assert "2 more were made from label maps" in answers_of(page)["What was made?"][1]
+    assert 'id="synthetic"' in page and "sub-01v01: label map" in page
+    assert "2 of 6 generated volumes, 2 of 2 volumes from label maps are inside" in page
+    assert cells(page, "Synthesis, names of the labels") == ["freesurfer"] and cells(page, "Sampling, steps") == ["7"]
+
+
+def test_the_viewer_starts_with_a_generated_volume_and_the_scan_most_like_it(generated, tmp_path):
+    real = make_cohort(tmp_path / "real", [f"sub-{i}" for i in range(3)], [39.0, 12.0, 70.0], [1.0, 2.0, 3.0])
+    page = page_of(generated, "--real", real[0], "--viewer_scans", 3)
+    names = [entry["name"] for entry in json.loads(re.search(r'id="volumes">(.*?)</script>', page)[1])]
+    left, right = (names[int(start)] for start in re.findall(r'data-start="(\d+)"', page))
+    assert (left, right) == ("sub-syn0", "sub-0")  # 40 mL, the fourth of six, and 39 mL
+    assert re.search(r"<option value=.*>sub-syn0: age 60.5\syears, sex F, lateral ventricles 40\smL</option>", page)
+
+
+def test_a_page_of_large_volumes_stays_below_20_mb(tmp_path):
+    """A page of heads at 1 mm had 80 MB. Noise cannot be compressed, so that this is the worst case."""
+    generated = make_cohort(tmp_path / "generated", [f"sub-{i}" for i in range(6)], REQUESTED_ML, MEASURED_ML)
+    noise = np.random.default_rng(0).random((100, 120, 110)).astype(np.float32)
+    for path in generated[0].rglob("*_T1w.nii.gz"):
+        nib.save(nib.Nifti1Image(noise, np.diag([1.0, 1.0, 1.0, 1.0])), path)
+    page = page_of(generated)
+    assert "resampled to 1.5 mm" in page and len(page) < 20e6

@@ -67,6 +67,7 @@ def opened(browser, path, width=1280, height=1000):
     browser.get_log("performance"), browser.get_log("browser")  # of the page before
     browser.get(path.as_uri())
     wait_for(browser, "return [...document.querySelectorAll('.pane')].every((pane) => pane.dataset.loaded)")
+    browser.execute_script("document.querySelector('#filters details')?.setAttribute('open', '')")
     return browser
 
 
@@ -244,10 +245,11 @@ def test_the_gallery_is_sorted_by_what_is_chosen(browser, pages):
 
 @pytest.mark.parametrize("name", ["covariates", "labels"])
 def test_a_narrow_screen_does_not_scroll_sideways(browser, pages, name):
-    opened(browser, pages[name], width=390, height=844)
-    assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
+    opened(browser, pages[name], width=360, height=740)
+    browser.execute_script("for (const each of document.querySelectorAll('details')) each.open = true")
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= 360
     elements = browser.find_elements(By.CSS_SELECTOR, "main > :not(script), section > *")
-    assert all(element.rect["x"] + element.rect["width"] <= 391 for element in elements)
+    assert all(element.rect["x"] + element.rect["width"] <= 361 for element in elements)
 
 
 def test_every_control_has_a_name_and_every_picture_a_text(browser, pages):
@@ -268,8 +270,13 @@ def test_without_webgl2_a_sentence_says_so_and_the_gallery_works(pages):
         assert "needs scripts and WebGL2" in find(driver, "#no-viewer").text
         assert not find(driver, "#viewer-panel").is_displayed()
         assert not any(button.is_displayed() for button in driver.find_elements(By.CSS_SELECTOR, "[data-side]"))
+        find(driver, "#filters summary").click()
         find(driver, "input[type=checkbox][value=F]").click()
         assert find(driver, "#count").text == "3 of 6"
+        find(driver, "#figures figure:not([hidden]) .enlarge button").send_keys(Keys.ENTER)
+        assert find(driver, "#enlarged img").is_displayed()
+        find(driver, "#enlarged").send_keys(Keys.ESCAPE)
+        assert not find(driver, "#enlarged img").is_displayed()
         assert [entry for entry in driver.get_log("browser") if entry["level"] == "SEVERE"] == []
     finally:
         driver.quit()

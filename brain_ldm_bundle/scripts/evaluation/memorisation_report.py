@@ -10,6 +10,7 @@ import pandas as pd
 
 from ..data.derivative import NOTICE
 from ..shared.files import save_figure
+from ..shared.intervals import with_interval
 from ..shared.sections import write_section
 from ..shared.tensorboard_panels import three_planes
 from .nearest_scan import ANATOMY_MM, SHIFT_MM
@@ -98,8 +99,7 @@ def write_audit_section(output_dir: Path, summary: Mapping, pairs: int, scans: S
     count_rows, spread_rows, test_rows = [], [], []
     for kind, title in KINDS.items():
         share, ends = counts[kind]["share"], counts[kind]["share_95"]
-        interval = f"{100 * share:.1f} [{100 * ends[0]:.1f}, {100 * ends[1]:.1f}]"
-        count_rows.append([title, str(counts[kind]["n"]), str(counts[kind]["flagged"]), interval])
+        count_rows.append([title, str(counts[kind]["n"]), str(counts[kind]["flagged"]), with_interval(share, *ends, 100)])
     for space, numbers in spaces.items():
         for kind, title in KINDS.items():
             spreads = ["{median:.2f} ({lowest:.2f} to {highest:.2f})".format(**numbers[kind][key]) for key in SPREADS]
@@ -121,4 +121,16 @@ def write_audit_section(output_dir: Path, summary: Mapping, pairs: int, scans: S
         {"file": "memorisation.png", "caption": closest},
         {"file": "memorisation_distances.png", "caption": "Relative distances of all volumes, and the threshold."},
     ]
-    write_section(output_dir / "memorisation.section.json", "Memorisation", text, tables, figures, scans)
+    path = output_dir / "memorisation.section.json"
+    write_section(path, "Copies of training scans", text, tables, figures, scans, verdict_of(counts, summary["passed"]))
+
+
+def verdict_of(counts: Mapping[str, Mapping], passed: bool) -> str:
+    """Say how many volumes are flagged, and whether the audit would have found copies."""
+    sample, control = counts["sample"], counts["control"]
+    share = with_interval(sample["share"], *sample["share_95"], 100)
+    return (
+        f"The audit {'passed' if passed else 'did not pass'}. {sample['flagged']} of {sample['n']} generated heads are "
+        f"flagged as copies of a training scan ({share} %). Training scans that went through the "
+        f"autoencoder are copies; the audit finds {control['flagged']} of {control['n']}."
+    )

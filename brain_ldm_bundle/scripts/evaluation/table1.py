@@ -17,14 +17,14 @@ from ..shared import mni_box
 from ..shared.files import write_json
 from ..shared.sections import write_section
 from ..shared.tables import print_table, write_table
-from .compared_sets import BLUR_MM, Blurred, Remembered, Repeated, Volumes, count_participants, find_samples, halves, refuse_few
+from .compared_sets import Blurred, Remembered, Repeated, Volumes, count_participants, find_samples, halves, refuse_few
 from .diversity import draw_pairs, mean_over_pairs, multi_scale_ssim, score_pairs
 from .feature_extractors import Extractor
 from .feature_space import FeatureSpace
 from .grey_values import histogram_distance, intensity_checks
 from .mmd_coverage import NEIGHBOURS
 from .provenance import read_provenance, trained_on
-from .table1_report import FLOOR, SPLITS, further_distances, origins, table_1, text
+from .table1_report import BLUR, FLOOR, SPLITS, further_distances, origins, table_1, text, verdict
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ VOLUMES_PER_DIMENSION = 4
 REMEMBERED_BYTES = 2**30  # 187 volumes at 1 mm
 
 HELD_OUT = "real, held out"
-BLUR, MEAN = f"real, blurred by {BLUR_MM:g} mm", "mean scan, repeated"
+MEAN = "mean scan, repeated"
 
 
 @dataclass
@@ -198,7 +198,8 @@ class SampleEvaluation:
         for table in tables:
             print_table(table)
         title, scans = "Quality of the generated volumes (Table 1)", [item["image"] for item in sets[FLOOR].items]
-        write_section(folder / "samples.section.json", title, text(result, space), tables, scans=scans)
+        path = folder / "samples.section.json"
+        write_section(path, title, text(result, space), tables, scans=scans, verdict=verdict(result))
 
 
 def _compare(

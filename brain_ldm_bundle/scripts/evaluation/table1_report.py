@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 
+from ..shared.intervals import with_interval
+from .compared_sets import BLUR_MM
 from .mmd_coverage import NEIGHBOURS
 from .provenance import describe
 
 FLOOR = "real, half against half"
+BLUR = f"real, blurred by {BLUR_MM:g} mm"
 SPLITS = 10  # splits of the reference into two halves; the floor is their mean
 Z95 = 1.96
 
@@ -50,9 +52,26 @@ def origins(samples: Mapping[str, dict]) -> dict:
 def _interval(value: float, error: float | None) -> str:
     if error is None:
         return f"{value:.3g}"
-    digits = max(0, 2 - math.floor(math.log10(max(abs(value), error, 1e-6))))
-    low, high = value - Z95 * error, value + Z95 * error
-    return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+    return with_interval(value, value - Z95 * error, value + Z95 * error)
+
+
+def verdict(result: Mapping) -> str:
+    """Say how far the generated sets are from the reference, and how much alike their heads are, beside real scans."""
+    rows = result["sets"]
+
+    def fid(name: str) -> str:
+        return _interval(rows[name]["fid_corrected"], rows[name]["fid_standard_error"])
+
+    def likeness(name: str) -> str:
+        return _interval(rows[name]["ms_ssim"]["mean"], rows[name]["ms_ssim"]["standard_error"])
+
+    distances = " and ".join(f"{fid(name)} for {name}" for name in result["samples"])
+    pairs = " and ".join(f"{likeness(name)} for {name}" for name in result["samples"])
+    return (
+        f"The distance of features (FID) to the scans is {distances}. It is {fid(FLOOR)} between halves of the scans and "
+        f"{fid(BLUR)} for blurred scans. The MS-SSIM of pairs is {pairs}, and {likeness(FLOOR)} for scans; a higher value "
+        f"means less diverse or smoother heads."
+    )
 
 
 def text(result: dict, space: str) -> str:

@@ -16,6 +16,7 @@ def write_section(
     tables: Sequence[Mapping] = (),
     figures: Sequence[Mapping] = (),
     scans: Iterable[str | Path] = (),
+    verdict: str = "",
 ) -> None:
     """Write `NAME.section.json` into the folder of an evaluation. `scripts/report.py` of the project shows all sections.
 
@@ -26,6 +27,7 @@ def write_section(
         tables: tables as {"header": cells, "rows": lists of cells}; cells are text, and the header states the units.
         figures: figures as {"file": name of a PNG in the same folder, "caption": text}.
         scans: files or folders of the scans that the text calls so. If they are simulated, the text ends with this fact.
+        verdict: the result in one to three short sentences, for the top of the report page.
     """
     path = Path(path)
     assert path.name.endswith(".section.json"), path
@@ -34,7 +36,8 @@ def write_section(
     for figure in figures:
         assert (path.parent / figure["file"]).is_file(), figure
     text = "\n\n".join(filter(None, [text, note_on(scans)]))
-    write_json(path, {"title": title, "text": text, "tables": list(tables), "figures": list(figures)})
+    content = {"title": title, "verdict": verdict, "text": text, "tables": list(tables), "figures": list(figures)}
+    write_json(path, content)
 
 
 def drop_sections(folder: str | Path, *names: str) -> None:

@@ -1,3 +1,20 @@
+// Opens a figure's pictures in full width, unless the viewer opens the volume.
+(() => {
+  "use strict";
+  const dialog = document.getElementById("enlarged");
+  const pictures = dialog.querySelector("div");
+  document.documentElement.classList.add("has-scripts");
+  document.addEventListener("click", (event) => {
+    const figure = event.target.closest(".gallery figure");
+    if (!figure || !event.target.closest(".enlarge button, .planes")) return;
+    const inViewer = document.documentElement.classList.contains("has-viewer") && "volume" in figure.dataset;
+    if (inViewer && !event.target.closest(".enlarge")) return;
+    pictures.replaceChildren(...[...figure.querySelectorAll(".planes img")].map((picture) => picture.cloneNode()));
+    dialog.showModal();
+  });
+  dialog.addEventListener("click", (event) => { if (event.target !== pictures) dialog.close(); });
+})();
+
 // Filters and sorts the figures of the gallery by the values in their data-values.
 (() => {
   "use strict";

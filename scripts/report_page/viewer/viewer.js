@@ -136,15 +136,14 @@
     document.addEventListener("click", (event) => {
       const figure = event.target.closest("figure[data-volume]");
       const button = event.target.closest("button[data-side]");
-      if (!figure || !(button || event.target.closest("img"))) return;
+      if (!figure || !(button || event.target.closest(".planes"))) return;
       const right = button ? button.dataset.side === "right" : event.shiftKey;
       show(panes[Number(right)], Number(figure.dataset.volume));
       // As a link would: the Back button then returns to the place in the gallery.
       const { top, bottom } = panel.getBoundingClientRect();
       if (bottom < 100 || top > window.innerHeight - 100) location.hash = "viewer";
     });
-    await show(panes[0], 0);
-    await show(panes[1], Math.min(1, volumes.length - 1));
+    for (const pane of panes) await show(pane, Number(pane.element.dataset.start));
   }
 
   start().catch((error) => {

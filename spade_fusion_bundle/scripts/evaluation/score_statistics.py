@@ -104,11 +104,17 @@ def comparison_cells(difference: Mapping, digits: int) -> list[str]:
 
 
 def report(
-    path: Path, title: str, text: str, tables: Sequence[Mapping], captions: Mapping[str, str], dataset_dir: str | Path
+    path: Path,
+    title: str,
+    text: str,
+    tables: Sequence[Mapping],
+    captions: Mapping[str, str],
+    dataset_dir: str | Path,
+    verdict: str = "",
 ) -> None:
     """Print text and tables, and write them as a section of the report page, with the figures that exist."""
     figures = [{"file": name, "caption": caption} for name, caption in captions.items() if (path.parent / name).is_file()]
-    write_section(path, title, text, tables, figures, [dataset_dir])
+    write_section(path, title, text, tables, figures, [dataset_dir], verdict)
     print(f"{text}\n")
     for table in tables:
         print_table(table)

@@ -145,7 +145,8 @@ def test_everything_is_written_for_programs_and_readers(sets, result):
 
 
 def interval(mean, error):
-    return pytest.approx([mean, mean - 1.96 * error, mean + 1.96 * error], rel=0.02, abs=0.006)
+    ends = [mean, mean - 1.96 * error, mean + 1.96 * error]
+    return pytest.approx(ends, abs=0.1 * 2 * 1.96 * error + 0.001 * max(map(abs, ends)))  # see `with_interval`
 
 
 def test_each_cell_of_a_row_is_the_number_that_its_column_names(result):
