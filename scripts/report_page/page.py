@@ -200,18 +200,20 @@ def _agreement(content: Content) -> Iterator[str]:
 
 
 def _evaluation(section: dict) -> Iterator[str]:
-    """Yield the verdict, the first table and the figures. The explanation and further tables are folded."""
-    lead, _, rest = section["text"].partition("\n\n") if not section["verdict"] else (section["verdict"], "", section["text"])
-    yield paragraphs(lead)
-    first, *others = [table(each["header"], each["rows"]) for each in section["tables"]] or [""]
-    yield first
+    """Yield the verdict, the first table and the first figure. The explanation and everything else are folded."""
+    lead, _, rest = section["text"].partition("\n\n")
+    if section["verdict"]:
+        lead, rest = section["verdict"], section["text"]
+    tables = [table(each["header"], each["rows"]) for each in section["tables"]]
+    figures = []
     for figure in section["figures"]:
         caption = figure.get("caption", "")
         picture = img(figure["path"].read_bytes(), caption or figure["file"], "picture")
-        yield f"<figure>{picture}<figcaption>{escape(caption)}</figcaption></figure>"
-    more = f"{len(others)} further table{'s' * (len(others) > 1)}, and how to read the numbers"
-    if rest.strip() or others:
-        yield folded(more if others else "How to read these numbers", "".join([*others, paragraphs(rest)]))
+        figures.append(f"<figure>{picture}<figcaption>{escape(caption)}</figcaption></figure>")
+    yield paragraphs(lead) + "".join(tables[:1] + figures[:1])
+    if folds := "".join(tables[1:] + figures[1:]) + paragraphs(rest):
+        more = "More tables and figures, and how" if tables[1:] + figures[1:] else "How"
+        yield folded(f"{more} to read these numbers", folds)
 
 
 def _gallery(content: Content, labelled: bool) -> Iterator[str]:

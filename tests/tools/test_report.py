@@ -383,7 +383,7 @@ def test_the_page_says_on_top_that_its_real_scans_are_simulated(generated, tmp_p
     evaluation = write_section(tmp_path / "evaluation")
     page = page_of(generated, "--real", cohort, "--evaluation", evaluation, "--viewer", "0")
     top, rest = page.split("<main>")
-    assert "simulated heads, not scans of persons" in top and "simulated heads" not in rest
+    assert "simulated heads, not scans of persons" in top and "not scans of persons" not in rest
     assert "no number on this page says what the model does with scans of people" in top
 
 
