@@ -2,7 +2,7 @@ import math
 
 import numpy as np
 import pytest
-from cohorts.agreement import partial_correlation
+from cohorts.agreement import agreement_in_words, partial_correlation
 from shared.agreement import agreement
 
 
@@ -35,3 +35,12 @@ def test_without_other_covariates_it_is_pearsons_r():
 def test_where_nothing_is_left_there_is_no_partial_correlation(x, others, message):
     with pytest.raises(ValueError, match=message):
         partial_correlation(x, [1, 5, 2, 6, 3][: len(x)], np.array(others))
+
+
+def test_the_words_use_the_partial_correlation():
+    """Age seemed to be followed because requests of old people have large ventricles."""
+    numbers = {"n": 40, "r": 0.9, "r_low": 0.85, "r_high": 0.95, "slope": 0.5, "slope_low": 0.4, "slope_high": 0.6, "held": 1}
+    numbers |= {"partial_r": 0.2, "partial_r_low": -0.2, "partial_r_high": 0.5}
+    words = "do not follow the requests in a way that shows (partial r 0.2 [-0.2, 0.5], "
+    assert words in agreement_in_words("age", numbers)
+    assert "follow the requests closely (r 0.90 [0.85, 0.95], slope " in agreement_in_words("age", numbers | {"held": 0})

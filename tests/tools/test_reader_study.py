@@ -476,6 +476,7 @@ def test_a_name_is_taken_as_it_is_written(tmp_path, name, few_resamples):
     write_scores(score(key, answers), answers, tmp_path / "scores")
     section = json.loads((tmp_path / "scores" / "reader_study.section.json").read_text())
     assert section["tables"][1]["rows"][0][0] == name
+    assert section["verdict"].startswith(f"One person guesses right for {section['tables'][1]['rows'][0][2]} % of the slices.")
     assert set(pd.read_csv(tmp_path / "scores" / "ratings.tsv", sep="\t")["reader"]) == {name}
 
 

@@ -125,6 +125,7 @@ def test_every_kind_of_planted_copy_is_flagged_and_nothing_else(cohort, tmp_path
     assert summary["counts"]["sample"]["flagged"] == len(PLANTED) and not summary["passed"]
     section = json.loads((tmp_path / "out" / "memorisation.section.json").read_text())
     assert section["text"].startswith("Not passed: 7 of 14 generated volumes flagged")
+    assert section["verdict"].startswith("The audit did not pass. 7 of 14 generated heads are flagged as copies")
     assert all((tmp_path / "out" / figure["file"]).stat().st_size > 1000 for figure in section["figures"])
 
 

@@ -151,13 +151,15 @@ def interval(mean, error):
 
 def test_each_cell_of_a_row_is_the_number_that_its_column_names(result):
     found, folder = result
-    tables = json.loads((folder / "samples.section.json").read_text())["tables"]
+    section = json.loads((folder / "samples.section.json").read_text())
     cells = {}
-    for table in tables:
+    for table in section["tables"]:
         for line in table["rows"]:
             if line[0] == "alike":
                 cells |= dict(zip(table["header"], line, strict=True))
     row = found["sets"]["alike"]
+    assert f"{cells['FID, corrected for n [95 %]']} for alike" in section["verdict"]
+    assert f"{cells['MS-SSIM [95 %]']} for alike" in section["verdict"]
     assert len({f"{row[key]:.2f}" for key in ("density", "coverage")}) == 2  # or a swap would not show
     numbers = {name: [float(x) for x in re.findall(r"-?[\d.]+", cell)] for name, cell in cells.items() if name}
     assert numbers["volumes"] == [24] and numbers["pairs"] == [12]

@@ -67,6 +67,7 @@ def test_the_section_shows_every_method_and_comparison_with_the_definitions(tmp_
     assert [row[0] for row in scores["rows"]] == [method.replace("_", " ") for method in METHODS]
     ssim = values["fusion"]["ssim"]
     assert scores["rows"][5][1] == f"{ssim.mean():.4f} ± {np.std(ssim, ddof=1):.4f}"
+    assert f"the fusion reaches SSIM {scores['rows'][5][1]} and PSNR {scores['rows'][5][3]} dB" in section["verdict"]
     assert len(comparisons["rows"]) == 3 * 6
     row = dict(zip(comparisons["header"], comparisons["rows"][1]))
     assert (row["score"], row["fusion minus"], row["fusion better on"]) == ("SSIM", "coronal", "8 of 8")
