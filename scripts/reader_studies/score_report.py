@@ -196,9 +196,11 @@ def write_scores(
 def verdict(numbers: dict) -> str:
     """Say how often people guessed right or, if nobody rated, how often computed readers did."""
     chance = "Random guesses are right in 50 %."
-    if readers := numbers["n_readers"]:
-        whose = "One person guesses" if readers == 1 else f"{readers} people guess"
-        return f"{whose} right for {_with_interval(numbers['accuracy_of_all'], 100)} % of the slices. {chance}"
+    if (readers := numbers["n_readers"]) == 1:  # the interval over volumes may have no width, see `explain`
+        right = _with_interval(numbers["guesses"][0]["accuracy"], 100)
+        return f"One person guesses right for {right} % of the slices. {chance}"
+    if readers:
+        return f"{readers} people guess right for {_with_interval(numbers['accuracy_of_all'], 100)} % of the slices. {chance}"
     rules = {reader.removesuffix(COMPUTED): entry["guesses"][0]["accuracy"] for reader, entry in numbers["computed"].items()}
     right = ", ".join(
         f"{name} {_with_interval(share, 100)} %" for name, share in rules.items() if name in RULES and name != "chance"
