@@ -604,7 +604,7 @@ def test_the_page_opens_with_six_answers_and_each_links_to_its_section(generated
     ("measured_ml", "words"),
     [
         ([20.0, 20.0, 21.0, 20.0, 26.0, 20.0], "do not follow the requests in a way that shows"),
-        ([-value for value in MEASURED_ML], "change against the requests"),
+        ([70.0 - value for value in MEASURED_ML], "change against the requests"),
         ([41.0, 22.0, 25.0, 35.0, 55.0, 50.0], "follow the requests loosely"),
     ],
 )
