@@ -122,7 +122,7 @@ def test_the_page_needs_no_network_and_escapes_names(generated, tmp_path):
     real = make_cohort(tmp_path / "real", [f"sub-{i}" for i in range(6)], REQUESTED_ML, MEASURED_ML, split=["test"] * 6)
     (real[0] / "dataset_description.json").write_text(json.dumps({"Name": "A <cohort>", "Simulated": False}))
     page = page_of(generated, "--real", real[0], "--real_measured", real[1])
-    assert "simulated heads" not in page
+    assert "not scans of persons" not in page
     assert "default-src 'none'" in page
     assert not re.search(r'(src|href|action)="(?!data:|#)|url\(|@import', without_scripts(page))
     assert "A &lt;cohort&gt;" in page and "<cohort>" not in page
