@@ -84,7 +84,7 @@ def test_two_tools_are_both_shown_each_with_the_same_tool_on_scans(generated, tm
     assert slopes["tool a"] == pytest.approx([0.1, 0.2, 0.1]) and slopes["tool b"] == pytest.approx([0.3, 0.7, 0.5])
     assert found["ventricles_ml", "tool a"]["scans"]["n"] == 10  # without the training split
     rows = section(tmp_path)["tables"][0]["rows"]
-    assert [row[4].split()[0] for row in rows] == ["0.1000", "0", "0.2000", "0.1000", "0.3000", "0", "0.7000", "0.5000"]
+    assert [float(row[4].split()[0]) for row in rows] == [0.1, 0, 0.2, 0.1, 0.3, 0, 0.7, 0.5]
     assert rows[7][0] == "— the tool on scans through the autoencoder"
     assert "measured 10 scans and 12 scans through the autoencoder" in section(tmp_path)["text"]
 
