@@ -1,6 +1,6 @@
 import pytest
 import torch
-from ignite.engine import Engine
+from ignite.engine import Engine, Events
 
 from brain_ldm_bundle.scripts.shared.resume import Resume
 
@@ -34,3 +34,19 @@ def test_a_damaged_state_is_refused_with_its_own_remedy(tmp_path):
     Resume(tmp_path / "network.pt", {}).attach(engine)
     with pytest.raises(ValueError, match=r"network.pt: this state .* is damaged. Delete it to start the stage over"):
         engine.run([1])
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_of_two_runs_in_one_folder_the_second_stops_before_its_validation(tmp_path, before):
+    path, validated = tmp_path / "network.pt", []
+    run, other = (Engine(lambda engine, batch: None) for _ in range(2))
+    if before:  # both continue from the same state
+        Resume(path, {}).attach(first := Engine(lambda engine, batch: None))
+        first.run([1], max_epochs=1)
+    for engine in (run, other):
+        Resume(path, {}).attach(engine)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, lambda engine: validated.append(engine is other))
+    run.add_event_handler(Events.ITERATION_STARTED(once=1 + before), lambda _: other.run([1], max_epochs=2))
+    with pytest.raises(ValueError, match="network.pt: another run writes this file, too. Wait for it, or give another"):
+        run.run([1], max_epochs=2)
+    assert validated and all(validated)  # by the other run alone

@@ -52,8 +52,9 @@ def _check_pair(image: str, label: str, *_: str, table: LabelTable, partial_maps
         except ValueError as error:
             problems.append(str(error))
     if not problems:
-        (scan, identity), label_map = found
-        of_map = voxels_sha256(np.asanyarray(nib.as_closest_canonical(label_map).dataobj))
+        (scan, values), label_map = found
+        labels = np.asanyarray(nib.as_closest_canonical(label_map).dataobj)
+        identity, of_map = voxels_sha256(values), voxels_sha256(labels)
         remedy = f"the scan {image}. Resample the map to the scan with nearest neighbour"
         if label_map.shape[:3] != scan.shape[:3]:
             problems = [f"{label}: has the shape {label_map.shape[:3]}, not {scan.shape[:3]} as {remedy}"]
@@ -62,6 +63,8 @@ def _check_pair(image: str, label: str, *_: str, table: LabelTable, partial_maps
             problems = [f"{label}: has the affine {map_rows}, not {rows} as {remedy}"]
         elif of_map == identity:
             problems = [f"{image}: has the same voxels as its label map {label}. Give the scan"]
+        elif np.ptp(inside := values[labels.reshape(values.shape) > 0]) == 0:
+            problems = [f"{image}: is {inside[0]:g} wherever its label map {label} has labels. Give the scan of this map"]
     if problems:
         raise ValueError("\n".join(problems))
     return [identity, of_map]
@@ -73,10 +76,10 @@ def _named(check: Callable[[str], object], path: str) -> object:
         return check(path)
 
 
-def _open_scan(path: str) -> tuple[nib.Nifti1Image, str]:
+def _open_scan(path: str) -> tuple[nib.Nifti1Image, np.ndarray]:
     image = nifti.open_image(path)
     nifti.three_sides(image.shape)
-    return image, voxels_sha256(nifti.read_grey_values(path))
+    return image, nifti.read_grey_values(path)
 
 
 def _open_map(path: str, table: LabelTable | None = None, partial_maps: bool = False) -> nib.Nifti1Image:

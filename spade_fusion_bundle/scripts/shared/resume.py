@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import threading
 import time
@@ -32,7 +33,7 @@ class Resume:
     rest of that epoch has other random draws. The state is saved after all other handlers of an event have run.
 
     Objects have `state_dict` and `load_state_dict`: networks without their DDP wrapper, optimisers, schedulers, `BestWeights`.
-    A file that was saved with other `settings` is refused.
+    A file that was saved with other `settings` is refused, and so is one that another run writes meanwhile.
     """
 
     path: str | Path
@@ -42,6 +43,7 @@ class Resume:
     every_minutes: float = 10  # a SIGKILL loses at most this much work
     terminated: bool = field(default=False, init=False)
     _before: Any = field(default=None, init=False)  # handler of SIGTERM before the run
+    _seen: tuple | None = field(default=None, init=False)  # identity of the file when this run read or wrote it
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.STARTED, self.load)
@@ -56,7 +58,8 @@ class Resume:
             self._before = signal.signal(signal.SIGTERM, self._on_sigterm)
         if self.writes:
             refuse_unwritable(self.path)  # else the first epoch would be lost
-        if not Path(self.path).exists():
+        self._seen = _identity(self.path)
+        if self._seen is None:
             return
         try:
             state = read_tensors(self.path)
@@ -94,6 +97,7 @@ class Resume:
         if self.writes:
             states = {name: item.state_dict() for name, item in self.objects.items()}
             save_weights(states | position | {"settings": dict(self.settings)}, self.path)
+            self._seen = _identity(self.path)
         self._last_save = time.monotonic()
         if self.terminated:
             if self.writes and is_bundle_command():
@@ -101,6 +105,8 @@ class Resume:
             raise SystemExit(143)  # engine.terminate() would let the next stage start
 
     def _after_iteration(self, engine: Engine) -> None:
+        if self.writes and _identity(self.path) not in (None, self._seen):  # before validation, which may replace the weights
+            raise ValueError(f"{self.path}: another run writes this file, too. Wait for it, or give another --models_dir")
         due = self.terminated or time.monotonic() - self._last_save > 60 * self.every_minutes
         if due and engine.state.iteration % engine.state.epoch_length:  # at the end of an epoch, `save` runs after validation
             self.save(engine)
@@ -113,6 +119,15 @@ class Resume:
             signal.signal(signal.SIGTERM, self._before)
         if error is not None:
             raise error
+
+
+def _identity(path: str | Path) -> tuple | None:
+    """Return what tells a file from a later one with its name, or None if there is none."""
+    try:
+        found = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def _without_prose(setting: Any) -> Any:

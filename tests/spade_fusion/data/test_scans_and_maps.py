@@ -361,6 +361,15 @@ def test_a_label_map_in_place_of_its_scan_is_refused(cohort, datalist):
     assert "sub-05_dseg.nii.gz: has the same voxels as its label map" in message
 
 
+def test_a_scan_without_contrast_inside_its_map_is_refused(cohort):
+    label_map = nib.load(cohort / MAP_5)
+    labels = np.asanyarray(label_map.dataobj)
+    scan = np.where(labels > 0, 0, np.random.default_rng(0).integers(0, 99, labels.shape)).astype(np.float32)
+    path = next((cohort / "sub-05").rglob("*_T1w.nii*"))
+    nib.save(nib.Nifti1Image(scan, label_map.affine), path)
+    assert f"{path}: is 0 wherever its label map " in refusal(cohort)
+
+
 def test_a_datalist_alone_has_paths_relative_to_its_folder(cohort, datalist):
     path = datalist(training=[entry(1)])
     assert read(None, datalist=path) == read(cohort, datalist=path)
