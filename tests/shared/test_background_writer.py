@@ -2,12 +2,16 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from ignite.engine import Engine
 
 from brain_ldm_bundle.scripts.shared.background_writer import WAITING, BackgroundWriter
@@ -136,3 +140,17 @@ def test_sigterm_loses_no_volume_that_was_made(folder):
     assert caught.value.code == 143
     assert derivative.written() == [1, 2, 3]
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_command_that_sigterm_stops_says_so_last(folder):
+    code = (
+        "import os, signal, sys; from pathlib import Path; sys.argv[0] = 'monai.bundle'\n"
+        "from test_background_writer import Folder, run\n"
+        "run(Folder(Path(sys.argv[1]), lambda row: None), [[1], [2]], lambda row: os.kill(os.getpid(), signal.SIGTERM))"
+    )
+    tests = str(Path(__file__).parent)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([tests, str(ROOT / "tests"), str(ROOT)])}
+    ended = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, env=environment)
+    assert ended.returncode == 143, ended.stderr
+    *_, last = ended.stderr.splitlines()
+    assert last == "error: stopped by SIGTERM, and each volume that was made is on disk. Run the same command again"

@@ -13,6 +13,7 @@ import torch
 from ignite.engine import Engine, Events
 
 from .base_derivative import BaseDerivative
+from .refusals import end_with, is_bundle_command
 
 THREADS = 2  # chosen: with zlib, a volume of 1 mm takes longer to compress than a fast GPU takes to make it
 WAITING = 16  # chosen: largest number of volumes in memory that are not on disk yet
@@ -82,6 +83,8 @@ class BackgroundWriter:
             if self._handler_before is not None:
                 signal.signal(signal.SIGTERM, self._handler_before)
                 self._handler_before = None
+            if isinstance(error, SystemExit) and is_bundle_command():
+                end_with("error: stopped by SIGTERM, and each volume that was made is on disk. Run the same command again")
             if error is not None:
                 raise error
 
