@@ -110,6 +110,10 @@ def test_what_is_no_such_table_is_refused(tmp_path, content, message):
 def test_a_table_that_is_not_there_is_refused(path):
     with pytest.raises(FileNotFoundError, match="table.tsv: no such table"):
         read_table(path)
+    path.parent.mkdir()
+    path.symlink_to(".git/annex/objects/x.tsv")  # git-annex has not fetched it
+    with pytest.raises(FileNotFoundError, match="table.tsv: is a link to .git/annex/objects/x.tsv, which does not exist"):
+        read_table(path)
 
 
 @pytest.mark.parametrize(

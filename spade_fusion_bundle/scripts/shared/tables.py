@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from .files import write_text
+from .files import is_there, write_text
 from .problems import refuse
 
 MISSING = {"", "n/a", "#n/a", "na", "<na>", "nan", "none", "null"}  # words for a missing value, in lower case
@@ -78,7 +78,7 @@ def read_numbered(
         ValueError: the file is not such a table, has no rows, or names a column twice.
     """
     path = Path(path)
-    if path.is_dir() or not path.exists():  # a pipe is a table, too, as in <(zcat participants.tsv.gz)
+    if path.is_dir() or not is_there(path):  # a pipe is a table, too, as in <(zcat participants.tsv.gz)
         raise FileNotFoundError(f"{path}: no such table. Give a file of text, cells separated by tabs")
     lines, problems = _lines(path, quotes)
     if len(lines) < (1 if empty else 2):
