@@ -167,7 +167,7 @@ def sources(scan_path: Path, settings: dict) -> list[Path]:
 
 
 def stem(path: Path) -> str:
-    return re.sub(r"\.nii(\.gz)?$", "", path.name)
+    return re.sub(r"(\.nii(\.gz)?|\.mg[zh])$", "", path.name)
 
 
 def outputs(out_dir: Path, subject: str) -> tuple[Path, Path]:
@@ -202,8 +202,10 @@ def find_scans(inputs: list[Path], pattern: str) -> tuple[dict[str, Path], dict[
     failures |= {subject: f"no file matches {pattern}" for subject in listed - scans.keys()}
     for subject, paths in scans.items():
         if len(paths) > 1:
-            names = ", ".join(path.name for path in paths)
+            names = ", ".join(map(str, paths))
             failures[subject] = f"{len(paths)} scans ({names}); choose one with --pattern"
+        elif inputs[0].is_dir() and (folder := _named_otherwise(paths[0], inputs[0])):
+            failures[subject] = f"{paths[0]}: the file's name is another participant's. It should begin with {folder}_"
         elif not paths[0].is_file():
             failures[subject] = f"{paths[0]} is missing"
     return {subject: paths[0] for subject, paths in scans.items() if subject not in failures}, failures, table
@@ -213,10 +215,17 @@ def subject_of(path: Path, name: str) -> str:
     """Return the participant "sub-X" from the name of a scan's file, or of its folder. Other names lose what BIDS forbids."""
     if found := re.match(r"sub-[a-zA-Z0-9+]+(?=$|_.*\.nii)", name):
         return found[0]
-    label = re.sub(r"[^a-zA-Z0-9]", "", re.sub(r"^sub-|(_T1w)?(\.nii(\.gz)?)?$", "", name))
+    label = re.sub(r"[^a-zA-Z0-9]", "", re.sub(r"^sub-|(_T1w)?(\.nii(\.gz)?|\.mg[zh])?$", "", name))
     if not label:
         raise ValueError(f"{path}: its participant cannot be named after {name!r}. Rename it to sub- and letters a-z or digits")
     return f"sub-{label}"
+
+
+def _named_otherwise(path: Path, root: Path) -> str:
+    """Return the first folder below `root` of a file that has the name of another participant, or ""."""
+    folder = path.relative_to(root).parts[0]
+    other = path.name.startswith("sub-") and not re.match(rf"{re.escape(folder)}(?![a-zA-Z0-9+])", path.name)
+    return folder if other else ""
 
 
 def _participants(folder: Path, scans: Mapping[str, Sequence[Path]]) -> tuple[pd.DataFrame, dict[str, str]]:

@@ -376,6 +376,16 @@ def test_command_line_refuses_bad_folders_before_work_starts(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_scan_in_the_folder_of_another_participant_fails(tmp_path):
+    """It was prepared with the age of the folder's participant."""
+    for name in ("sub-01/anat/sub-01_T1w.nii.gz", "sub-02/anat/sub-1_T1w.nii.gz", "sub-03/ses-1/anat/sub-031_ses-1_T1w.nii"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    scans, failures, _ = prepare_data.find_scans([tmp_path], prepare_data.PATTERN)
+    assert list(scans) == ["sub-01"] and failures.keys() == {"sub-02", "sub-03"}
+    assert "sub-1_T1w.nii.gz: the file's name is another participant's. It should begin with sub-02_" in failures["sub-02"]
+
+
 def test_a_participant_without_a_scan_fails_also_without_a_table(tmp_path):
     for name in ("sub-a/anat/sub-a_T1w.nii.gz", "sub-b/anat/sub-b_T1w.nii.gz/sub-b_T1w.nii"):  # as 7-Zip unpacks a scan
         (tmp_path / name).parent.mkdir(parents=True)
