@@ -76,7 +76,8 @@ def find_images(paths: Iterable[Path]) -> list[Path]:
         if not path.exists():
             raise FileNotFoundError(f"{path}: no such file or folder")
         images += find_t1w(path) if path.is_dir() else [path]
-    return list({path.resolve(): path for path in images}.values())  # a folder and its file may both be given
+    # A folder and its file may both be given. Files of two participants may be links to one object of git-annex.
+    return list({path.parent.resolve() / path.name: path for path in images}.values())
 
 
 def read_true(cohort: Path) -> tuple[list[Path], Rows]:
@@ -92,6 +93,8 @@ def read_true(cohort: Path) -> tuple[list[Path], Rows]:
 def accuracy(cohort: Path, weights: Path = WEIGHTS) -> list[dict]:
     """Return how well measured volumes agree with a BIDS cohort's participants.tsv, one row of `accuracy_row` per quantity."""
     images, rows = read_true(cohort)
+    for path in images:
+        find_row(rows, *identity_of(path))  # before the images are measured
     measured, refused = measured_rows(images, weights)
     for row in refused:
         print("left out:", row["error"], file=sys.stderr)

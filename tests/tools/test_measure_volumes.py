@@ -250,6 +250,16 @@ def test_a_scan_that_is_given_twice_is_measured_once(tmp_path):
     assert measure_volumes.find_images([tmp_path, tmp_path / "sub-a", scan]) == [scan]
 
 
+def test_links_of_two_participants_to_one_object_are_two_scans(tmp_path):
+    """git-annex stores equal files once. The first of two participants had no row."""
+    (tmp_path / "object").touch()
+    scans = [tmp_path / "study" / name / "anat" / f"{name}_T1w.nii.gz" for name in ("sub-a", "sub-b")]
+    for scan in scans:
+        scan.parent.mkdir(parents=True)
+        scan.symlink_to(tmp_path / "object")
+    assert measure_volumes.find_images([tmp_path / "study"]) == scans
+
+
 def test_a_folder_without_volumes_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="no .*T1w"):
         measure_volumes.find_images([tmp_path])
@@ -274,6 +284,13 @@ def test_accuracy_compares_with_the_cohorts_own_table_and_names_what_it_leaves_o
     assert rows[0]["n"] == 4 and rows[0]["spacing_mm"] == 4 and rows[0]["r"] > 0.9
     assert rows[0]["bias"] < -10_000  # measured minus the table's litres
     assert re.search(r"left out: .*sub-4_T1w.nii.gz: is 0 everywhere", capsys.readouterr().err)
+
+
+def test_accuracy_refuses_scans_without_a_row_before_it_measures(tmp_path):
+    cohort = make_cohort(tmp_path, (8, 10))
+    (cohort / "participants.tsv").write_text("participant_id\tventricles_ml\tbrain_ml\ticv_ml\n0\t20\t900\t1300\n")
+    with pytest.raises(ValueError, match="no row for sub-1, none for this participant"):
+        measure_volumes.accuracy(cohort, tmp_path / "no weights")
 
 
 def test_nothing_is_written_if_no_volume_can_be_measured(save, tmp_path, monkeypatch):
