@@ -32,7 +32,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from cohorts.cohort import Cohort, read_cohort, refuse_other_tools
+from cohorts.cohort import Cohort, read_cohort, refuse_other_tools, refuse_same_folder
 from cohorts.row_matching import read_by_participant, split_by_tool
 from conditioning_parts.report_section import ReportSection
 from conditioning_parts.requested_against_measured import GENERATED, SCANS, THROUGH, requested_against_measured
@@ -49,6 +49,7 @@ from whole_numbers import at_least
 def read_cohorts(options: argparse.Namespace) -> dict[str, Cohort]:
     """Read each folder that was given, with its tables. Scans of the training split are left out."""
     folders = {GENERATED: options.generated, SCANS: options.real, THROUGH: options.reconstructed}
+    refuse_same_folder(filter(None, folders.values()))
     cohorts = {}
     for kind, folder in folders.items():
         if (folder is None) != (not options.tables[kind]) and any(folders.values()):

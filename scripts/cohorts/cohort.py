@@ -181,6 +181,14 @@ def read_cohort(folder: Path, measured_files: Sequence[Path] = (), everyone: boo
     return cohort
 
 
+def refuse_same_folder(folders: Iterable[Path]) -> None:
+    """Refuse a folder that is given twice, for example as generated volumes and as the scans to compare them with."""
+    seen: dict[Path, Path] = {}
+    for folder in folders:
+        if (first := seen.setdefault(folder.resolve(), folder)) is not folder:
+            raise ValueError(f"{folder} and {first} are one folder, but two cohorts are compared. Name the other cohort")
+
+
 def refuse_other_tools(first: Cohort, second: Cohort) -> None:
     """Refuse cohorts that different tools measured, because their measurements cannot be compared."""
     if not set(first.tables) & set(second.tables):

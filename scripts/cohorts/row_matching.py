@@ -21,6 +21,7 @@ QUANTITIES = {  # title and unit
     "age": ("age", "years"),
 }
 TEXT = ("session_id", "file", "tool", "flags", "split")
+MEDIANS = {"brain_normalised_ml": (300, 3000), "age": (0, 120)}  # chosen: a median outside shows another unit
 LARGEST_ML = 6000  # chosen: more than the whole field of view of the model, 160 x 224 x 160 mm
 COLUMNS = ("participant_id", *TEXT, *QUANTITIES, "sex", "noise", "variant")
 
@@ -92,11 +93,15 @@ def read_measured(path: Path, folder: Path, images: Mapping[str, Mapping[str, Pa
 
 
 def refuse_other_unit(table: pd.DataFrame, where: str) -> None:
-    """Refuse measured volumes that are not in mL. Single volumes may be impossible, because a model may fail."""
+    """Refuse volumes that are not in mL, and ages not in years. Single volumes may be impossible, because a model may fail."""
     found = [name for name in QUANTITIES if name.endswith("_ml") and name in table]
     # Brain and head show the unit better: the ventricles of a failed model may be so small that they seem to be in litres.
     for name in [name for name in ("brain_ml", "icv_ml") if name in found] or found:
         check_volumes({name: table[name].median()}, f"{where}, its median")
+    for name, (low, high) in MEDIANS.items():
+        if name in table and ((middle := table[name].median()) < low or middle > high):
+            unit = f"{low} to {high} {QUANTITIES[name][1]}"
+            raise ValueError(f"{where}: the median of {name} is {middle:g}, but only {unit} are possible. Give the right unit")
     for name in found:
         if (bad := table[name] > LARGEST_ML).any():
             who = bad.idxmax()

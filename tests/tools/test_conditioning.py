@@ -127,11 +127,14 @@ def test_several_volumes_of_a_participant_are_named_as_no_independent_ones(gener
 
 def test_a_folder_to_compare_with_needs_tables_of_the_same_tool(generated, tmp_path):
     table = save(generated, tmp_path / "v.tsv")
+    scans = shutil.copytree(tmp_path / "generated", tmp_path / "scans")
     with pytest.raises(ValueError, match="scans: give both the folder and the tables"):
-        run(tmp_path, table, further=["--real", tmp_path / "generated"])
+        run(tmp_path, table, further=["--real", scans])
     other = save(generated.assign(tool="another"), tmp_path / "w.tsv")
-    with pytest.raises(ValueError, match="generated was measured by v.tsv, .* by another. Measure both with one tool"):
-        run(tmp_path, table, further=["--real", tmp_path / "generated", "--real_measured", other])
+    with pytest.raises(
+        ValueError, match="generated was measured by v.tsv, .*scans was measured by another. Measure both with one tool"
+    ):
+        run(tmp_path, table, further=["--real", scans, "--real_measured", other])
     assert not (tmp_path / "out").exists()
 
 
@@ -217,6 +220,23 @@ def test_sizes_in_another_unit_are_refused_and_nothing_is_written(generated, tmp
     with pytest.raises(ValueError, match="v.tsv, its median: brain_ml would be 1.1e.06 mL, .* looks like mm3"):
         run(tmp_path, save(rows, tmp_path / "v.tsv"), further=["--real", scans, "--real_measured", scanned])
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("name", "factor"), [("brain_normalised_ml", 0.05), ("age", 12)])
+def test_percent_and_months_are_refused(generated, tmp_path, name, factor):
+    """The figure had ages of 780 years."""
+    generated = generated.assign(brain_normalised_ml=1400 + np.arange(12))
+    save(generated, tmp_path / "generated" / "participants.tsv")
+    with pytest.raises(ValueError, match=f"v.tsv: the median of {name} is .* are possible"):
+        run(tmp_path, save(generated.assign(**{name: factor * generated[name]}), tmp_path / "v.tsv"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_folder_is_not_compared_with_itself(generated, tmp_path):
+    table = save(generated, tmp_path / "v.tsv")
+    (tmp_path / "scans").symlink_to(tmp_path / "generated")
+    with pytest.raises(ValueError, match="scans and .*generated are one folder"):
+        run(tmp_path, table, further=["--real", tmp_path / "scans", "--real_measured", table])
 
 
 def test_without_any_input_the_command_says_what_to_give(tmp_path):
