@@ -15,7 +15,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from cohorts.cohort import describe, read_cohort
+from cohorts.cohort import describe, read_cohort, refuse_same_folder
 from report_page.embedded_volumes import fitting_spacing
 from report_page.label_names import read_label_names
 from report_page.page import Content, page
@@ -28,12 +28,14 @@ from shared.files import atomic, refuse_unwritable
 from shared.nifti import refuse_damaged
 from whole_numbers import at_least
 
+COARSEST_MM = 10  # chosen: larger voxels show no anatomy
 LARGE_MB = 20  # some browsers take seconds to open such a page
 
 
 def read_content(options: argparse.Namespace) -> Content:
     """Read and check everything that the page shows, except the voxels of the volumes."""
     sections = find_sections(options.evaluation)
+    refuse_same_folder(filter(None, (options.generated, options.real)))
     cohorts = {"generated": read_cohort(options.generated, options.measured)}
     if options.real:
         cohorts["cohort"] = read_cohort(options.real, options.real_measured, everyone=not options.real_measured)
@@ -92,8 +94,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.real is None and (options.real_measured or options.viewer_scans):
         parser.error("--real_measured and --viewer_scans need --real")
-    if options.viewer_spacing_mm is not None and not options.viewer_spacing_mm > 0:
-        parser.error(f"--viewer_spacing_mm must be positive, got {options.viewer_spacing_mm:g}")
+    if options.viewer_spacing_mm is not None and not 0 < options.viewer_spacing_mm <= COARSEST_MM:
+        parser.error(f"--viewer_spacing_mm must be above 0 and at most {COARSEST_MM}, got {options.viewer_spacing_mm:g}")
     if options.output is None:
         folder = options.generated.resolve()
         options.output = folder.with_name(f"{folder.name}_report.html")

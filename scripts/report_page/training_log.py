@@ -25,6 +25,8 @@ VALIDATION = {"val_ssim": "SSIM", "val_mse": "mean squared error"}  # the first 
 def _stages(training_dir: Path) -> dict[str, list[Path]]:
     """Return the event files of each stage below the output_dir of training, from old to new."""
     folders = sorted(path for path in (training_dir / "tensorboard").glob("*") if path.is_dir())
+    if not any(folder.rglob("events.out.tfevents.*") for folder in folders):
+        raise FileNotFoundError(f"{training_dir}: no tensorboard/*/events.out.tfevents.* in it. Give output_dir of a training")
     return {
         folder.name: sorted(folder.rglob("events.out.tfevents.*"), key=lambda file: file.stat().st_mtime) for folder in folders
     }

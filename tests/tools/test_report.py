@@ -202,7 +202,7 @@ def test_the_tools_accuracy_is_shown_only_for_its_own_weights(tmp_path):
     assert not rows and "describes other weights" in limits
 
 
-@pytest.mark.parametrize("change", ["unknown", "twice", "no quantity", "no image", "no table"])
+@pytest.mark.parametrize("change", ["unknown", "twice", "no quantity", "no image", "no table", "itself", "coarse", "NaN"])
 def test_mistakes_are_named_and_no_page_is_written(generated, change):
     folder, measured = generated
     message = {
@@ -211,6 +211,9 @@ def test_mistakes_are_named_and_no_page_is_written(generated, change):
         "no quantity": "nothing to compare",
         "no image": "no sub-syn1_T1w.nii.gz below it",
         "no table": "generated.tsv: no such table",
+        "itself": "are one folder",
+        "NaN": "sub-syn1_T1w.nii.gz: has 120 voxels that are NaN or infinite",
+        "coarse": "2",  # the exit status
     }[change]
     if change == "unknown":
         measured.write_text(measured.read_text().replace("sub-syn1", "sub-x"))
@@ -220,10 +223,14 @@ def test_mistakes_are_named_and_no_page_is_written(generated, change):
         measured.write_text(measured.read_text().replace("ventricles_ml", "hippocampus_ml"))
     elif change == "no image":
         (folder / "sub-syn1" / "anat" / "sub-syn1_T1w.nii.gz").unlink()
-    else:
+    elif change == "NaN":
+        image = nib.Nifti1Image(np.full((4, 5, 6), np.nan), np.eye(4))
+        nib.save(image, folder / "sub-syn1" / "anat" / "sub-syn1_T1w.nii.gz")
+    elif change == "no table":
         measured.unlink()
-    with pytest.raises((ValueError, FileNotFoundError), match=message):
-        page_of(generated)
+    further = {"itself": ["--real", folder], "coarse": ["--viewer_spacing_mm", "300"]}.get(change, [])
+    with pytest.raises((ValueError, FileNotFoundError, SystemExit), match=message):
+        page_of(generated, *further)
     assert not list(folder.parent.glob("*report*"))
 
 
@@ -467,8 +474,11 @@ HOSTILE = "</script><img src=x onerror=alert(1)>'\"&$x$"
 def test_no_text_of_a_table_or_section_becomes_html(tmp_path, page):
     harmless = page
     sites = [HOSTILE, "b", "c", "d", "e", "f"]
-    generated = make_cohort(
-        tmp_path / "generated", [f"sub-{i}" for i in range(6)], REQUESTED_ML, MEASURED_ML, name=HOSTILE, **{HOSTILE: sites}
+    generated, real = (
+        make_cohort(
+            tmp_path / kind, [f"sub-{i}" for i in range(6)], REQUESTED_ML, MEASURED_ML, name=HOSTILE, **{HOSTILE: sites}
+        )
+        for kind in ("generated", "real")
     )
     table = {"header": [HOSTILE, "b"], "rows": [[HOSTILE, HOSTILE]]}
     evaluation = write_section(
@@ -478,7 +488,7 @@ def test_no_text_of_a_table_or_section_becomes_html(tmp_path, page):
         tables=[table],
         figures=[{"file": "plot.png", "caption": HOSTILE}],
     )
-    page = page_of(generated, "--evaluation", evaluation, "--real", generated[0], "--real_measured", generated[1])
+    page = page_of(generated, "--evaluation", evaluation, "--real", real[0], "--real_measured", real[1])
     elements = Elements(page)
     assert all(image["src"].startswith("data:image/png;base64,") for image in elements.named("img"))
     assert not [attributes for _, attributes in elements.found if any(name.startswith("on") for name in attributes)]

@@ -1,5 +1,6 @@
 import io
 
+import pytest
 from PIL import Image
 from report_page import training_log
 from report_page.plots import PLOT_SCALE
@@ -29,5 +30,7 @@ def test_every_stage_has_a_plot_that_fits_a_phone(tmp_path):
     assert all(Image.open(io.BytesIO(png)).width * PLOT_SCALE <= 328 for _, png in plots)  # a phone's 360, less the margins
 
 
-def test_a_folder_without_curves_draws_nothing(tmp_path):
-    assert training_log.draw_curves(tmp_path) == []
+def test_a_folder_that_is_no_training_is_refused(tmp_path):
+    """A page without a misspelt training looked like a page of a training that was not asked for."""
+    with pytest.raises(FileNotFoundError, match="no tensorboard/.* in it. Give output_dir of a training"):
+        training_log.draw_curves(tmp_path)

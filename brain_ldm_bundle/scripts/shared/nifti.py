@@ -102,13 +102,16 @@ def read_grey_values(path: str | Path, is_mask: bool = False) -> np.ndarray:
     return values
 
 
+def refuse_non_finite(values: np.ndarray) -> None:
+    if bad := values.size - np.count_nonzero(np.isfinite(values)):
+        raise ValueError(f"has {bad} voxels that are NaN or infinite. Replace them, e.g. by 0")
+
+
 def grey_values(image: nib.Nifti1Image, is_mask: bool = False) -> np.ndarray:
     """Return the voxels of a scan. Refuse a label map, and voxels that are not finite, all the same, or the same in float32."""
     with np.errstate(all="ignore"):
         values = np.asanyarray(image.dataobj)
-    bad = values.size - np.count_nonzero(np.isfinite(values))
-    if bad:
-        raise ValueError(f"has {bad} voxels that are NaN or infinite. Replace them, e.g. by 0")
+    refuse_non_finite(values)
     low, high = float(values.min()), float(values.max())
     if low == high:
         raise ValueError(f"is {low:g} everywhere. Convert it again, or remove it")
@@ -246,9 +249,15 @@ def _reason(error: Exception) -> str:
 
 
 def refuse_damaged(paths: Sequence[str | Path]) -> None:
-    """Read every image to its end with `read_volume`, and refuse all that are damaged in one message."""
+    """Read every image to its end with `read_volume`, and refuse all that are damaged or hold NaN in one message."""
     files = list(dict.fromkeys(map(str, paths)))
-    problems, _ = check_files([[file] for file in files], lambda file: list(read_volume(file).shape))
+
+    def check(file: str) -> list[int]:
+        values = np.asanyarray(read_volume(file).dataobj)
+        refuse_non_finite(values)
+        return list(values.shape)
+
+    problems, _ = check_files([[file] for file in files], check)
     refuse(problems, f"{len(problems)} of {len(files)} images cannot be used:")
 
 
