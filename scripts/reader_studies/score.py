@@ -56,7 +56,7 @@ def read_results(path: Path, key: pd.DataFrame, partial: bool = False) -> pd.Dat
         ValueError: the file belongs to another study, or a row is wrong; the message names file and row.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such results")
+        raise FileNotFoundError(f"{path}: no such file of results. Give the TSV files that the page saved")
     # The page does not quote, so a quotation mark belongs to the name.
     header, rows, problems = read_numbered(path, COLUMNS, quotes=False, empty=True)
     if header != COLUMNS:
@@ -78,7 +78,7 @@ def read_results(path: Path, key: pd.DataFrame, partial: bool = False) -> pd.Dat
             problem = f"the rating of item {row.item} must be 1 (very good) to 5 (very poor), got {row.rating!r}"
         elif row.guess not in ("n/a", *KINDS):
             problem = f"the guess on item {row.item} must be real or synthetic, got {row.guess!r}"
-        elif row.seconds != "n/a" and (row.seconds.startswith("-") or not NUMBER.fullmatch(row.seconds)):
+        elif row.seconds != "n/a" and not (NUMBER.fullmatch(row.seconds) and 0 <= float(row.seconds) < math.inf):
             problem = f"the seconds of item {row.item} must be a number from 0 or n/a, got {row.seconds!r}"
         if problem:
             raise ValueError(f"{path} row {number}: {problem}")
