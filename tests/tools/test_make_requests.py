@@ -303,16 +303,31 @@ def test_a_name_that_no_disk_can_hold_is_refused(participants, tmp_path):
         make_requests.main([str(participants), str(tmp_path / "out.tsv")])
 
 
-@pytest.mark.parametrize("unit", ["weeks", "months of life", "Days"])
-def test_another_unit_in_the_description_of_the_table_is_refused(participants, tmp_path, unit):
-    participants.with_suffix(".json").write_text(json.dumps({"age": {"Units": unit}}))
-    with pytest.raises(ValueError, match=f"participants.json: age is in '{unit}', but years are expected"):
+@pytest.mark.parametrize(
+    ("name", "unit"),
+    [
+        *(("age", unit) for unit in ("weeks", "months of life", "Days", "d", "mo.", "wk")),
+        *(("ventricles_ml", unit) for unit in ("uL", "\u03bcl", "mm3", "L", "dl", "fraction of TIV", "z-score")),
+    ],
+)
+def test_another_unit_in_the_description_of_the_table_is_refused(participants, tmp_path, name, unit):
+    participants.with_suffix(".json").write_text(json.dumps({name: {"Units": unit}}))
+    with pytest.raises(ValueError, match=f"participants.json: {name} is in '{unit}', but .* are expected"):
         make(participants, tmp_path / "requests.tsv")
     assert not (tmp_path / "requests.tsv").exists()
 
 
-def test_the_same_unit_may_be_spelt_in_many_ways(participants, tmp_path):
-    units = {"age": "years (to the nearest month)", "ventricles_ml": "cm^3", "brain_normalised_ml": "millilitres", "sex": "F/M"}
+@pytest.mark.parametrize(
+    ("age", "volume", "normalised"),
+    [
+        ("years (to the nearest month)", "cm^3", "millilitres"),
+        ("yrs", "cc", "mL"),
+        ("n/a", " ml", "cubic centimeter"),
+        ("", "", "Milliliter"),
+    ],
+)
+def test_the_same_unit_may_be_spelt_in_many_ways(participants, tmp_path, age, volume, normalised):
+    units = {"age": age, "ventricles_ml": volume, "brain_normalised_ml": normalised, "sex": "F/M"}
     participants.with_suffix(".json").write_text(json.dumps({name: {"Units": unit} for name, unit in units.items()}))
     make(participants, tmp_path / "requests.tsv", "--rows", "2")
     assert (tmp_path / "requests.tsv").exists()

@@ -11,9 +11,9 @@ from .files import is_there, read_json
 from .problems import refuse
 from .tables import is_missing, read_numbered
 
-OTHER_UNITS = {  # expected unit: beginnings of units that a value must be converted from
-    "years": re.compile(r"(?!.*year).*(month|week|day|hour)", re.IGNORECASE),
-    "mL": re.compile(r"\s*(mm|cubic mm|cubic millim|micro|µ|l$|lit(er|re)s?$|%|percent)", re.IGNORECASE),
+OTHER_UNITS = {  # expected unit: units that a value must be converted from
+    "years": re.compile(r"(?!.*year)(.*(month|week|day|hour)|(d|wks?|mos?|mths?|hr?s?)\.?$)", re.IGNORECASE),
+    "mL": re.compile(r"\s*(mm|cubic mm|cubic millim)|(?!.*(ml|milli-?l|cm|cc|cent))", re.IGNORECASE),
 }
 OTHER_TABLES = (".csv", ".txt", ".xls", ".xlsx")  # endings of tables that would be ignored
 LONGEST_LABEL = 100  # chosen: a file's name has at most 255 bytes on most disks, and holds a subject and a session
@@ -95,7 +95,7 @@ def other_units(table: Path, units: Mapping[str, str]) -> list[str]:
         description = read_json(path) if is_there(path) else {}
         for name, unit in units.items():
             found = str(entry.get("Units", "")) if isinstance(entry := description.get(name), dict) else ""
-            if unit in OTHER_UNITS and OTHER_UNITS[unit].match(found):
+            if unit in OTHER_UNITS and not is_missing(found) and OTHER_UNITS[unit].match(found.strip()):
                 problems.append(
                     f"{path}: {name} is in {found!r}, but {unit} are expected. Convert the column, or correct Units"
                 )
