@@ -104,6 +104,12 @@ def test_an_address_is_no_output():
         refuse_unwritable(Path("s3://bucket/page.html"))
 
 
+def test_a_home_folder_that_the_shell_did_not_replace_is_no_output():
+    """bash does not replace it in `--output=~/volumes.tsv`. The file appeared in a new folder with the name ~."""
+    with pytest.raises(ValueError, match="~/volumes.tsv: the shell did not replace ~ by your home folder"):
+        refuse_unwritable(Path("~/volumes.tsv"))
+
+
 @pytest.mark.parametrize("name", ["participants.tsv", "sub-1_sessions.tsv", "sub-1_T1w.nii.gz"])
 def test_an_output_that_would_replace_data_of_a_study_is_refused(tmp_path, name):
     """`measure_volumes.py STUDY --output STUDY/participants.tsv` replaced the covariates."""

@@ -162,6 +162,13 @@ def test_a_control_character_is_refused_with_its_row(tmp_path):
         read_table(path)
 
 
+def test_a_pointer_of_git_annex_is_named(tmp_path):
+    """It was called a table with only a header."""
+    (tmp_path / "participants.tsv").write_text("/annex/objects/MD5E-s1234--d41d8cd98f00b204e9800998ecf8427e.tsv\n")
+    with pytest.raises(ValueError, match="only a pointer of git-annex, .* Fetch it: datalad get participants.tsv"):
+        read_table(tmp_path / "participants.tsv")
+
+
 def test_a_table_may_come_through_a_pipe(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     writer = threading.Thread(target=(tmp_path / "pipe").write_text, args=("a\tb\n1\t2\n",))

@@ -52,6 +52,8 @@ def refuse_unwritable(path: str | Path, inputs: Iterable[Path] = ()) -> None:
     """Refuse an output file that cannot be written, or that is one of the inputs, before work starts. Nothing is created."""
     if re.match(r"\w\w+:/", str(path)):
         raise ValueError(f"{path}: this is an address, not a path. Give a file of this computer")
+    if Path(path).parts[:1] == ("~",):
+        raise ValueError(f"{path}: the shell did not replace ~ by your home folder. Write the whole path")
     path = Path(path).absolute()
     if path.is_file() and any(source.is_file() and source.samefile(path) for source in inputs):
         raise ValueError(f"{path}: this output is also an input, which would be lost. Give it another name")

@@ -152,6 +152,8 @@ def _path_fault(kind: str, value: Any) -> str | None:
         return ", but MONAI reads # in a path as ::. Rename that folder or file, or use a link without #"
     if "://" in str(value):
         return ", which is an address, not a path. Give a folder or file of this computer"
+    if str(value).split("/")[0] == "~":
+        return ", but the shell did not replace ~ by your home folder. Write the whole path"
     if kind == "file" and os.path.isdir(value):
         return ", which is a folder"
     if kind in ("folder", "output folder") and os.path.isfile(value):

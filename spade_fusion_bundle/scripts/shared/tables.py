@@ -142,6 +142,8 @@ def _text(path: Path) -> str:
             raise ValueError("null characters")
     except ValueError as error:
         raise ValueError(f"{path}: not encoded in UTF-8 ({error}). Save it as text in UTF-8") from None
+    if re.match(r"\S*annex/objects/\S+\s*$", text):
+        raise ValueError(f"{path}: only a pointer of git-annex, without the table. Fetch it: datalad get {path.name}")
     if odd := CONTROL.search(text):
         row = text.count("\n", 0, odd.start()) + 1
         raise ValueError(f"{path} row {row}: holds the control character {odd[0]!r}. Remove it")
