@@ -202,7 +202,8 @@ def find_scans(inputs: list[Path], pattern: str) -> tuple[dict[str, Path], dict[
     failures |= {subject: f"no file matches {pattern}" for subject in listed - scans.keys()}
     for subject, paths in scans.items():
         if len(paths) > 1:
-            names = ", ".join(map(str, paths))
+            differ = len({path.name for path in paths}) == len(paths)
+            names = ", ".join(path.name if differ else str(path) for path in paths)
             failures[subject] = f"{len(paths)} scans ({names}); choose one with --pattern"
         elif inputs[0].is_dir() and (folder := _named_otherwise(paths[0], inputs[0])):
             failures[subject] = f"{paths[0]}: the file's name is another participant's. It should begin with {folder}_"
