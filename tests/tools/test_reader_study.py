@@ -260,7 +260,7 @@ def with_nan(values):
         ("nan", with_nan(head(5)), "has 1 voxels that are NaN"),
         ("4-D", np.stack([head(5)] * 2, -1), r"has 4 dimensions \(20, 28, 24, 2\)"),
         ("cut", head(5)[:, :, :10], "the common field of view would cut heads"),
-        ("one voxel", np.eye(1, math.prod(SHAPE)).reshape(SHAPE), "the 1 voxels of its head are 1; there is nothing to show"),
+        ("one voxel", np.eye(1, math.prod(SHAPE)).reshape(SHAPE), "has few different values, 2"),
     ],
 )
 def test_volumes_that_cannot_be_shown_are_refused_by_name(tmp_path, cohorts, name, image, message):
