@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import product
 from typing import Any
 
@@ -24,9 +24,13 @@ from scipy import ndimage, optimize
 MOST_SCANS = 32  # chosen: the mean and the spread of the level are then known to about a tenth
 DEGREE = 3  # chosen: of the polynomial, as slow as the field of a receive coil
 POWERS = [powers for powers in product(range(DEGREE + 1), repeat=3) if 1 <= sum(powers) <= DEGREE]  # without the constant
-HIGH_PASS_VOXELS = 2.0  # chosen: standard deviation of the Gaussian whose result is subtracted
-LARGEST_LOG_BIAS = 0.5
-LARGEST_CORRELATION = 0.9  # of neighbouring voxels
+LARGEST_LOG_BIAS, LARGEST_NOISE = 0.5, 0.2
+# Noise in air has .655 of its standard deviation in tissue (Gudbjartsson and Patz 1995). With large voxels no tissue is flat,
+# and its anatomy would count as noise; so the level is at most one and a half times (chosen) what air implies.
+MOST_OVER_AIR = 1.5 / 0.655
+LEAST_VARIANCE = 1e-6  # of noise in air: a quarter of a grey level of 8 bits
+SIGMAS = (0.25, 0.75)  # voxels: smoothing of the noise; beyond, too little of it is left at the finest scale to measure
+FLAT_SHARE = 0.05  # chosen: share of the bright voxels in which noise is measured
 RIDGE = 1e-4  # chosen: weight of the squared coefficients relative to the mean squared error
 POINTS = 20_000  # voxels in the fit of a bias field
 SCALARS = ("noise", "noise_spread", "background_ratio", "background_intensity")  # numbers of a measurement
@@ -42,26 +46,34 @@ def measure(pairs: Iterable[tuple[torch.Tensor, torch.Tensor, torch.Tensor | Non
     Returns:
         "scans": number of pairs. "noise" and "noise_spread": mean and standard deviation over the scans of the noise's standard
         deviation in tissue. "background_ratio": the background's share of it. "background_intensity": mean of synthetic
-        volumes there. "neighbour_correlation": of the noise, along each axis. "bias_mean" and "bias_factor": mean of the
-        polynomial's coefficients, and a matrix R for which R^T R is their covariance.
+        volumes there. "neighbour_correlation": of the noise, along each axis; 0 if there is no noise in air. "bias_mean" and
+        "bias_factor": mean of the polynomial's coefficients, and a matrix R for which R^T R is their covariance.
     """
     found = [_compare(*(None if part is None else part.cpu().numpy() for part in pair)) for pair in pairs]
     tissue, background, intensities, fields = (np.array(part) for part in zip(*found))
-    levels = np.sqrt(tissue[:, 0].clip(0))
-    total, dark = tissue.mean(axis=0), max(background[:, 0].mean(), 0)
     deviations = (fields - fields.mean(axis=0)) / math.sqrt(max(len(fields) - 1, 1))
-    known = total[0] > 0
+    # The correlation is measured in air, because anatomy would look like correlated noise.
+    air = background.mean(axis=0)
+    known = air[0] > LEAST_VARIANCE
+    sigmas = [_sigma(_fine_correlation, share) for share in air[1:] / air[0]] if known else [SIGMAS[0]] * 3
+    most = (MOST_OVER_AIR**2 * background[:, 0]).clip(0) if known else 1.0
+    levels = np.sqrt(tissue[:, 0].clip(0, most) / math.prod(map(_fine_variance, sigmas))).clip(0, LARGEST_NOISE)
     measured = {
         "scans": len(found),
         "noise": levels.mean(),
         "noise_spread": levels.std(ddof=1) if len(found) > 1 else 0.0,
-        "background_ratio": min(math.sqrt(dark / total[0]), 1.0) if known else 0.0,
+        "background_ratio": _ratio(background[:, 0], tissue[:, 0].clip(0, most)) if known else 0.0,
         "background_intensity": intensities.mean(),
-        "neighbour_correlation": (total[1:] / total[0]).clip(0, LARGEST_CORRELATION) if known else np.zeros(3),
+        "neighbour_correlation": [_autocovariance(sigma)[1] for sigma in sigmas],
         "bias_mean": fields.mean(axis=0),
         "bias_factor": np.linalg.qr(deviations, mode="r"),
     }
     return {name: value if name == "scans" else _rounded(value) for name, value in measured.items()}
+
+
+def _ratio(background: np.ndarray, tissue: np.ndarray) -> float:
+    """Return the ratio of two standard deviations, at most 1, from their variances in each scan."""
+    return math.sqrt(min(background.mean() / max(tissue.mean(), LEAST_VARIANCE), 1.0))
 
 
 def measured_in(recipe: Mapping, wanted: bool, model_file: object) -> Mapping | None:
@@ -129,19 +141,29 @@ def _compare(scan: np.ndarray, volume: np.ndarray, inside: np.ndarray | None) ->
     """Return what a volume lacks: moments of the noise in tissue and in the background, intensity there, coefficients."""
     scan, volume, both = scan.astype(np.float32), volume.astype(np.float32), (scan + volume).astype(np.float32) / 2
     bright = np.quantile(both if inside is None else both[inside], 0.99)
-    gradient = ndimage.gaussian_gradient_magnitude(both, 1.0)
+    variation = ndimage.gaussian_filter((both - ndimage.gaussian_filter(both, 2.0)) ** 2, 2.0)
     head = (both > bright / 2) if inside is None else (both > bright / 2) & inside
-    tissue, background = _flattest(head, gradient, 0.25), _flattest(both < bright / 10, gradient, 0.5)
-    fine = [image - ndimage.gaussian_filter(image, HIGH_PASS_VOXELS) for image in (scan, volume)]
+    tissue, background = _flattest(head, variation, FLAT_SHARE), _flattest(both < bright / 10, variation, 0.5)
+    fine = [_finest_scale(image) for image in (scan, volume)]
     moments = [_moments(fine[0], mask) - _moments(fine[1], mask) for mask in (tissue, background)]
     intensity = volume[background].clip(0, 1).mean() if background.any() else 0.0
-    fit = _flattest(head & (np.minimum(scan, volume) > bright / 4), gradient, 0.5)
+    fit = _flattest(head & (np.minimum(scan, volume) > bright / 4), variation, 0.5)
     return *moments, intensity, _fit_log_field(scan, volume, fit, inside)
 
 
-def _flattest(mask: np.ndarray, gradient: np.ndarray, share: float) -> np.ndarray:
-    """Keep the share of a mask where the gradient is smallest: inside of white matter, or in air."""
-    return mask & (gradient <= np.quantile(gradient[mask], share)) if mask.any() else mask
+def _flattest(mask: np.ndarray, variation: np.ndarray, share: float) -> np.ndarray:
+    """Keep the share of a mask around which intensities vary least: inside of white matter, or in air."""
+    return mask & (variation <= np.quantile(variation[mask], share)) if mask.any() else mask
+
+
+def _finest_scale(image: np.ndarray) -> np.ndarray:
+    """Keep the finest variations, with the variance of white noise: second differences along all axes (Immerkaer 1996 in 3-D).
+
+    They are 0 at a straight edge along any axis.
+    """
+    for axis in range(3):
+        image = ndimage.correlate1d(image, np.array([-1, 2, -1]) / math.sqrt(6), axis)
+    return image
 
 
 def _moments(fine: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -200,7 +222,8 @@ def _log_field(coefficients: Sequence[float], shape: Sequence[int], inside: np.n
 
 def _correlated_noise(shape: Sequence[int], seed: int, correlations: Sequence[float]) -> torch.Tensor:
     """Draw noise (X, Y, Z) of standard deviation 1 whose neighbours along each axis have these correlations."""
-    kernels = [_kernel(correlation) for correlation in correlations]
+    sigmas = [_sigma(lambda sigma: _autocovariance(sigma)[1], correlation) for correlation in correlations]
+    kernels = [torch.from_numpy(_gaussian(sigma)).float() for sigma in sigmas]
     wide = [side + len(kernel) - 1 for side, kernel in zip(shape, kernels)]
     noise = torch.randn((1, 1, *wide), generator=_generator(seed, "noise"))  # on the CPU: the same noise on any device
     for axis, kernel in enumerate(kernels):
@@ -208,18 +231,33 @@ def _correlated_noise(shape: Sequence[int], seed: int, correlations: Sequence[fl
     return noise[0, 0]
 
 
-def _kernel(correlation: float) -> torch.Tensor:
-    """Return a Gaussian kernel with a sum of squares of 1 that makes white noise correlated."""
+def _gaussian(sigma: float) -> np.ndarray:
+    """Return a kernel with a sum of squares of 1."""
+    kernel = np.exp(-(np.arange(-4, 5) ** 2) / (2 * sigma**2))
+    return kernel / math.sqrt(np.square(kernel).sum())
 
-    def gaussian(sigma: float) -> np.ndarray:
-        places = np.arange(-12, 13)
-        kernel = np.exp(-(places**2) / (2 * sigma**2))
-        return kernel[kernel > 1e-4] / math.sqrt(np.square(kernel).sum())
 
-    if correlation < 1e-3:
-        return torch.ones(1)
-    sigma = optimize.brentq(lambda sigma: gaussian(sigma)[1:] @ gaussian(sigma)[:-1] - correlation, 0.25, 4.0, xtol=1e-4)
-    return torch.from_numpy(gaussian(sigma)).float()
+def _autocovariance(sigma: float) -> np.ndarray:
+    """Return the covariance at distances of 0 to 3 voxels of white noise that a Gaussian kernel has smoothed."""
+    kernel = _gaussian(sigma)
+    return np.array([kernel[distance:] @ kernel[: len(kernel) - distance] for distance in range(4)])
+
+
+def _fine_variance(sigma: float) -> float:
+    """Return the variance of such noise that `_finest_scale` leaves along one axis."""
+    return float(np.array([6, -8, 2, 0]) @ _autocovariance(sigma)) / 6
+
+
+def _fine_correlation(sigma: float) -> float:
+    """Return the correlation of neighbours that `_finest_scale` leaves of such noise: -2 / 3 for white noise."""
+    return float(np.array([-4, 7, -4, 1]) @ _autocovariance(sigma)) / 6 / _fine_variance(sigma)
+
+
+def _sigma(function: Callable[[float], float], value: float) -> float:
+    """Find the smoothing at which an increasing function has a value, within `SIGMAS`."""
+    if not function(SIGMAS[0]) < value < function(SIGMAS[1]):
+        return SIGMAS[int(value >= function(SIGMAS[1]))]
+    return optimize.brentq(lambda sigma: function(sigma) - value, *SIGMAS, xtol=1e-4)
 
 
 def _generator(seed: int, purpose: str) -> torch.Generator:
