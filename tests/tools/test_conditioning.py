@@ -131,9 +131,7 @@ def test_a_folder_to_compare_with_needs_tables_of_the_same_tool(generated, tmp_p
     with pytest.raises(ValueError, match="scans: give both the folder and the tables"):
         run(tmp_path, table, further=["--real", scans])
     other = save(generated.assign(tool="another"), tmp_path / "w.tsv")
-    with pytest.raises(
-        ValueError, match="generated was measured by v.tsv, .*scans by another. Measure both with one tool"
-    ):
+    with pytest.raises(ValueError, match="generated was measured by v.tsv, .*scans by another. Measure both with one tool"):
         run(tmp_path, table, further=["--real", scans, "--real_measured", other])
     assert not (tmp_path / "out").exists()
 
