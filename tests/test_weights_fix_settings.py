@@ -54,7 +54,9 @@ def test_another_spacing_than_that_of_the_weights_is_refused(enter, data, tmp_pa
 def test_another_recipe_than_that_of_the_weights_is_refused(enter, data, tmp_path, run_id):
     copy = enter(LDM)
     recipe = torch.load(copy / "models" / "model.pt", weights_only=True)["_extra_state"]
-    recipe = json.loads(bytes(recipe.tolist())) | {"covariates": {"covariates": [{"name": "age", "range": [0, 100]}]}}
+    recipe = json.loads(bytes(recipe.tolist()))
+    age = next(entry for entry in recipe["covariates"]["covariates"] if entry["name"] == "age")
+    age["range"] = [20, 100]
     message = refusal(
         run_id,
         RUNS[LDM, run_id],

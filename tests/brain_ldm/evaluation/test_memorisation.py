@@ -191,7 +191,7 @@ def test_no_folder_another_spacing_nan_and_constant_volumes_are_refused_by_name(
     with pytest.raises(ValueError, match="sub-nan.*NaN or infinite"):
         audit(cohort, tmp_path / "nan", tmp_path)
     margin = np.zeros(mni_box.size(SPACING_MM))
-    margin[0] = 1
+    margin[0] = np.linspace(0.1, 1, margin[0].size).reshape(margin[0].shape)
     write(tmp_path / "empty", "sub-empty", margin)
     with pytest.raises(ValueError, match="sub-empty.*constant where the brain should be"):
         audit(cohort, tmp_path / "empty", tmp_path / "out")
