@@ -44,6 +44,7 @@ def case(request, enter, data, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.slow
 def test_measured_noise_and_bias_are_stored_and_added(case):
     name, model, training, sampling, generate = case
     tensors = {key: value for key, value in read_state(model).items() if key != "_extra_state"}
