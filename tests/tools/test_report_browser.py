@@ -38,7 +38,8 @@ def pages(tmp_path_factory):
     wide = {"header": ["what", *"abcdefgh"], "rows": [[LONG, *["0.123 [0.100, 0.200]"] * 8]]}
     evaluation = write_section(folder / "evaluation", tables=[wide])
     arguments = [str(generated), "--measured", str(measured), "--evaluation", str(evaluation)]
-    report.main([*arguments, "--real", str(generated), "--real_measured", str(measured)])
+    real = shutil.copytree(generated, folder / "study")
+    report.main([*arguments, "--real", str(real), "--real_measured", str(measured)])
     labelled = make_labelled(folder / "labels", ["sub-01", "sub-01v01"])
     report.main([str(labelled)])
     return {name: folder / f"{name}_report.html" for name in ("covariates", "labels")}
