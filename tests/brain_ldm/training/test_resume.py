@@ -12,7 +12,7 @@ import tiny
 import torch
 from conftest import ROOT
 
-from brain_ldm_bundle.scripts.shared.files import save_weights
+from brain_ldm_bundle.scripts.shared.files import save_weights, sha256
 from brain_ldm_bundle.scripts.shared.weights import read_recipe
 
 pytestmark = pytest.mark.slow
@@ -63,6 +63,8 @@ def test_weights_keep_the_scans_of_the_weights_that_they_began_with(bundle, data
     for name in ("autoencoder", "model"):  # as if they did not say what they have seen
         state = load(began / f"{name}.pt")
         recipe = {key: value for key, value in read_recipe(began / f"{name}.pt").items() if key != "seen_voxels"}
+        if name == "model":
+            recipe["autoencoder_sha256"] = sha256(tmp_path / "autoencoder.pt")
         state["_extra_state"] = torch.tensor(list(json.dumps(recipe).encode()), dtype=torch.uint8)
         save_weights(state, tmp_path / f"{name}.pt")
     files = {"autoencoder": tmp_path / "autoencoder.pt", "diffusion": tmp_path / "model.pt"}
