@@ -20,7 +20,6 @@ BRAIN_MARGIN_MM = 10.0
 INNER_MM = 25.0  # planes this far inside the template's brain cross each brain
 PREPARE = "Bring it there with: python scripts/prepare_data.py"
 
-
 FROM_SCANNER = (
     "have the NIfTI code 1 (scanner), not 4 (MNI). Their axes and field of view fit MNI space, but they may not be registered "
     f"to it. If not: {PREPARE}"
