@@ -23,6 +23,7 @@ COLOURS = {REAL: "#4a90d9", THROUGH: "#3b8686", GENERATED: "#e07b39"}  # as on t
 FEWEST = 4  # smallest number of volumes of a kind; with fewer, half a sample is a single volume
 RESAMPLES = 2000
 SPLITS = 500
+VALUES_AT_ONCE = 2**24  # of all resamples in memory, 128 MB: up to 8000 volumes are resampled 2000 times at once
 
 
 class ImpossibleSize(ValueError):
@@ -70,7 +71,7 @@ def volume_distance(real: np.ndarray, generated: np.ndarray, seed: int = 0) -> d
 
     rng = np.random.default_rng(seed)
     distance, samples = stats.wasserstein_distance, (real, generated)
-    options = {"vectorized": False, "rng": rng}
+    options = {"vectorized": False, "rng": rng, "batch": max(1, VALUES_AT_ONCE // (len(real) + len(generated)))}
     interval = stats.bootstrap(samples, distance, n_resamples=RESAMPLES, method="percentile", **options).confidence_interval
     test = stats.permutation_test(samples, distance, n_resamples=RESAMPLES - 1, alternative="greater", **options)
     shuffled = (rng.permutation(real) for _ in range(SPLITS))

@@ -1,6 +1,7 @@
 """Test the size distributions of conditioning.py: distances by hand, valid comparisons, and the numbers for each distance."""
 
 import json
+import tracemalloc
 
 import conditioning
 import numpy as np
@@ -51,6 +52,19 @@ def test_a_shift_is_the_distance_and_lies_in_its_interval():
     assert found["distance_low"] < 30 < found["distance_high"]
     assert found["p"] < 0.01
     assert found["distance"] > found["floor_high"]
+
+
+def test_large_samples_are_resampled_in_parts(monkeypatch):
+    heads = RNG.normal(50, 20, 3000)
+    together = volume_distance(heads, heads + 1)
+    monkeypatch.setattr(size_distributions, "VALUES_AT_ONCE", 60_000)
+    tracemalloc.start()
+    found = volume_distance(heads, heads + 1)
+    _, most_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most_bytes < 200 * 6000 * 8 / 2  # half of all resamples
+    assert {key: found[key] for key in ("distance", "p")} == {key: together[key] for key in ("distance", "p")}
+    assert found["distance_low"] == pytest.approx(together["distance_low"], rel=0.1)  # other resamples
 
 
 def test_heads_of_one_population_lie_at_the_floor():
