@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import logging
 import math
@@ -12,7 +11,8 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import torch
-from monai.transforms import GaussianSmooth
+from monai.networks.layers import gaussian_1d
+from torch.nn.functional import pad
 from torch.utils.data import Dataset
 
 from ..data.bids import find_volumes
@@ -20,6 +20,7 @@ from ..data.preprocessing import TOLERANCE_VOXELS
 from ..shared import mni_box
 from ..shared.nifti import open_image
 from ..shared.problems import of_each
+from ..shared.ssim import filtered
 from .grey_values import LEVELS, as_stored
 
 logger = logging.getLogger(__name__)
@@ -59,21 +60,32 @@ class Volumes(Dataset):
 
 
 class Blurred(Volumes):
-    """The same volumes, smoothed by a Gaussian of 8 mm: an example of a set without details."""
+    """Up to `number` of the volumes, drawn by `seed`, smoothed by a Gaussian of 8 mm: an example of a set without details."""
 
-    def __init__(self, volumes: Volumes, spacing_mm: float) -> None:
-        self.volumes, self.items = volumes, volumes.items
-        self.smooth = GaussianSmooth(BLUR_MM / (2 * math.sqrt(2 * math.log(2))) / spacing_mm)
+    def __init__(self, volumes: Volumes, spacing_mm: float, number: int, seed: int) -> None:
+        self.volumes = volumes
+        self.rows = sorted(np.random.default_rng(seed).permutation(len(volumes))[:number].tolist())
+        self.items = [volumes.items[row] for row in self.rows]
+        self.kernel = gaussian_1d(torch.tensor(BLUR_MM / (2 * math.sqrt(2 * math.log(2))) / spacing_mm))
 
     def levels(self, index: int) -> np.ndarray:
-        return self._stored(index, self.smooth(self.volumes[index]))
+        volume = pad(self.volumes[self.rows[index]][None], [len(self.kernel) // 2] * 6)
+        return self._stored(index, filtered(volume, [self.kernel] * 3)[0])
 
 
 class Remembered(Volumes):
-    """The same volumes, with the last `number` cached at 1 byte per voxel, because a volume is in several pairs."""
+    """The same volumes, with the last `number` kept at 1 byte per voxel, because a volume is in several pairs."""
 
     def __init__(self, volumes: Volumes, number: int) -> None:
-        self.items, self.levels = volumes.items, functools.lru_cache(maxsize=number)(volumes.levels)
+        self.volumes, self.items, self.number = volumes, volumes.items, number
+        self.kept: dict[int, np.ndarray] = {}
+
+    def levels(self, index: int) -> np.ndarray:
+        if index not in self.kept:
+            if len(self.kept) >= self.number:
+                del self.kept[next(iter(self.kept))]
+            self.kept[index] = self.volumes.levels(index)
+        return self.kept[index]
 
 
 class Repeated(Volumes):

@@ -6,12 +6,13 @@ import math
 import random
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from monai.metrics import MultiScaleSSIMMetric
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ..shared.ssim import mean_of_each, ssim_maps
@@ -71,17 +72,32 @@ def multi_scale_ssim(size: Sequence[int]) -> MultiScaleSSIM:
     )
 
 
+@dataclass
+class Pairs(Dataset):
+    """Pairs of volumes, each (1, 1, D, H, W)."""
+
+    volumes: Dataset  # of volumes (1, D, H, W)
+    pairs: Sequence[tuple[int, int]]
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> list[torch.Tensor]:
+        return [self.volumes[number][None] for number in self.pairs[index]]
+
+
 @torch.inference_mode()
-def score_pairs(volumes: Dataset, pairs: Sequence[tuple[int, int]], device: torch.device, name: str) -> np.ndarray:
+def score_pairs(
+    volumes: Dataset, pairs: Sequence[tuple[int, int]], device: torch.device, name: str, num_workers: int = 0
+) -> np.ndarray:
     """Compute MS-SSIM and 4-G-R-SSIM, (pairs, 2), of pairs of volumes (1, D, H, W), 0 to 1.
 
-    Two volumes are in memory at a time. Pairs must be sorted, so that the first volume of a pair is rarely read again.
+    Each of `num_workers` processes, or this one, has two volumes in memory at a time.
     """
-    metrics, first, number, scores = None, None, -1, []
-    for i, j in tqdm(pairs, f"pairs: {name}", leave=False, disable=None):
-        if i != number:
-            number, first = i, volumes[i][None].to(device)
-        second = volumes[j][None].to(device)
+    metrics, scores = None, []
+    loader = DataLoader(Pairs(volumes, pairs), batch_size=None, num_workers=num_workers)
+    for pair in tqdm(loader, f"pairs: {name}", leave=False, disable=None):
+        first, second = (volume.to(device) for volume in pair)
         metrics = metrics or (multi_scale_ssim(first.shape[2:]), GradientSSIMMetric(KERNEL_SIZE, KERNEL_SIGMA))
         scores.append([float(metric(first, second)) for metric in metrics])
     return np.array(scores)

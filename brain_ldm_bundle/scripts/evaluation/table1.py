@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ..model.training_record import check_baselines
@@ -30,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 FEWEST_REAL, FEWEST_GENERATED = 2 * (NEIGHBOURS + 1), 4
 VOLUMES_PER_DIMENSION = 4
-REMEMBERED_BYTES = 2**30  # 187 volumes at 1 mm
+REMEMBERED_BYTES = 2**30  # 187 volumes at 1 mm, in all processes together
 
 HELD_OUT = "real, held out"
 MEAN = "mean scan, repeated"
@@ -51,6 +52,21 @@ class MeasuredSet:
     @property
     def participants(self) -> np.ndarray:
         return np.array([item["participant_id"] for item in self.items])
+
+
+@dataclass
+class Checked(Dataset):
+    """Volumes with their intensity checks, which take longer than to read a volume."""
+
+    volumes: Volumes
+    spacing_mm: float
+
+    def __len__(self) -> int:
+        return len(self.volumes)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, dict[str, float], np.ndarray]:
+        volume = self.volumes[index]
+        return volume, *intensity_checks(volume[0].numpy(), self.spacing_mm)
 
 
 @dataclass
@@ -75,6 +91,8 @@ class SampleEvaluation:
     cache_file: str | Path | None = None  # remembers checked images, as in `bids.find_volumes`
     weights: Sequence[str | Path] = ()  # model and autoencoder that may have made the sets
     models_dir: str | Path = ""  # holds the weights of baselines that may have made the sets
+    blurred_scans: int = 500
+    num_workers: int = 0
 
     def check(self) -> tuple[dict[str, list[dict]], dict[str, dict], list[dict], list[dict], int, Extractor]:
         """Check all input before work that takes hours.
@@ -114,8 +132,9 @@ class SampleEvaluation:
         if count_participants(held_out) > max(FEWEST_GENERATED, dimensions):
             volumes[HELD_OUT] = Volumes(held_out, self.preprocessing)
         volumes |= {name: Volumes(items, self.sample_preprocessing) for name, items in generated.items()}
-        volumes[BLUR] = Blurred(reference, self.spacing_mm)
-        number = REMEMBERED_BYTES // math.prod(mni_box.size(self.spacing_mm))
+        blurred = max(self.blurred_scans, VOLUMES_PER_DIMENSION * dimensions)
+        volumes[BLUR] = Blurred(reference, self.spacing_mm, blurred, self.seed)
+        number = max(2, REMEMBERED_BYTES // math.prod(mni_box.size(self.spacing_mm)) // max(1, self.num_workers))
         sets = {name: self._measure(Remembered(dataset, number), extractor, name) for name, dataset in volumes.items()}
         sets[MEAN] = self._measure(Repeated(sets[FLOOR].mean), extractor, MEAN)
 
@@ -125,7 +144,7 @@ class SampleEvaluation:
         result = {
             "extractor": extractor.name,
             "features": {"length": space.length, "dimensions": space.dimensions, "share_of_variance": space.share},
-            "reference": {"split": self.reference_split, "n": len(real)},
+            "reference": {"split": self.reference_split, "n": len(real), "blurred": len(volumes[BLUR])},
             "held_out": {"n": len(held_out), "compared": HELD_OUT in volumes},
             "samples": {
                 name: {
@@ -150,14 +169,13 @@ class SampleEvaluation:
         return trained_on(provenance, [*self.weights, baseline], self.data["training"])
 
     def _measure(self, volumes: Volumes, extractor: Extractor, name: str) -> MeasuredSet:
-        """Measure each volume of a set, one in memory at a time, then its pairs of volumes."""
+        """Measure each volume of a set, one in the memory of a process at a time, then its pairs of volumes."""
         features, checks, histograms, total = [], [], [], torch.zeros(())
-        for index in tqdm(range(len(volumes)), f"volumes: {name}", leave=False, disable=None):
-            volume = volumes[index]
+        loader = DataLoader(Checked(volumes, self.spacing_mm), batch_size=None, num_workers=self.num_workers)
+        for volume, numbers, shares in tqdm(loader, f"volumes: {name}", leave=False, disable=None):
             features.append(extractor(volume.to(self.device)))
-            numbers, shares = intensity_checks(volume[0].numpy(), self.spacing_mm)
             checks.append(numbers)
-            histograms.append(shares)
+            histograms.append(np.asarray(shares))
             total = total + volume / len(volumes)
         features = np.stack(features)
         broken = np.flatnonzero(~np.isfinite(features).all(axis=1))
@@ -165,7 +183,7 @@ class SampleEvaluation:
             first = volumes.items[broken[0]]["image"]
             raise ValueError(f"features of {name!r} are NaN or infinite for {len(broken)} volumes, first: {first}")
         pairs = draw_pairs([item["participant_id"] for item in volumes.items], self.pairs, self.seed)
-        scores = score_pairs(volumes, pairs, self.device, name)
+        scores = score_pairs(volumes, pairs, self.device, name, self.num_workers)
         return MeasuredSet(volumes.items, features, checks, np.stack(histograms), total.clamp(0, 1), pairs, scores)
 
     def _row(self, one: MeasuredSet, reference: MeasuredSet, space: FeatureSpace) -> dict:

@@ -55,6 +55,13 @@ def _interval(value: float, error: float | None) -> str:
     return with_interval(value, value - Z95 * error, value + Z95 * error)
 
 
+def _of(reference: Mapping) -> str:
+    """Say how many scans of the reference are blurred."""
+    if reference["blurred"] == reference["n"]:
+        return "the same people"
+    return f"{reference['blurred']} of its {reference['n']} scans, drawn by the seed,"
+
+
 def verdict(result: Mapping) -> str:
     """Say how far the generated sets are from the reference, and how much alike their heads are, beside real scans."""
     rows = result["sets"]
@@ -95,8 +102,8 @@ def text(result: dict, space: str) -> str:
         f"MS-SSIM ({result['scales']} scales, window of 7 voxels) and 4-G-R-SSIM compare pairs of participants within a set. "
         f"Generated sets should reach the scores of real scans. A higher score means that a set is less diverse, or smoother: "
         f"compare it with the blurred row. A lower score often means noise. The intervals count participants, not pairs.\n\n"
-        f"Two trivial answers show defects that the scores must detect: the blurred reference (the same people without "
-        f"details), and the repeated mean of the reference (no diversity).\n\n"
+        f"Two trivial answers show defects that the scores must detect: the blurred reference "
+        f"({_of(reference)} without details), and the repeated mean of the reference (no diversity).\n\n"
         f"Second table. MMD\u00b2 is unbiased, with a Gaussian kernel as wide as the median distance of real features; it is "
         f"about 0 for equal distributions. Density (about 1) and coverage (near 1) use {NEIGHBOURS} neighbours. Grey values: "
         f"Wasserstein distance to the grey values of the reference within the head, in intensity 0 to 1. Background: mean "

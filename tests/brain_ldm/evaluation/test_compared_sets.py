@@ -4,6 +4,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from monai.transforms import GaussianSmooth
 from tiny import SPACING_MM, write_dataset
 
 from brain_ldm_bundle.scripts.data.bids import find_volumes
@@ -58,7 +59,7 @@ def test_a_volume_that_a_blur_makes_constant_is_refused_by_file():
     spike = torch.zeros(1, 33, 35, 37)
     spike[0, 16, 17, 18] = 1
     with pytest.raises(ValueError, match=r"spike: is constant \(0\) in 8 bits, as it is or blurred"):
-        Blurred(volumes(spike=spike), spacing_mm=1.0)[0]
+        Blurred(volumes(spike=spike), spacing_mm=1.0, number=1, seed=0)[0]
 
 
 def test_volumes_read_last_are_remembered_as_they_were_and_no_more_than_allowed():
@@ -83,11 +84,30 @@ def test_volumes_read_last_are_remembered_as_they_were_and_no_more_than_allowed(
 def test_a_blur_of_8_mm_has_that_width():
     plane = torch.zeros(1, 33, 35, 37)  # one voxel alone would become too faint for 8 bits
     plane[0, :, :, 18] = 1
-    blurred = Blurred(volumes(a=plane), spacing_mm=1.0)[0][0]
+    blurred = Blurred(volumes(a=plane), spacing_mm=1.0, number=1, seed=0)[0][0]
     profile = blurred[16, 17] / blurred.max()
     assert profile[18 + 4] == pytest.approx(0.5, abs=0.03) and profile[18 - 4] == pytest.approx(0.5, abs=0.03)
     assert torch.equal(blurred, (255 * blurred).round() / 255)
     assert len(Repeated(plane)) == 3 and Repeated(plane)[2] is plane
+
+
+def test_a_blur_is_monais_at_a_part_of_its_cost():
+    image = torch.rand(1, 20, 28, 24)
+    blurred = Blurred(volumes(a=image), spacing_mm=4.0, number=1, seed=0)
+    smooth = GaussianSmooth(8 / np.sqrt(8 * np.log(2)) / 4)
+    assert (blurred[0] - smooth(blurred.volumes[0])).abs().max() < 0.501 / 255
+
+
+def test_the_seed_draws_the_blurred_volumes():
+    named = volumes(**{name: torch.rand(1, *SHAPE) for name in "abcdefgh"})
+    drawn = {seed: [item["image"] for item in Blurred(named, 1.0, number=3, seed=seed).items] for seed in range(9)}
+    assert all(len(set(names)) == 3 and names == sorted(names) for names in drawn.values())
+    assert len(set(map(tuple, drawn.values()))) > 1 and set().union(*drawn.values()) == set("abcdefgh")
+    few = Blurred(named, 1.0, number=3, seed=0)
+    everyone = Blurred(named, 1.0, number=100, seed=0)
+    assert [item["image"] for item in everyone.items] == list("abcdefgh")
+    for number, item in enumerate(few.items):
+        assert torch.equal(few[number], everyone["abcdefgh".index(item["image"])])
 
 
 def test_sets_are_found_by_name_and_lie_on_the_grid(tmp_path):

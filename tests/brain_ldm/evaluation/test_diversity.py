@@ -1,4 +1,5 @@
 import itertools
+import weakref
 import math
 
 import numpy as np
@@ -106,17 +107,18 @@ def test_a_set_of_one_kind_is_more_alike_than_a_diverse_one():
     assert score["repeated"] == pytest.approx([1, 1], abs=1e-5)
 
 
-def test_two_volumes_are_held_at_a_time():
-    class Counted:
-        reads = 0
+def test_one_pair_of_volumes_is_held_at_a_time():
+    read, alive = [], []
 
+    class Watched:
         def __getitem__(self, index):
-            self.reads += 1
-            return head(index)
+            alive.append(sum(reference() is not None for reference in read))
+            volume = head(index)
+            read.append(weakref.ref(volume))
+            return volume
 
-    volumes = Counted()
-    assert score_pairs(volumes, draw_pairs(range(4), 6), torch.device("cpu"), "x").shape == (6, 2)
-    assert volumes.reads == 3 + 6  # the first of a pair once, the second each time
+    assert score_pairs(Watched(), draw_pairs(range(4), 6), torch.device("cpu"), "x").shape == (6, 2)
+    assert len(alive) == 12 and max(alive) <= 3  # before the next volume is read: the pair before, and the first of this one
 
 
 def test_the_error_of_a_mean_over_pairs_counts_volumes_not_pairs():

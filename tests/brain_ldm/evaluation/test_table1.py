@@ -127,7 +127,7 @@ def test_a_faint_set_is_not_made_bright_like_the_scans(result):
 def test_everything_is_written_for_programs_and_readers(sets, result):
     found, folder = result
     assert json.loads((folder / "samples.json").read_text()) == found
-    assert found["extractor"] == "stand-in" and found["reference"] == {"split": "training", "n": 18}
+    assert found["extractor"] == "stand-in" and found["reference"] == {"split": "training", "n": 18, "blurred": 18}
     pairs, volumes = (list(csv.DictReader(open(folder / f"samples_{x}.tsv"), delimiter="\t")) for x in ("pairs", "volumes"))
     of_alike = [float(row["ms_ssim"]) for row in pairs if row["set"] == "alike"]
     assert len(of_alike) == 12 and np.mean(of_alike) == pytest.approx(found["sets"]["alike"]["ms_ssim"]["mean"], abs=1e-5)
@@ -194,8 +194,16 @@ def test_the_scores_of_a_pair_are_those_of_its_two_volumes(sets, result):
 
 
 def test_numbers_can_be_had_again_and_other_sets_of_a_size_do_not_change_them(sets, result, tmp_path):
-    alone = evaluation(sets[0], {"alike": sets[1]["alike"]}, tmp_path).run()
-    assert alone["sets"]["alike"] == result[0]["sets"]["alike"]
+    alone = evaluation(sets[0], {"alike": sets[1]["alike"]}, tmp_path, num_workers=2).run()
+    for name in (FLOOR, HELD_OUT, "alike", BLUR, MEAN):
+        assert alone["sets"][name] == result[0]["sets"][name]
+
+
+def test_a_part_of_the_scans_is_blurred_and_the_section_says_so(sets, tmp_path):
+    found = evaluation(sets[0], {"alike": sets[1]["alike"]}, tmp_path, blurred_scans=4, pairs=2).run()
+    assert found["reference"] == {"split": "training", "n": 18, "blurred": 8}  # four for each of two dimensions
+    assert found["sets"][BLUR]["n"] == 8 and found["sets"][FLOOR]["n"] == 18
+    assert "(8 of its 18 scans, drawn by the seed, without details)" in (tmp_path / "samples.section.json").read_text()
 
 
 def test_the_smallest_set_decides_the_components_of_all_rows_unless_they_are_given(sets, result, tmp_path):
