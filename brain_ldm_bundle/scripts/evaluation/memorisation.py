@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy import stats
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ..data.bids import find_volumes
@@ -22,8 +23,9 @@ from ..shared.files import write_json
 from ..shared.simulated import note_on
 from ..shared.tables import write_table
 from ..training.latents import LatentDataset
+from .anatomies import Anatomies, Views, anatomy_of_views
 from .memorisation_report import KINDS, draw_distances, draw_pairs, write_audit_section
-from .nearest_scan import Neighbours, anatomy, threshold, views
+from .nearest_scan import Neighbours, threshold, views
 from .provenance import read_provenance
 
 FEWEST_HELD_OUT = 6  # chosen: enough for a median
@@ -39,7 +41,8 @@ class Audit:
     Held-out scans set the threshold. The controls are training scans that the autoencoder reconstructed, which are the best
     copies that a latent diffusion model can make. They are audited like generated volumes, and must be flagged.
 
-    The audit holds one volume and its views in memory, and the latent and about 1500 numbers of anatomy of each training scan.
+    The audit reads a training scan once, and keeps its latent and about 1500 numbers of its anatomy on disk. In memory, it holds
+    these of all scans, and a volume with its views in each process.
     docs/settings.md explains the fields that are settings of evaluate.json.
     """
 
@@ -52,6 +55,7 @@ class Audit:
     controls: int = 12  # number of training scans that serve as controls
     pairs: int = 4  # number of pairs of volume and nearest training scan to draw, the closest first
     cache_file: str | Path | None = None  # remembers checked images, as in `find_volumes`
+    cache_dir: str | Path = "cache"  # for the anatomy of each training scan
     models_dir: str | Path = ""  # holds the weights of a baseline that may have made the volumes
 
     def __post_init__(self) -> None:
@@ -105,27 +109,24 @@ class Audit:
 
     def _rows(self, audited: Sequence[dict]) -> pd.DataFrame:
         """Find the nearest training scan of every volume in both spaces."""
-        n = len(self.participants)
-        anatomies = [self._anatomy(self._scan(i), self.latents.data[i]) for i in tqdm(range(n), "training scans", leave=False)]
-        mus = torch.empty(n, self.latents[0]["mu"].numel())
+        latents, n = self.latents, len(self.participants)
+        anatomies = Anatomies(self.data["training"], latents.transform, latents.spacing_mm, self.cache_dir)
+        mus = torch.empty(n, latents[0]["mu"].numel())
         for i, mu in enumerate(mus):
-            mu.copy_(self.latents[i]["mu"].flatten())
-        vectors = {"image": torch.stack(anatomies), "latent": mus}
-        self.spaces = {space: Neighbours(x, self.participants) for space, x in vectors.items()}
-        rows = []
-        for i, item in enumerate(tqdm(self.held_out, "held-out scans", leave=False)):
-            rows.append(self._row("held-out", item, self._scan(n + i)))
-        for item in tqdm(audited, "generated volumes", leave=False):
-            rows.append(self._row("sample", item, self._sample(item)))
+            mu.copy_(latents[i]["mu"].flatten())
+        vectors = {"image": anatomies.all(latents.num_workers), "latent": mus}
+        self.spaces = {space: Neighbours(x.to(latents.device), self.participants) for space, x in vectors.items()}
+        scans = Views(self.held_out, latents.transform, latents.spacing_mm)
+        samples = Views([{"image": item["image"]} for item in audited], self.transform, latents.spacing_mm)
+        rows = self._read_rows("held-out", self.held_out, scans) + self._read_rows("sample", audited, samples)
         for i in np.linspace(0, n - 1, min(self.controls, n)).round().astype(int).tolist():
-            rows.append(self._row("control", self.latents.data[i], self._through_autoencoder(i)))
+            volume, item = self._through_autoencoder(i), latents.data[i]
+            rows.append(self._row("control", item, volume, anatomy_of_views(volume, latents.spacing_mm, item["image"])))
         return pd.DataFrame(rows)
 
-    def _scan(self, index: int) -> torch.Tensor:
-        return torch.as_tensor(self.latents.transform(self.latents.data[index])["image"])
-
-    def _sample(self, item: Mapping) -> torch.Tensor:
-        return torch.as_tensor(self.transform({"image": item["image"]})["image"])
+    def _read_rows(self, kind: str, items: Sequence[Mapping], volumes: Views) -> list[dict]:
+        loader = tqdm(DataLoader(volumes, batch_size=None, num_workers=self.latents.num_workers), KINDS[kind], leave=False)
+        return [self._row(kind, item, *seen) for item, seen in zip(items, loader, strict=True)]
 
     def _through_autoencoder(self, index: int) -> torch.Tensor:
         mu = self.latents[index]["mu"][None].to(self.latents.device)
@@ -137,20 +138,15 @@ class Audit:
             mu, _ = self.latents.autoencoder.encode(volumes.to(self.latents.device))
         if not torch.isfinite(mu).all():
             raise ValueError(f"{item['image']}: its latent is not finite; the autoencoder has diverged")
-        return mu.float().cpu().flatten(1)
+        return mu.float().flatten(1)
 
-    def _anatomy(self, volume: torch.Tensor, item: Mapping) -> torch.Tensor:
-        try:
-            return anatomy(volume, self.latents.spacing_mm)
-        except ValueError as error:
-            raise ValueError(f"{item['image']}: {error}") from error
-
-    def _row(self, kind: str, item: Mapping, volume: torch.Tensor) -> dict:
-        seen = dict(views(volume, self.latents.spacing_mm))
-        sides = {name: seen[name] for name in ("as it is", "mirrored")}  # the shifts are smaller than a latent's voxels
+    def _row(self, kind: str, item: Mapping, volume: torch.Tensor, anatomies: torch.Tensor) -> dict:
+        """Match a volume, given the anatomies of its views."""
+        names = [name for name, _ in views(volume[:, :1, :1, :1], self.latents.spacing_mm)]
+        sides = torch.stack([volume, volume.flip(1)])  # the shifts are smaller than a latent's voxels
         matches = {
-            "image": self.spaces["image"].match(torch.stack([self._anatomy(v, item) for v in seen.values()]), list(seen)),
-            "latent": self.spaces["latent"].match(self._mu(torch.stack(list(sides.values())), item), list(sides)),
+            "image": self.spaces["image"].match(anatomies, names),
+            "latent": self.spaces["latent"].match(self._mu(sides, item), ["as it is", "mirrored"]),
         }
         row = {"kind": kind, "participant_id": item["participant_id"], "image": item["image"]}
         return row | {f"{space}_{key}": value for space, match in matches.items() for key, value in vars(match).items()}
@@ -200,14 +196,18 @@ class Audit:
         draw_distances(self.output_dir / "memorisation_distances.png", rows, summary["spaces"], note)
         write_audit_section(self.output_dir, summary, len(pairs), scans)
 
+    @staticmethod
+    def _image(transform: Callable, item: Mapping) -> torch.Tensor:
+        return torch.as_tensor(transform({"image": item["image"]})["image"])
+
     def _pair(self, row: Mapping, summary: Mapping) -> dict:
         """Return a generated volume in the view that fits best, and its nearest training scan."""
         space = row["space"]
         scan, r, distance, view = (row[f"{space}_{key}"] for key in ("scan", "r", "relative_distance", "view"))
         limit = summary["spaces"][space]["threshold"]
         return {
-            "sample": dict(views(self._sample(row), self.latents.spacing_mm))[view][0],
-            "scan": self._scan(scan)[0],
+            "sample": dict(views(self._image(self.transform, row), self.latents.spacing_mm))[view][0],
+            "scan": self._image(self.latents.transform, self.latents.data[scan])[0],
             "titles": [
                 row["participant_id"] + ("" if view == "as it is" else f", {view}"),
                 f"nearest in {space} space: {self.participants[scan]}",

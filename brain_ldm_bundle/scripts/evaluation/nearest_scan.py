@@ -75,7 +75,7 @@ class Neighbours:
     """Nearest training participants by correlation, after the mean training vector is subtracted.
 
     Args:
-        vectors: vectors (n, F) of the training scans. They are overwritten to save memory.
+        vectors: vectors (n, F) of the training scans, on the device that compares. They are overwritten to save memory.
         participants: participant of each scan. Only the most similar scan of a participant counts as a neighbour.
         neighbours: number of further participants in the denominator of the relative distance, limited to those that exist.
     """
@@ -84,13 +84,13 @@ class Neighbours:
         numbers = {name: number for number, name in enumerate(dict.fromkeys(participants))}
         self.mean = vectors.mean(0)
         self.residuals = F.normalize(vectors.sub_(self.mean), dim=1, out=vectors)
-        self.participant = torch.tensor([numbers[name] for name in participants])
+        self.participant = torch.tensor([numbers[name] for name in participants], device=vectors.device)
         self.count = len(numbers)
         self.neighbours = min(neighbours, self.count - 1)
 
     def match(self, queries: torch.Tensor, names: Sequence[str]) -> Match:
         """Find the best match of one volume, given the vectors (V, F) and the `names` of its views."""
-        correlations = F.normalize(queries - self.mean, dim=1) @ self.residuals.T  # (V, n)
+        correlations = F.normalize(queries.to(self.mean.device) - self.mean, dim=1) @ self.residuals.T  # (V, n)
         best, view = correlations.max(0)  # (n,): best view for each scan
         per_participant = best.new_full((self.count,), -1.0).scatter_reduce(0, self.participant, best, "amax")
         highest = per_participant.topk(1 + self.neighbours).values

@@ -175,7 +175,7 @@ class SampleEvaluation:
         for volume, numbers, shares in tqdm(loader, f"volumes: {name}", leave=False, disable=None):
             features.append(extractor(volume.to(self.device)))
             checks.append(numbers)
-            histograms.append(np.asarray(shares))
+            histograms.append(np.array(shares))  # a copy, because each array from a worker keeps a file open
             total = total + volume / len(volumes)
         features = np.stack(features)
         broken = np.flatnonzero(~np.isfinite(features).all(axis=1))

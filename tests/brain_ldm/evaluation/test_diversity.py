@@ -1,6 +1,6 @@
 import itertools
-import weakref
 import math
+import weakref
 
 import numpy as np
 import pytest

@@ -65,13 +65,14 @@ def cohort(tmp_path_factory):
     return folder, {"training": items[:TRAINING], "validation": items[TRAINING:middle], "test": items[middle:]}
 
 
-def audit(cohort, generated, output_dir, **settings):
+def audit(cohort, generated, output_dir, num_workers=0, **settings):
     folder, data = cohort
     read = [LoadImaged("image", image_only=True), EnsureChannelFirstd("image"), ToGridd("image", SPACING_MM)]
     transform = Compose([*read, EnsureTyped("image", track_meta=False)])
     scans = [item for split in data.values() for item in split]
-    latents = LatentDataset(scans, transform, Pooling(), folder / "autoencoder.pt", folder / "cache", SPACING_MM)
-    return Audit(data, generated, latents, transform, output_dir, **{"pairs": 1, "controls": 4} | settings).run()
+    latents = LatentDataset(scans, transform, Pooling(), folder / "autoencoder.pt", folder / "cache", SPACING_MM, num_workers=num_workers)
+    settings = {"pairs": 1, "controls": 4, "cache_dir": folder / "anatomies"} | settings
+    return Audit(data, generated, latents, transform, output_dir, **settings).run()
 
 
 def flagged(output_dir):
@@ -91,6 +92,20 @@ def test_heads_of_their_own_pass(cohort, tmp_path):
         "share": 1.0,
         "share_95": pytest.approx([0.735, 1], abs=1e-3),
     }
+
+
+def test_an_audit_reads_no_training_scan_again_and_workers_give_the_same_numbers(cohort, tmp_path):
+    for i in range(4):
+        write(tmp_path / "generated", f"sub-new{i}", head(100 + i))
+    wanted = audit(cohort, tmp_path / "generated", tmp_path / "a")
+    kept = list((cohort[0] / "anatomies").iterdir())
+    assert len(kept) == TRAINING
+    kept[0].write_bytes(b"cut short")
+    before = {path: path.stat().st_mtime_ns for path in kept}
+    assert audit(cohort, tmp_path / "generated", tmp_path / "b", num_workers=2) == wanted
+    assert [path for path in kept if path.stat().st_mtime_ns != before[path]] == kept[:1]  # mended, the others as they were
+    tables = [(tmp_path / name / "memorisation.tsv").read_text() for name in "ab"]
+    assert tables[0] == tables[1]
 
 
 PLANTED = {
