@@ -7,6 +7,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import torch
+from ldm.data.contrast import fluid_brighter_than_white_matter
 from monai.data import MetaTensor
 from monai.networks.nets import UNet
 from monai.transforms import SpatialResample
@@ -104,6 +105,12 @@ def refuse_bright_surroundings(image: torch.Tensor, probabilities: torch.Tensor)
     around, *_, white, _ = ((share * image).sum() / share.sum() for share in probabilities)
     if around > MOST_AROUND * white:
         raise ValueError(f"the surroundings are {around / white:.0%} as bright as white matter. Is it a T1w of a head?")
+
+
+def refuse_bright_fluid(image: torch.Tensor) -> None:
+    """Refuse a T2w or another volume whose ventricles are brighter than white matter, as `read_on_grid` returns it."""
+    if found := fluid_brighter_than_white_matter(image.numpy(), mni_box.LOWER_CORNER_MM, SPACING_MM):
+        raise ValueError(f"fluid is brighter than white matter ({found}), as in a T2w. Give a T1w in MNI space")
 
 
 def _fraction_of_brain_covered(affine: np.ndarray, shape: tuple[int, ...]) -> float:

@@ -14,6 +14,7 @@ import numpy as np
 from ..shared.mni_box import BRAIN_MM
 from ..shared.nifti import check_files, named, open_image, read_grey_values, spread, three_sides
 from ..shared.scan_identity import voxels_sha256
+from .contrast import fluid_brighter_than_white_matter
 
 # A head may be smaller than the template's, so the image may cut off this much of the template's brain on each side.
 BRAIN_MARGIN_MM = 10.0
@@ -29,48 +30,61 @@ STRETCHED = (
     "grey values to the others. Clip these voxels"
 )
 INVERTED = "are brighter in the corners than in the middle, unlike heads in air. They may be inverted: look at them"
+BRIGHT_FLUID = (
+    "are brighter in the ventricles than in white matter, unlike T1w. They may be T2w, or not registered to MNI space: look at them"
+)
 CUT = "have planes of one value in the middle of the brain. A part of the head may be missing: look at them"
 
 
 class Content(NamedTuple):
-    """Identity, lowest and highest intensity of an image."""
+    """Identity, lowest and highest intensity of an image, and what is odd about it: remarks, and what was measured for each."""
 
     voxels_sha256: str
     lowest: float
     highest: float
+    remarks: dict[str, str]
 
 
 def check_images(
     paths: Sequence[str], spacing_mm: float, cache_file: str | Path | None = None
 ) -> tuple[list[str], dict[str, Content]]:
     """Check images as `bids.read_dataset` describes. Warn about images that may not be registered to MNI space, or
-    whose brightest voxels would take contrast from the others, that look inverted, or that lack a part of the brain.
+    whose brightest voxels would take contrast from the others, that look inverted or like T2w, or that lack a part of the
+    brain.
 
     Returns:
         one line for each problem, in the order of `paths`, and the content of each image that passes, by its path.
     """
-    odd = defaultdict(list)
 
     def check(path: str) -> list:
         with named(path):
             image = open_image(path, PREPARE)
             _check_place(image, spacing_mm)
             values = read_grey_values(path)
+        remarks = {}
         if max(int(image.header["sform_code"]), int(image.header["qform_code"])) == 1:
-            odd[FROM_SCANNER].append(path)
+            remarks[FROM_SCANNER] = ""
         lowest, low, high, highest = spread(values)
         if highest - high > high - low:
-            odd[STRETCHED].append(path)
+            remarks[STRETCHED] = ""
         if _corners_minus_middle(values) > (high - low) / 10:
-            odd[INVERTED].append(path)
-        if _has_empty_planes(values, _corners_mm(image.shape[:3], image.affine).min(axis=0), spacing_mm):
-            odd[CUT].append(path)
-        return [voxels_sha256(values), lowest, highest]
+            remarks[INVERTED] = ""
+        lower_mm = _corners_mm(image.shape[:3], image.affine).min(axis=0)
+        if found := fluid_brighter_than_white_matter(values, lower_mm, spacing_mm):
+            remarks[BRIGHT_FLUID] = f" ({found})"
+        if _has_empty_planes(values, lower_mm, spacing_mm):
+            remarks[CUT] = ""
+        return [voxels_sha256(values), lowest, highest, remarks]
 
     problems, found = check_files([[path] for path in paths], check, [spacing_mm], cache_file=cache_file)
+    contents = {path: Content(*content) for path, content in zip(paths, found) if content is not None}
+    odd = defaultdict(list)
+    for path, content in contents.items():
+        for remark, measured in content.remarks.items():
+            odd[remark].append(path + measured)
     for remark, those in odd.items():
         warnings.warn(f"{len(those)} images, such as {min(those)}, {remark}", stacklevel=3)
-    return problems, {path: Content(*content) for path, content in zip(paths, found) if content is not None}
+    return problems, contents
 
 
 def _corners_minus_middle(values: np.ndarray) -> float:

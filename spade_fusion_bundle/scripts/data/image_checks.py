@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from .labels import LabelTable
 from .map_reader import map_files, read_map
 
 READERS = min(4, os.cpu_count())  # each holds one pair in memory, about 0.5 GB at 256 x 256 x 256
+LEAST_RATIO = 1.3  # of the means of ventricles and white matter: 0.1 to 0.7 in T1w, 1.4 or more in T2w; chosen
 AFFINE_TOLERANCE = 1e-3  # mm; such differences come from rounding of quaternions
 
 
@@ -26,7 +28,8 @@ def check_pairs(
 ) -> tuple[list[str], list[list[str] | None]]:
     """Check that scan and label map of each pair are readable and on the same grid, and that the map shows a head.
 
-    The JSON file `cache_file` records pairs that pass.
+    Warn about scans that are brighter in the lateral ventricles than in white matter, unlike T1w. The JSON file `cache_file`
+    records pairs that pass.
 
     Returns:
         one line for each problem, and the identities of scan and map of each pair, or None if it has a problem.
@@ -34,7 +37,14 @@ def check_pairs(
     of_table = hashlib.sha256(json.dumps(table.to_dict()).encode()).hexdigest()
     pairs = [[item["image"], *map_files(item["label"])] for item in items]
     check = partial(_check_pair, table=table, partial_maps=partial_maps)
-    return nifti.check_files(pairs, check, [of_table, partial_maps], READERS, cache_file)
+    problems, found = nifti.check_files(pairs, check, [of_table, partial_maps], READERS, cache_file)
+    if odd := [f"{item['image']} ({one[2]})" for item, one in zip(items, found) if one and one[2]]:
+        warnings.warn(
+            f"{len(odd)} scans, such as {min(odd)}, are brighter in the lateral ventricles than in white matter, unlike T1w. They "
+            f"may be T2w, or their maps may be of other scans: look at them",
+            stacklevel=3,
+        )
+    return problems, [one and one[:2] for one in found]
 
 
 def map_problems(paths: Sequence[str], table: LabelTable | None = None, partial_maps: bool = False) -> list[str]:
@@ -44,7 +54,7 @@ def map_problems(paths: Sequence[str], table: LabelTable | None = None, partial_
 
 
 def _check_pair(image: str, label: str, *_: str, table: LabelTable, partial_maps: bool) -> list[str]:
-    """Return the identities of scan and map if they pass all checks."""
+    """Return the identities of scan and map if they pass all checks, and what `_bright_fluid` found."""
     found, problems = [], []
     for path, check in ((image, _open_scan), (label, partial(_open_map, table=table, partial_maps=partial_maps))):
         try:
@@ -67,7 +77,21 @@ def _check_pair(image: str, label: str, *_: str, table: LabelTable, partial_maps
             problems = [f"{image}: is {inside[0]:g} wherever its label map {label} has labels. Give the scan of this map"]
     if problems:
         raise ValueError("\n".join(problems))
-    return [identity, of_map]
+    return [identity, of_map, _bright_fluid(values, table.classes(labels, label), table)]
+
+
+def _bright_fluid(values: np.ndarray, classes: np.ndarray, table: LabelTable) -> str:
+    """Return both means if the lateral ventricles are clearly brighter than white matter, or "" if not or if one is unknown."""
+    masks = [
+        np.isin(classes, [number for number, own in enumerate(table.names) if own.endswith(name)])
+        for name in ("lateral ventricle", "cerebral white matter")
+    ]
+    if not all(mask.any() for mask in masks):
+        return ""
+    fluid, white = (float(values.reshape(mask.shape)[mask].mean()) for mask in masks)
+    lowest = float(values.min())
+    bright = fluid - lowest > LEAST_RATIO * (white - lowest)
+    return f"ventricles {fluid:.3g}, white matter {white:.3g}" if bright else ""
 
 
 def _named(check: Callable[[str], object], path: str) -> object:

@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import warnings
 from pathlib import Path
 
 import nibabel as nib
@@ -98,6 +99,23 @@ def test_an_inverted_scan_gets_a_warning(paths, tmp_path):
         assert problems(paths[3:]) == []
 
 
+@pytest.mark.parametrize("ventricles", [0.2, 1.0])
+def test_bright_ventricles_get_a_warning_with_both_intensities_in_each_run(paths, tmp_path, ventricles):
+    """White matter has 0.5. A T2w that is named T1w would be learnt as a T1w."""
+    affine, cache = mni_box.affine(SPACING_MM, "RAS"), tmp_path / "checked.json"
+    x, y, z = np.moveaxis(nib.affines.apply_affine(affine, np.indices(VOLUME.shape).transpose(1, 2, 3, 0)), 3, 0)
+    head = 0.5 * ((x / 65) ** 2 + ((y + 15) / 85) ** 2 + ((z - 12) / 60) ** 2 < 1)
+    head[(np.abs(x) < 16) & (np.abs(y + 10) < 30) & (np.abs(z - 18) < 10)] = ventricles
+    path = save(tmp_path / "sub-fluid_T1w.nii.gz", head + 0.01 * VOLUME, affine)
+    for _ in range(2):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            assert not problems([str(path)], cache_file=cache)
+        found = [str(one.message) for one in caught]
+        assert len(found) == (ventricles == 1.0)
+        assert not found or f"{path} (ventricles 1, white matter 0.504)" in found[0]
+
+
 @pytest.mark.parametrize("plane", [np.s_[:, :, 10:], np.s_[12:], np.s_[:, 11]])
 def test_a_scan_that_lacks_a_part_of_the_brain_gets_a_warning(paths, tmp_path, plane):
     cut = VOLUME.copy()
@@ -118,7 +136,7 @@ def test_a_scan_is_identified_by_its_voxels_alone(tmp_path):
     faults, contents = images.check_images([str(path) for path in (scan, plain, turned, mirrored)], SPACING_MM)
     assert not faults and contents[str(scan)] == contents[str(plain)] == contents[str(turned)]
     assert contents[str(scan)].voxels_sha256 != contents[str(mirrored)].voxels_sha256
-    assert contents[str(scan)][1:] == contents[str(mirrored)][1:] == (volume.min(), volume.max())
+    assert contents[str(scan)][1:] == contents[str(mirrored)][1:] == (volume.min(), volume.max(), {})
 
 
 # The cache

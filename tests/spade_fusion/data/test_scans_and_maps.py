@@ -8,6 +8,7 @@ import zlib
 import nibabel as nib
 import numpy as np
 import pytest
+import tiny_spade
 from conftest import ROOT
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
 
@@ -152,6 +153,19 @@ def test_a_sound_data_set_gives_no_warning(cohort):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         read(cohort)
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_bright_ventricles_get_a_warning_with_both_means_in_each_run(tmp_path, cached):
+    """A T2w that is named T1w would be learnt as a T1w."""
+    tiny_spade.write_dataset(tmp_path, ("train", "train", "fusion", "validation"))
+    path = tmp_path / "sub-02" / "anat" / "sub-02_T1w.nii.gz"
+    scan = nib.load(path)
+    values, table = scan.get_fdata(), LabelTable.from_file(TABLES, "demo")
+    nib.save(nib.Nifti1Image(np.where(values < 60, 250, values), scan.affine, scan.header), path)
+    for _ in range(2):
+        with pytest.warns(UserWarning, match=f"1 scans, such as {path} .ventricles 250, white matter 150., are brighter"):
+            read_dataset(tmp_path, table, cache_file=tmp_path / "checked.json" if cached else None)
 
 
 def test_a_data_set_without_any_map_is_refused(cohort):
