@@ -19,7 +19,14 @@ import torch
 from cohorts.row_matching import typed
 from measurement.accuracy import accuracy_row, describe_accuracy, format_table
 from measurement.output_table import VOLUMES, complete_row, identity_of, write_table
-from measurement.volume_net import WEIGHTS, load_network, read_on_grid, refuse_bright_fluid, refuse_bright_surroundings, volumes_ml
+from measurement.volume_net import (
+    WEIGHTS,
+    load_network,
+    read_on_grid,
+    refuse_bright_fluid,
+    refuse_bright_surroundings,
+    volumes_ml,
+)
 from shared import refusals
 from shared.files import refuse_unwritable
 from shared.image_files import find_t1w

@@ -157,7 +157,7 @@ def noise(values):
         (noise, "neighbouring voxels have a correlation of -?0[.]0., as in noise. Give a T1w"),
         (lambda values: values.max() - values, "fluid is brighter than white matter"),
         (lambda values: values + 400 * (values < 200), "the surroundings are .* as bright as white matter. Is it a T1w"),
-        (lambda values: np.select([values > 400, values > 60], [200, values * 3], values), "fluid is brighter than white matter .ventricles .*T2w"),
+        (lambda values: np.select([values > 400, values > 60], [200, values * 3], values), "fluid .* .ventricles .* in a T2w"),
     ],
 )
 def test_what_is_no_head_is_not_measured(save, change, message):

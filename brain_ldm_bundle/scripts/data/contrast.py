@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 # Centres of cubes in MNI space, in mm. In each of 70 simulated heads with ventricles of 8 to 130 mL, and in five real ones, the
-# first lay in white matter (centrum semiovale), and most of the others in the lateral ventricles, of which small ones miss some.
+# first lay in white matter (centrum semiovale), and most of the others in the lateral ventricles, unless these were small.
 WHITE_MATTER_MM = [(x, y, 35) for x in (-25, 25) for y in (-22, -10)]
 VENTRICLES_MM = [(side * x, y, z) for side in (-1, 1) for x, y, z in ((8, 0, 20), (10, -13, 22), (12, -25, 20))]
 SIDE_MM = 10

@@ -31,7 +31,8 @@ STRETCHED = (
 )
 INVERTED = "are brighter in the corners than in the middle, unlike heads in air. They may be inverted: look at them"
 BRIGHT_FLUID = (
-    "are brighter in the ventricles than in white matter, unlike T1w. They may be T2w, or not registered to MNI space: look at them"
+    "are brighter in the ventricles than in white matter, unlike T1w. They may be T2w, or not registered to MNI space: look at "
+    "them"
 )
 CUT = "have planes of one value in the middle of the brain. A part of the head may be missing: look at them"
 

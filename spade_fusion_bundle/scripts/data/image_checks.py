@@ -40,8 +40,8 @@ def check_pairs(
     problems, found = nifti.check_files(pairs, check, [of_table, partial_maps], READERS, cache_file)
     if odd := [f"{item['image']} ({one[2]})" for item, one in zip(items, found) if one and one[2]]:
         warnings.warn(
-            f"{len(odd)} scans, such as {min(odd)}, are brighter in the lateral ventricles than in white matter, unlike T1w. They "
-            f"may be T2w, or their maps may be of other scans: look at them",
+            f"{len(odd)} scans, such as {min(odd)}, are brighter in the lateral ventricles than in white matter, unlike T1w. "
+            f"They may be T2w, or their maps may be of other scans: look at them",
             stacklevel=3,
         )
     return problems, [one and one[:2] for one in found]
