@@ -48,29 +48,34 @@ def test_top_level_scripts_is_no_package():
     assert not (ROOT / "scripts" / "__init__.py").exists()
 
 
-def test_tools_at_top_level_do_not_import_from_a_bundle():
+def modules(tracked, folder):
+    """The Python files of a folder that are in git. A bundle also holds cohorts and models that are not."""
+    return [ROOT / path for path in tracked if path.suffix == ".py" and path.is_relative_to(folder)]
+
+
+def test_tools_at_top_level_do_not_import_from_a_bundle(tracked):
     """The benchmark measures the bundles' own code."""
     names = "|".join(["scripts", *(bundle.name for bundle in BUNDLES)])
-    for path in sorted(set((ROOT / "scripts").rglob("*.py")) - set((ROOT / "scripts" / "speed").rglob("*.py"))):
+    for path in set(modules(tracked, "scripts")) - set(modules(tracked, "scripts/speed")):
         assert not re.search(rf"^\s*(from|import) ({names}|ldm(?!\.data\.)|spade)\b", path.read_text(), re.MULTILINE), path.name
 
 
-def test_bundles_do_not_name_each_other_or_the_top_level():
+def test_bundles_do_not_name_each_other_or_the_top_level(tracked):
     names = {bundle.name for bundle in BUNDLES}
     for bundle in BUNDLES:
-        for path in bundle.rglob("*.py"):
+        for path in modules(tracked, bundle.name):
             imported = set(re.findall(r"^\s*(?:from|import) (\w+)", path.read_text(), re.MULTILINE))
             assert not imported & (names | {"scripts"}), path
 
 
-def test_images_are_read_by_the_one_reader_alone():
+def test_images_are_read_by_the_one_reader_alone(tracked):
     """Another reader would skip the checksum of gzip, or take another affine than the checks."""
     reads = re.compile(
         r"\bnib(abel)?\.(load|Nifti\w+\.(load|from_\w+))\(|from nibabel import.*\bload\b|get_fdata\(|LoadImaged?\((?!.*reader=)"
     )
     allowed = {"nifti.py", "rigid.py", "main.py"}  # the reader; nilearn's template; a file that MONAI Label has just written
-    for folder in (ROOT / "scripts", *BUNDLES):
-        for path in (path for path in folder.rglob("*.py") if path.name not in allowed):
+    for folder in ("scripts", *(bundle.name for bundle in BUNDLES)):
+        for path in (path for path in modules(tracked, folder) if path.name not in allowed):
             assert not reads.search(path.read_text()), path
 
 
@@ -141,10 +146,10 @@ def test_versions_of_the_metadata_are_tested_and_exist_for_every_python(bundle):
 
 
 @pytest.mark.parametrize("bundle", BUNDLES, ids=lambda bundle: bundle.name)
-def test_the_metadata_names_every_package_that_the_code_imports(bundle):
+def test_the_metadata_names_every_package_that_the_code_imports(tracked, bundle):
     named = json.loads((bundle / "configs" / "metadata.json").read_text())["required_packages_version"]
     known = {*sys.stdlib_module_names, "torch", "monai", "numpy", *named, "ignite" if "pytorch-ignite" in named else None}
-    for path in bundle.rglob("*.py"):
+    for path in modules(tracked, bundle.name):
         imported = set(re.findall(r"^\s*(?:from|import) (\w+)", path.read_text(), re.MULTILINE))
         assert imported <= known, path
 
