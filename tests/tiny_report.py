@@ -1,15 +1,22 @@
-"""Tiny folders of volumes for the tests of the report page: a head with a bright mark at the subject's left."""
+"""Tiny folders of volumes, heads with a bright mark at the subject's left, and the report pages that they give."""
 
 import json
+import re
+from html.parser import HTMLParser
 
 import nibabel as nib
 import numpy as np
 import pandas as pd
+import pytest
+import report
+from report_page import plots
 
 SHAPE = (20, 28, 24)  # RAS: three different side lengths
 AFFINE = np.diag([2.0, 2.0, 2.0, 1.0])
 AFFINE[:3, 3] = (-19.0, -27.0, -23.0)
 CENTRE_MM = (1.0, 1.0, 1.0)
+REQUESTED_ML = [40.0, 10.0, 30.0, 20.0, 60.0, 50.0]
+MEASURED_ML = [42.0, 13.0, 30.0, 20.0, 61.0, 50.0]
 
 
 def phantom():
@@ -81,3 +88,51 @@ def write_section(folder, name="a", **changes):
     section |= {"figures": [{"file": "plot.png", "caption": "A <plot>"}]} | changes
     (folder / f"{name}.section.json").write_text(json.dumps(section))
     return folder
+
+
+def requested_cohort(folder):
+    return make_cohort(folder, [f"sub-syn{i}" for i in range(6)], REQUESTED_ML, MEASURED_ML)
+
+
+def page_of(generated, *arguments):
+    """Write the page of a folder and its table, and return its text. Its picture has one row, because drawing is slow."""
+    output = generated[0].parent / "report.html"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "ROWS_IN_PICTURE", 1)
+        report.main([str(generated[0]), "--measured", str(generated[1]), "--output", str(output), *map(str, arguments)])
+    return output.read_text()
+
+
+def cells(page, first):
+    """The cells of the table row that begins with `first`."""
+    row = re.search(rf"<tr><td[^>]*>{re.escape(first)}</td>(.*?)</tr>", page)
+    return re.findall(r"<td[^>]*>(.*?)</td>", row[1]) if row else None
+
+
+def without_scripts(page):
+    return re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL)
+
+
+class Elements(HTMLParser):
+    """Names and attributes of a page's elements, as a browser would see them."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.found = []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+
+    def named(self, tag):
+        return [attributes for name, attributes in self.found if name == tag]
+
+
+def give_sessions(folder, participant, **columns):
+    """Give each session of a participant its own values."""
+    saved(pd.DataFrame(columns), folder / participant / f"{participant}_sessions.tsv")
+
+
+def saved(table, path):
+    table.to_csv(path, sep="\t", index=False)
+    return path
