@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
@@ -100,15 +99,18 @@ def test_a_package_that_is_missing_is_named():
 
 
 def test_torchrun_shows_the_sentence_of_the_first_rank_in_its_summary(tmp_path):
+    waits = "import signal, time\ntime.sleep = lambda seconds: print('waits', flush=True) or signal.pause()\n"
+
     def start(rank):
         environment = dict(os.environ, TORCHELASTIC_ERROR_FILE=str(tmp_path / f"{rank}.json"), RANK=str(rank))
-        return subprocess.Popen([sys.executable, "-c", PROGRAM], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen([sys.executable, "-c", waits + PROGRAM], cwd=ROOT, env=environment, **pipes)
 
     first, second = start(0), start(1)
     assert first.wait() == 1 and first.stderr.read() == ""
     message = json.loads((tmp_path / "0.json").read_text())["message"]
     assert message["message"] == "error: a.nii: bad" and message["extraInfo"].keys() == {"timestamp"}
-    time.sleep(2)  # the second rank fails at the same time, and waits for the launcher
+    assert second.stdout.readline() == "waits\n"  # it fails at the same time, and waits for the launcher, which ends it
     second.terminate()
-    second.wait()
+    second.communicate()
     assert not (tmp_path / "1.json").exists()

@@ -1,6 +1,7 @@
 """Processes share rows: each row goes to one of them, and a fast one takes more. The test's processes are threads."""
 
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -55,13 +56,16 @@ def test_all_processes_learn_what_each_found():
 
 
 def test_the_table_is_written_when_all_are_done_and_before_any_ends():
+    """The first process is the fastest to make its rows and the slowest to write the table."""
     events = []
 
     class Derivative:
         def finish(self, rows):
+            time.sleep(0.2)
             events.append(rows)
 
     def work(team):
+        time.sleep(0.2 * team.rank)
         events.append("made")
         team.finish(Derivative(), "rows")
         events.append("end")
