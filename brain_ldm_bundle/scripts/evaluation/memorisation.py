@@ -41,8 +41,8 @@ class Audit:
     Held-out scans set the threshold. The controls are training scans that the autoencoder reconstructed, which are the best
     copies that a latent diffusion model can make. They are audited like generated volumes, and must be flagged.
 
-    The audit reads a training scan once, and keeps its latent and about 1500 numbers of its anatomy on disk. In memory, it holds
-    these of all scans, and a volume with its views in each process.
+    The audit reads a training scan once, and keeps its latent and about 1500 numbers of its anatomy on disk. It holds these of
+    all scans in memory, and a volume with its views in each process.
     docs/settings.md explains the fields that are settings of evaluate.json.
     """
 

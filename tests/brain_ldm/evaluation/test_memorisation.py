@@ -70,7 +70,9 @@ def audit(cohort, generated, output_dir, num_workers=0, **settings):
     read = [LoadImaged("image", image_only=True), EnsureChannelFirstd("image"), ToGridd("image", SPACING_MM)]
     transform = Compose([*read, EnsureTyped("image", track_meta=False)])
     scans = [item for split in data.values() for item in split]
-    latents = LatentDataset(scans, transform, Pooling(), folder / "autoencoder.pt", folder / "cache", SPACING_MM, num_workers=num_workers)
+    latents = LatentDataset(
+        scans, transform, Pooling(), folder / "autoencoder.pt", folder / "cache", SPACING_MM, num_workers=num_workers
+    )
     settings = {"pairs": 1, "controls": 4, "cache_dir": folder / "anatomies"} | settings
     return Audit(data, generated, latents, transform, output_dir, **settings).run()
 
