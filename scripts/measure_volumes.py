@@ -4,19 +4,22 @@
 
 A small U-Net labels each volume at 2 mm, and its probabilities sum to volumes in mL; nothing is calibrated. The command
 prints its accuracy on simulated images (volume_net.json) after every run. `--accuracy COHORT_DIR` measures the accuracy
-on any BIDS cohort whose participants.tsv holds the true volumes. The command is for research, not for clinical use.
+on any BIDS cohort whose participants.tsv holds the true volumes. If the command is stopped, run it again: it continues with the
+volumes that it has not measured. The command is for research, not for clinical use.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel as nib
 import torch
 from cohorts.row_matching import typed
+from measurement import volume_net
 from measurement.accuracy import accuracy_row, describe_accuracy, format_table
 from measurement.output_table import VOLUMES, complete_row, identity_of, write_table
 from measurement.volume_net import (
@@ -28,33 +31,58 @@ from measurement.volume_net import (
     volumes_ml,
 )
 from shared import refusals
-from shared.files import refuse_unwritable
+from shared.device import choose
+from shared.files import refuse_unwritable, sha256
 from shared.image_files import find_t1w
+from shared.journal import Journal
 from shared.nifti import named, open_image
 from shared.participants import Row, Rows, find_row, other_units, read_participants, refuse_given_once
 from shared.problems import refuse
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
+from whole_numbers import at_least
 
 TOOL = "measure_volumes.py"
 
 
+@dataclass
+class OnGrid(Dataset):
+    """Volumes as `read_on_grid` returns them, each with "", or zeros with the reason why the volume is refused."""
+
+    images: Sequence[Path]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, str]:
+        path = self.images[index]
+        try:
+            image = read_on_grid(path)
+            with named(path):
+                refuse_bright_fluid(image)
+            return image, ""
+        except ValueError as refusal:
+            return torch.zeros(0), str(refusal)
+
+
 @torch.inference_mode()
-def measure(images: Iterable[Path], weights: Path = WEIGHTS) -> Iterator[dict]:
-    """Measure T1w volumes in MNI space.
+def measure(images: Sequence[Path], weights: Path = WEIGHTS, device: str = "cpu", workers: int = 0) -> Iterator[dict]:
+    """Measure T1w volumes in MNI space. `workers` processes read them; with 0, this one does.
 
     Yields:
         One row of `complete_row` for each image. ventricles_ml counts the lateral ventricles with choroid plexus. brain_ml
         counts grey and white matter, cerebellum, and brain stem down to z = -61 mm. icv_ml counts brain and all CSF. If an
         image is refused, `error` has the reason and the volumes are NaN. Otherwise `error` is "".
     """
-    network = load_network(weights)
-    for path in images:
-        error = ""
+    device = choose(device)
+    network = load_network(weights).to(device)
+    loader = DataLoader(OnGrid(images), batch_size=None, num_workers=workers)
+    for path, (image, error) in zip(images, loader, strict=True):
+        volumes = {}
         try:
-            image = read_on_grid(path)
-            with named(path):
-                refuse_bright_fluid(image)
-            probabilities = torch.softmax(network(image[None, None]), 1)[0]
+            if error:
+                raise ValueError(error)
+            probabilities = torch.softmax(network(image.to(device)[None, None]), 1)[0].cpu()
             with named(path):
                 refuse_bright_surroundings(image, probabilities)
             volumes = volumes_ml(probabilities)
@@ -65,11 +93,18 @@ def measure(images: Iterable[Path], weights: Path = WEIGHTS) -> Iterator[dict]:
         yield complete_row(identity_of(path), path, volumes, TOOL, error)
 
 
-def measured_rows(images: list[Path], weights: Path) -> tuple[list[dict], list[dict]]:
-    """Measure, show the progress, and return the rows of the images that were measured, and those of refused images."""
-    rows = list(tqdm(measure(images, weights), total=len(images), unit="scan"))
+def measured_rows(
+    images: Sequence[Path], weights: Path, device: str, workers: int, journal: Journal
+) -> tuple[list[dict], list[dict]]:
+    """Measure the images that the journal lacks, show the progress, and return the rows of measured and of refused images."""
+    left = journal.open(images)
+    bar = tqdm(measure(left, weights, device, workers), total=len(images), initial=len(images) - len(left), unit="scan")
+    for path, row in zip(left, bar, strict=True):
+        journal.add(path, row)
+    rows = [journal.found[str(path)] for path in images]
     refused = [row for row in rows if row["error"]]
     if len(refused) == len(rows):
+        journal.close()
         refuse([row["error"] for row in refused], f"none of {len(rows)} images can be measured:")
     return [row for row in rows if not row["error"]], refused
 
@@ -99,12 +134,12 @@ def read_true(cohort: Path) -> tuple[list[Path], Rows]:
     return find_images([cohort]), rows
 
 
-def accuracy(cohort: Path, weights: Path = WEIGHTS) -> list[dict]:
+def accuracy(cohort: Path, weights: Path = WEIGHTS, device: str = "cpu", workers: int = 0) -> list[dict]:
     """Return how well measured volumes agree with a BIDS cohort's participants.tsv, one row of `accuracy_row` per quantity."""
     images, rows = read_true(cohort)
     for path in images:
         find_row(rows, *identity_of(path))  # before the images are measured
-    measured, refused = measured_rows(images, weights)
+    measured, refused = measured_rows(images, weights, device, workers, Journal("/dev/null"))
     for row in refused:
         print("left out:", row["error"], file=sys.stderr)
     used: dict[str, dict[str | None, Row]] = {}
@@ -126,19 +161,23 @@ def main() -> int:
     add("--output", type=Path, help="TSV to write, one row per volume")
     add("--accuracy", type=Path, metavar="COHORT_DIR", help="compare with a cohort's participants.tsv")
     add("--weights", type=Path, default=WEIGHTS, help="state dict of the network (default: the shipped one)")
+    add("--use_device", default="auto", help="auto (a GPU if there is one; the default), cpu, cuda or cuda:1")
+    add("--workers", type=at_least(0), default=0, help="processes that read volumes while others are measured (default 0)")
     arguments = parser.parse_args()
     if arguments.accuracy:
         if arguments.images or arguments.output:
             parser.error("--accuracy prints a table, and takes neither images nor --output")
-        print(format_table(accuracy(arguments.accuracy, arguments.weights)))
+        print(format_table(accuracy(arguments.accuracy, arguments.weights, arguments.use_device, arguments.workers)))
         return 0
     if not arguments.images or not arguments.output:
         parser.error("give images and --output, or --accuracy")
     refuse_unwritable(arguments.output, arguments.images)
 
     images = find_images(arguments.images)
-    measured, refused = measured_rows(images, arguments.weights)
+    journal = Journal(arguments.output, [sha256(file) for file in (arguments.weights, volume_net.__file__, __file__)])
+    measured, refused = measured_rows(images, arguments.weights, arguments.use_device, arguments.workers, journal)
     write_table(measured, arguments.output)
+    journal.close()
     print(f"{arguments.output}: {len(measured)} volumes measured.")
     print(describe_accuracy(arguments.weights))
     for row in refused:

@@ -205,6 +205,36 @@ def test_refused_volumes_keep_their_place(save):
     assert all(np.isnan(row["brain_ml"]) for row in rows if row["error"])
 
 
+def test_a_stopped_run_continues_with_what_is_left_and_workers_give_the_same_table(save, tmp_path, monkeypatch):
+    paths = [save(f"sub-{mm}_T1w.nii.gz", image_of(head(mm), 4.0)) for mm in (8, 11, 14)]
+    bad = save("sub-9_T1w.nii.gz", image_of(np.zeros((42, 58, 44)), 4.0))
+    once, twice = tmp_path / "once.tsv", tmp_path / "twice.tsv"
+    arguments = ["measure_volumes.py", *map(str, [*paths, bad]), "--output"]
+    monkeypatch.setattr("sys.argv", [*arguments, str(once), "--workers", "2"])
+    assert measure_volumes.main() == 1
+
+    read = []
+
+    def stop_at_the_third(path):
+        read.append(path.name)
+        if len(read) == 3:
+            raise KeyboardInterrupt
+        return volume_net.read_on_grid(path)
+
+    monkeypatch.setattr("sys.argv", [*arguments, str(twice)])
+    monkeypatch.setattr(measure_volumes, "read_on_grid", stop_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        measure_volumes.main()
+    assert not twice.exists()
+    kept = tmp_path / ".twice.tsv.unfinished"
+    kept.write_bytes(kept.read_bytes() + b'\n[["cut sho')
+    save("sub-8_T1w.nii.gz", image_of(head(8), 4.0))  # a file that is written again is measured again
+    read += [""] * 9
+    assert measure_volumes.main() == 1
+    assert read[12:] == ["sub-8_T1w.nii.gz", "sub-14_T1w.nii.gz", "sub-9_T1w.nii.gz"]
+    assert twice.read_text() == once.read_text() and not kept.exists()
+
+
 def test_command_measures_the_rest_and_exits_1(save, tmp_path, monkeypatch, capsys):
     save("sub-a_T1w.nii.gz", image_of(head(11), 4.0))
     save("sub-b_T1w.nii.gz", image_of(np.zeros((42, 58, 44)), 4.0))

@@ -29,7 +29,7 @@ def atomic(path: str | Path) -> Iterator[BinaryIO]:
         OSError: the file cannot be written. The message names it, an older file stays, and no incomplete file is left.
     """
     path = Path(path)
-    in_place = _is_device(path)
+    in_place = is_device(path)
     target = path if in_place else path.with_name(f".{uuid.uuid4().hex}.tmp")
     own = False
     try:
@@ -62,7 +62,7 @@ def refuse_unwritable(path: str | Path, inputs: Iterable[Path] = ()) -> None:
     try:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, "A folder has this name")
-        if not _is_device(path):
+        if not is_device(path):
             with tempfile.TemporaryFile(dir=next(parent for parent in path.parents if parent.exists())):
                 pass
     except OSError as error:
@@ -73,7 +73,7 @@ def _cannot_write(path: Path, error: OSError) -> OSError:
     return type(error)(f"{error.strerror} while writing {path}. Make room or choose another folder, then run again")
 
 
-def _is_device(path: Path) -> bool:
+def is_device(path: Path) -> bool:
     """Tell /dev/stdout or a pipe, which must not be replaced, from a file."""
     return path.parent == Path("/dev") or path.exists() and not (path.is_file() or path.is_dir())
 
