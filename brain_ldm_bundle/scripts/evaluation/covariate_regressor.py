@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -10,7 +10,8 @@ from ignite.engine import Engine, Events
 
 from ..data.covariates import NULL, CovariateSchema
 from ..model.regressor_network import Regressor
-from ..shared.files import refuse_unwritable
+from ..shared.files import refuse_unwritable, sha256
+from ..shared.journal import Journal
 from ..shared.tables import write_table
 from ..shared.weights import load_weights, network_of, read_recipe
 
@@ -64,18 +65,33 @@ def regression_step(engine: Engine, batch: Mapping, grad_clip: float, amp: bool)
 class Predictions:
     """Write a table of a regressor's predictions: participant_id, file, covariates in physical units, and tool.
 
-    The regressor's recipe holds its covariates. The table is written after the last volume.
+    The table is written after the last volume. The rows of a run that was stopped are kept until then.
+
+    Args:
+        path: file of the table.
+        recipe: recipe of the regressor, which holds its covariates.
+        items: volumes with their path "image", in the order of the rows.
+        settings: what a prediction depends on besides weights and volume, as JSON can hold it.
+        regressor_file: weights of the regressor.
     """
 
-    def __init__(self, path: str | Path, recipe: Mapping) -> None:
+    def __init__(
+        self, path: str | Path, recipe: Mapping, items: Sequence[dict], settings: Sequence, regressor_file: str | Path
+    ) -> None:
         refuse_unwritable(path)
-        self.path = path
+        self.path, self.items = path, items
         self.schema = CovariateSchema.from_dict(recipe["covariates"], where="the schema in the regressor's weights")
-        self.lines = [["participant_id", "file", *self.schema.names, "tool"]]
+        self.journal = Journal(path, [sha256(regressor_file), *settings])
+        self.files = [item["image"] for item in items]
+
+    def left(self) -> list[dict]:
+        """Return the items that are still to predict."""
+        left = set(self.journal.open(self.files))
+        return [item for item in self.items if item["image"] in left]
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.read)
-        engine.add_event_handler(Events.COMPLETED, self.write)
+        engine.add_event_handler(Events.COMPLETED, lambda engine: self.write())
 
     def read(self, engine: Engine) -> None:
         batch, output = engine.state.batch, engine.state.output
@@ -89,10 +105,12 @@ class Predictions:
                 )
             values = [c.physical(value) for c, value in zip(self.schema.covariates, scaled.tolist(), strict=True)]
             cells = (v if isinstance(v, str) else f"{v:.6g}" for v in values)
-            self.lines.append([participant, file, *cells, "regressor"])
+            self.journal.add(file, [participant, file, *cells, "regressor"])
 
-    def write(self, engine: Engine) -> None:
-        write_table(self.path, self.lines)
+    def write(self) -> None:
+        rows = (self.journal.found[file] for file in self.files)
+        write_table(self.path, [["participant_id", "file", *self.schema.names, "tool"], *rows])
+        self.journal.close()
 
 
 def refuse_no_folder(predict_dir: str | Path | None) -> None:

@@ -17,6 +17,7 @@ from monai.bundle import ConfigParser, run
 from brain_ldm_bundle.scripts.data.covariates import NULL, CovariateSchema
 from brain_ldm_bundle.scripts.evaluation import covariate_regressor as regression
 from brain_ldm_bundle.scripts.model.regressor_network import Regressor
+from brain_ldm_bundle.scripts.shared.files import sha256
 
 SIZES = {"image_size": [20, 28, 20], "num_outputs": 4, "channels": [4, 8], "num_features": 6, "norm_num_groups": 2}
 KNOBS = {
@@ -82,13 +83,18 @@ def test_unknown_covariates_do_not_count_in_the_loss():
     assert regression.covariate_loss(prediction, torch.full((2, 2), NULL)).item() == 0
 
 
+def predictions(folder, name, files):
+    items = [{"image": file} for file in files]
+    return regression.Predictions(folder / name, {"covariates": SCHEMA.to_dict()}, items, [], weights(folder))
+
+
 def test_predictions_are_written_in_physical_units(tmp_path):
-    table = regression.Predictions(tmp_path / "out" / "a.tsv", {"covariates": SCHEMA.to_dict()})
+    table = predictions(tmp_path, "out/a.tsv", ["0.nii.gz", "1.nii.gz"])
     batch = {"participant_id": ["sub-0", "sub-1"], "file": ["0.nii.gz", "1.nii.gz"]}
     image = torch.rand(2, 1, 4, 6, 5)
     output = {"image": image, "pred": torch.tensor([[0.4, 0.25], [0.6, 1.5]])}
     table.read(SimpleNamespace(state=SimpleNamespace(batch=batch, output=output)))
-    table.write(None)
+    table.write()
     text = (tmp_path / "out" / "a.tsv").read_text()
     assert text == (
         "participant_id\tfile\tsex\tage\ttool\nsub-0\t0.nii.gz\tF\t50\tregressor\nsub-1\t1.nii.gz\tM\t100\tregressor\n"
@@ -99,7 +105,7 @@ def test_predictions_are_written_in_physical_units(tmp_path):
     "image", [torch.rand(1, 4, 6, 5) * 900, torch.full((1, 4, 6, 5), 0.5), torch.full((1, 4, 6, 5), torch.nan)]
 )
 def test_images_of_another_scale_constant_or_not_finite_are_refused(tmp_path, image):
-    table = regression.Predictions(tmp_path / "a.tsv", {"covariates": SCHEMA.to_dict()})
+    table = predictions(tmp_path, "a.tsv", ["0.nii.gz"])
     batch, output = {"participant_id": ["sub-0"], "file": ["0.nii.gz"]}, {"image": image[None], "pred": torch.zeros(1, 2)}
     engine = SimpleNamespace(state=SimpleNamespace(batch=batch, output=output))
     with pytest.raises(ValueError, match="0.nii.gz: values from .* vary within 0 to 1"):
@@ -177,6 +183,24 @@ def test_a_regressor_trained_in_two_goes_equals_one_trained_in_one(regressor, tm
         assert "this regressor reads volumes of 8 mm, not of 4 mm. Give --spacing_mm 8" in chain(error)
 
 
+def test_predictions_of_a_stopped_run_are_not_made_again(regressor, dataset_dir, tmp_path, monkeypatch):
+    regressor("training", dataset_dir)
+    settings = {"split": "validation", "predict_dir": str(dataset_dir), "stretch_intensities": True}
+    once, twice = tmp_path / "once.tsv", tmp_path / "twice.tsv"
+    regressor("predicting", dataset_dir, predictions=str(once), **settings)
+    # As if the run was stopped after 30 of 32 volumes: their rows are kept, one of them changed, which shows its use.
+    table = list(csv.reader(once.open(), delimiter="\t"))
+    journal = regression.Journal(twice, [sha256(tmp_path / "models" / "regressor.pt"), tiny.SPACING_MM, True])
+    journal.open([])
+    for row in table[1:31]:
+        journal.add(row[1], [*row[:-1], "kept"])
+    regressor("predicting", dataset_dir, predictions=str(twice), **settings)
+    found = list(csv.reader(twice.open(), delimiter="\t"))
+    assert [row[:-1] for row in found] == [row[:-1] for row in table]
+    assert [row[-1] for row in found] == ["tool", *["kept"] * 30, *["regressor"] * 2]
+    assert not journal.path.exists()
+
+
 def test_nothing_to_predict_and_unknown_overrides_are_refused_before_any_work(regressor, dataset_dir, tmp_path, monkeypatch):
     with pytest.raises(Exception) as error:
         regressor("predicting", dataset_dir)
@@ -227,6 +251,7 @@ def test_generated_volumes_are_read_as_written_unless_told(parser, tmp_path, str
     faint.set_sform(affine, code="mni")
     (tmp_path / "generated" / "sub-1" / "anat").mkdir(parents=True)
     nib.save(faint, tmp_path / "generated" / "sub-1" / "anat" / "sub-1_T1w.nii.gz")
-    parser.update({"predict_dir": str(tmp_path / "generated"), "stretch_intensities": stretched})
+    everything = {"predict#dataset#data": "@predict#items"}  # without a table, which needs weights
+    parser.update({"predict_dir": str(tmp_path / "generated"), "stretch_intensities": stretched, **everything})
     image = parser.get_parsed_content("predict#dataset")[0]["image"]
     assert image.max().item() == pytest.approx(brightest, abs=1e-3)
