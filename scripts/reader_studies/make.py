@@ -16,7 +16,16 @@ from shared.simulated import is_simulated
 from shared.tables import read_table
 from sklearn.metrics import roc_auc_score
 
-from reader_studies.slices import DIRECTIONS, KINDS, Volume, common_view, find_volumes, picture, read_windowed
+from reader_studies.slices import (
+    DIRECTIONS,
+    KINDS,
+    Volume,
+    check_voxels,
+    common_view,
+    find_volumes,
+    picture,
+    read_windowed,
+)
 
 SIMULATED = "The others, which count as real, are simulated heads and not scans of persons."
 KEY_COLUMNS = ["study", "position", "item", "kind", "direction", "file", "slice", "repeat_of", "simulated"]
@@ -154,6 +163,7 @@ def make_study(
     secret = hashlib.sha256(json.dumps([seed, slices, repeats, content]).encode()).digest()
     rng = np.random.default_rng(int.from_bytes(secret, "big"))
     shown = order(choose(volumes, slices, rng), round(repeats * slices), rng)
+    check_voxels(item.volume for item in shown)
     cut(shown, view, rng)
     for position, item in enumerate(shown):  # a name comes from the position, so it says nothing about the kind
         item.name = hashlib.sha256(f"item {position}".encode() + secret).hexdigest()[:8]
@@ -163,7 +173,7 @@ def make_study(
         # Without its key, all results of a study are worthless.
         raise ValueError(f"{key} is the key of another study, {', '.join(sorted(there))}. Choose another --output")
     _write_key(key, study, shown)
-    note = SIMULATED if any(volume.kind == "real" and is_simulated(volume.path) for volume in volumes) else ""
+    note = SIMULATED if any(item.volume.kind == "real" and is_simulated(item.volume.path) for item in shown) else ""
     _write_page(page, study, shown, np.multiply(view, volumes[0].spacing_mm), note)
     return page, key
 

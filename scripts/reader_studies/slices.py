@@ -13,7 +13,7 @@ from PIL import Image
 from shared.files import is_there, sha256
 from shared.head_mask import head_mask
 from shared.image_files import find_t1w
-from shared.nifti import grey_values, named, read_volume
+from shared.nifti import grey_values, named, open_image, read_volume, three_sides
 from shared.participants import read_participants
 from shared.problems import of_each, refuse
 
@@ -81,11 +81,25 @@ def _of_split(paths: Sequence[Path], folder: Path, split: str) -> list[Path]:
 
 
 def _survey(path: Path, kind: str) -> Volume:
-    image = nib.as_closest_canonical(read_volume(path))
+    """Describe a volume by its header. Its voxels are not read, because a study shows few volumes of a large folder."""
     with named(path):
-        grey_values(image)
+        image = open_image(path)
+        shape = three_sides(image.shape)
+    in_ras = np.argsort(nib.io_orientation(image.affine)[:, 0])  # axis of the file for each axis of RAS order
     spacing_mm = nib.affines.voxel_sizes(image.affine)
-    return Volume(path, kind, sha256(path), tuple(map(int, image.shape)), tuple(map(float, spacing_mm)))
+    return Volume(path, kind, sha256(path), *(tuple(np.asarray(sides)[in_ras].tolist()) for sides in (shape, spacing_mm)))
+
+
+def check_voxels(volumes: Iterable[Volume]) -> None:
+    """Read volumes, and refuse all that are damaged or no scans in one message."""
+
+    def check(volume: Volume) -> None:
+        image = read_volume(volume.path)
+        with named(volume.path):
+            grey_values(image)
+
+    volumes = sorted(set(volumes), key=lambda volume: volume.path)
+    of_each(check, volumes, f"of {len(volumes)} chosen volumes cannot be used:")
 
 
 def common_view(volumes: Sequence[Volume]) -> tuple[int, ...]:

@@ -11,11 +11,13 @@ import pytest
 import reader_study
 from PIL import Image
 from reader_studies import score as reader_study_score
+from reader_studies import slices as reader_study_slices
 from reader_studies.make import KEY_COLUMNS, make_study
 from reader_studies.score import kappa, read_key, read_results, score, unblind
 from reader_studies.score_report import write_scores
 from reader_studies.slices import common_view, find_volumes, picture, read_windowed
 from scipy import ndimage, stats
+from shared.nifti import read_volume
 from sklearn.metrics import roc_auc_score
 from tiny_study import SHAPE, head, save, save_cohorts
 
@@ -277,9 +279,22 @@ def test_all_damaged_volumes_are_named_at_once(tmp_path, cohorts):
         content = bytearray(path.read_bytes())
         content[-6] ^= 1  # the checksum
         path.write_bytes(content)
-    with pytest.raises(ValueError, match="(?s)^2 of .* synthetic volumes cannot be used:") as refused:
+    with pytest.raises(ValueError, match="^2 of 6 chosen volumes cannot be used:") as refused:
         make_study(*cohorts, tmp_path / "study", slices=12)
     assert [line.split(": ")[0] for line in str(refused.value).split("\n")[1:]] == [str(path) for path in paths]
+
+
+def test_only_the_volumes_of_the_study_are_opened(tmp_path, cohorts, monkeypatch):
+    opened = []
+
+    def read(path):
+        opened.append(str(path))
+        return read_volume(path)
+
+    monkeypatch.setattr(reader_study_slices, "read_volume", read)
+    _, key = read_study(*make_study(*cohorts, tmp_path / "study", slices=6, repeats=0))
+    there = len(list(tmp_path.rglob("*_T1w.nii.gz")))
+    assert set(opened) == set(key["file"]) and len(set(opened)) == 6 < there
 
 
 def test_voxels_of_another_size_are_refused(tmp_path, cohorts):
