@@ -1,7 +1,10 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 from ignite.engine import Engine, Events
 
+from brain_ldm_bundle.scripts.shared.handlers import BestWeights
 from brain_ldm_bundle.scripts.shared.resume import Resume
 
 
@@ -50,3 +53,27 @@ def test_of_two_runs_in_one_folder_the_second_stops_before_its_validation(tmp_pa
     with pytest.raises(ValueError, match="network.pt: another run writes this file, too. Wait for it, or give another"):
         run.run([1], max_epochs=2)
     assert validated and all(validated)  # by the other run alone
+
+
+def test_lost_weights_are_written_again_or_refused_with_the_remedy(tmp_path):
+    """A finished stage ended with exit status 0 and without weights, and the next stage sent the user back to it."""
+    weights = tmp_path / "model.pt"
+
+    def train(epochs):
+        best = BestWeights(weights, torch.nn.Linear(1, 1), "score")
+        engine = Engine(lambda engine, batch: None)
+
+        def validate(engine):
+            best(SimpleNamespace(state=SimpleNamespace(metrics={"score": 1 / engine.state.epoch}, epoch=engine.state.epoch)))
+
+        engine.add_event_handler(Events.EPOCH_COMPLETED, validate)
+        Resume(tmp_path / "resume" / "network.pt", {"best": best}).attach(engine)
+        engine.run([1], max_epochs=epochs)
+
+    train(1)
+    weights.unlink()
+    with pytest.raises(FileNotFoundError, match=r"model.pt: these weights are missing.* or delete .*network.pt to train the"):
+        train(1)
+    train(2)  # although its score is lower
+    assert weights.is_file()
+    train(2)

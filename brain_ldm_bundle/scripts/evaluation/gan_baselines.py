@@ -126,7 +126,11 @@ class LastWeights:
     network: torch.nn.Module
 
     def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(Events.EPOCH_COMPLETED, lambda: save_weights(self.network.state_dict(), self.path))
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._write)
+        engine.add_event_handler(Events.COMPLETED, lambda: Path(self.path).is_file() or self._write())  # lost, and resumed
+
+    def _write(self) -> None:
+        save_weights(self.network.state_dict(), self.path)
 
 
 def load_generator(path: str | Path, model: str, settings: Mapping | None = None) -> VolumeGenerator:

@@ -17,6 +17,7 @@ from ignite.engine import Engine, Events
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from .files import read_tensors, refuse_unwritable, save_weights
+from .handlers import BestWeights
 from .refusals import end_with, is_bundle_command
 
 PROSE = {"_desc_", "description", "source"}  # keys of settings that only a reader uses
@@ -89,6 +90,11 @@ class Resume:
         engine.state.iteration = engine.state.epoch * engine.state.epoch_length + within
         logger.info(f"{self.path}: resuming after epoch {engine.state.epoch} of {engine.state.max_epochs}")
         if engine.state.epoch >= engine.state.max_epochs:
+            for lost in [item.path for item in self.objects.values() if isinstance(item, BestWeights) and item.is_lost()]:
+                raise FileNotFoundError(
+                    f"{lost}: these weights are missing, and all epochs are done, so nothing would write them again. Put the "
+                    f"file back, or delete {self.path} to train the stage again"
+                )
             logger.warning(f"{self.path}: all epochs are done, nothing is left to train. Delete it to start over.")
 
     def save(self, engine: Engine) -> None:

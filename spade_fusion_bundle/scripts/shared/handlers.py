@@ -76,6 +76,12 @@ class BestWeights:
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
         self.best, self.best_epoch = state["best"], state["best_epoch"]
+        if self.is_lost():
+            self.best = -math.inf  # the next validation writes weights again
+
+    def is_lost(self) -> bool:
+        """Check whether the file of the best weights is missing, although an epoch of this training has written it."""
+        return self.best_epoch > 0 and not Path(self.path).is_file()
 
 
 class MovingAverage(EMAHandler):

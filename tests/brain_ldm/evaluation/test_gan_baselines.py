@@ -215,6 +215,9 @@ def test_a_baseline_trained_in_two_goes_equals_one_trained_in_one_and_draws_a_bi
     assert len(read_recipe(one / "models" / f"{model}.pt")["seen_voxels"]) == 6  # by which held-out scans are known
     kept, state = load(one / "models" / f"{model}.pt"), load(one / "models" / "resume" / f"{model}.pt")
     assert_equal(kept, state["ema"])  # not the generator of the last step
+    (two / "models" / f"{model}.pt").unlink()
+    baseline("training", "two", model=model, epochs=2)  # which are done
+    assert_equal(load(two / "models" / f"{model}.pt"), kept)
     raw = {name: state["network"][f"generator.{name}"] for name in kept if name != "_extra_state"}
     assert any(not torch.equal(kept[name], values) for name, values in raw.items())
 
