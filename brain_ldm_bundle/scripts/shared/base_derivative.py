@@ -80,6 +80,7 @@ class BaseDerivative:
             raise ValueError(f"output_dtype must be {' or '.join(INTENSITIES)}, got {dtype!r}")
         self.output_dir, self.dtype, self.name, self.verify = Path(output_dir), dtype, name, verify
         self.threads = os.cpu_count() if verify else 1  # that look for finished volumes at once
+        self._read: dict[str, tuple[tuple[int, int], tuple[Any, str]]] = {}  # finished volume -> `_date_and_size`, `_facts`
         if self.output_dir.exists() and not self.output_dir.is_dir():
             raise ValueError(f"output_dir {output_dir} is a file. Name a folder, which may be new")
         self._refuse_other_dataset()
@@ -117,13 +118,24 @@ class BaseDerivative:
         """Return what participants.tsv needs of each complete volume in the folder. Whole sidecars would fill the memory."""
         made, weights = {}, set()
         for file in find_files(self.output_dir, VOLUMES):
-            if (sidecar := self._read_sidecar(file)) is not None:
-                made[file] = self._of_participant(sidecar)
-                weights.add(str(sidecar.get("WeightsSHA256")))
+            if (facts := self._facts(file)) is not None:
+                made[file], own_weights = facts
+                weights.add(own_weights)
         if len(weights) > 1:
             message = f"{self.output_dir} holds volumes of {len(weights)} different weights. Keep each kind in its own folder"
             warnings.warn(message, stacklevel=3)
         return made
+
+    def _facts(self, file: Path) -> tuple[Any, str] | None:
+        """Return what participants.tsv needs of a complete volume, and its weights. A sidecar is read once in a run."""
+        path = os.fspath(file)
+        state, facts = self._read.get(path, (None, None))
+        with suppress(OSError):
+            if state and state == _date_and_size(path):
+                return facts
+        if (sidecar := self._read_sidecar(file)) is None:
+            return None
+        return self._of_participant(sidecar), str(sidecar.get("WeightsSHA256"))
 
     def _is_made(self, files: Sequence[Path], content: Mapping, grid: Callable[[], tuple]) -> bool:
         """Check for complete files, the first of them an image whose sidecar has the same content.
@@ -139,6 +151,8 @@ class BaseDerivative:
         known = made.get(STORED) == self.stored_as and all(file.name in sizes for file in files)
         written_ns = os.stat(sidecar_file).st_mtime_ns
         if known and not self.verify and all(os.stat(file).st_mtime_ns <= written_ns for file in files):
+            facts = self._of_participant(made), str(made.get("WeightsSHA256"))
+            self._read[os.fspath(files[0])] = _date_and_size(os.fspath(files[0])), facts
             return True
         shape, affine = grid()
         images = [_read_on_grid(file, shape, affine) for file in files]
@@ -251,6 +265,11 @@ def _read_on_grid(path: Path, shape: Sequence[int], affine: np.ndarray) -> nib.N
     except ValueError:
         return None
     return image if image.shape == tuple(shape) and np.allclose(image.affine, affine, atol=1e-3) else None
+
+
+def _date_and_size(image_file: str) -> tuple[int, int]:
+    """Return when the sidecar of an image was written, and the size of the image."""
+    return os.stat(image_file.removesuffix(".nii.gz") + ".json").st_mtime_ns, os.stat(image_file).st_size
 
 
 def _has(sidecar: Mapping, content: Mapping) -> bool:
