@@ -199,8 +199,23 @@ def test_a_mask_or_label_map_is_no_scan(path, most):
         nib.save(nib.Nifti1Image(labelled(most)[::4, ::4, ::4], AFFINE), path)
         with pytest.raises(ValueError, match="few different values, 2, as in a label map or a mask"):
             read_grey_values(path)
+    if most > 1:  # a map of large voxels, in which half of the neighbours are equal
+        nib.save(nib.Nifti1Image(labelled(most)[::2, ::2, ::2], AFFINE), path)
+        with pytest.raises(ValueError, match="few different values, and [56].% of neighbouring voxels are equal"):
+            read_grey_values(path)
     nib.save(nib.Nifti1Image(labelled(most, noise=3.0), AFFINE), path)  # a simulated scan of 8 bits without much contrast
     assert read_grey_values(path).max() > most
+
+
+@pytest.mark.parametrize("levels", [32, 64, 256])
+def test_a_scan_of_large_voxels_and_few_grey_levels_is_no_label_map(path, levels):
+    """Half of it is air, and the head has smooth regions."""
+    radius = np.linalg.norm(np.indices((20, 28, 20)) - np.array([[[[9.5]]], [[[13.5]]], [[[9.5]]]]), axis=0)
+    grey = np.select([radius < 4, radius < 8, radius < 10], [0.2, 0.8, 0.5], 0.02)
+    grey = np.rint((levels - 1) * np.abs(grey + np.random.default_rng(0).normal(0, 0.04, grey.shape)).clip(0, 1))
+    path.parent.mkdir()
+    nib.save(nib.Nifti1Image(grey.astype(np.uint8), AFFINE), path)
+    assert len(np.unique(read_grey_values(path))) > levels / 2
 
 
 @pytest.mark.parametrize(
