@@ -10,6 +10,7 @@ The command is for demonstrations, tests and research, not for clinical use.
 
 import argparse
 import os
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from functools import lru_cache, partial
 from multiprocessing import get_context
@@ -25,6 +26,7 @@ from shared.files import read_json, refuse_unwritable, sha256, write_json, write
 from shared.image_files import IMAGES, find_files
 from shared.nifti import read_whole, write_nifti
 from shared.problems import of_each
+from shared.tables import read_table
 from simulation import labelled_subject, subject
 from simulation.acquisition import PROTOCOLS
 from simulation.atlas import load_atlas
@@ -182,8 +184,12 @@ def save_image(values: np.ndarray, affine: np.ndarray, path: Path, stored_type) 
     write_nifti(path, image)
 
 
-def prepare_folder(folder: Path, settings: dict, label_names: dict[int, str], fresh: bool) -> None:
-    """Write the descriptions of the data set, and refuse a folder that holds anything but this cohort."""
+def prepare_folder(folder: Path, settings: dict, label_names: dict[int, str], fresh: bool) -> list[dict]:
+    """Write the descriptions of the data set, and refuse a folder that holds anything but this cohort.
+
+    Returns:
+        The rows of an earlier participants.tsv, of other subjects only if `fresh` removes the simulated ones.
+    """
     description_path = folder / "dataset_description.json"
     refuse_unwritable(description_path)
     found = None
@@ -193,7 +199,10 @@ def prepare_folder(folder: Path, settings: dict, label_names: dict[int, str], fr
         except (FileNotFoundError, KeyError, ValueError):
             problem = f"{folder} is not empty and was not made by make_demo_data.py. Name an empty folder."
             raise ValueError(problem) from None
+    rows = rows_before(folder)
     if found and fresh:
+        made = {participant_id(number) for number in made_before(folder)}
+        rows = [row for row in rows if row["participant_id"] not in made]
         for number in made_before(folder):
             for path in subject_files(folder, number):  # other files stay, and so do their folders
                 path.unlink(missing_ok=True)
@@ -220,10 +229,26 @@ def prepare_folder(folder: Path, settings: dict, label_names: dict[int, str], fr
     text = "Label map that the T1w of this subject was simulated from. dseg.tsv names its values."
     write_json(label_folder / "dseg.json", {"Description": text, "SpatialReference": "MNI152, the grid of the simulated T1w"})
     write_text(label_folder / "dseg.tsv", "index\tname\n" + "".join(f"{v}\t{name}\n" for v, name in label_names.items()))
+    return rows
 
 
-def write_participants(folder: Path, volumes: dict[str, tuple]) -> pd.DataFrame:
-    """Write participants.tsv and .json from the sidecars of all complete subjects."""
+def rows_before(folder: Path) -> list[dict]:
+    """Read the rows of participants.tsv, to which rows and columns may have been added by hand."""
+    path = folder / "participants.tsv"
+    rows = read_table(path, ["participant_id"]) if path.is_file() else []
+    if rows and "participant_id" not in rows[0]:
+        raise ValueError(f"{path}: no column 'participant_id'. It would be replaced: mend it, or move it away")
+    return rows
+
+
+def write_participants(folder: Path, volumes: dict[str, tuple], before: Sequence[dict] = ()) -> pd.DataFrame:
+    """Write participants.tsv and .json from the sidecars of all complete subjects.
+
+    Columns that only the rows `before` have are kept, and so are their rows of other participants who have a folder.
+
+    Returns:
+        The rows of the simulated subjects, without these columns.
+    """
     rows = []
     for number, sidecar in made_before(folder).items():
         of_split = number - 1
@@ -232,8 +257,14 @@ def write_participants(folder: Path, volumes: dict[str, tuple]) -> pd.DataFrame:
         row = {"participant_id": participant_id(number), **sidecar["Participant"]}
         rows.append(row | {"split": SPLIT_BY_LAST_DIGIT[of_split % 10]})
     table = pd.DataFrame(rows)
-    write_json(folder / "participants.json", describe_columns(volumes))
-    write_text(folder / "participants.tsv", table.to_csv(sep="\t", index=False, na_rep="n/a"))
+    known, columns = {row["participant_id"]: row for row in before}, describe_columns(volumes)
+    own = [known.pop(row["participant_id"], {}) | row for row in rows]
+    others = [row for name, row in known.items() if (folder / name).is_dir()]
+    whole = pd.DataFrame(own + others)
+    whole = whole[[*table.columns, *whole.columns.difference(table.columns, sort=False)]]
+    description = folder / "participants.json"
+    write_json(description, (read_json(description) if description.is_file() else {}) | columns)
+    write_text(folder / "participants.tsv", whole.to_csv(sep="\t", index=False, na_rep="n/a"))
     return table
 
 
@@ -243,7 +274,7 @@ def make_cohort(
     """Make subjects 1 to `subjects` from label maps or, without maps, from the template. Complete subjects stay.
 
     Returns:
-        The content of participants.tsv.
+        The rows of the simulated subjects in participants.tsv.
 
     Raises:
         ValueError: a label map cannot be used, or the folder holds something else.
@@ -251,7 +282,7 @@ def make_cohort(
     check = labelled_subject.read_label_map  # bad maps are refused before work starts
     of_each(lambda path: check(path)[1], maps, f"of {len(maps)} label maps cannot be used:")
     anatomy = labelled_subject if maps else subject
-    prepare_folder(folder, settings, anatomy.LABELS, fresh)
+    before = prepare_folder(folder, settings, anatomy.LABELS, fresh)
     missing = [number for number in range(1, subjects + 1) if not is_made(folder, number, maps)]
     if missing and not maps:
         load_atlas(settings["spacing_mm"])  # builds it once, before the workers ask for it
@@ -265,7 +296,7 @@ def make_cohort(
         except BaseException:
             pool.shutdown(cancel_futures=True)  # without this, the pool would make the other subjects first
             raise
-    return write_participants(folder, anatomy.VOLUMES)
+    return write_participants(folder, anatomy.VOLUMES, before)
 
 
 def parse_arguments(arguments=None) -> argparse.Namespace:

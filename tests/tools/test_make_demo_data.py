@@ -243,6 +243,24 @@ def test_fresh_deletes_only_what_the_command_made(tmp_path):
     assert not (tmp_path / "sub-0002").exists()
 
 
+@pytest.mark.parametrize("fresh", [False, True])
+def test_columns_and_rows_that_were_added_to_the_table_stay(tmp_path, fresh):
+    make_demo_data.make_cohort(tmp_path, 2, SETTINGS)
+    path = tmp_path / "participants.tsv"
+    table = pd.read_csv(path, sep="\t").assign(site=["A", "B"])
+    (tmp_path / "sub-pilot").mkdir()
+    others = pd.DataFrame({"participant_id": ["sub-pilot", "sub-gone"], "age": [50, 60], "site": ["C", "D"]})
+    pd.concat([table, others]).to_csv(path, sep="\t", index=False, na_rep="n/a")
+    description = json.loads((tmp_path / "participants.json").read_text())
+    (tmp_path / "participants.json").write_text(json.dumps(description | {"site": {"Description": "where"}}))
+    make_demo_data.make_cohort(tmp_path, 1, SETTINGS | ({"seed": 6} if fresh else {}), fresh=fresh)
+    after = pd.read_csv(path, sep="\t", keep_default_na=False, dtype=str).set_index("participant_id")
+    assert list(after.columns) == [*table.columns[1:]]
+    own = {"sub-0001": "n/a"} if fresh else {"sub-0001": "A", "sub-0002": "B"}
+    assert dict(after["site"]) == own | {"sub-pilot": "C"} and after.loc["sub-pilot", "sex"] == "n/a"
+    assert json.loads((tmp_path / "participants.json").read_text()) == description | {"site": {"Description": "where"}}
+
+
 def test_fresh_replaces_a_cohort_of_other_settings(tmp_path):
     make_demo_data.make_cohort(tmp_path, 2, SETTINGS)
     before = (tmp_path / "sub-0001/anat/sub-0001_T1w.nii.gz").read_bytes()
