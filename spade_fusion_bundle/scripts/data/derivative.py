@@ -25,17 +25,18 @@ GEOMETRY = ("pixdim", "qform_code", "sform_code", "quatern_b", "quatern_c", "qua
 
 
 def name_of(row: Mapping) -> str:
-    """Return the start of a row's file names: "sub-X", or "sub-X_ses-Y" if it has a session."""
-    return "_".join([row["participant_id"], *([row["session_id"]] if row.get("session_id") else [])])
+    """Return the start of a row's file names: "sub-X", or "sub-X_ses-Y_run-1" if it has a session and a run."""
+    return "_".join(filter(None, (row["participant_id"], row.get("session_id"), row.get("acquisition_and_run"))))
 
 
 class Derivative(BaseDerivative):
     """Write synthetic images to a folder, see `BaseDerivative`. The folder also holds
 
         output_dir/dseg.tsv, dseg.json
-        output_dir/sub-X/[ses-Y/]anat/sub-X[_ses-Y]_dseg.nii.gz
+        output_dir/sub-X/[ses-Y/]anat/sub-X[_ses-Y][_acq-A][_run-1]_dseg.nii.gz
 
-    A row is {"participant_id": "sub-X", "session_id": "ses-Y" or None, "image": path of the label map,
+    A row is {"participant_id": "sub-X", "session_id": "ses-Y" or None, "acquisition_and_run": "run-1" or None, "image": path of
+    the label map,
     "source_participant_id": participant of the map, "provenance": entries of the sidecar, which include `required`}.
 
     Args:
@@ -57,7 +58,7 @@ class Derivative(BaseDerivative):
         super().__init__(output_dir, dtype, "Synthetic T1-weighted brain MRI from label maps", verify)
 
     def image_file(self, row: Mapping) -> Path:
-        """Return the path of a row's image, `output_dir/sub-X/[ses-Y/]anat/sub-X[_ses-Y]_T1w.nii.gz`."""
+        """Return the path of a row's image, `output_dir/sub-X/[ses-Y/]anat/sub-X[_ses-Y][_acq-A][_run-1]_T1w.nii.gz`."""
         folder = self.output_dir / row["participant_id"] / (row.get("session_id") or "") / "anat"
         return folder / f"{name_of(row)}_T1w.nii.gz"
 

@@ -39,9 +39,10 @@ def find_maps(label_maps: str | Path | None, output_dir: str | Path | None = Non
             nearest one above the map that has a column split.
 
     Returns:
-        items {"image": path, "participant_id": "sub-X", "session_id": "ses-Y" or None}, sorted by path. Ids are the BIDS
-        entities of the file name, or else its letters and digits: training_seg_01.nii.gz becomes sub-trainingseg01. In
-        FreeSurfer's folder SUBJECT/mri, the name of the subject's folder counts.
+        items {"image": path, "participant_id": "sub-X", "session_id": "ses-Y" or None, "acquisition_and_run": "acq-A_run-1",
+        "run-1" or None}, sorted by path. Ids are the BIDS entities of the file name, or else its letters and digits:
+        training_seg_01.nii.gz becomes sub-trainingseg01. In FreeSurfer's folder SUBJECT/mri, the name of the subject's folder
+        counts.
 
     Raises:
         FileNotFoundError: there is no label map, or none in the split.
@@ -70,10 +71,10 @@ def find_maps(label_maps: str | Path | None, output_dir: str | Path | None = Non
         paths = _of_split(paths, split_name(split))
     problems, maps = [], []
     for path in paths:
-        participant, session = _entities(path)
+        participant, session, more = _entities(path)
         if participant == "sub-":
             problems.append(f"{path}: the name has no letter or digit to name the subject after. Rename the file")
-        maps.append({"image": str(path), "participant_id": participant, "session_id": session})
+        maps.append({"image": str(path), "participant_id": participant, "session_id": session, "acquisition_and_run": more})
     problems += _clashes(maps)
     refuse(problems, f"{label_maps}: {len(problems)} problems with the label maps:")
     return maps
@@ -208,13 +209,14 @@ def pending(
     return Pending(left, provenance)
 
 
-def _entities(path: Path) -> tuple[str, str | None]:
-    """Return subject and session from a file's BIDS entities, or a subject from the letters and digits of its name."""
+def _entities(path: Path) -> tuple[str, str | None, str | None]:
+    """Return subject, session, and acquisition and run by BIDS, or a subject from the letters and digits of the name."""
     name = f"{path.absolute().parents[1].name}.mgz" if path.parent.name == "mri" else path.name
     match = re.match(r"(sub-[0-9A-Za-z+]+)(?:_(ses-[0-9A-Za-z+]+))?(?=[_.])", name)
     if match:
-        return match[1], match[2]
-    return "sub-" + re.sub(r"[^0-9A-Za-z]", "", re.sub(r"\.(nii|nii\.gz|mgz|mgh)$", "", name)), None
+        more = re.findall(r"_((?:acq|run)-[0-9A-Za-z+]+)(?=[_.])", name)
+        return match[1], match[2], "_".join(sorted(more)) or None
+    return "sub-" + re.sub(r"[^0-9A-Za-z]", "", re.sub(r"\.(nii|nii\.gz|mgz|mgh)$", "", name)), None, None
 
 
 def _clashes(items: Sequence[Mapping]) -> list[str]:

@@ -60,6 +60,20 @@ def test_two_maps_of_one_name_are_refused(tmp_path):
         label_maps.find_maps(tmp_path)
 
 
+def test_runs_and_acquisitions_of_one_participant_become_images_of_their_own(tmp_path):
+    """They were refused, because each would have been written as sub-1."""
+    entities = ["run-1", "run-2", "acq-fast_run-1", "acq-fast_rec-x_run-2", "ses-b_run-1"]
+    for name in entities:
+        folder = tmp_path / "sub-1" / ("ses-b" if name.startswith("ses") else "") / "anat"
+        save_map(folder / f"sub-1_{name}_dseg.nii.gz", np.ones((2, 3, 4), np.uint8), np.eye(4))
+    rows = label_maps.rows(label_maps.find_maps(tmp_path), variants=2)
+    files = [Derivative(tmp_path / "made", TABLE).image_file(row).relative_to(tmp_path / "made").as_posix() for row in rows]
+    expected = [f"sub-1{v}/anat/sub-1{v}_{name}_T1w.nii.gz" for name in entities[:3] for v in ("", "v01")]
+    expected += [f"sub-1{v}/anat/sub-1{v}_acq-fast_run-2_T1w.nii.gz" for v in ("", "v01")]
+    expected += [f"sub-1{v}/ses-b/anat/sub-1{v}_ses-b_run-1_T1w.nii.gz" for v in ("", "v01")]
+    assert sorted(files) == sorted(expected) and len({row["seed"] for row in rows}) == 10
+
+
 def test_a_variant_that_is_named_like_another_map_is_refused():
     maps = [{"image": f"{name}.nii", "participant_id": name, "session_id": None} for name in ("sub-a", "sub-av01")]
     assert len(label_maps.rows(maps)) == 2
