@@ -289,6 +289,16 @@ def test_the_recipe_is_read_from_every_layout_that_loads(path, layout):
     assert read_recipe(path) == ({} if "old" in layout or "0.2" in layout else RECIPE)
 
 
+@pytest.mark.parametrize("factor", [0.0, -0.9])
+def test_an_impossible_scale_factor_is_refused(path, factor):
+    """Latents were divided by it, and the volumes were noise or inverted."""
+    network = tiny.unet()
+    network.scale_factor.fill_(factor)
+    torch.save(network.state_dict(), path)
+    with pytest.raises(ValueError, match=f"{path}: the scale factor of the latents is {factor:g}, but must be above 0"):
+        load_weights(tiny.unet(), path)
+
+
 def test_published_weights_have_no_recipe_and_unscaled_latents(path):
     torch.save(old_layout(published(tiny.unet().state_dict())), path)
     assert read_recipe(path) == {}

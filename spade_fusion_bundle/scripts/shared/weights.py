@@ -48,7 +48,7 @@ def load_weights(
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file holds no weights or NaN, has another hash or recipe, or fits another architecture; names the
-            first such keys.
+            first such keys. Or the scale factor of latents is not above 0.
     """
     path = Path(path)
     refuse_missing(path, made_by)
@@ -61,6 +61,8 @@ def load_weights(
             f"Use the two files that were trained together."
         )
     refuse_non_finite(found, path)
+    if "scale_factor" in found and not (factor := float(found["scale_factor"])) > 0:
+        raise ValueError(f"{path}: the scale factor of the latents is {factor:g}, but must be above 0. Fetch or train it again")
     recipe = decode(found["_extra_state"], path) if "_extra_state" in found else {}
     if settings is not None:
         refuse_other_settings(settings, recipe or getattr(network, "implied_recipe", {}), path)
