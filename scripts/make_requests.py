@@ -28,8 +28,8 @@ from ldm.data.covariates import Covariate, CovariateSchema
 from ldm.data.measured_rows import measured_values, read_rows
 from shared import refusals
 from shared.files import atomic, refuse_unwritable
-from shared.problems import refuse
-from shared.tables import is_missing
+from shared.problems import count, refuse
+from shared.tables import is_missing, separator_of
 from whole_numbers import at_least
 
 TRAINING = "train"  # name of the training split in participants.tsv
@@ -181,8 +181,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     digits = max(4, len(str(len(table))))
     table.insert(0, "participant_id", [f"sub-syn{number:0{digits}d}" for number in range(1, len(table) + 1)])
     with atomic(options.output) as file:
-        table.to_csv(file, sep="\t", index=False, float_format="%.6g")
-    print(f"{options.output}: {len(table)} volumes requested, from {len(cohort)} subjects of {options.participants}")
+        table.to_csv(file, sep=separator_of(options.output), index=False, float_format="%.6g")
+    print(f"{options.output}: {count(table, 'volume')} requested, from {count(cohort, 'subject')} of {options.participants}")
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ from shared.image_files import find_t1w
 from shared.journal import Journal
 from shared.nifti import named, open_image
 from shared.participants import Row, Rows, find_row, other_units, read_participants, refuse_given_once
-from shared.problems import refuse
+from shared.problems import count, refuse
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 from whole_numbers import at_least
@@ -178,7 +178,7 @@ def main() -> int:
     measured, refused = measured_rows(images, arguments.weights, arguments.use_device, arguments.workers, journal)
     write_table(measured, arguments.output)
     journal.close()
-    print(f"{arguments.output}: {len(measured)} volumes measured.")
+    print(f"{arguments.output}: {count(measured, 'volume')} measured.")
     print(describe_accuracy(arguments.weights))
     for row in refused:
         print("refused:", row["error"], file=sys.stderr)

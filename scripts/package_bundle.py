@@ -23,7 +23,7 @@ from pathlib import Path
 import yaml
 from monai.bundle import ConfigParser
 from shared import refusals
-from shared.files import atomic, read_json, read_tensors, refuse_twice, sha256, write_text
+from shared.files import atomic, read_json, read_tensors, refuse_twice, refuse_unwritable, sha256, write_text
 
 MOST_BYTES = 25_000_000
 CONTENT = {  # folder: the files that it may hold
@@ -193,6 +193,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=Path("dist"), help="folder for the zip (default dist)")
     parser.add_argument("--weights", type=Path, help="pack the weights from this folder, the models_dir of a training")
     options = parser.parse_args(arguments)
+    refuse_unwritable(options.output / "bundle.zip")
     path = release(options.bundle.resolve(), options.output, options.weights)
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()

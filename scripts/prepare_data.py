@@ -36,7 +36,7 @@ from shared.files import atomic, read_json, refuse_unwritable, sha256, write_jso
 from shared.image_files import NIFTI, find_files
 from shared.nifti import open_image, read_grey_values, three_sides, write_nifti
 from shared.participants import OTHER_TABLES, find_row, read_participants, refuse_given_once, session_of
-from shared.problems import refuse
+from shared.problems import count, refuse
 from shared.simulated import is_simulated
 from whole_numbers import at_least
 
@@ -204,7 +204,8 @@ def find_scans(inputs: list[Path], pattern: str) -> tuple[dict[str, Path], dict[
         if len(paths) > 1:
             differ = len({path.name for path in paths}) == len(paths)
             names = ", ".join(path.name if differ else str(path) for path in paths)
-            failures[subject] = f"{len(paths)} scans ({names}); choose one with --pattern"
+            choose = "choose one with --pattern" if inputs[0].is_dir() else "name one of them"
+            failures[subject] = f"{len(paths)} scans ({names}); {choose}"
         elif inputs[0].is_dir() and (folder := _named_otherwise(paths[0], inputs[0])):
             failures[subject] = f"{paths[0]}: the file's name is another participant's. It should begin with {folder}_"
         elif not paths[0].is_file():
@@ -308,7 +309,7 @@ def prepare_all(
     with ThreadPoolExecutor() as pool:
         found = pool.map(lambda subject: reason_to_prepare(scans[subject], subject, out_dir, settings), scans)
         waiting = {subject: reason for subject, reason in zip(scans, found, strict=True) if reason}
-    print(f"{len(scans)} scans, {len(scans) - len(waiting)} of them done already.", flush=True)
+    print(f"{count(scans, 'scan')}, {len(scans) - len(waiting)} of them done already.", flush=True)
     for subject, reason in waiting.items():
         if reason != NEW:
             print(f"{subject}: prepared again, because {reason}", flush=True)
@@ -316,7 +317,7 @@ def prepare_all(
     with worker_pool(workers) as pool:
         jobs = {pool.submit(prepare, scans[name], name, out_dir, settings): name for name in waiting}
         try:
-            for count, job in enumerate(as_completed(jobs), start=1):
+            for number, job in enumerate(as_completed(jobs), start=1):
                 subject = jobs[job]
                 # An error of any kind in one subject must not stop the others, except a full disk.
                 if error := job.exception():
@@ -324,7 +325,7 @@ def prepare_all(
                         raise error
                     kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
                     failures[subject] = kind + " ".join(str(error).split())
-                print(f"[{count}/{len(jobs)}] {subject}: {failures.get(subject, 'done')}", flush=True)
+                print(f"[{number}/{len(jobs)}] {subject}: {failures.get(subject, 'done')}", flush=True)
         except (KeyboardInterrupt, OSError):
             pool.shutdown(cancel_futures=True)
             raise

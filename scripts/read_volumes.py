@@ -39,13 +39,14 @@ import nibabel as nib
 import numpy as np
 from ldm.data.volumes import VOLUMES, check_median, check_volumes
 from measurement.label_values import read_label_names, read_volume_labels
-from measurement.output_table import complete_row, identity_of, write_table
+from measurement.output_table import NORMALISED, complete_row, identity_of, write_table
 from shared import refusals
 from shared.files import refuse_unwritable
 from shared.image_files import find_files
 from shared.label_files import by_names, read_labels
 from shared.nifti import named
 from shared.participants import entity
+from shared.problems import count
 from shared.tables import is_missing, read_number, read_numbered
 
 SEGMENTATIONS = (".nii", ".nii.gz", ".mgz", ".mgh")
@@ -199,14 +200,17 @@ def aseg_volumes(cells: Mapping[str, str], where: str) -> dict[str, float]:
 
 def own_volumes(cells: Mapping[str, str], where: str) -> dict[str, float]:
     """Read volumes that are already in mL. Missing ones are NaN."""
-    return {name: _number(cells, name, where) for name in VOLUMES if not is_missing(cells.get(name))}
+    return {name: _number(cells, name, where) for name in (*VOLUMES, NORMALISED) if not is_missing(cells.get(name))}
 
 
 def _summed_ml(cells: Mapping[str, str], where: str, names: Mapping[str, list[str]], remedy: str = "") -> dict[str, float]:
-    """Sum cells in mm3 to volumes in mL. `remedy` ends the message about missing cells."""
+    """Sum cells in mm3 to volumes in mL. `remedy` ends the message about missing cells. Only an inferior horn may be 0."""
     if missing := [name for group in names.values() for name in group if is_missing(cells.get(name.lower()))]:
         raise ValueError(f"{where}: no {', '.join(missing[:MOST_LISTED])}{remedy}")
-    return {volume: sum(_number(cells, name, where) for name in group) / 1000 for volume, group in names.items()}
+    mm3 = {name: _number(cells, name, where) for group in names.values() for name in group}
+    if empty := [name for name, volume in mm3.items() if volume == 0 and "inf" not in name.lower()]:
+        raise ValueError(f"{where}: {', '.join(empty[:MOST_LISTED])} would be 0 mm3: the segmentation failed. Make it again")
+    return {volume: sum(mm3[name] for name in group) / 1000 for volume, group in names.items()}
 
 
 def _number(cells: Mapping[str, str], name: str, where: str) -> float:
@@ -257,8 +261,8 @@ def _table_rows(path: Path) -> Iterator[dict]:
         yield complete_row(("", None), path, {}, "", problem)
 
 
-def _row_numbers(count: int) -> list[list[str]]:
-    return [[str(number) for number in range(first, first + count)] for first in (0, 1)]
+def _row_numbers(rows: int) -> list[list[str]]:
+    return [[str(number) for number in range(first, first + rows)] for first in (0, 1)]
 
 
 def _identity(cells: Mapping[str, str], who: str) -> tuple[str, str | None]:
@@ -307,7 +311,7 @@ def main() -> int:
     write_table(good, arguments.output)
     doubtful = sum(bool(row["flags"]) for row in good)
     tools = ", ".join(sorted({row["tool"] for row in good}))
-    print(f"{arguments.output}: volumes of {len(good)} scans by {tools}; {doubtful} with flags.")
+    print(f"{arguments.output}: volumes of {count(good, 'scan')} by {tools}; {doubtful} with flags.")
     for row in refused:
         print("refused:", row["error"], file=sys.stderr)
     return 1 if refused else 0

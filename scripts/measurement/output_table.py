@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 from ldm.data.volumes import VOLUMES
 from shared.files import atomic
+from shared.tables import separator_of
 
 NORMALISED = "brain_normalised_ml"
 TEMPLATE_ICV_ML = 1902.0  # intracranial volume of ICBM152 2009a, as in make_demo_data.py
@@ -20,11 +21,15 @@ USUAL_ML = {"ventricles_ml": (5, 200), "brain_ml": (700, 1900), "icv_ml": (900, 
 def complete_row(
     scan: tuple[str, str | None], file: str | Path, volumes: Mapping[str, float], tool: str, error: str = ""
 ) -> dict:
-    """Return a row with participant and session of the `scan`, volumes in mL (NaN if missing), normalised brain and flags."""
+    """Return a row with participant and session of the `scan`, volumes in mL (NaN if missing), normalised brain and flags.
+
+    The normalised brain among the `volumes` counts if brain or intracranial volume is missing.
+    """
     row = {"participant_id": scan[0], "session_id": scan[1], "file": str(file), "tool": tool, "error": error}
     row |= {name: volumes.get(name, math.nan) for name in VOLUMES}
     # Brain volume scaled to the head size of the MNI template, as in SIENAX and in field 25009 of UK Biobank.
-    row[NORMALISED] = row["brain_ml"] * TEMPLATE_ICV_ML / row["icv_ml"]
+    normalised = row["brain_ml"] * TEMPLATE_ICV_ML / row["icv_ml"]
+    row[NORMALISED] = volumes.get(NORMALISED, math.nan) if math.isnan(normalised) else normalised
     return row | {"flags": quality_flags(row)}
 
 
@@ -50,10 +55,10 @@ def identity_of(name: str | Path) -> tuple[str, str | None]:
 
 
 def write_table(rows: Sequence[Mapping], path: Path) -> None:
-    """Write rows of `complete_row` as TSV, with a column session_id if one of them has a session."""
+    """Write rows of `complete_row` as a table, with a column session_id if one of them has a session."""
     columns = ["participant_id", "session_id", "file", *VOLUMES, NORMALISED, "flags", "tool"]
     table = pd.DataFrame(rows, columns=columns)
     if table["session_id"].isna().all():
         table = table.drop(columns="session_id")
     with atomic(path) as file:
-        table.to_csv(file, sep="\t", index=False, float_format="%.2f", na_rep="n/a")
+        table.to_csv(file, sep=separator_of(path), index=False, float_format="%.2f", na_rep="n/a")

@@ -104,6 +104,12 @@ def test_an_address_is_no_output():
         refuse_unwritable(Path("s3://bucket/page.html"))
 
 
+@pytest.mark.parametrize("name", ["volumes.xlsx", "volumes.XLS"])
+def test_a_workbook_is_no_output(tmp_path, name):
+    with pytest.raises(ValueError, match=f"{name}: this output is text, not a workbook. End its name in .tsv or .csv"):
+        refuse_unwritable(tmp_path / name)
+
+
 def test_a_home_folder_that_the_shell_did_not_replace_is_no_output():
     """bash does not replace it in `--output=~/volumes.tsv`. The file appeared in a new folder with the name ~."""
     with pytest.raises(ValueError, match="~/volumes.tsv: the shell did not replace ~ by your home folder"):

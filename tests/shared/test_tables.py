@@ -27,6 +27,21 @@ def test_a_table_comes_back_as_it_was_written(path):
     assert [file.name for file in path.parent.iterdir()] == ["table.tsv"]
 
 
+def test_commas_separate_the_cells_of_a_csv(tmp_path):
+    """Tabs stood in it, and spreadsheets showed one column."""
+    for name, line in (("a.csv", 'a,"b, c"'), ("a.CSV", 'a,"b, c"'), ("a.tsv", "a\tb, c")):
+        write_table(tmp_path / name, [["id", "note"], ["a", "b, c"]])
+        assert (tmp_path / name).read_text().splitlines()[1] == line
+        assert read_table(tmp_path / name) == [{"id": "a", "note": "b, c"}]
+
+
+def test_a_cell_that_is_too_long_is_named_with_the_limit(tmp_path):
+    path = tmp_path / "table.tsv"
+    path.write_text("id\tnote\na\t" + "x" * 140_000 + "\n")
+    with pytest.raises(ValueError, match="row 2: cannot be read .*A cell may have at most 131072 characters. Is a quotation"):
+        read_table(path)
+
+
 def test_tables_of_spreadsheets_are_read(tmp_path):
     """A byte-order mark, Windows' line ends, an empty line, a quoted cell with a separator in it."""
     path = tmp_path / "table.tsv"

@@ -430,3 +430,13 @@ def test_scans_that_are_simulated_stay_so(raw, prepared, tmp_path):
 
 def test_the_bids_validator_accepts_the_prepared_scans(prepared):
     assert bids_validator.problems(prepared[0]) == []
+
+
+def test_two_scans_of_a_participant_that_were_named_by_path_need_no_pattern(tmp_path):
+    """The advice was --pattern, which has no effect on files."""
+    paths = [tmp_path / name / "sub-1_T1w.nii.gz" for name in ("a", "b")]
+    for path in paths:
+        path.parent.mkdir()
+        path.touch()
+    _, failures, _ = prepare_data.find_scans(paths, prepare_data.PATTERN)
+    assert failures == {"sub-1": f"2 scans ({paths[0]}, {paths[1]}); name one of them"}

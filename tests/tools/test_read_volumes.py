@@ -102,6 +102,7 @@ def test_a_folder_of_recon_all_subjects_is_read(tmp_path, read):
         ("Brain-Stem", "Stem", "no Brain-Stem"),
         ("EstimatedTotalIntraCranialVol, eTIV,", "IntraCranialVol, ICV,", "FreeSurfer before 5.2"),
         ("# ColHeaders", "# Headers", "is this an aseg.stats"),
+        ("5581.1", "0.0", "Left-Lateral-Ventricle would be 0 mm3: the segmentation failed"),
         ("1420000.5", "1420.5", "icv_ml would be 1.4205 mL, .*1000 times too small"),
     ],
 )
@@ -125,6 +126,8 @@ def test_asegstats2table_gives_the_volumes_of_aseg_stats(read, separator):
 def test_mm3_in_a_column_of_millilitres_is_refused_with_its_row(read):
     good, bad = read("a.tsv", "participant_id\tventricles_ml\nsub-1\t25.5\nsub-2\t20000\n")
     assert good["ventricles_ml"] == 25.5 and np.isnan(good["icv_ml"])
+    [own] = read("a.tsv", "participant_id\tventricles_ml\tbrain_normalised_ml\nsub-1\t25.5\t1500\n")
+    assert own["brain_normalised_ml"] == 1500  # it cannot be computed here
     assert good["flags"] == "brain_ml_missing,icv_ml_missing"
     assert "a.tsv row 3 (sub-2): ventricles_ml would be 20000 mL" in bad["error"] and "looks like mm3" in bad["error"]
 

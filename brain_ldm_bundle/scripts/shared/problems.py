@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Sized
 from typing import TypeVar
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
@@ -17,9 +17,9 @@ def refuse(problems: Sequence[str], heading: str = "") -> None:
         raise ValueError("\n".join([*([heading] if heading else []), *problems[:MOST_LISTED], *more]))
 
 
-def count(problems: Sequence[str]) -> str:
-    """Return the number of problems in words, such as "1 problem"."""
-    return f"{len(problems)} problem{'s' if len(problems) != 1 else ''}"
+def count(things: Sized, noun: str = "problem") -> str:
+    """Return the number of things with their noun, such as "1 problem" or "2 volumes"."""
+    return f"{len(things)} {noun}{'s' if len(things) != 1 else ''}"
 
 
 def of_each(function: Callable[[Item], Result], items: Iterable[Item], heading: str) -> list[Result]:

@@ -126,7 +126,8 @@ def _lines(path: Path, quotes: bool) -> tuple[dict[int, list[str]], list[str]]:
         except StopIteration:
             return lines, problems
         except csv.Error as error:
-            problems.append(f"{path} row {number}: cannot be read ({error}). Is a quotation mark without its partner?")
+            long = "A cell may have at most 131072 characters. " * ("field limit" in str(error))
+            problems.append(f"{path} row {number}: cannot be read ({error}). {long}Is a quotation mark without its partner?")
             continue
         cells = [cell.strip() for cell in cells]
         if any(cells):
@@ -150,10 +151,15 @@ def _text(path: Path) -> str:
     return text
 
 
+def separator_of(path: str | Path) -> str:
+    """Return what separates the cells of a table that is written: a comma if its name ends in .csv, or else a tab."""
+    return "," if Path(path).suffix.lower() == ".csv" else "\t"
+
+
 def write_table(path: str | Path, lines: Iterable[Sequence]) -> None:
-    """Write a tab-separated table with `atomic`; `lines` are the cells of the header, then of each row."""
+    """Write a table with `atomic`; `lines` are the cells of the header, then of each row. See `separator_of`."""
     text = io.StringIO(newline="")
-    csv.writer(text, delimiter="\t", lineterminator="\n").writerows(lines)
+    csv.writer(text, delimiter=separator_of(path), lineterminator="\n").writerows(lines)
     write_text(path, text.getvalue())
 
 

@@ -20,6 +20,8 @@ import numpy as np
 
 DATA = (".nii", ".nii.gz", ".mgz", ".mgh", "_sessions.tsv", "aseg.stats")  # no table, page or weights may replace such a file
 
+WORKBOOKS = (".xls", ".xlsx", ".ods")
+
 
 @contextmanager
 def atomic(path: str | Path) -> Iterator[BinaryIO]:
@@ -55,6 +57,8 @@ def refuse_unwritable(path: str | Path, inputs: Iterable[Path] = ()) -> None:
     if Path(path).parts[:1] == ("~",):
         raise ValueError(f"{path}: the shell did not replace ~ by your home folder. Write the whole path")
     path = Path(path).absolute()
+    if path.suffix.lower() in WORKBOOKS:
+        raise ValueError(f"{path}: this output is text, not a workbook. End its name in .tsv or .csv")
     if path.is_file() and any(source.is_file() and source.samefile(path) for source in inputs):
         raise ValueError(f"{path}: this output is also an input, which would be lost. Give it another name")
     if path.is_file() and (path.name == "participants.tsv" or path.name.endswith(DATA)):
