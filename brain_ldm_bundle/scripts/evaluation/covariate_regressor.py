@@ -28,7 +28,7 @@ def load_regressor(path: str | Path, spacing_mm: float) -> Regressor:
     if recipe["spacing_mm"] != spacing_mm:
         raise ValueError(
             f"{path}: this regressor reads volumes of {recipe['spacing_mm']:g} mm, not of {spacing_mm:g} mm. Give "
-            f"--spacing_mm {recipe['spacing_mm']:g}, or train one for them: {MADE_BY} --spacing_mm {spacing_mm:g}"
+            f"other volumes, or train a regressor for these: {MADE_BY} --spacing_mm {spacing_mm:g}"
         )
     return load_weights(network_of(Regressor, "regressor", path), path).eval()
 

@@ -69,7 +69,7 @@ def test_a_loaded_regressor_equals_the_saved_one_and_knows_its_covariates(tmp_pa
 def test_a_file_that_is_missing_of_another_spacing_or_no_regressor_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="absent.pt: no such regressor. Train it first: .*train_regressor.json"):
         regression.load_regressor(tmp_path / "absent.pt", 1.0)
-    with pytest.raises(ValueError, match="reads volumes of 8 mm, not of 4 mm. Give --spacing_mm 8"):
+    with pytest.raises(ValueError, match="reads volumes of 8 mm, not of 4 mm. Give other volumes, or train"):
         regression.load_regressor(weights(tmp_path), 4.0)
     torch.save(tiny.unet().state_dict(), tmp_path / "unet.pt")
     with pytest.raises(ValueError, match="unet.pt: these are not a regressor's weights"):
@@ -180,7 +180,20 @@ def test_a_regressor_trained_in_two_goes_equals_one_trained_in_one(regressor, tm
     for run_id in ("evaluating", "predicting"):  # the images came first, with a message about them alone
         with pytest.raises(Exception) as error:
             regressor(run_id, dataset_dir, "two", predict_dir=str(dataset_dir), spacing_mm=4.0)
-        assert "this regressor reads volumes of 8 mm, not of 4 mm. Give --spacing_mm 8" in chain(error)
+        assert "this regressor reads volumes of 8 mm, not of 4 mm. Give other volumes, or train" in chain(error)
+
+
+def test_a_table_of_predictions_that_cannot_be_written_is_refused_before_any_work(regressor, dataset_dir, tmp_path):
+    """It was refused after the evaluation of the test scans."""
+    (tmp_path / "models").mkdir()
+    weights(tmp_path / "models")
+    for predictions, message in (("participants.tsv", "would replace data"), ("folder", "A folder has this name")):
+        (tmp_path / "folder").mkdir(exist_ok=True)
+        (tmp_path / "participants.tsv").touch()
+        more = {"split": "validation", "predict_dir": str(dataset_dir), "predictions": str(tmp_path / predictions)}
+        with pytest.raises(Exception) as error:
+            regressor("predicting", dataset_dir, **more)
+        assert message in chain(error) and not (tmp_path / "output").exists()
 
 
 def test_predictions_of_a_stopped_run_are_not_made_again(regressor, dataset_dir, tmp_path, monkeypatch):
