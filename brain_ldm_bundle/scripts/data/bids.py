@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from .measured_rows import column_problems, measured_values, read_rows
 
 SPLITS = ("training", "validation", "test")
 SPLIT_COLUMN = {"train": "training", "validation": "validation", "test": "test"}
+FOLDS = 'Put the scans of one fold into "validation", and those of the others into "training"'
 DATALIST = '{"training": [{"image": path, covariates}], "validation": [...]}'
 
 
@@ -166,7 +168,7 @@ def _datalist_items(datalist: Path, dataset_dir: Path, schema: CovariateSchema) 
         if isinstance(value, list) and any(isinstance(entry, Mapping) for entry in value) and key not in SPLITS:
             raise ValueError(f"{datalist}: unknown split {key!r}. Name it {', '.join(SPLITS[:-1])} or {SPLITS[-1]}")
     names_validation = bool(content.get("validation"))
-    items, rows, problems, split_of, first = [], [], [], {}, {}
+    items, rows, problems, split_of, first, twice, folds = [], [], [], {}, {}, [], False
     for split in SPLITS:
         for number, entry in enumerate(content.get(split) or []):
             where = f"{datalist} {split}[{number}]"
@@ -189,8 +191,15 @@ def _datalist_items(datalist: Path, dataset_dir: Path, schema: CovariateSchema) 
                 problems.append(f"{where}: {participant} is also in {other}. Keep a participant in one split")
             elif (other := first.setdefault(path, (where, row)))[1] != row:
                 problems.append(f"{where}: {path} has other covariates in {other[0]}. Keep the right ones")
+            elif other[0] != where:
+                twice.append(path)
+            folds |= "fold" in entry
             rows.append(row)
             items.append(_item(path, participant, schema.scale(row), split if names_validation or split == "test" else None))
+    if twice:
+        warnings.warn(f"{datalist}: {twice[0]} is listed several times, and counts several times", stacklevel=4)
+    if folds:
+        warnings.warn(f"{datalist}: 'fold' of its entries has no effect. {FOLDS}", stacklevel=4)
     return items, problems + column_problems(rows, schema, str(datalist))
 
 

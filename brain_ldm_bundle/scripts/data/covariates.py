@@ -324,6 +324,8 @@ def single_request(schema: CovariateSchema, values: Mapping) -> dict:
     known = ["participant_id", *schema.names]
     for name in values:
         if name not in known:
+            if name in RESERVED:
+                raise ValueError(f"request: {name!r} is no covariate. Known: {known[1:]}. Give it in a table of --requests")
             raise ValueError(f"request: unknown covariate {name!r}{_nearest(name, known)}. Known: {known[1:]}")
     row = schema.values(values, "request", request=True)
     schema.warn_extrapolation([row], "request")
@@ -333,7 +335,7 @@ def single_request(schema: CovariateSchema, values: Mapping) -> dict:
 
 def _nearest(name: str, names: Collection[str]) -> str:
     lower = {other.strip().lower(): other for other in names}
-    close = difflib.get_close_matches(str(name).strip().lower(), lower, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(str(name).strip().lower(), lower, n=1, cutoff=0.6)
     return f" (did you mean {lower[close[0]]!r}?)" if close else ""
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..shared.participants import Row, Rows, other_units, read_participants, refuse_given_once
 from ..shared.tables import is_missing, read_number
 from .covariates import CovariateSchema
-from .volumes import VOLUMES, check_median, check_volumes
+from .volumes import FEWEST, VOLUMES, check_median, check_volumes
 
 
 def read_rows(table: Path, schema: CovariateSchema) -> tuple[Rows, list[str]]:
@@ -56,10 +57,26 @@ def measured_values(
 
 
 def column_problems(values: Sequence[Mapping], schema: CovariateSchema, where: str) -> list[str]:
-    """Return a line if the volumes of a cohort look like percent. Warn about values outside of their range, and about none."""
+    """Return a line if the volumes of a cohort look like percent.
+
+    Warn about values outside of their range, about none, about one alone, and about a highest value that looks like a code.
+    """
     schema.warn_extrapolation(values, where)
     if empty := [name for name in schema.names if values and all(row[name] is None for row in values)]:
         warnings.warn(f"{where}: no row has a value of {', '.join(empty)}. Is the column's name right?", stacklevel=3)
+    for covariate in schema.covariates:
+        rows_of = Counter(row[covariate.name] for row in values if row[covariate.name] is not None)
+        if len(rows_of) == 1 and rows_of.total() >= FEWEST:
+            (only,) = rows_of
+            warnings.warn(f"{where}: {covariate.name} is {only} in every row, so a model cannot learn its effect", stacklevel=3)
+        elif len(rows_of) > 1 and covariate.levels is None:
+            second, highest = sorted(rows_of)[-2:]
+            if rows_of[highest] >= FEWEST and rows_of[highest] > 2 * rows_of[second]:
+                warnings.warn(
+                    f"{where}: {covariate.name} is {highest:g}, its highest value, in {rows_of[highest]} rows. If this stands "
+                    f"for a missing value, or for all higher ones, write n/a",
+                    stacklevel=3,
+                )
     try:
         check_median([row["ventricles_ml"] for row in values if row.get("ventricles_ml") is not None], where)
     except ValueError as error:

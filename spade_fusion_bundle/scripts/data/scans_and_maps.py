@@ -18,6 +18,7 @@ from .image_checks import check_pairs
 from .labels import LabelTable
 from .splits import SPLIT_COLUMN, SPLITS, read_splits, split_items
 
+FOLDS = 'Put the scans of one fold into "validation", and those of the others into "training"'
 DATALIST = '{"training": [{"image": path, "label": path}], "validation": [...]}'
 
 
@@ -184,7 +185,7 @@ def _datalist_items(datalist: str | Path | Mapping, dataset_dir: Path) -> tuple[
         if isinstance(value, list) and any(isinstance(entry, Mapping) for entry in value) and key not in SPLITS:
             raise ValueError(f"{datalist}: unknown split {key!r}. Name it {', '.join(SPLITS[:-1])} or {SPLITS[-1]}")
     has_validation = bool(content.get("validation"))
-    items, problems, split_of, first = [], [], {}, {}
+    items, problems, split_of, first, folds = [], [], {}, {}, False
     for split in SPLITS:
         for number, entry in enumerate(content.get(split) or []):
             where = f"{datalist} {split}[{number}]"
@@ -204,7 +205,10 @@ def _datalist_items(datalist: str | Path | Mapping, dataset_dir: Path) -> tuple[
                 problems.append(f"{where}: {participant} is also in {split_of[participant]}. Keep a participant in one split")
             elif (other := first.setdefault((path, label), where)) != where:
                 problems.append(f"{where}: {path} with {label} is also in {other}. Give each pair once")
+            folds |= "fold" in entry
             items.append(_item(path, label, participant, split if has_validation or split != "training" else None))
+    if folds:
+        warnings.warn(f"{datalist}: 'fold' of its entries has no effect. {FOLDS}", stacklevel=4)
     return items, problems
 
 

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import warnings
 
 import nibabel as nib
 import numpy as np
@@ -11,7 +12,7 @@ from conftest import ROOT
 from tiny_images import SPACING_MM, VOLUME, rotated, save, with_voxel
 
 from brain_ldm_bundle.scripts.data import bids
-from brain_ldm_bundle.scripts.data.covariates import CovariateSchema
+from brain_ldm_bundle.scripts.data.covariates import Covariate, CovariateSchema
 from brain_ldm_bundle.scripts.data.measured_rows import column_problems
 
 SCHEMA = CovariateSchema.from_file(ROOT / "brain_ldm_bundle" / "configs" / "covariates.json")
@@ -191,7 +192,11 @@ def test_faults_of_a_datalist_are_named_by_entry(dataset, datalist):
     assert "unknown split 'val'" in refusal(dataset, datalist=datalist(training=[(IMAGE_1, {})], val=[(IMAGE_4, {})]))
     twice = refusal(dataset, datalist=datalist(training=[(IMAGE_1, {}), (IMAGE_1, {"age": 70})]))
     assert "training[1]: " in twice and f"{IMAGE_1} has other covariates in " in twice
-    assert len(read(dataset, datalist=datalist(training=[(IMAGE_1, {})] * 3, validation=[(IMAGE_4, {})]))["training"]) == 3
+    with pytest.warns(UserWarning, match=f"datalist.json: .*{IMAGE_1} is listed several times"):
+        thrice = read(dataset, datalist=datalist(training=[(IMAGE_1, {})] * 3, validation=[(IMAGE_4, {})]))
+    assert len(thrice["training"]) == 3
+    with pytest.warns(UserWarning, match="datalist.json: 'fold' of its entries has no effect. Put the scans of one fold"):
+        read(dataset, datalist=datalist(training=[(IMAGE_1, {"fold": 0}), (IMAGE_4, {"fold": 1})]))
     path = datalist(training=[("sub-01/lost.nii.gz", {})])
     assert "lost.nii.gz: No such file" in refusal(dataset, datalist=path)
     path.write_text("[]")
@@ -373,6 +378,25 @@ def test_a_covariate_without_any_value_is_named():
     schema = CovariateSchema.from_dict({"covariates": [{"name": "tbv", "range": [1000, 2000], "missing": "allowed"}]})
     with pytest.warns(UserWarning, match="participants.tsv: no row has a value of tbv. Is the column's name right"):
         column_problems([{"tbv": None}, {"tbv": None}], schema, "participants.tsv")
+
+
+@pytest.mark.parametrize(
+    ("ages", "message"),
+    [
+        ([99.0] * 5 + [61.0, 64.0, 64.0], "p.tsv: age is 99, its highest value, in 5 rows. If this stands for a missing value"),
+        ([65.0] * 5, "p.tsv: age is 65.0 in every row, so a model cannot learn its effect"),
+        ([60.0, 61.0, 62.0, 63.0, 63.0, 63.0], ""),
+        ([65.0] * 3, ""),  # too few to say
+        ([64.0, 64.0, 65.0, 65.0, 65.0, 65.0], ""),
+    ],
+)
+def test_ages_that_look_like_a_code_or_do_not_vary_get_a_warning(ages, message):
+    schema = CovariateSchema((Covariate("age", "years", range=(44, 82), limits=(18, 120)),))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        column_problems([{"age": age} for age in ages], schema, "p.tsv")
+    found = [str(one.message) for one in caught if "lies outside" not in str(one.message)]
+    assert len(found) == bool(message) and "".join(found).startswith(message)
 
 
 def test_units_of_a_table_of_sessions_are_checked(dataset):

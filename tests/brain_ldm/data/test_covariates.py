@@ -270,6 +270,11 @@ def test_a_misspelt_argument_names_the_nearest_covariate(schema):
         single_request(schema, {"ventricle_ml": 40})
 
 
+def test_a_name_that_only_tables_have_is_no_misspelt_covariate(schema):
+    with pytest.raises(ValueError, match="request: 'noise' is no covariate. Known: .*Give it in a table of --requests"):
+        single_request(schema, {"noise": "a"})
+
+
 def test_a_single_request_lists_all_that_it_lacks(schema):
     with pytest.raises(ValueError, match="(?s)sex is missing.*ventricles_ml is missing"):
         single_request(schema, {"age": 70, "brain_normalised_ml": 1500})
