@@ -34,6 +34,8 @@ BRIGHT_FLUID = (
     "are brighter in the ventricles than in white matter, unlike T1w. They may be T2w, or not registered to MNI space: look at "
     "them"
 )
+STRIPPED = "show no skull, and the others do. A model would learn both: strip all scans, or none"
+MOST_STRIPPED_L = 2.3  # of voxels above the lowest value; up to 1.7 in brains without skull, 2.9 or more in heads; chosen
 CUT = "have planes of one value in the middle of the brain. A part of the head may be missing: look at them"
 
 
@@ -50,8 +52,8 @@ def check_images(
     paths: Sequence[str], spacing_mm: float, cache_file: str | Path | None = None
 ) -> tuple[list[str], dict[str, Content]]:
     """Check images as `bids.read_dataset` describes. Warn about images that may not be registered to MNI space, or
-    whose brightest voxels would take contrast from the others, that look inverted or like T2w, or that lack a part of the
-    brain.
+    whose brightest voxels would take contrast from the others, that look inverted or like T2w, that lack a part of the
+    brain, or that alone lack the skull.
 
     Returns:
         one line for each problem, in the order of `paths`, and the content of each image that passes, by its path.
@@ -73,6 +75,8 @@ def check_images(
         lower_mm = _corners_mm(image.shape[:3], image.affine).min(axis=0)
         if found := fluid_brighter_than_white_matter(values, lower_mm, spacing_mm):
             remarks[BRIGHT_FLUID] = f" ({found})"
+        if np.count_nonzero(values > lowest) * spacing_mm**3 / 1e6 < MOST_STRIPPED_L:
+            remarks[STRIPPED] = ""
         if _has_empty_planes(values, lower_mm, spacing_mm):
             remarks[CUT] = ""
         return [voxels_sha256(values), lowest, highest, remarks]
@@ -83,6 +87,8 @@ def check_images(
     for path, content in contents.items():
         for remark, measured in content.remarks.items():
             odd[remark].append(path + measured)
+    if len(odd[STRIPPED]) in (0, len(contents)):
+        del odd[STRIPPED]
     for remark, those in odd.items():
         warnings.warn(f"{len(those)} images, such as {min(those)}, {remark}", stacklevel=3)
     return problems, contents

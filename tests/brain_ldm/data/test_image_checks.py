@@ -116,6 +116,20 @@ def test_bright_ventricles_get_a_warning_with_both_intensities_in_each_run(paths
         assert not found or f"{path} (ventricles 1, white matter 0.504)" in found[0]
 
 
+@pytest.mark.parametrize("stripped", [1, 3])
+def test_scans_without_skull_among_others_get_a_warning(paths, stripped):
+    """The volumes fill the field of view, 5.7 litres. A brain fills less than 2."""
+    brain = VOLUME + 0.1
+    brain[:3], brain[-3:], brain[:, :7], brain[:, -7:], brain[:, :, -5:] = 0, 0, 0, 0, 0
+    for path in paths[:stripped]:
+        save(Path(path), brain)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert not problems(paths)
+    expected = [f"1 images, such as {paths[0]}, show no skull, and the others do"] if stripped == 1 else []
+    assert [str(one.message).split(". ")[0] for one in caught] == expected
+
+
 @pytest.mark.parametrize("plane", [np.s_[:, :, 10:], np.s_[12:], np.s_[:, 11]])
 def test_a_scan_that_lacks_a_part_of_the_brain_gets_a_warning(paths, tmp_path, plane):
     cut = VOLUME.copy()
