@@ -34,6 +34,7 @@ from pathlib import Path
 
 from cohorts.cohort import Cohort, read_cohort, refuse_other_tools, refuse_same_folder
 from cohorts.row_matching import read_by_participant, split_by_tool
+from cohorts.scans_or_synthetic import refuse_scans, refuse_synthetic
 from conditioning_parts.report_section import ReportSection
 from conditioning_parts.requested_against_measured import GENERATED, SCANS, THROUGH, requested_against_measured
 from conditioning_parts.size_distributions import ImpossibleSize, size_distributions
@@ -56,6 +57,11 @@ def read_cohorts(options: argparse.Namespace) -> dict[str, Cohort]:
             raise ValueError(f"{kind}: give both the folder and the tables of what was measured in it")
         if folder is not None:
             cohort = read_cohort(folder, options.tables[kind], everyone=kind == GENERATED)
+            for image in list(cohort.images.values())[:1]:
+                if kind == GENERATED:
+                    refuse_scans(image, "GENERATED_DIR")
+                elif kind == SCANS:
+                    refuse_synthetic(image, "--real")
             cohorts[kind] = cohort.unseen() if kind == SCANS else cohort
     for cohort in cohorts.values():
         refuse_other_tools(next(iter(cohorts.values())), cohort)

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cohorts.cohort import describe, read_cohort, refuse_same_folder
+from cohorts.scans_or_synthetic import refuse_scans, refuse_synthetic
 from report_page.embedded_volumes import fitting_spacing
 from report_page.label_names import read_label_names
 from report_page.page import Content, page
@@ -44,6 +45,9 @@ def read_content(options: argparse.Namespace) -> Content:
     for cohort in cohorts.values():
         if cohort.expected.empty:
             raise ValueError(f"{cohort.folder / 'participants.tsv'}: lists no volume")
+    for kind, where in (("generated", "GENERATED_DIR"), ("synthetic", "--synthetic"), ("cohort", "--real")):
+        for image in list(cohorts[kind].images.values())[:1] if kind in cohorts else ():
+            (refuse_synthetic if kind == "cohort" else refuse_scans)(image, where)
     content = Content(
         cohorts=cohorts,
         names={kind: read_label_names(cohort.folder) for kind, cohort in cohorts.items()},

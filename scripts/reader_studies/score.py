@@ -63,6 +63,7 @@ def read_results(path: Path, key: pd.DataFrame, partial: bool = False) -> pd.Dat
         raise ValueError(f"{path}: expected columns {', '.join(COLUMNS)}, got {', '.join(header)}")
     refuse(problems)
     table = pd.DataFrame(list(rows.values()), columns=COLUMNS)
+    table["rating"] = table["rating"].str.replace(r"^([1-5])\.0*$", r"\1", regex=True)  # as spreadsheets and pandas write 5
     study, row_of = key["study"].iloc[0], {}
     for number, row in zip(rows, table.itertuples(index=False)):
         problem = None

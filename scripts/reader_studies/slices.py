@@ -9,6 +9,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from cohorts.scans_or_synthetic import refuse_scans, refuse_synthetic
 from PIL import Image
 from shared.files import is_there, sha256
 from shared.head_mask import head_mask
@@ -55,6 +56,8 @@ def find_volumes(sources: Iterable[Path], kind: str, split: str | None = None) -
             raise ValueError(f"{source}: --split {split} takes folders with participants.tsv, this is a file")
         else:
             paths.append(source)
+    for path in paths:
+        (refuse_scans if kind == "synthetic" else refuse_synthetic)(path, f"--{kind}")
     return of_each(lambda path: _survey(path, kind), paths, f"of {len(paths)} {kind} volumes cannot be used:")
 
 

@@ -480,6 +480,16 @@ def save_results(tmp_path, rows, header="study\treader\titem\trating\tguess\tsec
     return path
 
 
+def test_ratings_that_a_spreadsheet_wrote_as_decimals_are_read(tmp_path):
+    key = key_of(["real", "synthetic"])
+    items = list(key.index)
+    rows = [f"{key['study'].iloc[0]} Anna {items[0]} 5.0 real 3", f"{key['study'].iloc[0]} Anna {items[1]} 2.5 real 3"]
+    path = save_results(tmp_path, rows[:1])
+    assert list(read_results(path, key, partial=True)["rating"].astype(float)) == [5]
+    with pytest.raises(ValueError, match="row 3: the rating of item .* must be 1 .very good. to 5 .very poor., got '2.5'"):
+        read_results(save_results(tmp_path, rows), key)
+
+
 @pytest.mark.parametrize("name", ['"Al', "cost $x^{$"])
 def test_a_name_is_taken_as_it_is_written(tmp_path, name, few_resamples):
     """The page writes no quotes; a $ starts a formula in matplotlib, which cannot always be read."""
@@ -601,3 +611,15 @@ def test_a_key_that_was_edited_is_refused(tmp_path, column, cell):
     key.reindex(columns=KEY_COLUMNS).to_csv(tmp_path / "key.tsv", sep="\t", index=False)
     with pytest.raises(ValueError, match="key.tsv: item i. is there twice, or its position"):
         read_key(tmp_path / "key.tsv")
+
+
+def test_scans_and_synthetic_volumes_that_were_exchanged_are_refused(tmp_path):
+    """The key called each of them the other."""
+    real, made = save_cohorts(tmp_path)
+    bundle = {"DatasetType": "derivative", "GeneratedBy": [{"Name": "brain_ldm_bundle"}]}
+    (made[0] / "dataset_description.json").write_text(json.dumps(bundle))
+    with pytest.raises(ValueError, match="sub-syn0_T1w.nii.gz: is synthetic, as .* says, but --real takes scans"):
+        find_volumes(made, "real")
+    (real[0] / "dataset_description.json").write_text(json.dumps({"DatasetType": "raw"}))
+    with pytest.raises(ValueError, match="sub-0_T1w.nii.gz: is a scan, as .* says, but --synthetic takes synthetic volumes"):
+        find_volumes(real, "synthetic")
