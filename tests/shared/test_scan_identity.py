@@ -86,3 +86,14 @@ def test_two_copies_in_one_split_get_a_warning(tmp_path, read, identities):
         scan(tmp_path / f"sub-{number}" / "anat" / f"sub-{number}_T1w.nii", seed)
     with pytest.warns(UserWarning, match="1 scans occur twice, such as .*sub-3_T1w.nii is a copy of .*sub-1_T1w.nii. They"):
         assert len(read(tmp_path)) == 3
+
+
+def test_other_scans_than_those_of_the_training_get_a_warning_if_these_are_known():
+    """Their noise would be stored with a model that never saw them."""
+    items = [{"image": f"{name}.nii", "voxels_sha256": name} for name in "abc"]
+    with pytest.warns(UserWarning, match="model.pt was not trained on 2 of 3 scans in the split 'training', such as b.nii"):
+        ldm_identities.warn_unseen(items, {"seen_voxels": ["a", "z"]}, "model.pt")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ldm_identities.warn_unseen(items, {"seen_voxels": ["a", "b", "c"]}, "model.pt")
+        ldm_identities.warn_unseen(items, {}, "model.pt")

@@ -56,6 +56,18 @@ def knows_all(recipe: Mapping) -> bool:
     return "seen_voxels" in recipe and not (recipe.get("seen_unknown") or recipe.get("unknown_start"))
 
 
+def warn_unseen(items: Sequence[Mapping], recipe: Mapping, weights: str | Path) -> None:
+    """Warn about scans of the training split that weights were not trained on, if their recipe records their scans."""
+    seen = set(recipe.get("seen_voxels", ()))
+    new = [item["image"] for item in items if item["voxels_sha256"] not in seen]
+    if seen and new:
+        warnings.warn(
+            f"{weights} was not trained on {len(new)} of {len(items)} scans in the split 'training', such as {new[0]}. Its "
+            f"volumes get the noise and the bias field of these scans",
+            stacklevel=2,
+        )
+
+
 def refuse_seen(items: Sequence[Mapping], recipe: Mapping, split: str, weights: str = "the weights") -> None:
     """Refuse held-out scans that weights were trained on. Warn if the weights do not record all of their training scans.
 

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from ..model.networks import Autoencoder
 from ..shared.acquisition import MOST_SCANS, measure
+from ..shared.scan_identity import warn_unseen
 from ..shared.weights import add_to_recipe, load_weights, recipe_to_extend
 
 
@@ -47,6 +48,7 @@ def store(
     recipe = recipe_to_extend(model_file, used)
     if "acquisition" in recipe and not again:
         return
+    warn_unseen(data["training"], recipe, model_file)
     made_by = "python -m monai.bundle run training_autoencoder ..."
     load_weights(autoencoder, autoencoder_file, made_by, recipe.get("autoencoder_sha256"))
     autoencoder.to(device).eval()

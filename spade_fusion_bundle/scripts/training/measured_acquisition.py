@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from ..model.networks import SpadeFusion
 from ..shared.acquisition import MOST_SCANS, measure
+from ..shared.scan_identity import warn_unseen
 from ..shared.weights import add_to_recipe, load_weights, recipe_to_extend
 
 
@@ -45,6 +46,7 @@ def store(
     recipe = recipe_to_extend(model_file, used)
     if "acquisition" in recipe and not again:
         return
+    warn_unseen(data["training"], recipe, model_file)
     load_weights(network, model_file).to(device).eval()
 
     def pairs() -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
