@@ -14,7 +14,7 @@ from monai.transforms import SpatialResample
 from monai.transforms.utils import get_largest_connected_component_mask
 from scipy import ndimage
 from shared import mni_box
-from shared.nifti import grey_values, named, read_volume
+from shared.nifti import grey_values, named, read_volume, refuse_noise
 from shared.weights import load_weights
 
 WEIGHTS = Path(__file__).with_name("volume_net.pt")
@@ -22,7 +22,6 @@ SPACING_MM = 2
 SHAPE = mni_box.size(SPACING_MM)  # (80, 112, 80)
 VOXEL_ML = SPACING_MM**3 / 1000
 CLASSES = ("other", "csf", "grey", "white", "ventricles")  # CSF without the lateral ventricles
-LEAST_CORRELATION = 0.2  # of bright neighbouring voxels: 0.59 or more in heads of 1 to 4 mm, 0 in noise; chosen
 MOST_AROUND = 0.45  # mean outside of the skull in units of white matter: 0.15 to 0.3 in heads, more in inverted scans; chosen
 BRAIN_EXTENT_MM = ((-65, 65), (-98, 66), (-45, 74))  # MNI space; a volume must hold nearly all of it
 
@@ -66,7 +65,7 @@ def read_on_grid(path: Path) -> torch.Tensor:
     image = read_volume(path)
     with named(path):
         values = grey_values(image).astype(np.float32)
-        _refuse_noise(values)
+        refuse_noise(values)
     spacing_mm = nib.affines.voxel_sizes(image.affine)
     if not ((0.45 < spacing_mm) & (spacing_mm < 4.5)).all():
         raise ValueError(f"{path}: voxels of {np.round(spacing_mm, 2).tolist()} mm, but only 1 to 4 mm can be measured")
@@ -84,15 +83,6 @@ def read_on_grid(path: Path) -> torch.Tensor:
     resample = SpatialResample(mode="bilinear", padding_mode="zeros", dtype=torch.float32)
     on_grid = resample(volume, dst_affine=affine, spatial_size=[n * points for n in SHAPE]).as_tensor()
     return scale_intensity(torch.nn.functional.avg_pool3d(on_grid, points)[0])
-
-
-def _refuse_noise(values: np.ndarray) -> None:
-    """Refuse a volume (X, Y, Z) whose bright voxels say nothing about their neighbours."""
-    bright = values > 0.1 * np.percentile(values[::2, ::2], 99.5)
-    pairs = bright[1:] & bright[:-1]
-    one, other = values[1:][pairs], values[:-1][pairs]
-    if one.size and one.std() > 0 and other.std() > 0 and (found := np.corrcoef(one, other)[0, 1]) < LEAST_CORRELATION:
-        raise ValueError(f"neighbouring voxels have a correlation of {found:.2f}, as in noise. Give a T1w of a head")
 
 
 def refuse_bright_surroundings(image: torch.Tensor, probabilities: torch.Tensor) -> None:

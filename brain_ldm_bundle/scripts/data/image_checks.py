@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,6 +36,8 @@ BRIGHT_FLUID = (
 )
 STRIPPED = "show no skull, and the others do. A model would learn both: strip all scans, or none"
 MOST_STRIPPED_L = 2.3  # of voxels above the lowest value; up to 1.7 in brains without skull, 2.9 or more in heads; chosen
+UPSIDE_DOWN = "show more above the head than below it. They may be upside down: look at them"
+NECK_AND_AIR_MM = (-55, 95)  # planes below and above the brain in MNI space: the first crosses the neck, the second air
 CUT = "have planes of one value in the middle of the brain. A part of the head may be missing: look at them"
 
 
@@ -70,15 +72,9 @@ def check_images(
         lowest, low, high, highest = spread(values)
         if highest - high > high - low:
             remarks[STRETCHED] = ""
-        if _corners_minus_middle(values) > (high - low) / 10:
-            remarks[INVERTED] = ""
-        lower_mm = _corners_mm(image.shape[:3], image.affine).min(axis=0)
-        if found := fluid_brighter_than_white_matter(values, lower_mm, spacing_mm):
-            remarks[BRIGHT_FLUID] = f" ({found})"
         if np.count_nonzero(values > lowest) * spacing_mm**3 / 1e6 < MOST_STRIPPED_L:
             remarks[STRIPPED] = ""
-        if _has_empty_planes(values, lower_mm, spacing_mm):
-            remarks[CUT] = ""
+        remarks |= odd_heads(values, _corners_mm(image.shape[:3], image.affine).min(axis=0), spacing_mm)
         return [voxels_sha256(values), lowest, highest, remarks]
 
     problems, found = check_files([[path] for path in paths], check, [spacing_mm], cache_file=cache_file)
@@ -89,9 +85,32 @@ def check_images(
             odd[remark].append(path + measured)
     if len(odd[STRIPPED]) in (0, len(contents)):
         del odd[STRIPPED]
-    for remark, those in odd.items():
-        warnings.warn(f"{len(those)} images, such as {min(those)}, {remark}", stacklevel=3)
+    warn(odd)
     return problems, contents
+
+
+def warn(odd: Mapping[str, Sequence[str]]) -> None:
+    """Warn once for each remark, about the images that it is true for."""
+    for remark, those in odd.items():
+        warnings.warn(f"{len(those)} images, such as {min(those)}, {remark}", stacklevel=4)
+
+
+def odd_heads(values: np.ndarray, lower_mm: np.ndarray, spacing_mm: float) -> dict[str, str]:
+    """Return what is odd about a head, and what was measured. The volume (X, Y, Z) begins at its lower corner in RAS."""
+    _, low, high, _ = spread(values)
+    remarks = {}
+    if _corners_minus_middle(values) > (high - low) / 10:
+        remarks[INVERTED] = ""
+    if found := fluid_brighter_than_white_matter(values, lower_mm, spacing_mm):
+        remarks[BRIGHT_FLUID] = f" ({found})"
+    if _has_empty_planes(values, lower_mm, spacing_mm):
+        remarks[CUT] = ""
+    neck, air = (int((z - lower_mm[2]) / spacing_mm) for z in NECK_AND_AIR_MM)
+    if 0 <= neck < air < values.shape[2]:
+        neck, air = (np.mean(values[..., plane] > low + (high - low) / 10) for plane in (neck, air))
+        if air > neck + 0.1:
+            remarks[UPSIDE_DOWN] = ""
+    return remarks
 
 
 def _corners_minus_middle(values: np.ndarray) -> float:

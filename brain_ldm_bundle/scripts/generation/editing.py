@@ -16,12 +16,13 @@ from monai.utils import convert_to_dst_type
 
 from ..data.covariates import CovariateSchema, single_request
 from ..data.derivative import Derivative
-from ..data.image_checks import refuse_elsewhere
+from ..data.image_checks import odd_heads, refuse_elsewhere, warn
 from ..model.networks import DiffusionUNet
 from ..model.sampler import LatentSampler
 from ..shared.acquisition import draw
 from ..shared.files import sha256
-from ..shared.nifti import named, read_grey_values
+from ..shared.mni_box import FIELD_OF_VIEW_MM, LOWER_CORNER_MM
+from ..shared.nifti import named, read_grey_values, refuse_noise
 
 NOTICE = "Synthetic: a scan edited by a generative model. It may identify the subject. For research, not for clinical use."
 
@@ -133,8 +134,12 @@ def _refuse_no_head(inputs: torch.Tensor) -> None:
             shape = [int(side) for side in meta["spatial_shape"]]
             refuse_elsewhere(shape, torch.as_tensor(meta["original_affine"]).numpy())
         if Path(where).is_file():
-            read_grey_values(where)
+            refuse_noise(read_grey_values(where))
     if not torch.isfinite(inputs).all():
         raise ValueError(f"{where}: has voxels that are NaN or infinite. Replace them, e.g. by 0")
     if inputs.min() == inputs.max():
         raise ValueError(f"{where}: is constant in the model's field of view. Give a T1w of a head in MNI space")
+    if Path(where).is_file():
+        on_grid = torch.as_tensor(inputs[0, 0]).flip(0).cpu().numpy()  # in RAS order
+        remarks = odd_heads(on_grid, LOWER_CORNER_MM, FIELD_OF_VIEW_MM[0] / len(on_grid))
+        warn({remark: [f"{where}{measured}"] for remark, measured in remarks.items()})

@@ -116,11 +116,19 @@ def test_bright_ventricles_get_a_warning_with_both_intensities_in_each_run(paths
         assert not found or f"{path} (ventricles 1, white matter 0.504)" in found[0]
 
 
+def test_a_head_upside_down_gets_a_warning(paths, tmp_path):
+    z = np.indices(VOLUME.shape)[2]
+    for name, volume in (("upright", VOLUME * (z < 15)), ("turned", VOLUME * (z >= 5))):
+        paths.append(str(save(tmp_path / f"sub-{name}_T1w.nii.gz", volume + 0.001 * VOLUME)))
+    with pytest.warns(UserWarning, match="1 images, such as .*sub-turned_T1w.nii.gz, show more above the head than below"):
+        assert not problems(paths[3:])
+
+
 @pytest.mark.parametrize("stripped", [1, 3])
 def test_scans_without_skull_among_others_get_a_warning(paths, stripped):
     """The volumes fill the field of view, 5.7 litres. A brain fills less than 2."""
     brain = VOLUME + 0.1
-    brain[:3], brain[-3:], brain[:, :7], brain[:, -7:], brain[:, :, -5:] = 0, 0, 0, 0, 0
+    brain[:3], brain[-3:], brain[:, :5], brain[:, -5:], brain[:, :, -5:] = 0, 0, 0, 0, 0
     for path in paths[:stripped]:
         save(Path(path), brain)
     with warnings.catch_warnings(record=True) as caught:

@@ -187,8 +187,10 @@ def test_a_table_of_predictions_that_cannot_be_written_is_refused_before_any_wor
     """It was refused after the evaluation of the test scans."""
     (tmp_path / "models").mkdir()
     weights(tmp_path / "models")
-    for predictions, message in (("participants.tsv", "would replace data"), ("folder", "A folder has this name")):
-        (tmp_path / "folder").mkdir(exist_ok=True)
+    for predictions, message in (
+        ("participants.tsv", "would replace data"),
+        ("participants.tsv/a.tsv", "Not a directory while writing"),
+    ):
         (tmp_path / "participants.tsv").touch()
         more = {"split": "validation", "predict_dir": str(dataset_dir), "predictions": str(tmp_path / predictions)}
         with pytest.raises(Exception) as error:

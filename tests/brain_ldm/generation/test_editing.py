@@ -17,6 +17,7 @@ from brain_ldm_bundle.scripts.data.covariates import CovariateSchema
 from brain_ldm_bundle.scripts.generation.editing import Editor, read_request
 from brain_ldm_bundle.scripts.model.dpm_solver import make_sampler
 from brain_ldm_bundle.scripts.model.sampler import LatentSampler
+from brain_ldm_bundle.scripts.shared import mni_box
 
 IMAGE_SIZE = (8, 12, 4)
 SCHEMA = CovariateSchema.from_dict(
@@ -144,6 +145,26 @@ def test_a_label_map_is_refused_by_the_name_of_its_file(tmp_path):
     given = MetaTensor(image(), meta={"filename_or_obj": str(path)})  # interpolated, so its values no longer tell
     with pytest.raises(ValueError, match=rf"^{path}: has few different values"):
         editor()(given, tiny.unet())
+
+
+def test_noise_is_refused_and_a_head_upside_down_gets_a_warning(tmp_path):
+    tiny.write_dataset(tmp_path / "data", 1, 0)
+    upright = next((tmp_path / "data").rglob("*_T1w.nii.gz"))
+    values = nib.load(upright).get_fdata()
+    values[5:15, 8:18, :10] = 200  # the neck
+    noise, turned = np.random.default_rng(0).random(values.shape), values[..., ::-1]
+    affine, size = nib.load(upright).affine, mni_box.size(tiny.SPACING_MM)
+    ours = Editor(LatentSampler(tiny.autoencoder(), make_sampler("ddim", 2), size), SCHEMA, REQUEST)
+
+    def edit(path, volume):
+        nib.save(nib.Nifti1Image(volume.astype(np.float32), affine), path)
+        loaded = torch.from_numpy(np.flip(volume, 0).copy()).float()[None, None] / volume.max()  # LAS
+        return ours(MetaTensor(loaded, meta={"filename_or_obj": str(path)}), tiny.unet())
+
+    with pytest.raises(ValueError, match="noise.nii: neighbouring voxels have a correlation of -?0.0., as in noise"):
+        edit(tmp_path / "noise.nii", noise)
+    with pytest.warns(UserWarning, match="turned.nii, show more above the head than below it. They may be upside down"):
+        edit(tmp_path / "turned.nii", turned)
 
 
 def test_a_network_without_the_weights_is_refused():
