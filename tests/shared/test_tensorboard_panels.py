@@ -2,7 +2,7 @@ import torch
 from ignite.engine import Engine
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from brain_ldm_bundle.scripts.shared.tensorboard_panels import Panels, three_planes
+from brain_ldm_bundle.scripts.shared.tensorboard_panels import Curves, Panels, three_planes
 
 
 def test_the_three_planes_stand_upright_with_the_nose_to_the_left():
@@ -29,3 +29,14 @@ def test_panels_are_drawn_every_few_epochs(tmp_path):
     trainer.run([0], max_epochs=5)
     events = EventAccumulator(str(tmp_path)).Reload()
     assert [image.step for image in events.Images("samples")] == [2, 4]
+
+
+def test_curves_leave_no_file_before_their_first_value(tmp_path):
+    """A run that was refused after its handlers were made left event files."""
+    curves = Curves(str(tmp_path / "logs"), epoch_log=False)
+    trainer = Engine(lambda engine, batch: [{"loss": 2.0 * batch}])
+    curves.attach(trainer)
+    assert not (tmp_path / "logs").exists()
+    trainer.run([1, 2], max_epochs=1)
+    events = EventAccumulator(str(tmp_path / "logs")).Reload()
+    assert [(one.step, one.value) for one in events.Scalars("train_loss")] == [(1, 2.0), (2, 4.0)]

@@ -1,4 +1,4 @@
-"""Show volumes in TensorBoard as their three mid-planes, next to each other."""
+"""Show curves in TensorBoard, and volumes as their three mid-planes, next to each other."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from ignite.engine import Engine, Events
+from monai.handlers import TensorBoardStatsHandler
 from torch.utils.tensorboard import SummaryWriter
 
 
@@ -42,3 +43,22 @@ class Panels:
             for name, batch in self.volumes().items():
                 picture = torch.cat([three_planes(volume[0].float().cpu()) for volume in batch], dim=1)
                 writer.add_image(name, picture, engine.state.epoch)
+
+
+class Curves(TensorBoardStatsHandler):
+    """MONAI's handler, which opens its file at the first value, so that a run that is refused leaves none."""
+
+    def __init__(self, log_dir: str, **options) -> None:
+        super().__init__(LateWriter(log_dir), **options)
+
+
+class LateWriter(SummaryWriter):
+    """A writer whose file is created with its first value."""
+
+    def __init__(self, log_dir: str) -> None:
+        self._is_new = True
+        super().__init__(log_dir)
+        self._is_new = False
+
+    def _get_file_writer(self):
+        return None if self._is_new else super()._get_file_writer()

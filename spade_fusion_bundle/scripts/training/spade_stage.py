@@ -15,7 +15,6 @@ from monai.handlers import (
     IgniteMetricHandler,
     LrScheduleHandler,
     MLFlowHandler,
-    TensorBoardStatsHandler,
     ValidationHandler,
     from_engine,
 )
@@ -32,7 +31,7 @@ from ..model.plane_weights import generator_file
 from ..shared.handlers import BestWeights, EpochSeed, Progress, StopAtNonFinite, validation_interval
 from ..shared.resume import Resume
 from ..shared.ssim import SSIM
-from ..shared.tensorboard_panels import Panels
+from ..shared.tensorboard_panels import Curves, Panels
 from .batch_norm import ReestimateBatchNorm
 from .learning_rate import linear_decay
 
@@ -143,7 +142,7 @@ class SpadeStage:
         ]
         if self.main:
             handlers += [
-                TensorBoardStatsHandler(log_dir=log_dir, epoch_log=False),
+                Curves(log_dir, epoch_log=False),
                 Panels(log_dir, lambda: self._pictures(generator, inferer), self.panel_interval),
                 Progress(f"SPADE {plane}" + ("" if fold is None else f", without fold {fold}")),
             ]
@@ -195,7 +194,7 @@ class SpadeStage:
         pred_and_label = from_engine(["pred", "label"])
         handlers = [ReestimateBatchNorm(generator, loader, self.batch_norm_batches, self.device), best]
         if self.main:
-            handlers.append(TensorBoardStatsHandler(log_dir=log_dir, iteration_log=False))
+            handlers.append(Curves(log_dir, iteration_log=False))
             if self.tracking:
                 handlers.append(self.tracking(run_name=Path(log_dir).name, iteration_log=False))
         return SupervisedEvaluator(
