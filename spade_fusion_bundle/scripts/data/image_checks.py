@@ -73,11 +73,17 @@ def _check_pair(image: str, label: str, *_: str, table: LabelTable, partial_maps
             problems = [f"{label}: has the affine {map_rows}, not {rows} as {remedy}"]
         elif of_map == identity:
             problems = [f"{image}: has the same voxels as its label map {label}. Give the scan"]
-        elif np.ptp(inside := values[labels.reshape(values.shape) > 0]) == 0:
-            problems = [f"{image}: is {inside[0]:g} wherever its label map {label} has labels. Give the scan of this map"]
+        else:
+            classes = table.classes(labels, label).reshape(values.shape)
+            for part, mask in (("labels", classes > 0), ("labels of the brain", np.isin(classes, table.brain))):
+                if mask.any() and np.ptp(inside := values[mask]) == 0:
+                    problems = [
+                        f"{image}: is {inside[0]:g} wherever its label map {label} has {part}. Give the scan of this map"
+                    ]
+                    break
     if problems:
         raise ValueError("\n".join(problems))
-    return [identity, of_map, _bright_fluid(values, table.classes(labels, label), table)]
+    return [identity, of_map, _bright_fluid(values, classes, table)]
 
 
 def _bright_fluid(values: np.ndarray, classes: np.ndarray, table: LabelTable) -> str:
@@ -88,7 +94,7 @@ def _bright_fluid(values: np.ndarray, classes: np.ndarray, table: LabelTable) ->
     ]
     if not all(mask.any() for mask in masks):
         return ""
-    fluid, white = (float(values.reshape(mask.shape)[mask].mean()) for mask in masks)
+    fluid, white = (float(values[mask].mean()) for mask in masks)
     lowest = float(values.min())
     bright = fluid - lowest > LEAST_RATIO * (white - lowest)
     return f"ventricles {fluid:.3g}, white matter {white:.3g}" if bright else ""

@@ -123,6 +123,8 @@ def _bids_items(dataset_dir: Path) -> tuple[list[dict], list[str]]:
     scans = find_in_anat(dataset_dir, "T1w")
     if not scans:
         raise ValueError(f"{dataset_dir}: no T1w scans sub-X/[ses-Y/]anat/*_T1w.nii.gz. Is it the root of a BIDS data set?")
+    if made_by(dataset_dir, GENERATOR):
+        raise ValueError(f"{dataset_dir}: holds synthetic volumes, which {GENERATOR} made. Give a data set of scans")
     maps_of = {}
     for root in (dataset_dir, *sorted(dataset_dir.glob("derivatives/[!.]*/"))):
         if made_by(root, GENERATOR):  # skip synthetic images and their maps

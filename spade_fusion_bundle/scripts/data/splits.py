@@ -87,9 +87,16 @@ def refuse_too_few(data: Mapping[str, Sequence[dict]], folds: int = 0, world_siz
 
 
 def fingerprint(data: Mapping[str, Sequence[dict]]) -> str:
-    """Hash names of scans and maps, and the maps' voxels, in each split and fold. The folder's path does not matter."""
+    """Hash names and voxels of scans and maps in each split and fold. The folder's path does not matter."""
     rows = sorted(
-        (split, Path(item["image"]).name, Path(item["label"]).name, item["map_sha256"], item.get("fold", -1))
+        (
+            split,
+            Path(item["image"]).name,
+            Path(item["label"]).name,
+            item["voxels_sha256"],
+            item["map_sha256"],
+            item.get("fold", -1),
+        )
         for split, items in data.items()
         for item in items
     )

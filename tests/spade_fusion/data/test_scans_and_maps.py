@@ -168,6 +168,23 @@ def test_bright_ventricles_get_a_warning_with_both_means_in_each_run(tmp_path, c
             read_dataset(tmp_path, table, cache_file=tmp_path / "checked.json" if cached else None)
 
 
+def test_volumes_that_the_bundle_made_are_no_data_set_of_scans(few):
+    """It said that no scan has a label map, although each has one beside it."""
+    (few / "dataset_description.json").write_text('{"Name": "x", "GeneratedBy": [{"Name": "spade_fusion_bundle"}]}')
+    assert f"{few}: holds synthetic volumes, which spade_fusion_bundle made. Give a data set of scans" in refusal(few)
+
+
+def test_a_scan_without_its_brain_is_refused(tmp_path):
+    """As if a mask was applied the wrong way round: the skull remains."""
+    tiny_spade.write_dataset(tmp_path, ("train", "train", "fusion", "validation"))
+    path = tmp_path / "sub-02" / "anat" / "sub-02_T1w.nii.gz"
+    scan = nib.load(path)
+    labels = np.asarray(nib.load(tmp_path / "derivatives" / "blobs" / "sub-02" / "anat" / "sub-02_dseg.nii.gz").dataobj)
+    nib.save(nib.Nifti1Image(np.where((labels > 1) & (labels < 16), 0, scan.get_fdata()), scan.affine, scan.header), path)
+    with pytest.raises(ValueError, match=f"{path}: is 0 wherever its label map .* has labels of the brain. Give the scan"):
+        read_dataset(tmp_path, LabelTable.from_file(TABLES, "demo"))
+
+
 def test_a_data_set_without_any_map_is_refused(cohort):
     shutil.rmtree(cohort / "derivatives")
     shutil.rmtree(cohort / "sub-04")
@@ -641,12 +658,14 @@ def test_sessions_do_not_count_as_participants_of_the_folds():
 
 def test_the_fingerprint_is_of_the_data_and_not_of_their_place():
     def of(folder="a", label="sub-1_dseg", split="training", **more):
-        item = {"image": f"/{folder}/sub-1_T1w.nii.gz", "label": f"/{folder}/{label}.nii.gz", "map_sha256": "0", **more}
+        item = {"image": f"/{folder}/sub-1_T1w.nii.gz", "label": f"/{folder}/{label}.nii.gz"}
+        item |= {"voxels_sha256": "0", "map_sha256": "0", **more}
         return fingerprint({"training": [], "fusion": [], split: [item]})
 
     assert of() == of(folder="b")
     assert len({of(), of(label="sub-1_desc-aseg_dseg"), of(split="fusion"), of(fold=0), of(fold=1)}) == 5
     assert of() != of(map_sha256="1")  # a corrected map; its scan is the same
+    assert of() != of(voxels_sha256="1")  # a scan that was prepared again
 
 
 def test_participants_without_a_split_are_split_by_the_seed(cohort):
