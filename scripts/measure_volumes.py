@@ -18,7 +18,7 @@ from pathlib import Path
 
 import nibabel as nib
 import torch
-from cohorts.row_matching import typed
+from cohorts.row_matching import refuse_other_unit, typed
 from measurement import volume_net
 from measurement.accuracy import accuracy_row, describe_accuracy, format_table
 from measurement.output_table import VOLUMES, complete_row, identity_of, write_table
@@ -131,6 +131,9 @@ def read_true(cohort: Path) -> tuple[list[Path], Rows]:
     if missing := set(VOLUMES) - set(header):
         raise ValueError(f"{table}: no column {sorted(missing)}")
     refuse(problems + other_units(table, dict.fromkeys(VOLUMES, "mL")))
+    every = ((participant, row.cells, row.where) for participant, sessions in rows.items() for row in sessions.values())
+    names, cells, wheres = zip(*every)
+    refuse_other_unit(typed(names, VOLUMES, cells, wheres), str(table))
     return find_images([cohort]), rows
 
 

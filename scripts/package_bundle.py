@@ -45,6 +45,7 @@ VERSION = re.compile(r"\d+(\.\d+)*((a|b|rc|\.post|\.dev)\d+)?")
 ABSOLUTE_PATH = re.compile(
     r"(?<![\w.:/<])(/(?:home|Users|root|tmp|mnt|media|scratch|work|workspace)/[^\s\"']*|[A-Z]:\\\\\w[^\s\"']*)"
 )
+ABSOLUTE_VALUE = re.compile(r'"(/\w[^"]*)"')  # in JSON; text of messages may have examples such as /data/study
 WEIGHTS_OF_A_CONFIG = re.compile(r"@models_dir \+ '/([\w.-]+\.pt)'")
 
 
@@ -106,7 +107,8 @@ def problems(bundle: Path, files: Mapping[str, Path]) -> Iterator[str]:
             yield f"{name}: {error}"
             continue
         if path.suffix in {".json", ".py", ".conf", ".yml"}:
-            for found in ABSOLUTE_PATH.findall(text):
+            whole = ABSOLUTE_VALUE.findall(text) if path.suffix == ".json" else []
+            for found in dict.fromkeys([*ABSOLUTE_PATH.findall(text), *whole]):
                 yield f"{name} names a place on one computer: {found}"
         if name.startswith("configs/") and name.endswith(".json"):
             yield from config_problems(name, path, files)

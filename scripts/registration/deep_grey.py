@@ -15,6 +15,7 @@ CENTRES_MM = {
     (18, 54): (24, -4, -19),  # amygdala
     (26, 58): (9, 11, -7),  # accumbens
 }
+MOST_APART_MM = 10  # root mean square: 2 to 5 mm in real maps, 17 mm if their voxels are mirrored; chosen
 
 
 def rigid_to_mni(labels: np.ndarray, affine: np.ndarray) -> np.ndarray:
@@ -25,7 +26,7 @@ def rigid_to_mni(labels: np.ndarray, affine: np.ndarray) -> np.ndarray:
         affine: matrix (4, 4) from voxel indices to the map's mm.
 
     Raises:
-        ValueError: the map shows fewer than 6 of the 14 structures.
+        ValueError: the map shows fewer than 6 of the 14 structures, or they do not lie as in a head.
     """
     found, wanted = [], []
     for values, (x, y, z) in CENTRES_MM.items():
@@ -38,4 +39,10 @@ def rigid_to_mni(labels: np.ndarray, affine: np.ndarray) -> np.ndarray:
         raise ValueError(f"only {len(found)} of 14 deep grey structures found, but 6 are needed to place the map in MNI space")
     found, wanted = np.array(found), np.array(wanted, float)
     rotation = Rotation.align_vectors(wanted - wanted.mean(0), found - found.mean(0))[0].as_matrix()
+    apart_mm = float(np.sqrt(((wanted - wanted.mean(0) - (found - found.mean(0)) @ rotation.T) ** 2).sum(1).mean()))
+    if apart_mm > MOST_APART_MM:
+        raise ValueError(
+            f"the deep grey structures lie {apart_mm:.0f} mm from their places after the best rotation, but only up to "
+            f"{MOST_APART_MM} mm are plausible. Left and right may be exchanged: convert the map again, with its own affine"
+        )
     return nib.affines.from_matvec(rotation, wanted.mean(0) - rotation @ found.mean(0))

@@ -102,6 +102,16 @@ def test_a_map_without_deep_grey_cannot_be_placed(tmp_path):
         label_subject.make_subject(path, 4, seed=1, warp=False)
 
 
+def test_a_map_whose_voxels_are_mirrored_is_refused(tmp_path):
+    """The head was turned on its back."""
+    image = phantom()
+    mirrored = nib.Nifti1Image(np.asarray(image.dataobj)[::-1], image.affine)
+    with pytest.raises(
+        ValueError, match=r"head\.nii\.gz: the deep grey structures lie 1. mm from their places .* Left and right"
+    ):
+        label_subject.make_subject(save(mirrored, tmp_path), 4, seed=1, warp=False)
+
+
 def test_a_map_used_twice_gives_two_anatomies_with_its_own_labels(tmp_path):
     path = save(phantom(), tmp_path)
     table = make_demo_data.make_cohort(tmp_path / "cohort", 2, SETTINGS | {"labels": [path.name]}, [path])

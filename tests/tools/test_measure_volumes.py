@@ -297,13 +297,16 @@ def test_a_folder_without_volumes_is_refused(tmp_path):
         measure_volumes.find_images([tmp_path])
 
 
-def make_cohort(folder, sizes_mm, columns=VOLUMES):
+TRUE_ML = {"ventricles_ml": 200, "brain_ml": 1000, "icv_ml": 1400}
+
+
+def make_cohort(folder, sizes_mm, columns=VOLUMES, unit=1.0):
     rows = []
     for i, mm in enumerate(sizes_mm):
         path = folder / f"sub-{i}" / "anat" / f"sub-{i}_T1w.nii.gz"
         path.parent.mkdir(parents=True)
         nibabel.save(image_of(head(mm), 4.0), path)
-        rows.append({"participant_id": f"sub-{i}", **{name: 1000.0 * mm for name in columns}})
+        rows.append({"participant_id": f"sub-{i}", **{name: unit * (TRUE_ML[name] + 5.0 * mm) for name in columns}})
     pandas.DataFrame(rows).to_csv(folder / "participants.tsv", sep="\t", index=False)
     return folder
 
@@ -314,7 +317,7 @@ def test_accuracy_compares_with_the_cohorts_own_table_and_names_what_it_leaves_o
     rows = measure_volumes.accuracy(cohort)
     assert [row["volume"] for row in rows] == ["ventricles_ml", "brain_ml", "icv_ml"]
     assert rows[0]["n"] == 4 and rows[0]["spacing_mm"] == 4 and rows[0]["r"] > 0.9
-    assert rows[0]["bias"] < -10_000  # measured minus the table's litres
+    assert rows[0]["bias"] < -100  # measured minus the table's
     assert re.search(r"left out: .*sub-4_T1w.nii.gz: is 0 everywhere", capsys.readouterr().err)
 
 
@@ -331,6 +334,13 @@ def test_nothing_is_written_if_no_volume_can_be_measured(save, tmp_path, monkeyp
     with pytest.raises(ValueError, match="none of 1 images can be measured:\n.*is 0 everywhere"):
         measure_volumes.main()
     assert not (tmp_path / "volumes.tsv").exists()
+
+
+@pytest.mark.parametrize("unit", [1000.0, 0.001, 0.07])
+def test_accuracy_refuses_another_unit_of_the_true_volumes_before_it_measures(tmp_path, unit):
+    """In mm3, litres or percent of the head, its table showed slopes and biases of no meaning."""
+    with pytest.raises(ValueError, match="participants.tsv, its median: brain_ml would be .* mL, but only 300 to 2500 mL are"):
+        measure_volumes.read_true(make_cohort(tmp_path, (8, 10), unit=unit))
 
 
 def test_accuracy_needs_the_true_volumes(tmp_path):
