@@ -29,6 +29,7 @@ tools can measure. The command is for research, not for clinical use.
 from __future__ import annotations
 
 import argparse
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -73,7 +74,10 @@ def sizes(options: argparse.Namespace, cohorts: dict[str, Cohort]) -> ReportSect
     measured = {kind: cohort.rows_by_tool() for kind, cohort in cohorts.items()}
     for kind, paths in options.tables.items() if not cohorts else ():
         for path in paths:
-            tools = split_by_tool(read_by_participant(path, several_rows=True), default="measure_volumes.py")
+            table = read_by_participant(path, several_rows=True)
+            if "tool" not in table:
+                warnings.warn(f"{path}: has no column tool, so measure_volumes.py counts as its tool", stacklevel=2)
+            tools = split_by_tool(table, default="measure_volumes.py")
             if twice := measured.setdefault(kind, {}).keys() & tools:
                 raise ValueError(f"{path}: an earlier table of {kind} is also by {twice.pop()}. Join both into one table")
             measured[kind] |= tools
