@@ -88,9 +88,11 @@ def test_fewer_scans_than_processes_are_refused(tmp_path):
     assert "1 scans in the split validation, at least 2 needed" in output
 
 
-def test_several_processes_without_their_config_are_refused(tmp_path):
-    tiny_spade.write_dataset(tmp_path / "dataset")
-    settings = tiny.places(tmp_path / "dataset", tmp_path) | tiny_spade.SETTINGS
-    status, output = torchrun(tiny.command("training", "configs/train.json", **settings))
-    assert status != 0
-    assert "2 processes would each train alone: add configs/multi_gpu.json to --config_file" in output
+def test_several_processes_without_their_config_are_refused(tmp_path, spade_bundle, monkeypatch):
+    """Each process refuses by itself, by what torchrun tells it."""
+    dataset_dir = tiny_spade.write_dataset(tmp_path / "dataset", ("train", "fusion", "validation"))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RuntimeError) as error:
+        tiny_spade.train(dataset_dir, tmp_path)
+    assert "2 processes would each train alone: add configs/multi_gpu.json to --config_file" in str(error.value.__cause__)
+    assert not (tmp_path / "models").exists()
