@@ -146,6 +146,8 @@ def test_template_volume_in_the_table_is_the_atlas_volume(atlas):
 
 
 def test_a_subject_is_the_same_whatever_the_number_of_subjects_and_workers(cohort, tmp_path):
+    """The worker process begins with the second subject, because the first is made already: one process is enough."""
+    make_demo_data.make_cohort(tmp_path, 1, SETTINGS)
     make_demo_data.make_cohort(tmp_path, 2, SETTINGS, workers=2)
     paths = image_paths(tmp_path)
     assert len(paths) == 4
@@ -180,8 +182,7 @@ def test_a_subject_with_a_file_that_was_cut_short_is_made_again(cohort, harmed):
     assert (cohort / harmed).read_bytes() == before
 
 
-@pytest.mark.parametrize("kept", [0, 3, 1000, -1])
-def test_an_atlas_in_the_cache_that_was_cut_short_is_built_again(atlas, tmp_path, monkeypatch, kept):
+def test_an_atlas_in_the_cache_that_was_cut_short_is_built_again(atlas, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     template = {name: values.numpy() for name, values in vars(atlas).items() if torch.is_tensor(values)}
     monkeypatch.setattr("simulation.atlas._build", lambda: None)  # which takes half a minute
@@ -189,9 +190,10 @@ def test_an_atlas_in_the_cache_that_was_cut_short_is_built_again(atlas, tmp_path
     load_atlas(SPACING_MM)
     (path,) = (path for path in tmp_path.rglob("*") if path.is_file())
     whole = path.read_bytes()
-    path.write_bytes(whole[:kept])
-    assert load_atlas(SPACING_MM).icv_ml == atlas.icv_ml
-    assert path.stat().st_size == len(whole)
+    for kept in (0, 3, 1000, -1):
+        path.write_bytes(whole[:kept])
+        assert load_atlas(SPACING_MM).icv_ml == atlas.icv_ml, kept
+        assert path.stat().st_size == len(whole), kept
 
 
 def test_a_failed_write_leaves_no_image_and_no_table(tmp_path, monkeypatch):

@@ -260,16 +260,24 @@ def test_a_full_disk_ends_the_run_in_one_line(raw, tmp_path):
     assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
 
 
-def test_brain_mask_removes_all_else_and_files_without_bids_names_get_an_id(raw, tmp_path):
+@pytest.fixture(scope="module")
+def masked(raw, tmp_path_factory):
+    """The folder that comes of simulated heads, a scan with a mask of half its head and one without a mask, and the status."""
+    folder = tmp_path_factory.mktemp("masked")
     source = raw[0] / "sub-good" / "anat"
-    (tmp_path / "Anna_1.nii.gz").write_bytes((source / "sub-good_T1w.nii.gz").read_bytes())
+    (folder / "dataset_description.json").write_text(json.dumps({"Simulated": True}))
+    (folder / "Anna_1.nii.gz").write_bytes((source / "sub-good_T1w.nii.gz").read_bytes())
     mask = nib.load(source / "sub-good_T1w_mask.nii.gz")
     half = np.asarray(mask.dataobj).copy()
     half[: half.shape[0] // 3] = 0  # PIR: no front of the head
-    nib.save(nib.Nifti1Image(half, mask.affine), tmp_path / "Anna_1_mask.nii.gz")
-    out_dir = tmp_path / "out"
-    arguments = [str(tmp_path / "Anna_1.nii.gz"), str(tmp_path / "Ben.nii.gz"), str(out_dir)]
-    assert prepare_data.main([*arguments, "--spacing_mm", "4", "--mask_suffix", "_mask.nii.gz"]) == 1
+    nib.save(nib.Nifti1Image(half, mask.affine), folder / "Anna_1_mask.nii.gz")
+    arguments = [str(folder / "Anna_1.nii.gz"), str(folder / "Ben.nii.gz"), str(folder / "out")]
+    return folder / "out", prepare_data.main([*arguments, "--spacing_mm", "4", "--mask_suffix", "_mask.nii.gz"])
+
+
+def test_brain_mask_removes_all_else_and_files_without_bids_names_get_an_id(masked):
+    out_dir, status = masked
+    assert status == 1
     volume = scan_of(out_dir, "sub-Anna1").get_fdata()
     assert np.mean(volume == 0) > 0.6
     assert sidecar_of(out_dir, "sub-Anna1")["SkullStripped"] is True
@@ -417,15 +425,10 @@ def test_several_workers_give_the_same_as_one(raw, prepared, tmp_path):
     assert scan_of(tmp_path / "out").get_fdata() == pytest.approx(scan_of(prepared[0]).get_fdata(), abs=0.02)
 
 
-def test_scans_that_are_simulated_stay_so(raw, prepared, tmp_path):
+def test_scans_that_are_simulated_stay_so(prepared, masked):
     """Else figures of the prepared data set would call them scans."""
-    source = tmp_path / "heads" / "sub-good" / "anat" / "sub-good_T1w.nii.gz"
-    source.parent.mkdir(parents=True)
-    shutil.copy(scan_of(raw[0]).get_filename(), source)
-    (tmp_path / "heads" / "dataset_description.json").write_text(json.dumps({"Simulated": True}))
-    assert prepare_data.main([str(tmp_path / "heads"), str(tmp_path / "out"), "--spacing_mm", "8"]) == 0
-    for out_dir, simulated in ((tmp_path / "out", True), (prepared[0], False)):
-        assert is_simulated(out_dir) is is_simulated(Path(scan_of(out_dir).get_filename())) is simulated
+    for out_dir, subject, simulated in ((masked[0], "sub-Anna1", True), (prepared[0], "sub-good", False)):
+        assert is_simulated(out_dir) is is_simulated(Path(scan_of(out_dir, subject).get_filename())) is simulated
 
 
 def test_the_bids_validator_accepts_the_prepared_scans(prepared):
