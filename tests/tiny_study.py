@@ -1,7 +1,12 @@
-"""Small real and synthetic volumes of a head for reader studies."""
+"""Small real and synthetic volumes of a head for reader studies, and keys and results of such studies."""
+
+import json
+import re
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
+from reader_studies.make import KEY_COLUMNS
 
 SHAPE = (20, 28, 24)  # right, anterior, superior
 SPACING_MM = 8.0
@@ -35,3 +40,34 @@ def save_cohorts(folder):
         values = np.round(255 * (head(100 + i) * 0.8 + 0.05))
         save(folder / "made" / f"sub-syn{i}" / "anat" / f"sub-syn{i}_T1w.nii.gz", values, dtype=np.uint8)
     return [folder / "scans"], [folder / "made"]
+
+
+def read_page(page):
+    """What the page's script reads."""
+    return json.loads(re.search(r'<script type="application/json" id="study">(.*?)</script>', page.read_text(), re.DOTALL)[1])
+
+
+def read_study(page, key):
+    """(items of the page, key) with the key in the page's order."""
+    items = read_page(page)["items"]
+    return items, pd.read_csv(key, sep="\t", keep_default_na=False).set_index("item").loc[[item["id"] for item in items]]
+
+
+def key_of(kinds, files=None, repeats=()):
+    """A key of axial items i0, i1, ... with repeats (item number) behind them."""
+    rows = [
+        ["s", n + 1, f"i{n}", kind, "axial", files[n] if files else f"{kind}{n}.nii.gz", 5, ""] for n, kind in enumerate(kinds)
+    ]
+    rows += [["s", len(rows) + 1 + n, f"r{i}", kinds[i], "axial", rows[i][5], 5, f"i{i}"] for n, i in enumerate(repeats)]
+    return pd.DataFrame(rows, columns=KEY_COLUMNS[:-1]).assign(simulated="no").set_index("item")
+
+
+def results_of(key, ratings, told=None, reader="Anna"):
+    told = told or ["real"] * len(ratings)
+    return pd.DataFrame({"item": key.index[: len(ratings)], "rating": ratings, "guess": told, "seconds": 2.5, "reader": reader})
+
+
+def save_results(tmp_path, rows, header="study\treader\titem\trating\tguess\tseconds", name="anna.tsv"):
+    path = tmp_path / name
+    path.write_text("\n".join([header, *("\t".join(row.split()) for row in rows)]) + "\n")
+    return path

@@ -17,8 +17,7 @@ from reader_studies.score import kappa, read_key, read_results, score, unblind
 from reader_studies.score_report import write_scores
 from report_page.read_sections import find_sections
 from scipy import ndimage
-from tiny_study import head, save, save_cohorts
-from tools.test_reader_study import key_of, results_of
+from tiny_study import head, key_of, results_of, save, save_cohorts
 
 CUES = ("sharpness", "contrast", "noise")
 DISC = np.hypot(*np.mgrid[-20:21, -24:25]) < 17  # rows, columns

@@ -8,8 +8,7 @@ import pandas as pd
 import pytest
 import reader_study
 from reader_studies.make import make_study
-from tiny_study import save_cohorts
-from tools.test_reader_study import read_page
+from tiny_study import read_page, save_cohorts
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed: requirements-dev.txt")
 from selenium.webdriver.common.by import By  # noqa: E402
