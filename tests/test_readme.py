@@ -33,7 +33,7 @@ RUN_ELSEWHERE = {
     "pip install -r requirements.txt -c constraints.txt": "needs a network",
     "export PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu": "needs a network",
     "python scripts/package_bundle.py brain_ldm_bundle": "test_package_bundle.py",
-    "bash scripts/start_monailabel.sh": "test_monailabel.py",
+    "bash scripts/start_monailabel.sh": "tools/monailabel_app/test_start.py",
     "python -m monai.bundle download_large_files --bundle_path brain_ldm_bundle": "needs a network; test_published.py",
     "published.json": "needs 2.3 GB of weights; test_published.py",
     "python scripts/read_volumes.py /data/synthseg_volumes.csv --output /data/volumes.tsv": "needs SynthSeg",
