@@ -25,7 +25,7 @@ from shared import mni_box, refusals
 from shared.files import read_json, refuse_unwritable, sha256, write_json, write_text
 from shared.image_files import IMAGES, find_files
 from shared.nifti import read_whole, write_nifti
-from shared.problems import of_each
+from shared.problems import count, of_each
 from shared.tables import read_table
 from simulation import labelled_subject, subject
 from simulation.acquisition import PROTOCOLS
@@ -330,7 +330,7 @@ def main(arguments=None) -> None:
     subjects = options.subjects or len(maps) or 120
     table = make_cohort(options.folder, subjects, settings, maps, options.workers, options.fresh)
     low, high = table["ventricles_ml"].min(), table["ventricles_ml"].max()
-    print(f"{len(table)} simulated subjects in {options.folder}: lateral ventricles {low:.1f} to {high:.1f} mL")
+    print(f"{count(table, 'simulated subject')} in {options.folder}: lateral ventricles {low:.1f} to {high:.1f} mL")
 
 
 if __name__ == "__main__":

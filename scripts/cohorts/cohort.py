@@ -15,7 +15,7 @@ from shared.files import is_there, read_json
 from shared.image_files import find_files
 from shared.nifti import read_volume
 from shared.participants import Row, Rows, find_row, other_units, read_participants, refuse_given_once, session_of
-from shared.problems import refuse
+from shared.problems import count, refuse
 
 from cohorts.row_matching import COLUMNS, QUANTITIES, read_measured, typed
 from cohorts.three_planes import POINT_MM
@@ -253,7 +253,7 @@ def describe(cohort: Cohort) -> str:
         splits = table["split"].value_counts().items() if "split" in table else ()
         return f" ({', '.join(f'{count} {split}' for split, count in splits)})" if splits else ""
 
-    text = f"{cohort.name}, {len(cohort.listed)} subjects{counts(cohort.listed)}"
+    text = f"{cohort.name}, {count(cohort.listed, 'subject')}{counts(cohort.listed)}"
     return f"{text}, of which {len(cohort.measured)}{counts(cohort.expected)} were measured" if cohort.tables else text
 
 

@@ -54,9 +54,9 @@ def test_rows_of_another_length_are_named_by_their_number(path):
     header, rows, problems = read_numbered(path)
     assert header == ["a", "b"] and rows == {3: {"a": "1", "b": "2"}}
     assert [problem.split(": ")[1] for problem in problems] == [
-        f"{n} cells for 2 columns. Put one separator between two cells" for n in (1, 3)
+        f"{cells} for 2 columns. Put one separator between two cells" for cells in ("1 cell", "3 cells")
     ]
-    with pytest.raises(ValueError, match="(?s)row 2: 1 cells.*row 4: 3 cells"):
+    with pytest.raises(ValueError, match="(?s)row 2: 1 cell .*row 4: 3 cells"):
         read_table(path)
 
 
@@ -99,7 +99,7 @@ def test_a_row_that_cannot_be_read_is_named_and_hides_no_other(tmp_path, cell):
     path = tmp_path / "table.tsv"
     path.write_text(f"id\tvalue\nsub-0\nsub-1\t{cell}\nsub-3\t3\n")
     problems = read_numbered(path)[2]
-    assert sum("row 2: 1 cells for 2 columns" in problem for problem in problems) == 1
+    assert sum("row 2: 1 cell for 2 columns" in problem for problem in problems) == 1
     assert sum("row 3: cannot be read" in problem for problem in problems) == 1
 
 

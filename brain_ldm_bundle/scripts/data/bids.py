@@ -109,8 +109,8 @@ def refuse_empty(data: Mapping[str, Sequence[dict]], world_size: int = 1) -> Non
     for split in ("training", "validation"):
         if len(data[split]) < world_size:
             raise ValueError(
-                f"{len(data[split])} scans in the split {split}, at least {world_size} needed. Mark some in the column split "
-                f"of participants.tsv (train, validation, test), or set --validation_fraction"
+                f"{count(data[split], 'scan')} in the split {split}, at least {world_size} needed. Mark some in the column "
+                f"split of participants.tsv (train, validation, test), or set --validation_fraction"
             )
 
 
@@ -220,5 +220,5 @@ def _split(items: Sequence[dict], validation_fraction: float, seed: int) -> dict
         split = item.pop("split") or ("validation" if item["participant_id"] in validation else "training")
         data[split].append(item)
     if not data["training"]:
-        raise ValueError(f"{len(items)} images, but none left to train on. Put some into the split 'train'")
+        raise ValueError(f"{count(items, 'image')}, but none left to train on. Put some into the split 'train'")
     return data

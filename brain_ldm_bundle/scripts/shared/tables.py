@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from .files import is_there, write_text
-from .problems import refuse
+from .problems import count, refuse
 
 MISSING = {"", "n/a", "#n/a", "na", "<na>", "nan", "none", "null"}  # words for a missing value, in lower case
 CONTROL = re.compile(r"[\x01-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029]")  # all but tab and the ends of lines
@@ -100,7 +100,8 @@ def read_numbered(
             rows[number] = dict(zip(header, cells))
         else:
             problems.append(
-                f"{path} row {number}: {len(cells)} cells for {len(header)} columns. Put one separator between two cells"
+                f"{path} row {number}: {count(cells, 'cell')} for {count(header, 'column')}. Put one separator between two "
+                f"cells"
             )
     return header, rows, problems
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ..shared.participants import read_participants
-from ..shared.problems import refuse
+from ..shared.problems import count, refuse
 from ..shared.tables import is_missing
 
 SPLITS = ("training", "fusion", "validation", "test")
@@ -68,7 +68,7 @@ def refuse_too_few(data: Mapping[str, Sequence[dict]], folds: int = 0, world_siz
     participants = {item["participant_id"] for item in data["training"]}
     if len(participants) < folds:
         raise ValueError(
-            f"{len(participants)} participants in the split training for {folds} folds. Lower --folds, or add some"
+            f"{count(participants, 'participant')} in the split training for {folds} folds. Lower --folds, or add some"
         )
     needed = {"training": "--validation_fraction", "validation": "--validation_fraction"}
     if folds == 0:
@@ -76,8 +76,8 @@ def refuse_too_few(data: Mapping[str, Sequence[dict]], folds: int = 0, world_siz
     for split, option in needed.items():
         if len(data[split]) < world_size:
             raise ValueError(
-                f"{len(data[split])} scans in the split {split}, at least {world_size} needed. Mark some in the column split "
-                f"of participants.tsv (train, fusion, validation, test) or in the datalist, or change {option}"
+                f"{count(data[split], 'scan')} in the split {split}, at least {world_size} needed. Mark some in the column "
+                f"split of participants.tsv (train, fusion, validation, test) or in the datalist, or change {option}"
             )
     for fold in range(folds):
         held_out = sum(item["fold"] == fold for item in data["training"])

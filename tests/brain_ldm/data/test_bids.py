@@ -341,7 +341,7 @@ def test_training_without_scans_to_validate_with_is_refused():
     with pytest.raises(ValueError, match="0 scans in the split validation, at least 1 needed. Mark some in the column split"):
         bids.refuse_empty(data)
     bids.refuse_empty({**data, "validation": [{}]})
-    with pytest.raises(ValueError, match="1 scans in the split validation, at least 2 needed"):
+    with pytest.raises(ValueError, match="1 scan in the split validation, at least 2 needed"):
         bids.refuse_empty({**data, "validation": [{}]}, world_size=2)
 
 

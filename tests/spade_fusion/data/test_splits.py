@@ -137,8 +137,8 @@ def data(training=4, fusion=1, validation=1, folds=0):
         (data(validation=0), {}, "0 scans in the split validation, at least 1 needed.*change --validation_fraction"),
         (data(fusion=0), {}, "0 scans in the split fusion, at least 1 needed.*change --fusion_fraction .or --folds"),
         (data(training=3), {"world_size": 4}, "3 scans in the split training, at least 4 needed"),
-        (data(validation=1), {"world_size": 2}, "1 scans in the split validation, at least 2 needed"),
-        (data(fusion=1, validation=2), {"world_size": 2}, "1 scans in the split fusion, at least 2 needed"),
+        (data(validation=1), {"world_size": 2}, "1 scan in the split validation, at least 2 needed"),
+        (data(fusion=1, validation=2), {"world_size": 2}, "1 scan in the split fusion, at least 2 needed"),
         (data(folds=1), {"folds": 1}, "--folds 1 would leave no scans to train the GANs on"),
         (data(training=2, fusion=0, folds=3), {"folds": 3}, "2 participants in the split training for 3 folds. Lower"),
         (
@@ -163,7 +163,7 @@ def test_sessions_do_not_count_as_participants_of_the_folds():
     shares = data(training=4, fusion=0, folds=4)
     for item in shares["training"]:
         item["participant_id"] = "sub-same"
-    with pytest.raises(ValueError, match="1 participants in the split training for 4 folds"):
+    with pytest.raises(ValueError, match="1 participant in the split training for 4 folds"):
         refuse_too_few(shares, folds=4)
 
 

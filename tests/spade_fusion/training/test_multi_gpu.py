@@ -85,7 +85,7 @@ def test_fewer_scans_than_processes_are_refused(tmp_path):
     settings = tiny.places(tmp_path / "dataset", tmp_path) | tiny_spade.SETTINGS
     status, output = torchrun(tiny.command("training", CONFIGS, **settings))
     assert status != 0
-    assert "1 scans in the split validation, at least 2 needed" in output
+    assert "1 scan in the split validation, at least 2 needed" in output
 
 
 def test_several_processes_without_their_config_are_refused(tmp_path, spade_bundle, monkeypatch):
