@@ -137,3 +137,12 @@ def assert_refused(monkeypatch, run_id, config, setting, right):
         runpy.run_module("monai.bundle", run_name="__main__")
     assert isinstance(error.value.__cause__, ValueError)
     assert f"Did you mean '{right}'?" in str(error.value.__cause__)
+
+
+def test_an_overlay_before_its_config_is_refused_with_the_right_order(tmp_path):
+    overlay, config = tmp_path / "demo.json", tmp_path / "train.json"
+    overlay.write_text('{"epochs": 1}')
+    config.write_text('{"bundle_root": ".", "epochs": 9}')
+    with pytest.raises(ValueError, match=r"demo.json stands before .*train.json, which .* Give .*train.json first"):
+        overrides.refuse_unknown(argv=["run", "--config_file", f"['{overlay}','{config}']"])
+    overrides.refuse_unknown(lambda: [], ["run", "--config_file", f"['{config}','{overlay}']"])

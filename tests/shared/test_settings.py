@@ -189,3 +189,25 @@ def test_weights_can_lie_in_a_read_only_folder(tmp_path, monkeypatch):
     assert fault(rules_of("train")["models_dir"], tmp_path) == f", but {tmp_path} is read-only"
     for config in ("inference", "evaluate"):
         assert fault(rules_of(config)["models_dir"], tmp_path) is None
+
+
+def test_a_setting_that_nothing_reads_is_refused_with_the_settings_that_count(bundle, monkeypatch):
+    """--models_dir beside shipped.json was ignored: a volume of other weights was made."""
+    shipped = json.loads((ROOT / "brain_ldm_bundle" / "configs" / "shipped.json").read_text())
+    arguments = ["run", "--config_file", "['configs/inference.json','configs/shipped.json']", "--models_dir", "mine"]
+    monkeypatch.setattr("sys.argv", ["monai.bundle", *arguments])
+    message = refusal("brain_ldm_bundle", "inference", models_dir="mine", **shipped)
+    assert message == (
+        "the command line: models_dir is 'mine', but nothing reads it, because model_file and autoencoder_file are given, too, "
+        "by configs/shipped.json. Leave out models_dir, or leave out model_file and autoencoder_file"
+    )
+    one = {"models_dir": "mine", "model_file": shipped["model_file"]}  # the folder has the autoencoder
+    assert refusal("brain_ldm_bundle", "inference", **one) is None
+
+
+def test_a_setting_is_not_given_beside_those_that_replace_it(spade_bundle):
+    assert "dataset_dir is 'a', but nothing reads it" in refusal("spade_fusion_bundle", "inference", dataset_dir="a", label_maps="b")
+    assert refusal("spade_fusion_bundle", "inference", label_maps="b") is None
+    rates = {"generator_lr": 1e-3, "discriminator_lr": 1e-3}
+    assert "because generator_lr and discriminator_lr are given" in refusal("spade_fusion_bundle", "train", lr=1e-4, **rates)
+    assert refusal("spade_fusion_bundle", "train", lr=1e-4, generator_lr=1e-3) is None

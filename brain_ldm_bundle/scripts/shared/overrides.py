@@ -69,7 +69,10 @@ def refuse_unknown(also_known: Callable[[], Iterable[str]] = tuple, argv: Sequen
     config = ConfigParser.load_config_file(base)
     names = {name: "the command line" for name in given if name not in RUN_ARGUMENTS}
     for overlay in overlays:
-        names |= {name: overlay for name in ConfigParser.load_config_file(overlay)}
+        content = ConfigParser.load_config_file(overlay)
+        if "bundle_root" in content and "bundle_root" not in config:
+            raise ValueError(f"config_file: {base} stands before {overlay}, which replaces its settings. Give {overlay} first")
+        names |= {name: overlay for name in content}
     for name, place in names.items():
         path = name.lstrip("+").replace("::", "#").split("#")
         if path[0] not in config and path[0] not in (others := set(also_known())):

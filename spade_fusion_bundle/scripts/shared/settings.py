@@ -56,6 +56,13 @@ def check(config: str, covariates: str = "") -> None:
         refuse_unknown(lambda: parser.get_parsed_content(covariates).names if covariates else ())
     else:
         refuse_ineffective(parser.config, base)
+    for name in settings:
+        if parser.config[name] != base[name] and (instead := void(name, parser.config, base)):
+            names, verb = " and ".join(instead), "are" if len(instead) > 1 else "is"
+            raise ValueError(
+                f"{_place(name)}: {name} is {parser.config[name]!r}, but nothing reads it, because {names} {verb} given, too, by "
+                f"{_place(instead[0])}. Leave out {name}, or leave out {names}"
+            )
 
     def refuse(name: str, problem: str | None) -> None:
         if problem is not None:
@@ -80,6 +87,15 @@ def check(config: str, covariates: str = "") -> None:
         for other in others.split(" and ") if others else ():
             fits = RELATIONS[relation](values[name], values[other])
             refuse(name, None if fits else f" and {other} is {values[other]!r}")
+
+
+def void(name: str, config: Mapping, base: Mapping) -> list[str]:
+    """Return the settings that were given instead of what read this one in the config `base`, if nothing reads it any more."""
+    readers, still = (
+        [other for other, value in some.items() if other != name and re.search(rf"@{name}\b", str(value))]
+        for some in (base, config)
+    )
+    return [] if still else readers
 
 
 def changed(config: str) -> dict[str, Any]:

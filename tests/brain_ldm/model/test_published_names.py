@@ -12,9 +12,11 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT
+from monai.bundle import ConfigParser
 
 from brain_ldm_bundle.scripts.model.networks import Autoencoder, DiffusionUNet
 from brain_ldm_bundle.scripts.model.published_names import BEYOND_PUBLISHED
+from brain_ldm_bundle.scripts.shared.refusals import reason
 
 BUNDLE = ROOT / "brain_ldm_bundle"
 OVERLAY = json.loads((BUNDLE / "configs" / "published.json").read_text())
@@ -32,6 +34,18 @@ def test_the_overlay_uses_the_files_that_large_files_yml_makes():
     assert {f"models/{name}" for name in used} == {file["path"] for file in LARGE_FILES}
 
 
+@pytest.mark.parametrize("network", ["trained_network", "trained_autoencoder"])
+def test_a_missing_file_is_refused_with_the_command_that_fetches_it(bundle, tmp_path, network):
+    """Training, which the message named, never makes these files."""
+    parser = ConfigParser()
+    parser.read_config(["configs/inference.json", "configs/published.json"])
+    parser.update({"models_dir": str(tmp_path)})
+    with pytest.raises(RuntimeError) as caught:
+        parser.get_parsed_content(network)
+    message = f"published_.*no such weights file. Make it with: python -m monai.bundle download_large_files --bundle_path {bundle}"
+    assert re.search(message, str(reason(caught.value)))
+
+
 def test_every_large_file_has_an_md5_and_an_address():
     for file in LARGE_FILES:
         assert file["hash_type"] == "md5" and re.fullmatch("[0-9a-f]{32}", file["hash_val"])
@@ -47,7 +61,7 @@ def test_names_of_published_weights_are_longer_than_those_of_our_own():
 
 def test_the_overlay_changes_only_what_inference_knows():
     inference = json.loads((BUNDLE / "configs" / "inference.json").read_text())
-    assert OVERLAY.keys() <= inference.keys()
+    assert {name.partition("#")[0] for name in OVERLAY} <= inference.keys()
 
 
 def test_sampling_is_that_of_the_authors():
