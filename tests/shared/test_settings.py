@@ -206,7 +206,8 @@ def test_a_setting_that_nothing_reads_is_refused_with_the_settings_that_count(bu
 
 
 def test_a_setting_is_not_given_beside_those_that_replace_it(spade_bundle):
-    assert "dataset_dir is 'a', but nothing reads it" in refusal("spade_fusion_bundle", "inference", dataset_dir="a", label_maps="b")
+    both = {"dataset_dir": "a", "label_maps": "b"}
+    assert "dataset_dir is 'a', but nothing reads it" in refusal("spade_fusion_bundle", "inference", **both)
     assert refusal("spade_fusion_bundle", "inference", label_maps="b") is None
     rates = {"generator_lr": 1e-3, "discriminator_lr": 1e-3}
     assert "because generator_lr and discriminator_lr are given" in refusal("spade_fusion_bundle", "train", lr=1e-4, **rates)

@@ -60,8 +60,8 @@ def check(config: str, covariates: str = "") -> None:
         if parser.config[name] != base[name] and (instead := void(name, parser.config, base)):
             names, verb = " and ".join(instead), "are" if len(instead) > 1 else "is"
             raise ValueError(
-                f"{_place(name)}: {name} is {parser.config[name]!r}, but nothing reads it, because {names} {verb} given, too, by "
-                f"{_place(instead[0])}. Leave out {name}, or leave out {names}"
+                f"{_place(name)}: {name} is {parser.config[name]!r}, but nothing reads it, because {names} {verb} given, too, "
+                f"by {_place(instead[0])}. Leave out {name}, or leave out {names}"
             )
 
     def refuse(name: str, problem: str | None) -> None:
