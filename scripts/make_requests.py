@@ -18,6 +18,7 @@ from the same noise. --extrapolate adds the values that Pinaya et al. 2022 reque
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +28,7 @@ import pandas as pd
 from ldm.data.covariates import Covariate, CovariateSchema
 from ldm.data.measured_rows import measured_values, read_rows
 from shared import refusals
-from shared.files import atomic, refuse_unwritable
+from shared.files import atomic, is_device, refuse_unwritable
 from shared.problems import count, refuse
 from shared.tables import is_missing, separator_of
 from whole_numbers import at_least
@@ -89,7 +90,8 @@ def read_training_rows(path: Path, schema: CovariateSchema) -> pd.DataFrame:
         empty = [name for name in table if table[name].isna().all()] or list(table)
         raise ValueError(f"{path}: no training row has {', '.join(empty)}. Fill them in, or choose others with --columns")
     if len(complete) < len(table):
-        print(f"{path}: {len(table) - len(complete)} of {len(table)} training rows lack a value and are left out.")
+        left_out = f"{len(table) - len(complete)} of {len(table)} training rows lack a value and are left out"
+        print(f"{path}: {left_out}.", file=sys.stderr)
     return complete
 
 
@@ -182,7 +184,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     table.insert(0, "participant_id", [f"sub-syn{number:0{digits}d}" for number in range(1, len(table) + 1)])
     with atomic(options.output) as file:
         table.to_csv(file, sep=separator_of(options.output), index=False, float_format="%.6g")
-    print(f"{options.output}: {count(table, 'volume')} requested, from {count(cohort, 'subject')} of {options.participants}")
+    status = f"{options.output}: {count(table, 'volume')} requested, from {count(cohort, 'subject')} of {options.participants}"
+    print(status, file=sys.stderr if is_device(options.output) else sys.stdout)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from measurement.volume_net import (
 )
 from shared import refusals
 from shared.device import choose
-from shared.files import refuse_unwritable, sha256
+from shared.files import is_device, refuse_unwritable, sha256
 from shared.image_files import find_t1w
 from shared.journal import Journal
 from shared.nifti import named, open_image
@@ -181,8 +181,8 @@ def main() -> int:
     measured, refused = measured_rows(images, arguments.weights, arguments.use_device, arguments.workers, journal)
     write_table(measured, arguments.output)
     journal.close()
-    print(f"{arguments.output}: {count(measured, 'volume')} measured.")
-    print(describe_accuracy(arguments.weights))
+    status = f"{arguments.output}: {count(measured, 'volume')} measured.\n{describe_accuracy(arguments.weights)}"
+    print(status, file=sys.stderr if is_device(arguments.output) else sys.stdout)
     for row in refused:
         print("refused:", row["error"], file=sys.stderr)
     return 1 if refused else 0

@@ -41,7 +41,7 @@ from ldm.data.volumes import VOLUMES, check_median, check_volumes
 from measurement.label_values import read_label_names, read_volume_labels
 from measurement.output_table import NORMALISED, complete_row, identity_of, write_table
 from shared import refusals
-from shared.files import refuse_unwritable
+from shared.files import is_device, refuse_unwritable
 from shared.image_files import find_files
 from shared.label_files import by_names, read_labels
 from shared.nifti import named
@@ -311,7 +311,8 @@ def main() -> int:
     write_table(good, arguments.output)
     doubtful = sum(bool(row["flags"]) for row in good)
     tools = ", ".join(sorted({row["tool"] for row in good}))
-    print(f"{arguments.output}: volumes of {count(good, 'scan')} by {tools}; {doubtful} with flags.")
+    status = f"{arguments.output}: volumes of {count(good, 'scan')} by {tools}; {doubtful} with flags."
+    print(status, file=sys.stderr if is_device(arguments.output) else sys.stdout)
     for row in refused:
         print("refused:", row["error"], file=sys.stderr)
     return 1 if refused else 0

@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import subprocess
+import sys
 
 import make_requests
 import numpy as np
@@ -161,7 +163,7 @@ def test_one_missing_value_changes_nothing_for_the_others(participants, tmp_path
     changed(participants, 2, "age", word)
     requests = make(participants, tmp_path / "out.tsv", "--rows", 30)
     assert requests["age"].nunique() > 25 and requests["age"].min() > 45.5
-    assert "1 of 30 training rows lack a value and are left out" in capsys.readouterr().out
+    assert "1 of 30 training rows lack a value and are left out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -337,3 +339,15 @@ def test_more_rows_than_memory_holds_are_refused_by_name(capsys):
     with pytest.raises(SystemExit):
         make_requests.parse(["participants.tsv", "out.tsv", "--rows", "99999999999999"])
     assert "argument --rows: must be at most 10000000, got '99999999999999'" in capsys.readouterr().err
+
+
+def test_a_table_on_stdout_is_the_table_alone_and_follows_what_was_there(participants, tmp_path):
+    """The status line replaced the header, and `>>` emptied the file."""
+    make(participants, tmp_path / "table.tsv", "--rows", 2)
+    before, redirected = "# two rows\n", tmp_path / "redirected.tsv"
+    redirected.write_text(before)
+    with open(redirected, "ab") as stdout:
+        command = [sys.executable, ROOT / "scripts" / "make_requests.py", participants, "/dev/stdout", "--rows", "2"]
+        run = subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True, check=True)
+    assert redirected.read_text() == before + (tmp_path / "table.tsv").read_text()
+    assert "/dev/stdout: 2 volumes requested" in run.stderr

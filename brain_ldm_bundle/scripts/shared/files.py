@@ -36,7 +36,7 @@ def atomic(path: str | Path) -> Iterator[BinaryIO]:
     own = False
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(target, "wb" if in_place else "xb") as file:
+        with open(target, "ab" if in_place else "xb") as file:  # stdout may be a file with content, as in `command >> file`
             own = not in_place
             yield file
         if own:
