@@ -97,7 +97,7 @@ def warn(odd: Mapping[str, Sequence[str]]) -> None:
 
 def odd_heads(values: np.ndarray, lower_mm: np.ndarray, spacing_mm: float) -> dict[str, str]:
     """Return what is odd about a head, and what was measured. The volume (X, Y, Z) begins at its lower corner in RAS."""
-    _, low, high, _ = spread(values)
+    _, low, high, _ = spread(values if values.size < 1_000_000 else values[::2, ::2, ::2])  # an eighth is enough
     remarks = {}
     if _corners_minus_middle(values) > (high - low) / 10:
         remarks[INVERTED] = ""
@@ -105,7 +105,7 @@ def odd_heads(values: np.ndarray, lower_mm: np.ndarray, spacing_mm: float) -> di
         remarks[BRIGHT_FLUID] = f" ({found})"
     if _has_empty_planes(values, lower_mm, spacing_mm):
         remarks[CUT] = ""
-    neck, air = (int((z - lower_mm[2]) / spacing_mm) for z in NECK_AND_AIR_MM)
+    neck, air = (int((z - lower_mm[2]) // spacing_mm) for z in NECK_AND_AIR_MM)
     if 0 <= neck < air < values.shape[2]:
         neck, air = (np.mean(values[..., plane] > low + (high - low) / 10) for plane in (neck, air))
         if air > neck + 0.1:

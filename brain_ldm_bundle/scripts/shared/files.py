@@ -105,7 +105,7 @@ def read_json(path: str | Path, expected: str = "a JSON object") -> dict:
     try:
         content = json.loads(path.read_bytes(), object_pairs_hook=refuse_twice)
     except ValueError as error:
-        raise ValueError(f"{path}: this is not JSON ({error})") from error
+        raise ValueError(f"{path}: this is not JSON ({error}). It needs {expected}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected {expected}, got {type(content).__name__}")
     return content
