@@ -4,7 +4,7 @@ import nibabel as nib
 import numpy as np
 from conftest import ROOT
 
-from spade_fusion_bundle.scripts.data.labels import LabelTable
+from spade_fusion_bundle.scripts.shared.label_table import LabelTable
 
 TABLE = LabelTable.from_file(ROOT / "spade_fusion_bundle" / "configs" / "labels.json", "demo")
 OBLIQUE = nib.eulerangles.euler2mat(0.3, -0.2, 0.15)

@@ -10,8 +10,8 @@ from conftest import ROOT
 
 from brain_ldm_bundle.scripts.data.covariates import CovariateSchema
 from brain_ldm_bundle.scripts.model.networks import Autoencoder, DiffusionUNet
-from spade_fusion_bundle.scripts.data.labels import LabelTable
 from spade_fusion_bundle.scripts.model.networks import SpadeFusion
+from spade_fusion_bundle.scripts.shared.label_table import LabelTable
 
 LDM, SPADE = BUNDLES = ("brain_ldm_bundle", "spade_fusion_bundle")
 

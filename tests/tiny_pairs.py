@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from spade_fusion_bundle.scripts.data.labels import LabelTable
 from spade_fusion_bundle.scripts.data.scans_and_maps import read_dataset
+from spade_fusion_bundle.scripts.shared.label_table import LabelTable
 
 TABLES = ROOT / "spade_fusion_bundle" / "configs" / "labels.json"
 TABLE = LabelTable.from_file(TABLES, "freesurfer")

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from simulation.atlas import load_atlas
 from simulation.subject import Person, make_subject
-from spade.data.labels import LabelTable
 from spade.generation.synthesis import Synthesiser
 from spade.model.exact_rewrites import rewrite
 from spade.model.networks import SpadeFusion
+from spade.shared.label_table import LabelTable
 
 from .measuring import Case
 

@@ -5,7 +5,7 @@ import pytest
 from conftest import ROOT
 
 from brain_ldm_bundle.scripts.shared.label_names import meaning, translated
-from spade_fusion_bundle.scripts.data.labels import LabelTable
+from spade_fusion_bundle.scripts.shared.label_table import LabelTable
 
 TABLES = ROOT / "spade_fusion_bundle" / "configs" / "labels.json"
 FREESURFER = LabelTable.from_file(TABLES, "freesurfer")

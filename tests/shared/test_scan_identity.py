@@ -12,8 +12,8 @@ from brain_ldm_bundle.scripts.data import bids
 from brain_ldm_bundle.scripts.data.covariates import CovariateSchema
 from brain_ldm_bundle.scripts.shared import scan_identity as ldm_identities
 from spade_fusion_bundle.scripts.data import scans_and_maps
-from spade_fusion_bundle.scripts.data.labels import LabelTable
 from spade_fusion_bundle.scripts.shared import scan_identity as spade_identities
+from spade_fusion_bundle.scripts.shared.label_table import LabelTable
 
 SCHEMA = CovariateSchema.from_file(ROOT / "brain_ldm_bundle" / "configs" / "covariates.json")
 TABLE = LabelTable.from_file(ROOT / "spade_fusion_bundle" / "configs" / "labels.json", "freesurfer")

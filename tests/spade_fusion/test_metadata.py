@@ -6,8 +6,8 @@ import pytest
 import torch
 from conftest import ROOT
 
-from spade_fusion_bundle.scripts.data.labels import LabelTable
 from spade_fusion_bundle.scripts.model.networks import FusionCNN, SpadeFusion, SpadeGenerator
+from spade_fusion_bundle.scripts.shared.label_table import LabelTable
 
 CONFIGS = ROOT / "spade_fusion_bundle" / "configs"
 

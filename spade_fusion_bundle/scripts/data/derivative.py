@@ -11,10 +11,12 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..shared.base_derivative import BaseDerivative
-from ..shared.files import sha256, write_json, write_text
+from ..shared.files import sha256, write_json
+from ..shared.label_files import read_names, smallest_integers
+from ..shared.label_table import LabelTable
+from ..shared.map_reader import map_files
 from ..shared.nifti import named, open_image
-from .labels import LabelTable
-from .map_reader import map_files
+from ..shared.tables import write_table
 
 GENERATOR = "spade_fusion_bundle"
 MAP_FILES = "LabelMapFiles"  # key of a sidecar: size and date of the label map's files, so that the map is not read again
@@ -102,7 +104,8 @@ class Derivative(BaseDerivative):
                 f"{image_file.name}: image {np.shape(volume)} and labels {labels.shape} are not on the grid of {row['image']}, "
                 f"{source.shape[:3]}"
             )
-        image, label_map = (_on_grid(array, source.header) for array in (self.stored(row, volume), _smallest(labels)))
+        whole = smallest_integers(np.rint(labels).astype(np.int32))
+        image, label_map = (_on_grid(array, source.header) for array in (self.stored(row, volume), whole))
         label_map.header["descrip"] = "Synthetic, not for clinical use"
         self._describe(image.header)
         classes = self.table.classes(labels, str(row["image"]))
@@ -142,7 +145,7 @@ class Derivative(BaseDerivative):
     def _refuse_other_dataset(self) -> None:
         super()._refuse_other_dataset()
         path = self.output_dir / "dseg.tsv"
-        if path.exists() and path.read_text(encoding="utf-8") != self._dseg_table():
+        if path.exists() and read_names(path) != self.table.value_names():
             raise ValueError(
                 f"output_dir {self.output_dir} holds label maps of another table than {self.table.name!r} ({path}). Choose a "
                 f"new folder"
@@ -150,13 +153,9 @@ class Derivative(BaseDerivative):
 
     def _write_description(self) -> None:
         super()._write_description()
-        write_text(self.output_dir / "dseg.tsv", self._dseg_table())
+        write_table(self.output_dir / "dseg.tsv", self.table.dseg_rows())
         text = f"Label map that the T1w next to it was made from. dseg.tsv names its values (table {self.table.name})."
         write_json(self.output_dir / "dseg.json", {"Description": text, "SpatialReference": "orig"})
-
-    def _dseg_table(self) -> str:
-        rows = [("index", "name"), *((str(value), name) for value, name in sorted(self.table.value_names().items()))]
-        return "".join("\t".join(row) + "\n" for row in rows)
 
 
 def map_identity(label_map: str) -> dict:
@@ -191,11 +190,3 @@ def _on_grid(array: np.ndarray, source: nib.Nifti1Header) -> nib.Nifti1Image:
         header[key] = source[key]
     header.set_xyzt_units("mm")
     return nib.Nifti1Image(array, None, header)
-
-
-def _smallest(labels: np.ndarray) -> np.ndarray:
-    """Convert labels to the smallest integer type that BIDS tools read: uint8, int16 or int32."""
-    labels = np.rint(labels).astype(np.int32)
-    lowest, highest = labels.min(), labels.max()
-    dtype = next(t for t in (np.uint8, np.int16, np.int32) if np.iinfo(t).min <= lowest and highest <= np.iinfo(t).max)
-    return labels.astype(dtype)

@@ -14,9 +14,9 @@ import nibabel as nib
 import numpy as np
 
 from ..shared import nifti
+from ..shared.label_table import LabelTable
+from ..shared.map_reader import map_files, read_map
 from ..shared.scan_identity import voxels_sha256
-from .labels import LabelTable
-from .map_reader import map_files, read_map
 
 READERS = min(4, os.cpu_count())  # each holds one pair in memory, about 0.5 GB at 256 x 256 x 256
 LEAST_RATIO = 1.3  # of the means of ventricles and white matter: 0.1 to 0.7 in T1w, 1.4 or more in T2w; chosen

@@ -13,7 +13,7 @@ from monai.data import PersistentDataset
 from monai.utils import convert_to_tensor
 
 from ..shared.files import code_sha256, read_tensors, save_weights, version
-from .map_reader import map_files
+from ..shared.map_reader import map_files
 
 
 def pair_key(item: Mapping, settings: Sequence) -> bytes:

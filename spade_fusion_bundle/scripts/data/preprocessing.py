@@ -1,6 +1,6 @@
 """Prepare scans and label maps. Only this file sets orientation, spacing and intensities.
 
-The volumes have RAS order and the model's spacing. Scans have intensities 0 to 1, and label maps become classes (labels.py).
+The volumes have RAS order and the model's spacing. Scans have intensities 0 to 1, and label maps become classes.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ from monai.transforms import (
 from monai.transforms.utils import convert_applied_interp_mode
 
 from ..shared.image_reader import CheckedReader
+from ..shared.label_table import LabelTable
+from ..shared.label_transforms import ToClassesd
+from ..shared.map_reader import MapReader
 from .deformation import DeformLabelsd
-from .labels import LabelTable, ToClassesd
-from .map_reader import MapReader
 
 PAIR = ("image", "label")
 FILES = ("scan_file", "map_file")

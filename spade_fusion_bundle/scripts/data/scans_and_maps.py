@@ -7,15 +7,15 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from ..shared.base_derivative import made_by
 from ..shared.files import is_there, read_json
 from ..shared.image_files import find_in_anat
+from ..shared.label_table import LabelTable
+from ..shared.map_reader import find_maps
 from ..shared.problems import count, refuse
 from ..shared.scan_identity import refuse_copies
 from ..shared.team import Team
 from .derivative import GENERATOR
 from .image_checks import check_pairs
-from .labels import LabelTable
 from .splits import SPLIT_COLUMN, SPLITS, read_splits, split_items
 
 FOLDS = 'Put the scans of one fold into "validation", and those of the others into "training"'
@@ -126,11 +126,8 @@ def _bids_items(dataset_dir: Path) -> tuple[list[dict], list[str]]:
     if made_by(dataset_dir, GENERATOR):
         raise ValueError(f"{dataset_dir}: holds synthetic volumes, which {GENERATOR} made. Give a data set of scans")
     maps_of = {}
-    for root in (dataset_dir, *sorted(dataset_dir.glob("derivatives/[!.]*/"))):
-        if made_by(root, GENERATOR):  # skip synthetic images and their maps
-            continue
-        for path in find_in_anat(root, "dseg"):
-            maps_of.setdefault(path.relative_to(root).parent, []).append(path)
+    for path, inside in find_maps(dataset_dir, [GENERATOR]):
+        maps_of.setdefault(inside.parent, []).append(path)
     items, problems, without = [], [], []
     for path in scans:
         folder = path.relative_to(dataset_dir).parent

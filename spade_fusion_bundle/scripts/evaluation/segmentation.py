@@ -19,25 +19,13 @@ from monai.metrics import DiceMetric
 from monai.utils import convert_to_tensor, set_determinism
 from torch.utils.data import Dataset, RandomSampler
 
-from ..data.labels import LabelTable
 from ..shared.files import sha256
 from ..shared.handlers import Progress, StopAtNonFinite
 from ..shared.image_files import find_in_anat
+from ..shared.label_table import LabelTable
 from ..shared.nifti import check_files, read_volume
 from ..shared.problems import refuse
 from ..training.supervised_step import supervised_step
-
-
-def sided(table: LabelTable) -> LabelTable:
-    """Give each side of a structure its own class. Midline values of such a structure become a third class."""
-    entries = []
-    for entry in table.to_dict()["classes"]:
-        sides = [side for side in ("left", "right", "midline") if side in entry]
-        for side in sides:
-            apart = len(sides) > 1 and side == "midline"
-            name = f"midline {entry['name']}" if apart else entry["name"]
-            entries.append({"class": len(entries), "name": name, side: entry[side], "brain": entry["brain"]})
-    return LabelTable(table.name, entries)
 
 
 def choose_scans(data: Mapping[str, Sequence[dict]], split: str, synthetic_dir: str | Path | None) -> dict[str, list[dict]]:

@@ -14,12 +14,12 @@ from pathlib import Path
 from ..data.deformation import refuse_folding
 from ..data.derivative import GENERATOR, Derivative, map_identity, name_of
 from ..data.image_checks import map_problems
-from ..data.labels import LabelTable
 from ..data.splits import SPLIT_COLUMN, read_splits
+from ..shared import map_reader
 from ..shared.acquisition import draw
-from ..shared.base_derivative import made_by
 from ..shared.files import is_there
-from ..shared.image_files import IMAGES, find_files, find_in_anat
+from ..shared.image_files import IMAGES, find_files
+from ..shared.label_table import LabelTable
 from ..shared.participants import split_name
 from ..shared.problems import refuse
 from ..shared.team import Team, left_to_make, shard_of
@@ -56,8 +56,7 @@ def find_maps(label_maps: str | Path | None, output_dir: str | Path | None = Non
     if output_dir is not None and root.resolve() == Path(output_dir).resolve():
         raise ValueError(f"label_maps and output_dir are one folder, {root}. Choose a new one for --output_dir")
     if root.is_dir():
-        derivatives = [folder for folder in root.glob("derivatives/[!.]*/") if not made_by(folder, GENERATOR)]
-        found = [path for folder in (root, *derivatives) for path in find_in_anat(folder, "dseg")]
+        found = [path for path, _ in map_reader.find_maps(root, [GENERATOR], root_too=False)]
         found = found or find_files(root, "*", IMAGES)
     else:
         found = [root] if root.is_file() else [Path(path) for path in glob(str(label_maps), recursive=True)]

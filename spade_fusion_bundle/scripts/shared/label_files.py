@@ -60,6 +60,13 @@ def whole_numbers(values: np.ndarray, tolerance: float = TOLERANCE) -> np.ndarra
     return rounded.astype(np.int32) if np.abs(rounded).max(initial=0) < 2**31 else rounded
 
 
+def smallest_integers(values: np.ndarray) -> np.ndarray:
+    """Convert integers to the smallest type that BIDS tools read: uint8, int16 or int32."""
+    lowest, highest = values.min(), values.max()
+    dtype = next(t for t in (np.uint8, np.int16, np.int32) if np.iinfo(t).min <= lowest and highest <= np.iinfo(t).max)
+    return values.astype(dtype)
+
+
 def by_names(values: np.ndarray, path: str | Path, table_names: Mapping[int, str], table: str) -> np.ndarray:
     """Return a map's values in the numbers of a label table, if a `dseg.tsv` names them. See `label_names.translated`.
 

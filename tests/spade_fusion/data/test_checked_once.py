@@ -18,8 +18,8 @@ from tiny_pairs import (
 )
 
 from spade_fusion_bundle.scripts.data import image_checks
-from spade_fusion_bundle.scripts.data.labels import LabelTable
 from spade_fusion_bundle.scripts.data.scans_and_maps import read_dataset
+from spade_fusion_bundle.scripts.shared.label_table import LabelTable
 
 
 def test_sound_pairs_are_read_once(few, tmp_path, monkeypatch):

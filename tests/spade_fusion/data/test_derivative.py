@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT
 
 from spade_fusion_bundle.scripts.data.derivative import Derivative, map_identity, name_of
-from spade_fusion_bundle.scripts.data.labels import LabelTable
+from spade_fusion_bundle.scripts.shared.label_table import LabelTable
 
 TABLE = LabelTable.from_file(ROOT / "spade_fusion_bundle" / "configs" / "labels.json", "freesurfer")
 SHAPE = (7, 9, 8)

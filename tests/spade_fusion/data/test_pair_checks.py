@@ -25,9 +25,10 @@ from tiny_pairs import (
     write_table,
 )
 
-from spade_fusion_bundle.scripts.data.labels import LabelTable, ToClassesd
-from spade_fusion_bundle.scripts.data.map_reader import MapReader
 from spade_fusion_bundle.scripts.data.scans_and_maps import read_dataset
+from spade_fusion_bundle.scripts.shared.label_table import LabelTable
+from spade_fusion_bundle.scripts.shared.label_transforms import ToClassesd
+from spade_fusion_bundle.scripts.shared.map_reader import MapReader
 
 MOVED = AFFINE + [[0, 0, 0, 0.01], [0] * 4, [0] * 4, [0] * 4]
 

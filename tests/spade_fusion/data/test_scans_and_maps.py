@@ -19,9 +19,9 @@ from tiny_pairs import (
     save,
 )
 
-from spade_fusion_bundle.scripts.data.labels import LabelTable
 from spade_fusion_bundle.scripts.data.prepared_pairs import pair_key
 from spade_fusion_bundle.scripts.data.scans_and_maps import read_dataset
+from spade_fusion_bundle.scripts.shared.label_table import LabelTable
 
 
 def test_every_scan_is_paired_with_its_own_map(cohort):

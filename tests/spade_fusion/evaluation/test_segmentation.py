@@ -19,12 +19,12 @@ from PIL import Image
 from tiny_spade import SHAPE, SPACING_MM, label_map, write_dataset
 
 from spade_fusion_bundle.scripts.data.derivative import Derivative
-from spade_fusion_bundle.scripts.data.labels import LabelTable
 from spade_fusion_bundle.scripts.evaluation import segmentation, segmentation_summary
 from spade_fusion_bundle.scripts.evaluation import trivial_answers as baseline
-from spade_fusion_bundle.scripts.evaluation.segmentation import ArmTrainer, DiceScores, sided
+from spade_fusion_bundle.scripts.evaluation.segmentation import ArmTrainer, DiceScores
 from spade_fusion_bundle.scripts.generation import label_maps
 from spade_fusion_bundle.scripts.shared.files import sha256
+from spade_fusion_bundle.scripts.shared.label_table import LabelTable
 from spade_fusion_bundle.scripts.shared.tables import read_table
 
 ENTRIES = [
@@ -33,7 +33,7 @@ ENTRIES = [
     {"class": 2, "name": "skull", "midline": [70], "brain": False},
     {"class": 3, "name": "brain stem", "midline": [16], "brain": True},
 ]
-TABLE = sided(LabelTable("own", ENTRIES))  # left, right, midline white matter, skull, brain stem
+TABLE = LabelTable("own", ENTRIES).sided()  # left, right, midline white matter, skull, brain stem
 
 
 # Classes and data
@@ -50,7 +50,7 @@ def test_sides_are_kept_apart():
 @pytest.mark.parametrize("name", ["freesurfer", "demo"])
 def test_every_value_of_a_shipped_table_keeps_its_structure(name, spade_bundle):
     table = LabelTable.from_file("configs/labels.json", name)
-    apart = sided(table)
+    apart = table.sided()
     values = np.flatnonzero(table._class_of < table.num_classes) + table._lowest
     values = values[values != 0]
     assert len(values) >= table.num_classes - 1

@@ -14,7 +14,6 @@ from monai.engines import SupervisedEvaluator
 from monai.metrics import SSIMMetric
 from skimage.metrics import structural_similarity
 
-from spade_fusion_bundle.scripts.data.labels import LabelTable
 from spade_fusion_bundle.scripts.data.preprocessing import map_and_scan
 from spade_fusion_bundle.scripts.evaluation import synthesis_scores as scores
 from spade_fusion_bundle.scripts.evaluation.synthesis_scores import METHODS, SCORES, brain_scores, flicker, ssim_map
@@ -22,6 +21,7 @@ from spade_fusion_bundle.scripts.evaluation.trivial_answers import paint
 from spade_fusion_bundle.scripts.generation.synthesis import Synthesiser
 from spade_fusion_bundle.scripts.model.networks import SpadeFusion
 from spade_fusion_bundle.scripts.shared.files import save_weights
+from spade_fusion_bundle.scripts.shared.label_table import LabelTable
 from spade_fusion_bundle.scripts.shared.ssim import SSIM
 
 INTENSITIES = torch.tensor([0.0, 0.9, 0.3, 0.6])

@@ -15,11 +15,11 @@ from ignite.engine import Engine, Events
 from monai.bundle import ConfigParser
 from monai.transforms import Compose
 
-from spade_fusion_bundle.scripts.data.labels import LabelTable
 from spade_fusion_bundle.scripts.data.planes import PLANES
 from spade_fusion_bundle.scripts.data.scans_and_maps import read_dataset
 from spade_fusion_bundle.scripts.model.networks import SpadeFusion, SpadeGenerator
 from spade_fusion_bundle.scripts.model.plane_weights import generator_file
+from spade_fusion_bundle.scripts.shared.label_table import LabelTable
 from spade_fusion_bundle.scripts.training.fusion_data import FusionDataset, FusionStart, prepare, with_contrast_of
 
 TRAINING, VALIDATION = "train#dataset#data", "validate#dataset#data"

@@ -14,11 +14,11 @@ from conftest import ROOT, entered_bundle
 from monai.bundle import ConfigParser
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from spade_fusion_bundle.scripts.data.labels import LabelTable
 from spade_fusion_bundle.scripts.data.planes import PLANES, collate_slices, to_slices
 from spade_fusion_bundle.scripts.data.scans_and_maps import read_dataset
 from spade_fusion_bundle.scripts.model.networks import SpadeFusion, SpadeGenerator, without_spectral_norm
 from spade_fusion_bundle.scripts.model.plane_weights import load_generators
+from spade_fusion_bundle.scripts.shared.label_table import LabelTable
 from spade_fusion_bundle.scripts.shared.weights import load_weights, read_recipe
 
 RESUME_FILES = {"fusion.pt", *(f"spade_{plane}.pt" for plane in PLANES)}

@@ -1,16 +1,38 @@
-"""Read label maps with the values of a label table. The checks and the transforms use the same function."""
+"""Find label maps, and read them with the values of a label table. The checks and the transforms use the same function."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 
 import nibabel as nib
 
-from ..shared.image_reader import CheckedReader
-from ..shared.label_files import by_names, find_lookups, read_labels
-from ..shared.nifti import named
-from .labels import LabelTable
+from .base_derivative import made_by
+from .image_files import find_in_anat
+from .image_reader import CheckedReader
+from .label_files import by_names, find_lookups, read_labels
+from .label_table import LabelTable
+from .nifti import named
+
+
+def find_maps(dataset_dir: Path, but_of: Collection[str] = (), root_too: bool = True) -> list[tuple[Path, Path]]:
+    """Find the label maps `*_dseg` of a BIDS data set, next to its scans and in the data sets `derivatives/*`.
+
+    Args:
+        dataset_dir: folder of the data set.
+        but_of: generators whose data sets are left out, because their maps are synthetic; see `made_by`.
+        root_too: whether to leave out `dataset_dir` itself, too, if one of these generators made it.
+
+    Returns:
+        the path of each map, and its path inside of its data set.
+    """
+    found = []
+    for root in (dataset_dir, *sorted(dataset_dir.glob("derivatives/[!.]*/"))):
+        is_kept = root == dataset_dir and not root_too
+        if is_kept or not any(made_by(root, generator) for generator in but_of):
+            found += [(path, path.relative_to(root)) for path in find_in_anat(root, "dseg")]
+    return found
 
 
 def read_map(path: str | Path, table: LabelTable, partial_maps: bool = False) -> nib.Nifti1Image:

@@ -11,7 +11,8 @@ from conftest import ROOT
 from monai.data import MetaTensor
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Orientationd
 
-from spade_fusion_bundle.scripts.data.labels import LabelTable, RandMirrord, ToClassesd
+from spade_fusion_bundle.scripts.shared.label_table import LabelTable
+from spade_fusion_bundle.scripts.shared.label_transforms import RandMirrord, ToClassesd
 
 TABLES = ROOT / "spade_fusion_bundle" / "configs" / "labels.json"
 FREESURFER = LabelTable.from_file(TABLES, "freesurfer")

@@ -9,8 +9,8 @@ import pytest
 from conftest import ROOT
 from monai.transforms import LoadImaged
 
-from spade_fusion_bundle.scripts.data.labels import LabelTable
-from spade_fusion_bundle.scripts.data.map_reader import MapReader, read_map
+from spade_fusion_bundle.scripts.shared.label_table import LabelTable
+from spade_fusion_bundle.scripts.shared.map_reader import MapReader, read_map
 
 TABLES = ROOT / "spade_fusion_bundle" / "configs" / "labels.json"
 FREESURFER = LabelTable.from_file(TABLES, "freesurfer")
@@ -144,10 +144,8 @@ def test_usual_maps_of_heads_pass(part):
 
 
 def test_structures_with_two_sides_count_once():
-    from spade_fusion_bundle.scripts.evaluation.segmentation import sided
-
     left = head([value for value in SYNTHSEG if value < 40])
-    for table in (FREESURFER, sided(FREESURFER)):
+    for table in (FREESURFER, FREESURFER.sided()):
         table.refuse_other_meaning(left, "left half")
 
 
