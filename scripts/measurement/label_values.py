@@ -36,7 +36,7 @@ def read_volume_labels() -> dict[str, set[int]]:
     """Return the FreeSurfer label values that belong to each volume.
 
     `ventricles_ml` has the lateral ventricles. `brain_ml` has brain tissue without CSF, choroid plexus and vessels. `icv_ml`
-    has every value inside the skull. SynthSeg's training maps use the values 500 to 999 outside the skull.
+    has every value inside the skull.
     """
     content = read_json(LABELS_FILE)
     values, sums = read_label_values(), content["_volumes"]
@@ -44,5 +44,5 @@ def read_volume_labels() -> dict[str, set[int]]:
     return {
         "ventricles_ml": set().union(*(values[name] for name in sums["ventricles_ml"])),
         "brain_ml": set().union(*(values[name] for name in brain)),
-        "icv_ml": {value for labels in values.values() for value in labels if value and not 500 <= value < 1000},
+        "icv_ml": set().union(*(values[name] for name in values.keys() - {"background", *sums["outside_skull"]})),
     }

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from statistics import median
 
+# Intracranial volume of the template ICBM152 2009a, to which brain volume is normalised: brain volume x 1902 mL / ICV.
+TEMPLATE_ICV_ML = 1902.0
 VOLUMES = ("ventricles_ml", "brain_ml", "icv_ml")
 # No adult head has volumes outside these limits, whatever its disease. In a wrong unit, a volume is 1000 times too large or
 # small.
