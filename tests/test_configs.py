@@ -17,6 +17,7 @@ OVERLAYS = {
     "brain_ldm_bundle": {
         "demo.json": "train.json",
         "demo_2mm.json": "train.json",
+        "labels.json": "train.json",
         "multi_gpu.json": "train.json",
         "published.json": "inference.json",
         "shipped.json": "inference.json",
@@ -30,7 +31,7 @@ OVERLAYS = {
     },
 }
 DATA = {
-    "brain_ldm_bundle": {"covariates.json", "settings.json", "tracking.json"},
+    "brain_ldm_bundle": {"covariates.json", "label_tables.json", "settings.json", "tracking.json"},
     "spade_fusion_bundle": {"labels.json", "settings.json", "tracking.json"},
 }
 BUNDLES = tuple(OVERLAYS)

@@ -1,4 +1,4 @@
-"""Find scans in a BIDS data set or a datalist, check them before training starts, and split them."""
+"""Find scans or label maps in a BIDS data set or a datalist, check them before training starts, and split them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from pathlib import Path
 from ..shared import mni_box
 from ..shared.files import read_json
 from ..shared.image_files import find_files, find_in_anat
+from ..shared.label_table import LabelTable
+from ..shared.map_reader import find_maps
 from ..shared.participants import Row, entity, find_row, session_of
 from ..shared.problems import count, refuse
 from ..shared.scan_identity import refuse_copies
@@ -25,6 +27,7 @@ SPLITS = ("training", "validation", "test")
 SPLIT_COLUMN = {"train": "training", "validation": "validation", "test": "test"}
 FOLDS = 'Put the scans of one fold into "validation", and those of the others into "training"'
 DATALIST = '{"training": [{"image": path, covariates}], "validation": [...]}'
+SYNTHETIC = ("brain_ldm_bundle", "spade_fusion_bundle")  # generators whose maps in `derivatives` are no data of a study
 
 
 def read_dataset(
@@ -35,15 +38,18 @@ def read_dataset(
     validation_fraction: float = 0.1,
     seed: int = 0,
     cache_file: str | Path | None = None,
+    table: LabelTable | None = None,
 ) -> dict[str, list[dict]]:
-    """Find the T1w scans with their covariates, check all of them, and split them.
+    """Find the T1w scans, or the label maps if a table is given, with their covariates, check all of them, and split them.
 
     A scan must be a readable three-dimensional NIfTI in MNI space. Its axes must be parallel to the axes of the space, its
     voxels must have `spacing_mm` within 1 %, and its field of view must cover the template's brain except 10 mm on each side.
+    So must a label map, whose values must be those of the table.
 
     Args:
         dataset_dir: BIDS folder with `participants.tsv` and `sub-X/[ses-Y/]anat/*_T1w.nii[.gz]`. Each run and session is an
-            item. Several sessions of a participant need their own covariates, in `sub-X/sub-X_sessions.tsv` or in rows of
+            item. Label maps are `*_dseg.nii[.gz]` in the same folders or in `derivatives/*/sub-X/[ses-Y/]anat`. Several
+            sessions of a participant need their own covariates, in `sub-X/sub-X_sessions.tsv` or in rows of
             `participants.tsv` with a column session_id.
         schema: covariates of the scans.
         spacing_mm: edge length of a voxel of the model's grid.
@@ -53,6 +59,7 @@ def read_dataset(
             test) of participants.tsv nor the datalist names the split. The choice depends only on the ids and `seed`.
         seed: seed of the choice of participants.
         cache_file: JSON file that records images that passed the checks, so that each is read only once.
+        table: label table of the maps; None for scans.
 
     Returns:
         {"training": [...], "validation": [...], "test": [...]} with items {"image": path, "participant_id": "sub-X",
@@ -73,11 +80,11 @@ def read_dataset(
     if not 0 <= validation_fraction < 1:
         raise ValueError(f"validation_fraction must be at least 0 and below 1, got {validation_fraction}")
     if datalist is None:
-        items, problems = _bids_items(dataset_dir, schema)
+        items, problems = _bids_items(dataset_dir, schema, table is not None)
     else:
         items, problems = _datalist_items(Path(datalist), dataset_dir, schema)
     paths = [item["image"] for item in items]
-    faults, contents = Team().from_first(lambda: check_images(paths, spacing_mm, cache_file))
+    faults, contents = Team().from_first(lambda: check_images(paths, spacing_mm, cache_file, table))
     problems += faults
     refuse(problems, f"{dataset_dir} cannot be used for training yet ({count(problems)}):")
     for item in items:
@@ -120,13 +127,20 @@ def fingerprint(data: Mapping[str, Sequence[dict]]) -> str:
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
-def _bids_items(dataset_dir: Path, schema: CovariateSchema) -> tuple[list[dict], list[str]]:
+def _bids_items(dataset_dir: Path, schema: CovariateSchema, of_maps: bool) -> tuple[list[dict], list[str]]:
     table = dataset_dir / "participants.tsv"
     rows, problems = read_rows(table, schema)
-    scans = [(path, path.relative_to(dataset_dir).parts[0]) for path in find_in_anat(dataset_dir, "T1w")]
-    with_image = {participant for _, participant in scans}
+    if of_maps:
+        found = find_maps(dataset_dir, SYNTHETIC, root_too=False)
+        problems += _several_maps(found)
+        expected = "a label map [derivatives/NAME/]sub-X/[ses-Y/]anat/*_dseg.nii.gz"
+    else:
+        found = [(path, path.relative_to(dataset_dir)) for path in find_in_anat(dataset_dir, "T1w")]
+        expected = "an image sub-X/[ses-Y/]anat/*_T1w.nii.gz"
+    scans = [(path, inside, inside.parts[0]) for path, inside in found]
+    with_image = {participant for *_, participant in scans}
     for participants, fault in (
-        (sorted(set(rows) - with_image), f"participants in {table} without an image sub-X/[ses-Y/]anat/*_T1w.nii.gz"),
+        (sorted(set(rows) - with_image), f"participants in {table} without {expected}"),
         (sorted(with_image - set(rows)), f"folders with images but without a row in {table}"),
     ):
         if participants:
@@ -137,12 +151,12 @@ def _bids_items(dataset_dir: Path, schema: CovariateSchema) -> tuple[list[dict],
         if split not in (None, *SPLIT_COLUMN):
             problems.append(f"{table} {participant}: split must be train, validation or test, got {split!r}")
     used, found = {}, []
-    for path, participant in scans:
+    for path, inside, participant in scans:
         if not path.name.startswith(f"{participant}_"):
             problems.append(f"{path}: the file's name is another participant's. It should begin with {participant}_")
         elif participant in rows:
             try:
-                session = session_of(path.relative_to(dataset_dir))
+                session = session_of(inside)
                 used.setdefault(participant, {})[session] = find_row(rows, participant, session)
                 found.append((path, participant, session))
             except ValueError as error:
@@ -154,6 +168,19 @@ def _bids_items(dataset_dir: Path, schema: CovariateSchema) -> tuple[list[dict],
         if (participant, session) in values
     ]
     return items, problems + faults
+
+
+def _several_maps(found: Sequence[tuple[Path, Path]]) -> list[str]:
+    """Return a line for each scan with several label maps, such as of two atlases."""
+    maps = {}
+    for path, inside in found:
+        run = re.search(r"_run-\w+?(?=_)", path.name)
+        maps.setdefault((inside.parent, run and run[0]), []).append(str(path))
+    return [
+        f"{those[0]}: {len(those)} label maps belong to one scan, also {those[1]}. Name one in a --datalist, or remove others"
+        for those in maps.values()
+        if len(those) > 1
+    ]
 
 
 def _split_name(row: Row) -> str | None:

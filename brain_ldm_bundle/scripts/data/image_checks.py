@@ -11,6 +11,8 @@ from typing import NamedTuple
 import nibabel as nib
 import numpy as np
 
+from ..shared.label_table import LabelTable
+from ..shared.map_reader import map_files, read_map
 from ..shared.mni_box import BRAIN_MM
 from ..shared.nifti import check_files, named, open_image, read_grey_values, spread, three_sides
 from ..shared.scan_identity import voxels_sha256
@@ -20,6 +22,7 @@ from .contrast import fluid_brighter_than_white_matter
 BRAIN_MARGIN_MM = 10.0
 INNER_MM = 25.0  # planes this far inside the template's brain cross each brain
 PREPARE = "Bring it there with: python scripts/prepare_data.py"
+RESAMPLE = "Resample it by nearest neighbour to a scan that scripts/prepare_data.py brought there, or segment that scan"
 
 FROM_SCANNER = (
     "have the NIfTI code 1 (scanner), not 4 (MNI). Their axes and field of view fit MNI space, but they may not be registered "
@@ -51,15 +54,22 @@ class Content(NamedTuple):
 
 
 def check_images(
-    paths: Sequence[str], spacing_mm: float, cache_file: str | Path | None = None
+    paths: Sequence[str], spacing_mm: float, cache_file: str | Path | None = None, table: LabelTable | None = None
 ) -> tuple[list[str], dict[str, Content]]:
-    """Check images as `bids.read_dataset` describes. Warn about images that may not be registered to MNI space, or
-    whose brightest voxels would take contrast from the others, that look inverted or like T2w, that lack a part of the
-    brain, or that alone lack the skull.
+    """Check images as `bids.read_dataset` describes: label maps if a `table` is given, or else scans.
+
+    Warn about scans that may not be registered to MNI space, or whose brightest voxels would take contrast from the others,
+    that look inverted or like T2w, that lack a part of the brain, or that alone lack the skull.
 
     Returns:
         one line for each problem, in the order of `paths`, and the content of each image that passes, by its path.
     """
+
+    def check_map(path: str, *_: str) -> list:
+        with named(path):
+            _check_place(open_image(path, RESAMPLE), spacing_mm, RESAMPLE)
+        values = np.asanyarray(nib.as_closest_canonical(read_map(path, table)).dataobj)
+        return [voxels_sha256(values), float(values.min()), float(values.max()), {}]
 
     def check(path: str) -> list:
         with named(path):
@@ -77,7 +87,11 @@ def check_images(
         remarks |= odd_heads(values, _corners_mm(image.shape[:3], image.affine).min(axis=0), spacing_mm)
         return [voxels_sha256(values), lowest, highest, remarks]
 
-    problems, found = check_files([[path] for path in paths], check, [spacing_mm], cache_file=cache_file)
+    if table is None:
+        problems, found = check_files([[path] for path in paths], check, [spacing_mm], cache_file=cache_file)
+    else:
+        settings = [spacing_mm, table.to_dict()]
+        problems, found = check_files([map_files(path) for path in paths], check_map, settings, cache_file=cache_file)
     contents = {path: Content(*content) for path, content in zip(paths, found) if content is not None}
     odd = defaultdict(list)
     for path, content in contents.items():
@@ -133,27 +147,27 @@ def _has_empty_planes(values: np.ndarray, lower_mm: np.ndarray, spacing_mm: floa
     return False
 
 
-def _check_place(image: nib.Nifti1Image, spacing_mm: float) -> None:
+def _check_place(image: nib.Nifti1Image, spacing_mm: float, remedy: str = PREPARE) -> None:
     """Check dimensions, spacing, axes and field of view."""
     shape, affine = three_sides(image.shape), image.affine
     spacings_mm = np.linalg.norm(affine[:3, :3], axis=0)
     if (np.abs(spacings_mm / spacing_mm - 1) > 0.01).any():
-        raise ValueError(f"has voxels of {_mm(spacings_mm)}, not {spacing_mm:g} mm (spacing_mm). {PREPARE}")
+        raise ValueError(f"has voxels of {_mm(spacings_mm)}, not {spacing_mm:g} mm (spacing_mm). {remedy}")
     cosines = np.abs(affine[:3, :3] / spacings_mm)
     if np.abs(np.sort(cosines, axis=0) - [[0], [0], [1]]).max() > 1e-3:
         degrees = np.degrees(np.arccos(np.clip(cosines.max(axis=0), 0, 1))).max()
-        raise ValueError(f"has axes oblique by {degrees:.1f} degrees: not in MNI space. {PREPARE}")
-    refuse_elsewhere(shape, affine)
+        raise ValueError(f"has axes oblique by {degrees:.1f} degrees: not in MNI space. {remedy}")
+    refuse_elsewhere(shape, affine, remedy)
 
 
-def refuse_elsewhere(shape: Sequence[int], affine: np.ndarray) -> None:
+def refuse_elsewhere(shape: Sequence[int], affine: np.ndarray, remedy: str = PREPARE) -> None:
     """Refuse an image whose field of view does not cover a brain in MNI space. Its axes must be parallel to the space's."""
     corners = _corners_mm(shape, affine)
     lower, upper = np.add(BRAIN_MM[0], BRAIN_MARGIN_MM), np.subtract(BRAIN_MM[1], BRAIN_MARGIN_MM)
     if (corners.min(axis=0) > lower).any() or (corners.max(axis=0) < upper).any():
         raise ValueError(
             f"reaches from {_mm(corners.min(axis=0))} to {_mm(corners.max(axis=0))} (right, anterior, superior), but must "
-            f"cover a brain in MNI space, {_mm(lower)} to {_mm(upper)}. {PREPARE}"
+            f"cover a brain in MNI space, {_mm(lower)} to {_mm(upper)}. {remedy}"
         )
 
 

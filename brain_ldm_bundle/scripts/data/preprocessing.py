@@ -1,4 +1,7 @@
-"""Turn a scan on disk into the network's input: the one place that sets orientation, spacing, field of view and intensities."""
+"""Turn a scan or a label map on disk into the network's input.
+
+Only this file sets orientation, spacing, field of view and intensities.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +28,9 @@ from monai.transforms import (
 )
 
 from ..shared.image_reader import CheckedReader
+from ..shared.label_table import LabelTable
+from ..shared.label_transforms import RandMirrord, ToClassesd
+from ..shared.map_reader import MapReader
 from ..shared.mni_box import affine, size
 
 # Images at most this far from the grid count as on it, because affines are stored in float32.
@@ -32,12 +38,16 @@ TOLERANCE_VOXELS = 1e-3
 
 
 def preprocessing(
-    spacing_mm: float, scale_intensities: bool = True, track_meta: bool = False, mirror_probability: float = 0.0
+    spacing_mm: float,
+    scale_intensities: bool = True,
+    track_meta: bool = False,
+    mirror_probability: float = 0.0,
+    table: LabelTable | None = None,
 ) -> Compose:
     """Make the transforms for an item {"image": path}, with or without "covariates".
 
     The image becomes a tensor (1, D, H, W) on the model's grid and the covariates a tensor (C,), both in float32. The path
-    stays in the item as "file", so that an output can be matched to its input.
+    stays in the item as "file", so that an output can be matched to its input. A label map becomes classes in uint8.
 
     Args:
         spacing_mm: edge length of a voxel of the model's grid.
@@ -45,7 +55,10 @@ def preprocessing(
             must keep their intensities, so that a faint one is not brightened.
         track_meta: whether to return a MetaTensor, which can be resampled to the grid of its file.
         mirror_probability: probability of swapping left and right, for training.
+        table: label table of the maps; None for scans.
     """
+    if table is not None:
+        return _of_maps(spacing_mm, mirror_probability, table)
     return Compose(
         [
             CopyItemsd("image", names="file"),
@@ -59,19 +72,34 @@ def preprocessing(
     )
 
 
+def _of_maps(spacing_mm: float, mirror_probability: float, table: LabelTable) -> Compose:
+    return Compose(
+        [
+            CopyItemsd("image", names="file"),
+            LoadImaged("image", reader=MapReader(table), image_only=True),
+            EnsureChannelFirstd("image"),
+            ToClassesd("image", table),
+            ToGridd("image", spacing_mm, mode="nearest"),
+            EnsureTyped("image", dtype=torch.uint8, track_meta=False),
+            EnsureTyped("covariates", dtype=torch.float32, allow_missing_keys=True),
+            *([RandMirrord("image", "image", table, mirror_probability)] if mirror_probability else []),
+        ]
+    )
+
+
 class ToGridd(MapTransform, InvertibleTransform):
     """Bring images (C, X, Y, Z) of any orientation, spacing and position onto the model's grid, padded with zeros.
 
     The result (C, D, H, W) has the orientation LAS. An image that is shifted by whole voxels keeps its values exactly; any
-    other is interpolated.
+    other is interpolated, with the `mode` "bilinear" or "nearest".
     """
 
-    def __init__(self, keys: KeysCollection, spacing_mm: float) -> None:
+    def __init__(self, keys: KeysCollection, spacing_mm: float, mode: str = "bilinear") -> None:
         super().__init__(keys)
         self.affine, self.size = affine(spacing_mm), size(spacing_mm)
         self.orient = Orientation(axcodes="LAS", labels=None)
         self.crop, self.pad = Crop(), Pad(mode="constant")
-        self.resample = SpatialResample(mode="bilinear", padding_mode="zeros")
+        self.resample = SpatialResample(mode=mode, padding_mode="zeros")
 
     def __call__(self, data: Mapping[Hashable, MetaTensor]) -> dict[Hashable, MetaTensor]:
         return {**data, **{key: self._onto_grid(data[key]) for key in self.keys}}

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from ..data.label_maps import refuse_maps
 from ..model.networks import DiffusionUNet
 from ..model.training_record import recipe_of
 from ..shared.files import read_json, sha256
@@ -35,6 +36,7 @@ def refuse_other_model(model_file: str | Path, autoencoder_file: str | Path, use
             f"--config_file configs/train.json --dataset_dir DIR"
         )
     recipe = recipe_of(model_file, autoencoder_file)
+    refuse_maps(recipe, model_file, "this evaluation")
     refuse_other_settings(used, recipe if read_recipe(model_file) else recipe | DiffusionUNet.implied_recipe, model_file)
 
 

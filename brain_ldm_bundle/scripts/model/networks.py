@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from monai.networks import one_hot
 from monai.networks.nets import AutoencoderKL, DiffusionModelUNet, PatchDiscriminator
 
 from ..shared.recipe import WithRecipe
@@ -17,9 +18,13 @@ from .published_names import PublishedNames
 class Autoencoder(PublishedNames, WithRecipe, AutoencoderKL):
     """Compress a T1w volume (B, 1, D, H, W) in [0, 1] to a latent (B, 3, D/8, H/8, W/8), without attention layers.
 
+    With `num_classes`, it compresses label maps instead: classes (B, 1, D, H, W) go in, and logits (B, num_classes, D, H, W)
+    come out. Data and caches hold the classes as they are; only this network makes them one-hot, on its device.
+
     Each level after the first halves the grid, so D, H and W must be multiples of `factor`.
 
-    `recipe`: {"seen_voxels", "seen_unknown"} of `shared.scan_identity`; the published weights have none.
+    `recipe`: {"seen_voxels", "seen_unknown"} of `shared.scan_identity`, and "labels", the label table of maps; the published
+    weights have none.
     """
 
     def __init__(
@@ -28,11 +33,12 @@ class Autoencoder(PublishedNames, WithRecipe, AutoencoderKL):
         latent_channels: int = 3,
         num_res_blocks: int = 2,
         norm_num_groups: int = 32,
+        num_classes: int = 0,
     ) -> None:
         super().__init__(
             spatial_dims=3,
-            in_channels=1,
-            out_channels=1,
+            in_channels=num_classes or 1,
+            out_channels=num_classes or 1,
             channels=channels,
             latent_channels=latent_channels,
             num_res_blocks=num_res_blocks,
@@ -43,15 +49,25 @@ class Autoencoder(PublishedNames, WithRecipe, AutoencoderKL):
             with_decoder_nonlocal_attn=False,
         )
         self.factor = 2 ** (len(channels) - 1)
+        self.num_classes = num_classes
         self.recipe: dict = {}
 
     def encode(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return mean and standard deviation (B, 3, d, h, w) of the latents of volumes (B, 1, D, H, W)."""
-        return super().encode(x.to(self.quant_conv_mu.conv.weight.dtype))
+        dtype = self.quant_conv_mu.conv.weight.dtype
+        return super().encode(one_hot(x, self.num_classes, dtype) if self.num_classes else x.to(dtype))
 
     def decode(self, z: torch.Tensor) -> torch.Tensor:
-        """Return volumes (B, 1, D, H, W) of latents (B, 3, d, h, w)."""
+        """Return volumes (B, 1, D, H, W), or logits of classes, of latents (B, 3, d, h, w)."""
         return super().decode(z.to(self.post_quant_conv.conv.weight.dtype))
+
+    def volumes(self, decoded: torch.Tensor) -> torch.Tensor:
+        """Return what was decoded as volumes (B, 1, D, H, W): intensities in float32, or the likeliest classes in uint8."""
+        return decoded.argmax(dim=1, keepdim=True).to(torch.uint8) if self.num_classes else decoded.float()
+
+    def shown(self, volumes: torch.Tensor) -> torch.Tensor:
+        """Return volumes for pictures, 0 to 1."""
+        return volumes / (self.num_classes - 1) if self.num_classes else volumes
 
     def latent_shape(self, image_size: Sequence[int]) -> tuple[int, ...]:
         """Return the shape (C, d, h, w) of the latent of a volume (D, H, W)."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from monai.inferers import Inferer
@@ -35,6 +36,9 @@ class LatentSampler(Inferer):
     guidance_scale: float = 1.0
     acquisition: Mapping | None = None  # noise and bias field to add, as `acquisition.measure` returned them; None adds none
     amp: bool = False  # run the networks in bfloat16; noise and steps stay in float32
+    # Makes a label map of the logits (C, D, H, W) and the requested values of a row, see `generation.exact_maps`. The result is
+    # then a list of what it returns. None: volumes of scans, or the likeliest classes.
+    maps: Callable[[torch.Tensor, Mapping], Any] | None = None
 
     def __post_init__(self) -> None:
         self.latent_shape = self.autoencoder.latent_shape(self.image_size)
@@ -47,8 +51,9 @@ class LatentSampler(Inferer):
         seeds: Sequence[int],
         start: torch.Tensor | None = None,
         strength: float = 1.0,
-    ) -> torch.Tensor:
-        """Generate volumes (B, 1, D, H, W), about 0 to 1.
+        requested: Sequence[Mapping] = (),
+    ) -> torch.Tensor | list:
+        """Generate volumes (B, 1, D, H, W), about 0 to 1, or classes of label maps.
 
         Args:
             inputs: scaled covariates (B, 1, C).
@@ -57,6 +62,7 @@ class LatentSampler(Inferer):
             start: latents (B, 3, d, h, w) of images, times the scale factor. Noise is added to them up to the share
                 `strength` of the time, and removed (SDEdit, Meng et al. 2022, Sec. 3.2). None starts from noise.
             strength: 1 starts from noise; 0 decodes `start` unchanged.
+            requested: physical values of each row, for `maps`.
 
         Raises:
             ValueError: the network was trained without condition dropout but shall be guided, or has another prediction type
@@ -82,9 +88,14 @@ class LatentSampler(Inferer):
         for t in timesteps:
             output = self._predict(network, latent, t, inputs)
             latent, _ = scheduler.step(output.float(), t, latent, generator=generators)
-        volumes = self._decode(latent / network.scale_factor)  # (B, 1, D, H, W)
-        for volume, seed in zip(volumes[:, 0], seeds, strict=True):
-            volume.copy_(add(volume, draw(self.acquisition, seed)))
+        latent = latent / network.scale_factor
+        if self.maps is not None:
+            return [self.maps(self._decode(row)[0], own) for row, own in zip(latent.split(1), requested, strict=True)]
+        # One volume at a time, because the decoder needs the most memory.
+        volumes = torch.cat([self.autoencoder.volumes(self._decode(row)) for row in latent.split(1)])  # (B, 1, D, H, W)
+        if self.acquisition is not None:
+            for volume, seed in zip(volumes[:, 0], seeds, strict=True):
+                volume.copy_(add(volume, draw(self.acquisition, seed)))
         return volumes
 
     def _predict(self, network: DiffusionUNet, latent: torch.Tensor, t: int, context: torch.Tensor) -> torch.Tensor:
@@ -100,14 +111,14 @@ class LatentSampler(Inferer):
         return unconditional + self.guidance_scale * (conditional - unconditional)
 
     def _decode(self, latent: torch.Tensor) -> torch.Tensor:
-        """Decode one volume at a time, because the decoder needs the most memory."""
-        with self.autocast(self.autoencoder):
-            return torch.cat([self.autoencoder.decode(row).float() for row in latent.split(1)])
+        """Decode in float32 for `maps`, because in bfloat16 many voxels would have equal differences of logits."""
+        with self.autocast(self.autoencoder, self.maps is None):
+            return self.autoencoder.decode(latent).float()
 
-    def autocast(self, network: torch.nn.Module) -> torch.autocast:
+    def autocast(self, network: torch.nn.Module, wanted: bool = True) -> torch.autocast:
         """Return the context that runs a network in bfloat16, which does nothing if its weights have this type already."""
-        weight = next(network.parameters())
-        return torch.autocast(weight.device.type, dtype=torch.bfloat16, enabled=self.amp and weight.dtype == torch.float32)
+        weight, wanted = next(network.parameters()), wanted and self.amp
+        return torch.autocast(weight.device.type, dtype=torch.bfloat16, enabled=wanted and weight.dtype == torch.float32)
 
 
 @dataclass(eq=False)
@@ -119,4 +130,4 @@ class Reconstructor(Inferer):
     def __call__(self, inputs: torch.Tensor, network: Autoencoder) -> torch.Tensor:
         network = getattr(network, "module", network)  # DDP wraps forward only
         with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=self.amp):
-            return network.reconstruct(inputs).float()
+            return network.volumes(network.reconstruct(inputs))

@@ -89,11 +89,18 @@ def _expected(name: str, value: Any) -> str:
         return "true or false"
     if name == "autoencoder_sha256" and not isinstance(value, str):
         return "a hash"
+    if name == "volumes" and value is not None and not _is_lists_of_text(value):
+        return "lists of class names, one for each volume"
     if name == "acquisition" and not is_measurement(value):
         return "a measured noise and bias field"
     if name in SIZES and not (isinstance(value, dict) and all(_is_size(key, size) for key, size in value.items())):
         return f"sizes of a network: whole numbers, and image sizes of up to {LARGEST_SIDE} voxels"
     return ""
+
+
+def _is_lists_of_text(value: Any) -> bool:
+    lists = list(value.values()) if isinstance(value, dict) else [None]
+    return all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists)
 
 
 def _is_number(value: Any, low: float, high: float) -> bool:

@@ -100,4 +100,4 @@ def reconstructions(dataset: Sequence, network: torch.nn.Module, inferer: Recons
     """Return the first `count` held-out scans and their reconstructions, for TensorBoard."""
     network.eval()
     images = torch.stack([torch.as_tensor(dataset[i]["image"]) for i in range(min(count, len(dataset)))]).to(device)
-    return {"scan and reconstruction": torch.cat([images, inferer(images, network)])}
+    return {"scan and reconstruction": network.shown(torch.cat([images, inferer(images, network)]))}

@@ -74,4 +74,4 @@ def diffusion_validation_step(engine: Engine, batch: dict, scheduler, amp: bool)
 def samples(dataset: Sequence, network: DiffusionUNet, sampler: LatentSampler, device: torch.device, count: int):
     """Generate volumes for the covariates of the first `count` held-out scans, from fixed noise, for TensorBoard."""
     context = torch.stack([dataset[i]["covariates"] for i in range(min(count, len(dataset)))]).to(device)
-    return {"samples": sampler(context, network.eval(), seeds=range(len(context)))}
+    return {"samples": sampler.autoencoder.shown(sampler(context, network.eval(), seeds=range(len(context))))}

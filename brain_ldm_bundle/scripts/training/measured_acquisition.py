@@ -9,6 +9,7 @@ import torch
 from monai.inferers import Inferer
 from tqdm import tqdm
 
+from ..data.label_maps import refuse_maps
 from ..model.networks import Autoencoder
 from ..shared.acquisition import MOST_SCANS, measure
 from ..shared.scan_identity import warn_unseen
@@ -46,6 +47,7 @@ def store(
         ValueError: the model has no recipe, or another autoencoder or spacing.
     """
     recipe = recipe_to_extend(model_file, used)
+    refuse_maps(recipe, model_file, "the noise of scans")
     if "acquisition" in recipe and not again:
         return
     warn_unseen(data["training"], recipe, model_file)
