@@ -10,7 +10,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..shared.base_derivative import BaseDerivative
+from ..shared.files import write_json
 from ..shared.head_mask import head_mask
+from ..shared.label_files import read_names
+from ..shared.label_table import LabelTable
+from ..shared.tables import write_table
 from .covariates import CovariateSchema, Request
 
 NOTICE = "Synthetic image, made by a generative model. Not a scan. For research, not for clinical use."
@@ -56,7 +60,7 @@ class Derivative(BaseDerivative):
 
     def image_file(self, request: Request) -> Path:
         """Return the path of a request's volume, `output_dir/sub-X/anat/sub-X_T1w.nii.gz`."""
-        return self.output_dir / request.participant_id / "anat" / f"{request.participant_id}_T1w.nii.gz"
+        return self.output_dir / request.participant_id / "anat" / f"{request.participant_id}_{self.suffix}.nii.gz"
 
     def is_complete(self, request: Request, provenance: Mapping) -> bool:
         """Check for a complete image with the same covariates, provenance, dtype and grid."""
@@ -80,14 +84,27 @@ class Derivative(BaseDerivative):
         if np.shape(volume) != self.shape:
             raise ValueError(f"{image_file.name}: expected a volume of {self.shape}, got {np.shape(volume)}")
         stored = self.stored(request, volume)
+        stripped = bool(_litres(stored, self.affine) < SMALLEST_HEAD_L)
+        self._write(image_file, {**sidecar, "SkullStripped": stripped}, {image_file: self._image(stored)})
+        return image_file
+
+    def _image(self, stored: np.ndarray) -> nib.Nifti1Image:
         image = nib.Nifti1Image(stored, self.affine)
         image.set_sform(self.affine, code="mni")
         image.set_qform(self.affine, code="mni")
         image.header.set_xyzt_units("mm")
         self._describe(image.header)
-        stripped = bool(_litres(stored, self.affine) < SMALLEST_HEAD_L)
-        self._write(image_file, {**sidecar, "SkullStripped": stripped}, {image_file: image})
-        return image_file
+        return image
+
+    def _names(self) -> dict[int, str]:
+        """Return the names of label values, if the folder holds label maps."""
+        path = self.output_dir / "dseg.tsv"
+        return read_names(path) if path.exists() else {}
+
+    def _refuse_other_dataset(self) -> None:
+        super()._refuse_other_dataset()
+        if self.suffix == "T1w" and self._names():
+            raise ValueError(f"output_dir {self.output_dir} holds label maps. Choose a new folder for T1w")
 
     def _content(self, request: Request, provenance: Mapping) -> dict:
         covariates = {}
@@ -121,6 +138,62 @@ class Derivative(BaseDerivative):
             f"participants.tsv holds the covariates of each image ({self.covariates_are}), participants.json their units.\n"
             "The sidecar of each image states the weights, the sampler and the seed.\n"
             "If it names an EditedImage, the image was made from that scan and may identify its subject.\n\n"
+            f"Space: {SPACE}."
+        )
+
+
+class MapDerivative(Derivative):
+    """Write generated label maps `sub-X_dseg.nii.gz` to a folder, with `dseg.tsv`, which names their values.
+
+    The voxels are the first label value of each class of `table`, so that tools which read maps with this table take the maps
+    as they are. `settings` are further entries of every sidecar.
+    """
+
+    notice = "Synthetic label map, made by a generative model. Not of a person. For research, not for clinical use."
+    suffix, scaling = "dseg", {"uint8": "", "int16": "", "int32": ""}
+
+    def __init__(self, *args, table: LabelTable, settings: Mapping, **options) -> None:
+        self.table, self.settings, self.values = table, settings, table.first_values()
+        options |= {"dtype": str(self.values.dtype), "name": "Synthetic label maps of the head"}
+        super().__init__(*args, **options)
+
+    def stored(self, request: Request, volume: ArrayLike) -> np.ndarray:
+        """Return the label values (D, H, W) of classes, as they are stored."""
+        return self.values[np.asarray(volume)]
+
+    def write(self, request: Request, volume: ArrayLike, provenance: Mapping) -> Path:
+        """Write what `stored` returned for a map, and its sidecar. "Volumes" in the provenance is about this map alone."""
+        image_file, own = self.image_file(request), {"Volumes": provenance.get("Volumes")}
+        sidecar = self._content(request, {key: value for key, value in provenance.items() if key not in own})
+        if np.shape(volume) != self.shape:
+            raise ValueError(f"{image_file.name}: expected a label map of {self.shape}, got {np.shape(volume)}")
+        self._write(image_file, {**sidecar, **own}, {image_file: self._image(np.asarray(volume))})
+        return image_file
+
+    def _content(self, request: Request, provenance: Mapping) -> dict:
+        return super()._content(request, {**provenance, **self.settings})
+
+    def _describe(self, header: nib.Nifti1Header) -> None:
+        header["descrip"] = "Synthetic, not for clinical use"
+
+    def _refuse_other_dataset(self) -> None:
+        super()._refuse_other_dataset()
+        if (self.output_dir / "dataset_description.json").exists() and self._names() != self.table.value_names():
+            raise ValueError(
+                f"output_dir {self.output_dir} holds T1w, or label maps of another table than {self.table.name!r}. Choose a "
+                f"new folder"
+            )
+
+    def _write_description(self) -> None:
+        write_table(self.output_dir / "dseg.tsv", self.table.dseg_rows())  # first, because the next file marks the data set
+        super()._write_description()
+        write_json(self.output_dir / "dseg.json", {"SpatialReference": SPACE})  # of the table; a map has its own sidecar
+
+    def _readme(self) -> str:
+        return (
+            f"dseg.tsv names the label values. participants.tsv holds the covariates of each map ({self.covariates_are}),\n"
+            "participants.json their units. The sidecar of each map states the weights, the sampler and the seed, and the\n"
+            "volumes that were counted in the map, before and after they were brought to the requested ones.\n\n"
             f"Space: {SPACE}."
         )
 

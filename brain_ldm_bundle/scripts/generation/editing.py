@@ -17,6 +17,7 @@ from monai.utils import convert_to_dst_type
 from ..data.covariates import CovariateSchema, single_request
 from ..data.derivative import Derivative
 from ..data.image_checks import odd_heads, refuse_elsewhere, warn
+from ..data.label_maps import refuse_maps
 from ..model.networks import DiffusionUNet
 from ..model.sampler import LatentSampler
 from ..shared.acquisition import draw
@@ -73,6 +74,7 @@ class Editor(Inferer):
         """Edit an image as `__call__` does, with a request that `read_request` has checked."""
         if self.recipe is not None and network.recipe != self.recipe:
             raise ValueError("the network does not hold the weights of model.pt. Serve model.pt, and restart after training")
+        refuse_maps(network.recipe, "the network", "editing")
         if inputs.shape[:2] != (1, 1):
             raise ValueError(f"one image of one channel can be edited at a time, got {tuple(inputs.shape)}")
         image = torch.as_tensor(inputs).as_subclass(torch.Tensor)

@@ -8,16 +8,18 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from ignite.engine import Engine
 
 from ..data.covariates import CovariateSchema, Request, single_request
-from ..data.derivative import Derivative
+from ..data.derivative import Derivative, MapDerivative
 from ..model.sampler import row_seed
 from ..shared.acquisition import draw
 from ..shared.background_writer import BackgroundWriter
 from ..shared.overrides import command_line
 from ..shared.team import Team, left_to_make, shard_of
+from .exact_maps import BRAIN, VENTRICLES, ExactMaps
 
 COVARIATES = Path(__file__).resolve().parents[2] / "configs" / "covariates.json"
 
@@ -154,7 +156,8 @@ def pending(
 def request_batch(batch: Sequence[dict], device: torch.device, non_blocking: bool = False, **kwargs) -> tuple:
     """Collate items of `pending` into the input and the keyword arguments of `LatentSampler`."""
     context = torch.stack([item["context"] for item in batch]).to(device, non_blocking=non_blocking)
-    return context, None, (), {"seeds": [item["provenance"]["Seed"] for item in batch]}
+    seeds = [item["provenance"]["Seed"] for item in batch]
+    return context, None, (), {"seeds": seeds, "requested": [item["request"].values for item in batch]}
 
 
 class WriteVolumes(BackgroundWriter):
@@ -163,3 +166,51 @@ class WriteVolumes(BackgroundWriter):
     def volumes(self, engine: Engine) -> Iterator[tuple[Request, torch.Tensor, dict]]:
         for item, volume in zip(engine.state.batch, engine.state.output["pred"]):
             yield item["request"], volume[0], item["provenance"]
+
+
+class WriteMaps(BackgroundWriter):
+    """Write each label map of `ExactMaps`, see `BackgroundWriter`. Report those whose volumes are not the requested ones."""
+
+    def __init__(self, derivative: MapDerivative) -> None:
+        super().__init__(derivative)
+        self.missed: list[str] = []
+
+    def volumes(self, engine: Engine) -> Iterator[tuple[Request, np.ndarray, dict]]:
+        for item, made in zip(engine.state.batch, engine.state.output["pred"]):
+            for name, found in made.volumes.items():
+                if isinstance(found, dict) and found["Requested"] is not None and not found["AsRequested"]:
+                    wanted, counted = (f"{found[key]:g} mL" for key in ("Requested", "Counted"))
+                    self.missed.append(f"{item['request'].participant_id} has {name} of {counted} instead of {wanted}")
+            yield item["request"], made.classes, {**item["provenance"], "Volumes": made.volumes}
+
+    def report(self) -> None:
+        if self.missed:
+            logger.warning(
+                f"{len(self.missed)} requested volumes were not reached within offset_limit: {self.missed[0]}. The sidecars of "
+                f"the label maps say so (AsRequested)"
+            )
+        super().report()
+
+
+def derivative_of(maps: ExactMaps | None, output_dir: str | Path, dtype: str, **options) -> Derivative:
+    """Make the data set of volumes, or of label maps if the model makes them; `options` are those of `Derivative`."""
+    if maps is None:
+        return Derivative(output_dir, dtype=dtype, **options)
+    if dtype != "uint8":
+        raise ValueError(f"output_dtype is {dtype}, but label maps are whole numbers. Leave it out")
+    return MapDerivative(output_dir, table=maps.table, settings=maps.settings, **options)
+
+
+def writer_of(derivative: Derivative) -> BackgroundWriter:
+    """Make the handler that writes what the model makes: volumes or label maps."""
+    return (WriteMaps if isinstance(derivative, MapDerivative) else WriteVolumes)(derivative)
+
+
+def refuse_without_volumes(requests: Sequence[Request], maps: ExactMaps | None) -> None:
+    """Refuse requests for label maps that lack a volume, because the maps are made to the requested volumes."""
+    for request in requests if maps else ():
+        for name in (VENTRICLES, BRAIN):
+            if name in request.values and request.values[name] is None:
+                raise ValueError(
+                    f"{request.participant_id}: {name} is missing, but label maps are made to the requested volumes. Fill it in"
+                )

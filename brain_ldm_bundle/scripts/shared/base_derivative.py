@@ -24,7 +24,6 @@ from .nifti import read_whole, write_nifti
 from .tables import write_table
 
 BIDS_VERSION = "1.9.0"
-VOLUMES = "sub-*/**/anat/sub-*_T1w.nii.gz"
 # Keys of a sidecar: type and grid of the image, and the size in bytes of each file that belongs to the sidecar.
 STORED, SIZES = "StoredAs", "FileSizes"
 BUNDLE = Path(__file__).parents[2]
@@ -49,6 +48,17 @@ def made_by(folder: Path, generator: str) -> bool:
         return False
 
 
+def refuse_other_dataset(folder: Path, generator: str) -> None:
+    """Refuse a folder with a data set that `generator` did not make."""
+    # Look for images first: a process that starts at the same time writes the description before any image.
+    occupied = any(any(folder.glob(name)) for name in ("participants.tsv", "sub-*", "ses-*", "anat"))
+    if (occupied or (folder / "dataset_description.json").exists()) and not made_by(folder, generator):
+        raise ValueError(
+            f"output_dir {folder} holds a data set that {generator} did not make. Choose a new folder, so that synthetic "
+            f"images are not mixed with it"
+        )
+
+
 class BaseDerivative:
     """Write synthetic volumes and their sidecars to a folder. `data/derivative.py` of each bundle has a subclass of it.
 
@@ -60,10 +70,12 @@ class BaseDerivative:
 
     A subclass sets `generator` (its name in dataset_description.json), `notice` (the sentence that marks a volume as
     synthetic), `required` (the keys that the provenance must have), `mark` (a key that only its own sidecars have) and
-    `stored_as` (type and grid of the images, in words). It defines `image_file(row)`, which returns the path of a row's volume,
-    `_readme()`, which returns the text of the README, `_of_participant(sidecar)`, which returns what the table needs of a
-    sidecar, and `_participants(made)`, which turns these by path into the lines of participants.tsv and the content of
-    participants.json.
+    `stored_as` (type and grid of the images, in words). If its volumes are no T1w, it sets `suffix`, the end of their names,
+    and `scaling`, which says for each type of voxels how intensities are scaled, or "".
+
+    It defines `image_file(row)`, which returns the path of a row's volume, `_readme()`, which returns the text of the README,
+    `_of_participant(sidecar)`, which returns what the table needs of a sidecar, and `_participants(made)`, which turns these
+    by path into the lines of participants.tsv and the content of participants.json.
 
     Args:
         output_dir: folder that is new, empty, or written by an earlier run.
@@ -73,17 +85,22 @@ class BaseDerivative:
     """
 
     generator = notice = mark = stored_as = ""
+    suffix, scaling = "T1w", INTENSITIES
     required: Sequence[str] = ()
 
     def __init__(self, output_dir: str | Path, dtype: str, name: str, verify: bool = False) -> None:
-        if dtype not in INTENSITIES:
-            raise ValueError(f"output_dtype must be {' or '.join(INTENSITIES)}, got {dtype!r}")
+        if dtype not in self.scaling:
+            raise ValueError(f"output_dtype must be {' or '.join(self.scaling)}, got {dtype!r}")
         self.output_dir, self.dtype, self.name, self.verify = Path(output_dir), dtype, name, verify
         self.threads = os.cpu_count() if verify else 1  # that look for finished volumes at once
         self._read: dict[str, tuple[tuple[int, int], tuple[Any, str]]] = {}  # finished volume -> `_date_and_size`, `_facts`
         if self.output_dir.exists() and not self.output_dir.is_dir():
             raise ValueError(f"output_dir {output_dir} is a file. Name a folder, which may be new")
         self._refuse_other_dataset()
+
+    @property
+    def _volumes(self) -> str:
+        return f"sub-*/**/anat/sub-*_{self.suffix}.nii.gz"
 
     def refuse_clashes(self, rows: Iterable[Mapping], left: Iterable[Mapping] | None = None) -> None:
         """Refuse volumes whose names differ only in case from each other or from volumes in the folder.
@@ -96,7 +113,7 @@ class BaseDerivative:
         subjects = {file.relative_to(self.output_dir).parts[0].lower() for file in files}
         with suppress(FileNotFoundError), os.scandir(self.output_dir) as folders:
             there = [Path(entry.path) for entry in folders if subjects and entry.name.lower() in subjects]
-            planned.update(file for folder in there for file in find_files(folder, VOLUMES.partition("/")[2]))
+            planned.update(file for folder in there for file in find_files(folder, self._volumes.partition("/")[2]))
         refuse_twice(planned, self.output_dir)
 
     def finish(self, rows: Iterable[Mapping]) -> list[str]:
@@ -112,12 +129,12 @@ class BaseDerivative:
         write_table(table, lines)
         write_json(table.with_suffix(".json"), columns)
         files = [self.image_file(row) for row in rows]
-        return [file.name.removesuffix("_T1w.nii.gz") for file in files if file not in made]
+        return [file.name.removesuffix(f"_{self.suffix}.nii.gz") for file in files if file not in made]
 
     def _made(self) -> dict[Path, Any]:
         """Return what participants.tsv needs of each complete volume in the folder. Whole sidecars would fill the memory."""
         made, weights = {}, set()
-        for file in find_files(self.output_dir, VOLUMES):
+        for file in find_files(self.output_dir, self._volumes):
             if (facts := self._facts(file)) is not None:
                 made[file], own_weights = facts
                 weights.add(own_weights)
@@ -214,7 +231,7 @@ class BaseDerivative:
             "Synthetic": True,
             **own,
             **provenance,
-            "IntensityScaling": INTENSITIES[self.dtype],
+            **({"IntensityScaling": self.scaling[self.dtype]} if self.scaling[self.dtype] else {}),
             "SoftwareVersions": ", ".join(
                 [
                     f"{self.generator} {_bundle_version()}",
@@ -241,21 +258,14 @@ class BaseDerivative:
         return sidecar
 
     def _refuse_other_dataset(self) -> None:
-        # Look for images first: a process that starts at the same time writes the description before any image.
-        occupied = any(any(self.output_dir.glob(name)) for name in ("participants.tsv", "sub-*", "ses-*", "anat"))
-        described = (self.output_dir / "dataset_description.json").exists()
-        if (occupied or described) and not made_by(self.output_dir, self.generator):
-            raise ValueError(
-                f"output_dir {self.output_dir} holds a data set that {self.generator} did not make. Choose a new folder, so "
-                f"that synthetic images are not mixed with it"
-            )
+        refuse_other_dataset(self.output_dir, self.generator)
 
     def _write_description(self) -> None:
         maker = {"Name": self.generator, "Version": _bundle_version(), "Description": self.notice}
         description = {"Name": self.name, "BIDSVersion": BIDS_VERSION, "DatasetType": "derivative", "GeneratedBy": [maker]}
         write_json(self.output_dir / "dataset_description.json", description)
-        intensities = f"Intensities: {INTENSITIES[self.dtype]}."
-        write_text(self.output_dir / "README", f"{self.name}\n\n{self.notice}\n\n{self._readme()}\n{intensities}\n")
+        intensities = f"\nIntensities: {self.scaling[self.dtype]}." if self.scaling[self.dtype] else ""
+        write_text(self.output_dir / "README", f"{self.name}\n\n{self.notice}\n\n{self._readme()}{intensities}\n")
 
 
 def _read_on_grid(path: Path, shape: Sequence[int], affine: np.ndarray) -> nib.Nifti1Image | None:
