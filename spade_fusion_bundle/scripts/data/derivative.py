@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..shared.base_derivative import BaseDerivative
-from ..shared.files import sha256, write_json
+from ..shared.files import is_there, read_json, sha256, write_json
 from ..shared.label_files import read_names, smallest_integers
 from ..shared.label_table import LabelTable
 from ..shared.map_reader import map_files
@@ -19,6 +20,8 @@ from ..shared.nifti import named, open_image
 from ..shared.tables import write_table
 
 GENERATOR = "spade_fusion_bundle"
+MAP_SOURCE = "LabelMapSource"  # key of a sidecar: how a synthetic label map was made, from the sidecar of the map
+MADE_WITH = ("Covariates", "Volumes", "Seed", "WeightsSHA256", "AutoencoderSHA256", "SoftwareVersions")  # of that sidecar
 MAP_FILES = "LabelMapFiles"  # key of a sidecar: size and date of the label map's files, so that the map is not read again
 
 # Header entries of a volume's position. They are copied exactly, because a quaternion from the affine differs slightly.
@@ -82,7 +85,7 @@ class Derivative(BaseDerivative):
             same = files is not None and files == map_versions(row["image"])
         except FileNotFoundError:
             same = False
-        return {key: made.get(key) for key in ("LabelMapSHA256", "LabelNamesSHA256", MAP_FILES)} if same else None
+        return {key: made.get(key) for key in ("LabelMapSHA256", "LabelNamesSHA256", MAP_SOURCE, MAP_FILES)} if same else None
 
     def write(self, row: Mapping, volume: ArrayLike, labels: ArrayLike) -> Path:
         """Write one image, its label map and its sidecar, and return the path of the image. Existing files are replaced.
@@ -159,10 +162,17 @@ class Derivative(BaseDerivative):
 
 
 def map_identity(label_map: str) -> dict:
-    """Return the hashes of a map and of the table of its names, which may be missing, and the versions of these files."""
+    """Return the hashes of a map and of the table of its names, which may be missing, and the versions of these files.
+
+    If the sidecar of the map says that it is synthetic, how it was made is added.
+    """
     file, *names = map_files(label_map)
     versions = map_versions(label_map)
+    sidecar = Path(re.sub(r"\.(nii|nii\.gz|mgz|mgh)$", ".json", str(label_map)))
+    said = read_json(sidecar) if is_there(sidecar) else {}
+    source = {key: said[key] for key in MADE_WITH if key in said} if said.get("Synthetic") is True else {}
     return {
+        **({MAP_SOURCE: source} if source else {}),
         "LabelMapSHA256": sha256(file),
         "LabelNamesSHA256": sha256(names[0]) if names else None,
         MAP_FILES: versions,

@@ -20,14 +20,20 @@ from ..shared.acquisition import draw
 from ..shared.files import is_there
 from ..shared.image_files import IMAGES, find_files
 from ..shared.label_table import LabelTable
-from ..shared.participants import split_name
+from ..shared.participants import entity, split_name
 from ..shared.problems import refuse
+from ..shared.tables import read_numbered
 from ..shared.team import Team, left_to_make, shard_of
 
 logger = logging.getLogger(__name__)
 
 
-def find_maps(label_maps: str | Path | None, output_dir: str | Path | None = None, split: str | None = None) -> list[dict]:
+def find_maps(
+    label_maps: str | Path | None,
+    output_dir: str | Path | None = None,
+    split: str | None = None,
+    participants: str | Path | None = None,
+) -> list[dict]:
     """Find label maps. `pending` checks them.
 
     Args:
@@ -37,6 +43,7 @@ def find_maps(label_maps: str | Path | None, output_dir: str | Path | None = Non
         output_dir: folder of the images to make, which must be another folder.
         split: train, fusion, validation or test, to use only maps of participants with this split in participants.tsv, the
             nearest one above the map that has a column split.
+        participants: table whose column participant_id has the participants whose maps are used; None for all.
 
     Returns:
         items {"image": path, "participant_id": "sub-X", "session_id": "ses-Y" or None, "acquisition_and_run": "acq-A_run-1",
@@ -45,7 +52,7 @@ def find_maps(label_maps: str | Path | None, output_dir: str | Path | None = Non
         counts.
 
     Raises:
-        FileNotFoundError: there is no label map, or none in the split.
+        FileNotFoundError: there is no label map, none in the split, or none of a participant.
         ValueError: names clash, or a split is given without participants.tsv.
     """
     if label_maps is None:
@@ -68,6 +75,8 @@ def find_maps(label_maps: str | Path | None, output_dir: str | Path | None = Non
         )
     if split is not None:
         paths = _of_split(paths, split_name(split))
+    if participants is not None:
+        paths = _of_participants(paths, participants, label_maps)
     problems, maps = [], []
     for path in paths:
         participant, session, more = _entities(path)
@@ -228,6 +237,21 @@ def _clashes(items: Sequence[Mapping]) -> list[str]:
                 f"pattern such as --label_maps 'DIR/**/*_desc-aseg_dseg.nii.gz', or rename one"
             )
     return problems
+
+
+def _of_participants(paths: Sequence[Path], table: str | Path, label_maps: str | Path) -> list[Path]:
+    header, rows, problems = read_numbered(table, ["participant_id"])
+    if "participant_id" not in header:
+        raise ValueError(f"{table}: no column 'participant_id'. It has: {', '.join(header)}")
+    refuse(problems)
+    wanted = {entity("sub", cells["participant_id"]) for cells in rows.values()}
+    chosen = {path: participant for path in paths if (participant := _entities(path)[0]) in wanted}
+    if missing := sorted(wanted - set(chosen.values())):
+        raise FileNotFoundError(
+            f"{table}: {len(missing)} of {len(wanted)} participants, such as {missing[0]}, have no label map in {label_maps}. "
+            f"Make the maps first, or remove the rows"
+        )
+    return list(chosen)
 
 
 def _of_split(paths: Sequence[Path], split: str) -> list[Path]:

@@ -6,6 +6,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import tiny_spade
 from phantom_maps import TABLE, grid, phantom, save_map
 
 from spade_fusion_bundle.scripts.data.derivative import Derivative, map_identity
@@ -255,3 +256,16 @@ def test_seeds_depend_on_name_variant_and_base_seed_alone(maps):
 def test_variants_that_are_none_are_refused(settings, words, maps):
     with pytest.raises(ValueError, match=words):
         label_maps.rows(maps, **settings)
+
+
+def test_the_table_of_participants_limits_the_maps_of_the_spade_bundle(tmp_path):
+    folder = tiny_spade.write_dataset(tmp_path / "data", ("train", "train", "validation"))
+    table = tmp_path / "some.tsv"
+    table.write_text("participant_id\nsub-03\n01\n")
+    assert [item["participant_id"] for item in label_maps.find_maps(folder, participants=table)] == ["sub-01", "sub-03"]
+    table.write_text("participant_id\nsub-03\nsub-09\n")
+    with pytest.raises(FileNotFoundError, match="1 of 2 participants, such as sub-09, have no label map in"):
+        label_maps.find_maps(folder, participants=table)
+    table.write_text("subject\nsub-03\n")
+    with pytest.raises(ValueError, match="no column 'participant_id'"):
+        label_maps.find_maps(folder, participants=table)
