@@ -131,7 +131,7 @@ def _bids_items(dataset_dir: Path, schema: CovariateSchema, of_maps: bool) -> tu
     table = dataset_dir / "participants.tsv"
     rows, problems = read_rows(table, schema)
     if of_maps:
-        found = find_maps(dataset_dir, SYNTHETIC, root_too=False)
+        found = find_maps(dataset_dir, SYNTHETIC)
         problems += _several_maps(found)
         expected = "a label map [derivatives/NAME/]sub-X/[ses-Y/]anat/*_dseg.nii.gz"
     else:

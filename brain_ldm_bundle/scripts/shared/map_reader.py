@@ -16,21 +16,19 @@ from .label_table import LabelTable
 from .nifti import named
 
 
-def find_maps(dataset_dir: Path, but_of: Collection[str] = (), root_too: bool = True) -> list[tuple[Path, Path]]:
+def find_maps(dataset_dir: Path, but_of: Collection[str] = ()) -> list[tuple[Path, Path]]:
     """Find the label maps `*_dseg` of a BIDS data set, next to its scans and in the data sets `derivatives/*`.
 
     Args:
         dataset_dir: folder of the data set.
-        but_of: generators whose data sets are left out, because their maps are synthetic; see `made_by`.
-        root_too: whether to leave out `dataset_dir` itself, too, if one of these generators made it.
+        but_of: generators whose data sets in `derivatives` are left out, because their maps are synthetic; see `made_by`.
 
     Returns:
         the path of each map, and its path inside of its data set.
     """
     found = []
     for root in (dataset_dir, *sorted(dataset_dir.glob("derivatives/[!.]*/"))):
-        is_kept = root == dataset_dir and not root_too
-        if is_kept or not any(made_by(root, generator) for generator in but_of):
+        if root == dataset_dir or not any(made_by(root, generator) for generator in but_of):
             found += [(path, path.relative_to(root)) for path in find_in_anat(root, "dseg")]
     return found
 

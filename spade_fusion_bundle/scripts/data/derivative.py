@@ -85,7 +85,10 @@ class Derivative(BaseDerivative):
             same = files is not None and files == map_versions(row["image"])
         except FileNotFoundError:
             same = False
-        return {key: made.get(key) for key in ("LabelMapSHA256", "LabelNamesSHA256", MAP_SOURCE, MAP_FILES)} if same else None
+        if not same:
+            return None
+        source = {MAP_SOURCE: made[MAP_SOURCE]} if MAP_SOURCE in made else {}
+        return source | {key: made.get(key) for key in ("LabelMapSHA256", "LabelNamesSHA256", MAP_FILES)}
 
     def write(self, row: Mapping, volume: ArrayLike, labels: ArrayLike) -> Path:
         """Write one image, its label map and its sidecar, and return the path of the image. Existing files are replaced.

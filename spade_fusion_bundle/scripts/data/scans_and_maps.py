@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from ..shared.base_derivative import made_by
 from ..shared.files import is_there, read_json
 from ..shared.image_files import find_in_anat
 from ..shared.label_table import LabelTable

@@ -63,7 +63,7 @@ def find_maps(
     if output_dir is not None and root.resolve() == Path(output_dir).resolve():
         raise ValueError(f"label_maps and output_dir are one folder, {root}. Choose a new one for --output_dir")
     if root.is_dir():
-        found = [path for path, _ in map_reader.find_maps(root, [GENERATOR], root_too=False)]
+        found = [path for path, _ in map_reader.find_maps(root, [GENERATOR])]
         found = found or find_files(root, "*", IMAGES)
     else:
         found = [root] if root.is_file() else [Path(path) for path in glob(str(label_maps), recursive=True)]
