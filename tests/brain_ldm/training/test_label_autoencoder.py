@@ -94,6 +94,7 @@ def test_the_overlay_works_with_the_overlays_of_sizes(sizes, bundle, tmp_path):
     item = {"image": tiny_labels.write_dataset(tmp_path, 1, 1) / "derivatives/blobs/sub-0001/anat/sub-0001_dseg.nii.gz"}
     block = torch.as_tensor(parser.get_parsed_content("autoencoder_stage#preprocessing")(item)["image"])
     assert block.dtype == torch.uint8 and block.shape[1:] == (20, 28, 20)
+    parser.get_parsed_content("checks#0")  # of all settings
     step = parser.get_parsed_content("autoencoder_stage#step")
     assert step.func.__name__ == "label_autoencoder_step"
     assert parser.get_parsed_content("autoencoder_sizes")["num_classes"] == TABLE.num_classes
