@@ -44,7 +44,7 @@ def test_another_spacing_than_that_of_the_weights_is_refused(enter, data, tmp_pa
     config, spacing_mm = RUNS[name, run_id], 2 * SPACING_MM[name]
     more = {"image": next(Path(data[LDM]).rglob("*_T1w.nii.gz"))} if run_id == "editing" else {}
     if run_id == "synthesising":
-        more = {"dataset_dir": None, "label_maps": str(next(Path(data[SPADE]).rglob("sub-01_dseg.nii.gz")))}
+        more = {"label_maps": str(next(Path(data[SPADE]).rglob("sub-01_dseg.nii.gz")))}
     message = refusal(run_id, config, **settings(name, data, config, tmp_path) | more | {"spacing_mm": spacing_mm})
     assert f"spacing_mm is {spacing_mm}, but" in message and "model.pt was trained with" in message
     assert not list(tmp_path.glob("out/*"))

@@ -70,4 +70,4 @@ def settings(name: str, data: dict, workflow: str, folder: Path) -> dict:
         return {**sizes, **places, **folders, "dataset_dir": data[name]}
     if workflow == "evaluate":
         return {**places, "dataset_dir": data[name], "cache_dir": str(folder / "cache"), "split": "validation"}
-    return {**places, "request": REQUEST, "steps": 2} if name == LDM else {**places, "dataset_dir": data[name]}
+    return {**places, "request": REQUEST, "steps": 2} if name == LDM else {**places, "label_maps": data[name]}

@@ -8,7 +8,8 @@ import numpy as np
 from brain_ldm_bundle.scripts.shared import mni_box
 
 SPACING_MM = 8.0
-VOLUME = np.random.default_rng(0).random(mni_box.size(SPACING_MM), dtype=np.float32)  # (20, 28, 20)
+NOISE = np.random.default_rng(0).random(mni_box.size(SPACING_MM), dtype=np.float32)  # (20, 28, 20)
+VOLUME = (NOISE + np.roll(NOISE, 1, axis=0)) / 2  # neighbours along x are alike, as in a head
 
 
 def save(path: Path, volume: np.ndarray = VOLUME, affine: np.ndarray | None = None, code: int = 4) -> Path:

@@ -146,3 +146,8 @@ def test_an_overlay_before_its_config_is_refused_with_the_right_order(tmp_path):
     with pytest.raises(ValueError, match=r"demo.json stands before .*train.json, which .* Give .*train.json first"):
         overrides.refuse_unknown(argv=["run", "--config_file", f"['{overlay}','{config}']"])
     overrides.refuse_unknown(lambda: [], ["run", "--config_file", f"['{config}','{overlay}']"])
+
+
+def test_another_word_for_a_setting_is_understood(base):
+    with pytest.raises(ValueError, match="no setting is called 'gender' .*Did you mean 'sex'"):
+        check(base, "--gender", "F", also_known=["generating", "sex"])

@@ -51,9 +51,10 @@ def test_a_copy_under_another_name_was_trained_on_and_another_scan_of_that_name_
 
     other = scan(tmp_path / "others" / "sub-1" / "anat" / "sub-1_T1w.nii", seed=3)
     assert other.stat().st_size == first.stat().st_size
+    others = read(tmp_path / "others")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        identities.refuse_seen(read(tmp_path / "others"), recipe, "test")
+        identities.refuse_seen(others, recipe, "test")
 
     copy = tmp_path / "copies" / "sub-9" / "anat" / "sub-9_T1w.nii.gz"
     copy.parent.mkdir(parents=True)

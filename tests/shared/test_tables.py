@@ -1,5 +1,6 @@
 """One reader reads all tables of users. It refuses bad tables with a clear message."""
 
+import gzip
 import os
 import threading
 
@@ -190,3 +191,18 @@ def test_a_table_may_come_through_a_pipe(tmp_path):
     writer.start()
     assert read_table(tmp_path / "pipe") == [{"a": "1", "b": "2"}]
     writer.join()
+
+
+@pytest.mark.parametrize(
+    ("content", "advice"),
+    [
+        (gzip.compress(b"id\tage\na\t7\n"), "compressed with gzip. Unpack it: gunzip -k table.tsv"),
+        (b"sep=;\r\nid;age\r\na;7\r\n", "begins with 'sep=;', which only Excel reads. Remove this row"),
+        (b'"id"\t"age"\n"1"\t"a"\t7\n"2"\t"b"\t8\n', "each row has one cell more than the header, as R writes them"),
+    ],
+)
+def test_tables_of_other_programs_are_refused_with_what_helps(tmp_path, content, advice):
+    path = tmp_path / "table.tsv"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"table.tsv: {advice}"):
+        read_table(path)

@@ -8,13 +8,13 @@ import math
 import re
 import warnings
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from ..shared.files import read_json
 from ..shared.participants import entity
 from ..shared.problems import refuse
-from ..shared.tables import NUMBER, is_missing, read_number, read_numbered
+from ..shared.tables import NUMBER, SYNONYMS, is_missing, read_number, read_numbered
 from .volumes import check_fit
 
 # Scaled value of a missing covariate. For guidance, all covariates have this value, which means "no condition".
@@ -47,6 +47,7 @@ class Covariate:
     limits: Sequence[float] | None = None  # lowest and highest plausible value; None derives them from `EXTRAPOLATION`
     scale: str = "linear"  # or "log" to scale the logarithm
     missing: str = "refused"  # or "allowed" to scale a missing value to `NULL`
+    unseen: Sequence[str] = ()  # levels that no training scan had; only weights hold it
 
     def __post_init__(self) -> None:
         if not (isinstance(self.name, str) and self.name.isidentifier()) or self.name.lower() in RESERVED:
@@ -62,6 +63,9 @@ class Covariate:
         for key, choices in (("scale", ("linear", "log")), ("missing", ("refused", "allowed"))):
             if getattr(self, key) not in choices:
                 raise ValueError(f"{self.name}: {key!r} must be {' or '.join(choices)}, got {getattr(self, key)!r}")
+        levels = self.levels if isinstance(self.levels, Mapping) else {}
+        if not (isinstance(self.unseen, (list, tuple)) and all(isinstance(one, str) and one in levels for one in self.unseen)):
+            raise ValueError(f"{self.name}: 'unseen' must be a list of some of its levels, got {self.unseen!r}")
         if self.levels is not None:
             codes = list(self.levels.values()) if isinstance(self.levels, Mapping) else []
             if len(set(codes)) < 2 or len(set(codes)) < len(codes) or NULL in codes or not all(map(_is_number, codes)):
@@ -214,8 +218,17 @@ class CovariateSchema:
 
     def to_dict(self) -> dict:
         """Convert the schema to plain lists, strings and numbers, as in the file, so that it can be stored with weights."""
-        entries = [{key: value for key, value in asdict(c).items() if value not in (None, "")} for c in self.covariates]
+        entries = [{key: value for key, value in asdict(c).items() if value not in (None, "", (), [])} for c in self.covariates]
         return json.loads(json.dumps({"covariates": entries}))
+
+    def trained_on(self, items: Sequence[Mapping]) -> CovariateSchema:
+        """Return the schema with the levels that no training scan has, items of `bids.read_dataset`."""
+        covariates = []
+        for position, covariate in enumerate(self.covariates):
+            seen = {item["covariates"][position] for item in items}
+            unseen = [level for level, code in (covariate.levels or {}).items() if code not in seen]
+            covariates.append(replace(covariate, unseen=unseen))
+        return CovariateSchema(tuple(covariates))
 
     @property
     def names(self) -> list[str]:
@@ -302,8 +315,11 @@ class CovariateSchema:
                 raise ValueError(f"{path}: no column {column!r}{_nearest(column, header)}. It has: {', '.join(header)}")
 
     def warn_extrapolation(self, rows: Sequence[Mapping], where: str) -> None:
-        """Warn once for each covariate with values outside of its range."""
+        """Warn once for each covariate with values outside of its range, or with levels that no training scan had."""
         for covariate in self.covariates:
+            if new := sorted({row[covariate.name] for row in rows} & set(covariate.unseen)):
+                levels = " or ".join(map(repr, new))
+                warnings.warn(f"{where}: {covariate.name} is {levels}, which no training scan of the model had", stacklevel=3)
             outside = [row[covariate.name] for row in rows if covariate.extrapolates(row[covariate.name])]
             if outside:
                 low, high = covariate.range
@@ -335,7 +351,8 @@ def single_request(schema: CovariateSchema, values: Mapping) -> dict:
 
 def _nearest(name: str, names: Collection[str]) -> str:
     lower = {other.strip().lower(): other for other in names}
-    close = difflib.get_close_matches(str(name).strip().lower(), lower, n=1, cutoff=0.6)
+    name = str(name).strip().lower()
+    close = [other for other in lower if other == SYNONYMS.get(name)] or difflib.get_close_matches(name, lower, n=1, cutoff=0.6)
     return f" (did you mean {lower[close[0]]!r}?)" if close else ""
 
 

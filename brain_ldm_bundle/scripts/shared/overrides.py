@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from monai.bundle import ConfigParser
 
 from .refusals import is_bundle_command
+from .tables import SYNONYMS
 
 # Arguments of `python -m monai.bundle run` itself (MONAI 1.6).
 RUN_ARGUMENTS = {
@@ -107,7 +108,8 @@ def _is_run_id(value: object) -> bool:
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
-    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    known = set(known)
+    nearest = known & {SYNONYMS.get(name.lower())} or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     if nearest:
-        return f" Did you mean {nearest[0]!r}?"
-    return f" Known: {', '.join(sorted(known))}." if len(set(known)) < 20 else " docs/settings.md lists all."
+        return f" Did you mean {next(iter(nearest))!r}?"
+    return f" Known: {', '.join(sorted(known))}." if len(known) < 20 else " docs/settings.md lists all."

@@ -14,6 +14,7 @@ from .files import is_there, write_text
 from .problems import count, refuse
 
 MISSING = {"", "n/a", "#n/a", "na", "<na>", "nan", "none", "null"}  # words for a missing value, in lower case
+SYNONYMS = {"sex": "gender", "gender": "sex"}  # other names for a column or setting, which no likeness of letters tells
 CONTROL = re.compile(r"[\x01-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029]")  # all but tab and the ends of lines
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 UTF_16_AND_32 = {  # UTF-32 comes first, because its mark begins with UTF-16's
@@ -85,6 +86,11 @@ def read_numbered(
         refuse(problems)
         raise ValueError(f"{path}: {'only a header' if lines else 'empty'}. It needs a header and one row or more")
     (_, header), *lines = lines.items()
+    if len(lines) > 1 and all(len(cells) == len(header) + 1 for _, cells in lines):
+        raise ValueError(
+            f"{path}: each row has one cell more than the header, as R writes them. Leave out the names of rows: "
+            f"write.table(..., row.names = FALSE)"
+        )
     while not header[-1]:
         header.pop()
     spelling = {name.lower(): name for name in names}
@@ -110,6 +116,8 @@ def _lines(path: Path, quotes: bool) -> tuple[dict[int, list[str]], list[str]]:
     """Return the cells of each row that is not blank, by row number, and one line for each row that cannot be read."""
     text = _text(path)
     first = next((line for line in text.splitlines() if line.strip()), "").strip()
+    if re.fullmatch(r"sep=\W?", first, re.IGNORECASE):
+        raise ValueError(f"{path}: begins with {first!r}, which only Excel reads. Remove this row")
     separator = "\t" if "\t" in first else max(",;", key=first.count)
     if separator not in first:
         separator = "\t"
@@ -137,6 +145,8 @@ def _lines(path: Path, quotes: bool) -> tuple[dict[int, list[str]], list[str]]:
 
 def _text(path: Path) -> str:
     content = path.read_bytes()
+    if content.startswith(b"\x1f\x8b"):
+        raise ValueError(f"{path}: compressed with gzip. Unpack it: gunzip -k {path.name}")
     encoding = next((name for mark, name in UTF_16_AND_32.items() if content.startswith(mark)), "utf-8-sig")
     try:
         text = content.decode(encoding)

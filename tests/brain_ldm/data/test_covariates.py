@@ -218,6 +218,20 @@ def test_values_beyond_the_range_give_one_warning_per_column(schema, table):
     assert "ventricles_ml lies outside of 6.99568 to 171.375 in mL in 1 of 3 rows (250 to 250)" in messages[1]
 
 
+def test_a_level_that_no_training_scan_had_is_warned_about_when_it_is_requested(schema):
+    """A model of women alone made men without a word. The weights hold the schema as `to_dict` gives it."""
+    woman = dict(zip(NAMES, ["F", 63, 40, 1500]))
+    trained = CovariateSchema.from_dict(schema.trained_on([{"covariates": schema.scale(woman)}]).to_dict())
+    with pytest.warns(UserWarning, match="request: sex is 'M', which no training scan of the model had"):
+        single_request(trained, woman | {"sex": "M"})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        single_request(trained, woman)
+    assert trained.inputs == schema.inputs
+    with pytest.raises(ValueError, match="sex: 'unseen' must be a list of some of its levels, got 'M'"):
+        CovariateSchema.from_dict({"covariates": [{"name": "sex", "levels": {"F": 0, "M": 1}, "unseen": "M"}]})
+
+
 def test_a_table_within_the_ranges_warns_of_nothing(schema, table):
     with warnings.catch_warnings():
         warnings.simplefilter("error")

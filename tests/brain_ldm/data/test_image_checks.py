@@ -3,13 +3,14 @@
 import gzip
 import json
 import os
+import re
 import warnings
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
-from tiny_images import SPACING_MM, VOLUME, rotated, save, shifted, with_voxel
+from tiny_images import NOISE, SPACING_MM, VOLUME, rotated, save, shifted, with_voxel
 
 from brain_ldm_bundle.scripts.data import image_checks as images
 from brain_ldm_bundle.scripts.shared import mni_box, nifti
@@ -106,14 +107,14 @@ def test_bright_ventricles_get_a_warning_with_both_intensities_in_each_run(paths
     x, y, z = np.moveaxis(nib.affines.apply_affine(affine, np.indices(VOLUME.shape).transpose(1, 2, 3, 0)), 3, 0)
     head = 0.5 * ((x / 65) ** 2 + ((y + 15) / 85) ** 2 + ((z - 12) / 60) ** 2 < 1)
     head[(np.abs(x) < 16) & (np.abs(y + 10) < 30) & (np.abs(z - 18) < 10)] = ventricles
-    path = save(tmp_path / "sub-fluid_T1w.nii.gz", head + 0.01 * VOLUME, affine)
+    path = save(tmp_path / "sub-fluid_T1w.nii.gz", head + 1e-4 * VOLUME, affine)
     for _ in range(2):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             assert not problems([str(path)], cache_file=cache)
         found = [str(one.message) for one in caught]
         assert len(found) == (ventricles == 1.0)
-        assert not found or f"{path} (ventricles 1, white matter 0.504)" in found[0]
+        assert not found or f"{path} (ventricles 1, white matter 0.5)" in found[0]
 
 
 def test_a_head_upside_down_gets_a_warning(paths, tmp_path):
@@ -122,6 +123,27 @@ def test_a_head_upside_down_gets_a_warning(paths, tmp_path):
         paths.append(str(save(tmp_path / f"sub-{name}_T1w.nii.gz", volume + 0.001 * VOLUME)))
     with pytest.warns(UserWarning, match="1 images, such as .*sub-turned_T1w.nii.gz, show more above the head than below"):
         assert not problems(paths[3:])
+
+
+def test_noise_gets_a_warning(paths):
+    save(Path(paths[1]), NOISE)
+    with pytest.warns(UserWarning, match="1 images, such as .*sub-1_T1w.nii.gz, are noise"):
+        assert not problems(paths)
+
+
+@pytest.mark.parametrize("off_mm", [(0, 0, 0), (8, -8, 8), (0, 32, 0), (-32, 0, 0)])
+def test_a_head_far_from_its_place_gets_a_warning_with_the_distance(tmp_path, off_mm):
+    """Such a head was not registered, although its header says MNI space."""
+    affine = mni_box.affine(SPACING_MM, "RAS")
+    places_mm = nib.affines.apply_affine(affine, np.indices(VOLUME.shape).transpose(1, 2, 3, 0))
+    head = (((places_mm - [0, -18, 6] - off_mm) / [68, 88, 80]) ** 2).sum(axis=-1) < 1
+    path = save(tmp_path / "sub-1_T1w.nii.gz", head + 0.2 * VOLUME, affine)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert not problems([str(path)])
+    found = [str(one.message) for one in caught]
+    assert len(found) == (max(np.abs(off_mm)) == 32)
+    assert not found or re.match(rf"1 images, such as {path} \(by \(.*\) mm .*\), show a head whose centre is far", found[0])
 
 
 @pytest.mark.parametrize("stripped", [1, 3])
