@@ -7,6 +7,8 @@ from conftest import ROOT
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 
+from brain_ldm_bundle.scripts.shared.weights import load_weights
+
 OVERLAY = ROOT / "brain_ldm_bundle/configs/demo_2mm.json"
 
 
@@ -31,3 +33,11 @@ def test_the_autoencoder_learns_from_blocks_at_random_places():
     corners = {tuple(crop({"image": MetaTensor(place)})["image"][:, 0, 0, 0].tolist()) for _ in range(5)}
     assert len(corners) == 5
     assert crop({"image": MetaTensor(place)})["image"].shape == (3, 40, 56, 40)
+
+
+def test_the_autoencoder_that_ships_has_the_sizes_of_the_overlay(bundle):
+    autoencoder = parser_of(bundle).get_parsed_content("autoencoder_def")
+    file = ROOT / "brain_ldm_bundle/models/demo_2mm_autoencoder.pt"
+    provenance = json.loads(file.with_name("demo_2mm_weights.json").read_text())
+    load_weights(autoencoder, file, expected_sha256=provenance["sha256"][file.name])
+    assert autoencoder.recipe["seen_voxels"]
