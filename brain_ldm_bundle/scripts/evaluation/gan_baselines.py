@@ -166,8 +166,8 @@ class VectorSampler(Inferer):
     amp: bool = False
 
     @torch.inference_mode()
-    def __call__(self, inputs: torch.Tensor, network: VolumeGenerator, seeds: Sequence[int], **request: object) -> torch.Tensor:
-        """Return volumes (B, 1, D, H, W) in [0, 1]; only the device of `inputs` is used, and nothing else of the `request`."""
+    def __call__(self, inputs: torch.Tensor, network: VolumeGenerator, seeds: Sequence[int]) -> torch.Tensor:
+        """Return volumes (B, 1, D, H, W) in [0, 1]; only the device of `inputs` is used."""
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]  # on the CPU: the same vectors on any device
         vectors = [torch.randn((1, network.latent_size), generator=generator) for generator in generators]
         with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=self.amp):

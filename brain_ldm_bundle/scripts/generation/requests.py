@@ -156,8 +156,13 @@ def pending(
 def request_batch(batch: Sequence[dict], device: torch.device, non_blocking: bool = False, **kwargs) -> tuple:
     """Collate items of `pending` into the input and the keyword arguments of `LatentSampler`."""
     context = torch.stack([item["context"] for item in batch]).to(device, non_blocking=non_blocking)
-    seeds = [item["provenance"]["Seed"] for item in batch]
-    return context, None, (), {"seeds": seeds, "requested": [item["request"].values for item in batch]}
+    return context, None, (), {"seeds": [item["provenance"]["Seed"] for item in batch]}
+
+
+def map_batch(batch: Sequence[dict], device: torch.device, non_blocking: bool = False, **kwargs) -> tuple:
+    """Collate items as `request_batch` does, and add the requested values, to which label maps are made."""
+    *inputs, arguments = request_batch(batch, device, non_blocking)
+    return *inputs, {**arguments, "requested": [item["request"].values for item in batch]}
 
 
 class WriteVolumes(BackgroundWriter):
