@@ -196,7 +196,7 @@ def test_a_table_may_come_through_a_pipe(tmp_path):
 @pytest.mark.parametrize(
     ("content", "advice"),
     [
-        (gzip.compress(b"id\tage\na\t7\n"), "compressed with gzip. Unpack it: gunzip -k table.tsv"),
+        (gzip.compress(b"id\tage\na\t7\n", mtime=0), "compressed with gzip. Unpack it: gunzip -k table.tsv"),
         (b"sep=;\r\nid;age\r\na;7\r\n", "begins with 'sep=;', which only Excel reads. Remove this row"),
         (b'"id"\t"age"\n"1"\t"a"\t7\n"2"\t"b"\t8\n', "each row has one cell more than the header, as R writes them"),
     ],

@@ -27,6 +27,7 @@ RELATIONS = {
     "one fewer than": lambda value, other: len(value) == len(other) - 1,
     "up to the length of": lambda value, other: value <= len(other),
 }
+CALL = ("the command line", "the settings")  # origins of a setting that is given for one run, in error messages
 RELATION = re.compile(rf"(.*?)(?:, ({'|'.join(RELATIONS)}) (\w+(?: and \w+)*))?")
 NUMBERS = re.compile(r"(list of (?:(\d+) )?)?(whole )?numbers?(?: (from|above) (\S+))?(?: (to|below) (\S+))?")
 
@@ -58,11 +59,12 @@ def check(config: str, covariates: str = "") -> None:
         refuse_ineffective(parser.config, base)
     for name in settings:
         if parser.config[name] != base[name] and (instead := void(name, parser.config, base)):
-            names, verb = " and ".join(instead), "are" if len(instead) > 1 else "is"
-            raise ValueError(
-                f"{_place(name)}: {name} is {parser.config[name]!r}, but nothing reads it, because {names} {verb} given, too, "
-                f"by {_place(instead[0])}. Leave out {name}, or leave out {names}"
-            )
+            place, overlay = _place(name), _place(instead[0])
+            if place in CALL and overlay not in CALL:
+                raise ValueError(
+                    f"{place}: {name} is {parser.config[name]!r}, but nothing reads it, because {overlay} replaces "
+                    f"{' and '.join(instead)}. Leave out {name}, or leave out {overlay}"
+                )
 
     def refuse(name: str, problem: str | None) -> None:
         if problem is not None:
@@ -90,7 +92,7 @@ def check(config: str, covariates: str = "") -> None:
 
 
 def void(name: str, config: Mapping, base: Mapping) -> list[str]:
-    """Return the settings that were given instead of what read this one in the config `base`, if nothing reads it any more."""
+    """Return the parts that were given instead of those that read this setting in the config `base`, if nothing reads it."""
     readers, still = (
         [other for other, value in some.items() if other != name and re.search(rf"@{name}\b", str(value))]
         for some in (base, config)
@@ -184,9 +186,9 @@ def _path_fault(kind: str, value: Any) -> str | None:
 def _place(name: str) -> str:
     """Name the origin of a setting."""
     if name in command_line():
-        return "the command line"
+        return CALL[0]
     files = config_files(command_line())[1:]
-    return next((file for file in reversed(files) if name in ConfigParser.load_config_file(file)), "the settings")
+    return next((file for file in reversed(files) if name in ConfigParser.load_config_file(file)), CALL[1])
 
 
 def config_in_use() -> ConfigParser:
