@@ -23,6 +23,7 @@ SHAPE = mni_box.size(SPACING_MM)  # (80, 112, 80)
 VOXEL_ML = SPACING_MM**3 / 1000
 CLASSES = ("other", "csf", "grey", "white", "ventricles")  # CSF without the lateral ventricles
 MOST_AROUND = 0.45  # mean outside of the skull in units of white matter: 0.15 to 0.3 in heads, more in inverted scans; chosen
+MOST_ZEROS = 0.05  # share of voxels that are exactly 0 in a volume with negative values; about 0 without a mask; chosen
 BRAIN_EXTENT_MM = ((-65, 65), (-98, 66), (-45, 74))  # MNI space; a volume must hold nearly all of it
 
 
@@ -47,6 +48,19 @@ def load_network(weights: Path) -> UNet:
     return load_weights(network, weights).eval().to(memory_format=torch.channels_last_3d)  # saves a third of the time on a CPU
 
 
+def from_black(values: np.ndarray) -> np.ndarray:
+    """Shift a z-scored volume so that its background is 0, as the network expects. Other volumes stay as they are."""
+    low, high = np.percentile(values[::2, ::2], (1, 99.5))
+    if low >= -0.1 * abs(high):
+        return values
+    if np.mean(values == 0) > MOST_ZEROS:
+        raise ValueError(
+            f"has a background of 0 and a first percentile of {low:.4g}, so tissue is darker than air. Normalise "
+            "the whole volume, or give intensities from 0"
+        )
+    return values - np.float32(low)
+
+
 def scale_intensity(image: torch.Tensor) -> torch.Tensor:
     """Scale a volume to [0, 1]: 0 stays 0, the 99.5th percentile becomes 1."""
     # Every third voxel is enough. NumPy's quantile is faster than PyTorch's, because it sorts only in part.
@@ -64,7 +78,7 @@ def read_on_grid(path: Path) -> torch.Tensor:
     """
     image = read_volume(path)
     with named(path):
-        values = grey_values(image).astype(np.float32)
+        values = from_black(grey_values(image).astype(np.float32))
         refuse_noise(values)
     spacing_mm = nib.affines.voxel_sizes(image.affine)
     if not ((0.45 < spacing_mm) & (spacing_mm < 4.5)).all():

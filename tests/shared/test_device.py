@@ -20,6 +20,12 @@ def test_mps_without_a_gpu_of_apple_is_refused_with_the_remedy():
         device.choose("mps")
 
 
+@pytest.mark.parametrize("name", ["gpu", "cuda:x", "", "meta", "CPU"])
+def test_what_is_no_device_is_refused_with_those_that_are(name):
+    with pytest.raises(ValueError, match=f"device '{name}': no such device. Use --use_device auto, cpu, cuda, cuda:1 or mps"):
+        device.choose(name)
+
+
 def test_several_processes_without_the_overlay_would_train_apart_and_are_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="2 processes would each train alone: add configs/multi_gpu.json"):

@@ -165,6 +165,22 @@ def test_what_is_no_head_is_not_measured(save, change, message):
     assert re.search(f"head.nii.gz: {message}", row["error"]) and np.isnan(row["brain_ml"])
 
 
+def test_a_z_scored_head_has_the_volumes_of_the_head(save):
+    values = head(12)
+    paths = [save(f"{n}.nii", image_of(each, 4.0)) for n, each in enumerate((values, (values - values.mean()) / values.std()))]
+    raw, z_scored = measure_volumes.measure(paths)
+    assert raw["error"] == z_scored["error"] == ""
+    assert [z_scored[name] for name in VOLUMES] == pytest.approx([raw[name] for name in VOLUMES], rel=0.02)
+
+
+def test_a_head_z_scored_inside_a_mask_alone_is_refused(save):
+    values = head(12)
+    mask = values > 30
+    values[mask] = (values[mask] - values[mask].mean()) / values[mask].std()
+    with pytest.raises(ValueError, match="brain.nii: has a background of 0 and a first percentile of -.*, so tissue is darker"):
+        volume_net.read_on_grid(save("brain.nii", image_of(values * mask, 4.0)))
+
+
 def test_a_truncated_file_is_refused(save):
     path = save("sub-01_T1w.nii.gz", image_of(head(8), 4.0))
     path.write_bytes(path.read_bytes()[:2000])

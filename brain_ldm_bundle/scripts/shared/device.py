@@ -19,7 +19,12 @@ def choose(name: str = "auto") -> torch.device:
         name = "cpu"
     if name in ("auto", "cuda"):
         name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
-    device = torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise ValueError(f"device {name!r}: no such device. Use --use_device auto, cpu, cuda, cuda:1 or mps")
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise ValueError(f"device 'mps': PyTorch {torch.__version__} sees no GPU of Apple. Use --use_device cpu")
     if device.type == "cuda":
