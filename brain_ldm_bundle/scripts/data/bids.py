@@ -17,6 +17,7 @@ from ..shared.map_reader import find_maps
 from ..shared.participants import Row, entity, find_row, session_of
 from ..shared.problems import count, refuse
 from ..shared.scan_identity import refuse_copies
+from ..shared.simulated import BUNDLES, refuse_synthetic
 from ..shared.tables import is_missing
 from ..shared.team import Team
 from .covariates import CovariateSchema
@@ -27,7 +28,6 @@ SPLITS = ("training", "validation", "test")
 SPLIT_COLUMN = {"train": "training", "validation": "validation", "test": "test"}
 FOLDS = 'Put the scans of one fold into "validation", and those of the others into "training"'
 DATALIST = '{"training": [{"image": path, covariates}], "validation": [...]}'
-SYNTHETIC = ("brain_ldm_bundle", "spade_fusion_bundle")  # generators whose maps in `derivatives` are no data of a study
 
 
 def read_dataset(
@@ -84,6 +84,7 @@ def read_dataset(
     else:
         items, problems = _datalist_items(Path(datalist), dataset_dir, schema)
     paths = [item["image"] for item in items]
+    Team().from_first(lambda: refuse_synthetic(dataset_dir, paths))
     faults, contents = Team().from_first(lambda: check_images(paths, spacing_mm, cache_file, table))
     problems += faults
     refuse(problems, f"{dataset_dir} cannot be used for training yet ({count(problems)}):")
@@ -131,7 +132,7 @@ def _bids_items(dataset_dir: Path, schema: CovariateSchema, of_maps: bool) -> tu
     table = dataset_dir / "participants.tsv"
     rows, problems = read_rows(table, schema)
     if of_maps:
-        found = find_maps(dataset_dir, SYNTHETIC)
+        found = find_maps(dataset_dir, BUNDLES)  # whose maps are no data of a study
         problems += _several_maps(found)
         expected = "a label map [derivatives/NAME/]sub-X/[ses-Y/]anat/*_dseg.nii.gz"
     else:

@@ -21,6 +21,7 @@ from numpy.typing import ArrayLike
 from .files import read_json, version, write_json, write_text
 from .image_files import find_files, refuse_twice
 from .nifti import read_whole, write_nifti
+from .simulated import made_by
 from .tables import write_table
 
 BIDS_VERSION = "1.9.0"
@@ -37,15 +38,6 @@ INTENSITIES = {
 }
 # Keys of a sidecar that do not say what was made: text that may change between versions, and dates of files.
 WORDS = {"Description", "IntensityScaling", "SoftwareVersions", "SpatialReference", "LabelMapFiles"}
-
-
-def made_by(folder: Path, generator: str) -> bool:
-    """Check whether `generator` alone wrote the data set in a folder."""
-    try:
-        description = read_json(folder / "dataset_description.json")
-        return [entry["Name"] for entry in description.get("GeneratedBy", [])] == [generator]
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return False
 
 
 def refuse_other_dataset(folder: Path, generator: str) -> None:

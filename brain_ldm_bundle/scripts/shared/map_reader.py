@@ -8,12 +8,12 @@ from pathlib import Path
 
 import nibabel as nib
 
-from .base_derivative import made_by
 from .image_files import find_in_anat
 from .image_reader import CheckedReader
 from .label_files import by_names, find_lookups, read_labels
 from .label_table import LabelTable
 from .nifti import named
+from .simulated import made_by
 
 
 def find_maps(dataset_dir: Path, but_of: Collection[str] = ()) -> list[tuple[Path, Path]]:

@@ -7,15 +7,14 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from ..shared.base_derivative import made_by
 from ..shared.files import is_there, read_json
 from ..shared.image_files import find_in_anat
 from ..shared.label_table import LabelTable
 from ..shared.map_reader import find_maps
 from ..shared.problems import count, refuse
 from ..shared.scan_identity import refuse_copies
+from ..shared.simulated import BUNDLES, refuse_synthetic
 from ..shared.team import Team
-from .derivative import GENERATOR
 from .image_checks import check_pairs
 from .splits import SPLIT_COLUMN, SPLITS, read_splits, split_items
 
@@ -78,6 +77,7 @@ def read_dataset(
         items, problems = _bids_items(dataset_dir)
     else:
         items, problems = _datalist_items(datalist, dataset_dir)
+    Team().from_first(lambda: refuse_synthetic(dataset_dir, [item["image"] for item in items]))
     faults, identities = Team().from_first(lambda: check_pairs(items, table, cache_file, partial_maps))
     problems += faults
     refuse(problems, f"{dataset_dir} cannot be used for training yet ({count(problems)}):")
@@ -124,10 +124,9 @@ def _bids_items(dataset_dir: Path) -> tuple[list[dict], list[str]]:
     scans = find_in_anat(dataset_dir, "T1w")
     if not scans:
         raise ValueError(f"{dataset_dir}: no T1w scans sub-X/[ses-Y/]anat/*_T1w.nii.gz. Is it the root of a BIDS data set?")
-    if made_by(dataset_dir, GENERATOR):
-        raise ValueError(f"{dataset_dir}: holds synthetic volumes, which {GENERATOR} made. Give a data set of scans")
+    refuse_synthetic(dataset_dir, ())
     maps_of = {}
-    for path, inside in find_maps(dataset_dir, [GENERATOR]):
+    for path, inside in find_maps(dataset_dir, BUNDLES):
         maps_of.setdefault(inside.parent, []).append(path)
     items, problems, without = [], [], []
     for path in scans:

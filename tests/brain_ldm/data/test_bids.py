@@ -144,6 +144,21 @@ def test_a_copy_of_a_training_scan_is_not_held_out(dataset):
     assert len(read(dataset)["training"]) == 8
 
 
+@pytest.mark.parametrize("maker", ["brain_ldm_bundle", "spade_fusion_bundle"])
+def test_volumes_that_a_bundle_made_are_no_data_set_of_scans(few, maker):
+    (few / "dataset_description.json").write_text(json.dumps({"Name": "x", "GeneratedBy": [{"Name": maker}]}))
+    with pytest.raises(ValueError, match=f"few: holds synthetic volumes, which {maker} made. Give a data set of scans"):
+        read(few)
+
+
+def test_a_synthetic_volume_among_scans_is_refused_but_simulated_scans_are_not(few):
+    (few / "sub-01" / "anat" / "sub-01_T1w.json").write_text('{"Simulated": true}')
+    assert len(read(few)["training"]) > 0
+    (few / "sub-01" / "anat" / "sub-01_T1w.json").write_text('{"Synthetic": true}')
+    with pytest.raises(ValueError, match="sub-01_T1w.nii.gz: is synthetic, as sub-01_T1w.json says, one of 1 such"):
+        read(few)
+
+
 def test_a_folder_that_is_not_there_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere: no such folder"):
         read(tmp_path / "nowhere")

@@ -93,6 +93,12 @@ def test_volumes_that_the_bundle_made_are_no_data_set_of_scans(few):
     assert f"{few}: holds synthetic volumes, which spade_fusion_bundle made. Give a data set of scans" in refusal(few)
 
 
+def test_a_synthetic_volume_among_scans_is_refused(few):
+    scan = next(few.glob("sub-*/anat/*_T1w.nii*"))
+    scan.with_name(scan.name.split(".")[0] + ".json").write_text('{"Synthetic": true}')
+    assert f"{scan}: is synthetic, as " in refusal(few)
+
+
 def test_a_data_set_without_any_map_is_refused(cohort):
     shutil.rmtree(cohort / "derivatives")
     shutil.rmtree(cohort / "sub-04")
