@@ -33,7 +33,7 @@ from registration.rigid import LPS_TO_RAS, MEASURES, assess, register, to_sitk
 from scipy.linalg import polar
 from shared import mni_box, refusals
 from shared.files import atomic, read_json, refuse_unwritable, sha256, write_json, write_text
-from shared.image_files import NIFTI, find_files
+from shared.image_files import IMAGES, NIFTI, find_files
 from shared.nifti import open_image, read_grey_values, three_sides, write_nifti
 from shared.participants import OTHER_TABLES, find_row, read_participants, refuse_given_once, session_of
 from shared.problems import count, refuse
@@ -180,7 +180,7 @@ def find_scans(inputs: list[Path], pattern: str) -> tuple[dict[str, Path], dict[
     scans: dict[str, list[Path]] = {}
     table, failures = None, {}
     if len(inputs) == 1 and inputs[0].is_dir():
-        for path in find_files(inputs[0], pattern):
+        for path in find_files(inputs[0], pattern, IMAGES):
             scans.setdefault(subject_of(path, path.relative_to(inputs[0]).parts[0]), []).append(path)
         if (inputs[0] / "participants.tsv").is_file():
             table, failures = _participants(inputs[0], scans)
@@ -190,7 +190,8 @@ def find_scans(inputs: list[Path], pattern: str) -> tuple[dict[str, Path], dict[
         for path in inputs:
             if path.is_dir():
                 raise ValueError(f"{path}: give one BIDS folder, or only files")
-            scans.setdefault(subject_of(path, path.name), []).append(path)
+            of_freesurfer = path.absolute().parent.name == "mri"  # SUBJECT/mri/T1.mgz
+            scans.setdefault(subject_of(path, path.absolute().parents[1].name if of_freesurfer else path.name), []).append(path)
     if not scans:
         raise FileNotFoundError(f"{inputs[0]}: no file matches {pattern}; is it a BIDS folder? See --pattern")
 
@@ -381,7 +382,7 @@ def write_tables(source: Path, out_dir: Path, table: pd.DataFrame, failures: dic
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("inputs", nargs="+", type=Path, help="a BIDS folder, or NIfTI files")
+    parser.add_argument("inputs", nargs="+", type=Path, help="a BIDS folder, or files (NIfTI, .mgz)")
     parser.add_argument("out_dir", type=Path, help="folder of the new data set")
     parser.add_argument("--spacing_mm", type=float, default=1.0, help="voxel size of the result (default: 1)")
     parser.add_argument("--n4", action="store_true", help="correct the bias field first")

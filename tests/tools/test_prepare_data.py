@@ -435,6 +435,17 @@ def test_the_bids_validator_accepts_the_prepared_scans(prepared):
     assert bids_validator.problems(prepared[0]) == []
 
 
+def test_scans_of_freesurfer_are_named_after_the_folders_of_their_subjects(tmp_path):
+    """They failed as two scans of sub-T1, and no pattern found them."""
+    paths = [tmp_path / subject / "mri" / "T1.mgz" for subject in ("bert", "sub-02")]
+    for path in paths:
+        path.parent.mkdir(parents=True)
+        path.touch()
+    for inputs in (paths, [tmp_path]):
+        scans, failures, _ = prepare_data.find_scans(inputs, "*/mri/T1.mgz")
+        assert scans == dict(zip(("sub-bert", "sub-02"), paths)) and not failures
+
+
 def test_two_scans_of_a_participant_that_were_named_by_path_need_no_pattern(tmp_path):
     """The advice was --pattern, which has no effect on files."""
     paths = [tmp_path / name / "sub-1_T1w.nii.gz" for name in ("a", "b")]
