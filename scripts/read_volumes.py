@@ -81,6 +81,7 @@ ASEG_NAMES = {
 }
 ASEG_ICV = ("EstimatedTotalIntraCranialVol", "eTIV")  # two names of one volume; a table's name depends on the version
 ASEG_OLD_ICV = ("IntraCranialVol", "ICV")
+STOPPED = "recon_all_stopped"  # flag: the volumes may be of an earlier run, because the last one ended with an error
 
 
 def read_source(path: Path) -> Iterator[dict]:
@@ -104,6 +105,7 @@ def _sources_in(folder: Path) -> list[Path]:
     for pattern in ("stats/aseg.stats", "*/stats/aseg.stats", "sub-*/**/*_dseg.*", "*"):
         if found := find_files(folder, pattern, (".stats",) if pattern.endswith(".stats") else SEGMENTATIONS):
             _name_unfinished(folder, found)
+            _refuse_links(found)
             return _without_superseded(found) if pattern.endswith(".stats") else found
     raise FileNotFoundError(
         f"{folder}: no stats/aseg.stats, */stats/aseg.stats, sub-*/**/*_dseg.nii.gz or segmentation in it. Give tables by name"
@@ -116,6 +118,13 @@ def _name_unfinished(folder: Path, found: Sequence[Path]) -> None:
     if unfinished := sorted(run for run in runs if not run.startswith("fsaverage")):
         names = ", ".join(unfinished)
         print(f"{folder}: left out, without stats/aseg.stats: {names}. Has recon-all finished?", file=sys.stderr)
+
+
+def _refuse_links(found: Sequence[Path]) -> None:
+    first: dict[Path, Path] = {}
+    for path in found:
+        if (other := first.setdefault(path.resolve(), path)) != path:
+            raise ValueError(f"{path} and {other} are one file, so one scan would count twice. Remove the link")
 
 
 def _without_superseded(stats: Sequence[Path]) -> list[Path]:
@@ -137,7 +146,13 @@ def _row(file: str | Path, scan: tuple[str, str | None], where: str, read: Calla
         check_volumes(volumes, where)
     except ValueError as error:
         return complete_row(scan, file, {}, "", str(error))
-    return complete_row(scan, file, volumes, tool)
+    return complete_row(scan, file, volumes, tool, flags=[STOPPED] if has_stopped(Path(file)) else [])
+
+
+def has_stopped(file: Path) -> bool:
+    """Return whether FreeSurfer's last run for the subject of a file in stats or mri ended with an error."""
+    folder = file.absolute().parent
+    return folder.name in ("stats", "mri") and (folder.parent / "scripts" / "recon-all.error").exists()
 
 
 def segmentation_volumes(path: Path) -> tuple[dict[str, float], str]:
@@ -208,8 +223,9 @@ def _summed_ml(cells: Mapping[str, str], where: str, names: Mapping[str, list[st
     if missing := [name for group in names.values() for name in group if is_missing(cells.get(name.lower()))]:
         raise ValueError(f"{where}: no {', '.join(missing[:MOST_LISTED])}{remedy}")
     mm3 = {name: _number(cells, name, where) for group in names.values() for name in group}
-    if empty := [name for name, volume in mm3.items() if volume == 0 and "inf" not in name.lower()]:
-        raise ValueError(f"{where}: {', '.join(empty[:MOST_LISTED])} would be 0 mm3: the segmentation failed. Make it again")
+    if none := [name for name, volume in mm3.items() if volume < 0 or volume == 0 and "inf" not in name.lower()]:
+        listed = ", ".join(none[:MOST_LISTED])
+        raise ValueError(f"{where}: {listed} would be {mm3[none[0]]:g} mm3: the segmentation failed. Make it again")
     return {volume: sum(mm3[name] for name in group) / 1000 for volume, group in names.items()}
 
 

@@ -15,22 +15,32 @@ from shared.tables import separator_of
 NORMALISED = "brain_normalised_ml"
 TEMPLATE_ICV_ML = 1902.0  # intracranial volume of ICBM152 2009a, as in make_demo_data.py
 ENDINGS = re.compile(r"\.(long\..*|nii|nii\.gz|mgz|mgh|stats|0)$")  # of images, FreeSurfer's runs and numbers of pandas
+MOST_DIFFERENT = 0.02  # of a given normalised brain from the computed one; rounding differs by less; chosen
 USUAL_ML = {"ventricles_ml": (5, 200), "brain_ml": (700, 1900), "icv_ml": (900, 2200)}  # wide limits for adults; chosen
 
 
 def complete_row(
-    scan: tuple[str, str | None], file: str | Path, volumes: Mapping[str, float], tool: str, error: str = ""
+    scan: tuple[str, str | None],
+    file: str | Path,
+    volumes: Mapping[str, float],
+    tool: str,
+    error: str = "",
+    flags: Sequence[str] = (),
 ) -> dict:
     """Return a row with participant and session of the `scan`, volumes in mL (NaN if missing), normalised brain and flags.
 
-    The normalised brain among the `volumes` counts if brain or intracranial volume is missing.
+    The normalised brain among the `volumes` counts if brain or intracranial volume is missing. If it differs from the computed
+    one, the row has a flag. The caller's own `flags` come first.
     """
     row = {"participant_id": scan[0], "session_id": scan[1], "file": str(file), "tool": tool, "error": error}
     row |= {name: volumes.get(name, math.nan) for name in VOLUMES}
     # Brain volume scaled to the head size of the MNI template, as in SIENAX and in field 25009 of UK Biobank.
     normalised = row["brain_ml"] * TEMPLATE_ICV_ML / row["icv_ml"]
-    row[NORMALISED] = volumes.get(NORMALISED, math.nan) if math.isnan(normalised) else normalised
-    return row | {"flags": quality_flags(row)}
+    given = volumes.get(NORMALISED, math.nan)
+    row[NORMALISED] = given if math.isnan(normalised) else normalised
+    if abs(given / normalised - 1) > MOST_DIFFERENT:
+        flags = [*flags, f"{NORMALISED}_differs"]
+    return row | {"flags": ",".join(filter(None, [*flags, quality_flags(row)]))}
 
 
 def quality_flags(volumes: Mapping[str, float]) -> str:

@@ -224,6 +224,34 @@ def test_runs_of_freesurfer_without_volumes_are_named(tmp_path, read, capsys):
     assert "left out, without stats/aseg.stats: sub-02. Has" in capsys.readouterr().err
 
 
+def test_volumes_of_a_subject_whose_last_run_stopped_get_a_flag(tmp_path, read):
+    read("fs/s1/stats/aseg.stats", ASEG_STATS)
+    (tmp_path / "fs" / "s1" / "scripts").mkdir()
+    (tmp_path / "fs" / "s1" / "scripts" / "recon-all.error").touch()
+    read("fs/s2/stats/aseg.stats", ASEG_STATS)
+    assert [row["flags"] for row in read_volumes.read_source(tmp_path / "fs")] == ["recon_all_stopped", ""]
+
+
+def test_a_link_to_another_subject_is_no_second_scan(tmp_path, read):
+    read("fs/s1/stats/aseg.stats", ASEG_STATS)
+    (tmp_path / "fs" / "s2").symlink_to("s1")
+    with pytest.raises(ValueError, match="s2/stats/aseg.stats and .*s1/stats/aseg.stats are one file, .* Remove the link"):
+        list(read_volumes.read_source(tmp_path / "fs"))
+
+
+def test_a_negative_structure_is_refused(read):
+    [row] = read("volumes.csv", csv_of(synthseg_row(**{"left inferior lateral ventricle": -9000.0})))
+    assert "left inferior lateral ventricle would be -9000 mm3: the segmentation failed" in row["error"]
+
+
+@pytest.mark.parametrize(("given", "flags"), [(1400, ""), (1210, "brain_normalised_ml_differs")])
+def test_a_normalised_brain_that_is_not_the_computed_one_gets_a_flag(read, given, flags):
+    """1100 mL x 1902 / 1500 are 1394.8 mL."""
+    table = f"participant_id\tventricles_ml\tbrain_ml\ticv_ml\tbrain_normalised_ml\nsub-1\t20\t1100\t1500\t{given}\n"
+    [row] = read("own.tsv", table)
+    assert row["flags"] == flags and row["brain_normalised_ml"] == pytest.approx(1394.8)
+
+
 def test_a_template_of_several_sessions_is_refused(tmp_path, read):
     for name in ("sub-01", "sub-01_ses-1"):
         read(f"subjects/{name}/stats/aseg.stats", ASEG_STATS)
