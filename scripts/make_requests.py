@@ -34,6 +34,7 @@ from shared.tables import is_missing, separator_of
 from whole_numbers import at_least
 
 TRAINING = "train"  # name of the training split in participants.tsv
+SPREAD = 0.1  # standard deviations
 MOST_ROWS = 10_000_000  # chosen; such a table takes about 1 GB of memory
 COVARIATES_FILE = Path(__file__).resolve().parents[1] / "brain_ldm_bundle" / "configs" / "covariates.json"
 
@@ -142,7 +143,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--rows", type=at_least(1, MOST_ROWS), default=64, help="number of volumes, or of values in a sweep (default 64)")
     add("--seed", type=at_least(0), default=0, help="the same seed gives the same rows (default 0)")
     add("--columns", nargs="+", metavar="NAME", help="use only these covariates of the model")
-    add("--spread", type=float, default=0.1, help="standard deviations by which quantities move (default 0.1)")
+    add("--spread", type=float, help=f"standard deviations by which quantities move (default {SPREAD})")
     varied = "vary this quantity alone, in --rows even steps; may be given several times"
     add("--sweep", nargs=3, action="append", default=[], metavar=("NAME", "LOW", "HIGH"), help=varied)
     add("--extrapolate", action="store_true", help="add the paper's values beyond the training range")
@@ -151,6 +152,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     ranges = "the model's covariates.json, which says what is a quantity and which values are plausible (default: the bundle's)"
     add("--covariates_file", type=Path, default=COVARIATES_FILE, help=ranges)
     options = parser.parse_args(arguments)
+    if options.spread is not None and (options.sweep or options.extrapolate):
+        parser.error("--spread moves drawn rows, and has no effect beside --sweep or --extrapolate. Leave it out")
+    options.spread = SPREAD if options.spread is None else options.spread
     if not 0 <= options.spread <= 1:
         parser.error(f"--spread must be 0 to 1 standard deviations, got {options.spread}")
     if (options.base or options.noises > 1) and not (options.sweep or options.extrapolate):

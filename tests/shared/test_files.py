@@ -104,6 +104,12 @@ def test_an_address_is_no_output():
         refuse_unwritable(Path("s3://bucket/page.html"))
 
 
+@pytest.mark.parametrize("name", ["volumes.tsv.gz", "volumes.tsv.XZ"])
+def test_an_output_that_is_plain_text_is_not_called_compressed(tmp_path, name):
+    with pytest.raises(ValueError, match=f"{name}: this output is not compressed. Leave .* out of its name"):
+        refuse_unwritable(tmp_path / name)
+
+
 @pytest.mark.parametrize("name", ["volumes.xlsx", "volumes.XLS"])
 def test_a_workbook_is_no_output(tmp_path, name):
     with pytest.raises(ValueError, match=f"{name}: this output is text, not a workbook. End its name in .tsv or .csv"):

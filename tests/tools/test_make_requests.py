@@ -272,6 +272,12 @@ def test_what_belongs_to_sweeps_is_refused_without_one(participants, tmp_path, c
     assert "--base and --noises need --sweep or --extrapolate" in capsys.readouterr().err
 
 
+def test_a_spread_without_drawn_rows_is_refused(participants, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        make(participants, tmp_path / "out.tsv", "--sweep", "age", 45, 80, "--spread", 0.5)
+    assert "--spread moves drawn rows, and has no effect beside --sweep" in capsys.readouterr().err
+
+
 def test_a_missing_table_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere.tsv: no such table"):
         make_requests.main([str(tmp_path / "nowhere.tsv"), str(tmp_path / "out.tsv")])

@@ -21,6 +21,7 @@ import numpy as np
 DATA = (".nii", ".nii.gz", ".mgz", ".mgh", "_sessions.tsv", "aseg.stats")  # no table, page or weights may replace such a file
 
 WORKBOOKS = (".xls", ".xlsx", ".ods")
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 
 
 @contextmanager
@@ -63,6 +64,8 @@ def refuse_unwritable(path: str | Path, inputs: Iterable[Path] = ()) -> None:
         raise ValueError(f"{path}: this output is also an input, which would be lost. Give it another name")
     if path.is_file() and (path.name == "participants.tsv" or path.name.endswith(DATA)):
         raise ValueError(f"{path}: this output would replace data of a study. Give it another name")
+    if path.suffix.lower() in COMPRESSED:
+        raise ValueError(f"{path}: this output is not compressed. Leave {path.suffix} out of its name")
     try:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, "A folder has this name")
