@@ -64,7 +64,7 @@ def refuse_unwritable(path: str | Path, inputs: Iterable[Path] = ()) -> None:
         raise ValueError(f"{path}: this output is also an input, which would be lost. Give it another name")
     if path.is_file() and (path.name == "participants.tsv" or path.name.endswith(DATA)):
         raise ValueError(f"{path}: this output would replace data of a study. Give it another name")
-    if path.suffix.lower() in COMPRESSED:
+    if path.suffix.lower() in COMPRESSED and not path.name.endswith(DATA):
         raise ValueError(f"{path}: this output is not compressed. Leave {path.suffix} out of its name")
     try:
         if path.is_dir():
