@@ -99,7 +99,8 @@ def find_volumes(folder: str | Path, spacing_mm: float, cache_file: str | Path |
     """Find all T1w volumes in a folder without a table, such as a generated cohort, and check them as `read_dataset` does.
 
     Returns:
-        items {"image": path, "participant_id": "sub-X", and the fields of `image_checks.Content`}, sorted by path.
+        items {"image": path, "participant_id": "sub-X", and the fields of `image_checks.Content` except the remarks}, sorted by
+        path. Loaders could not join items with different remarks into a batch.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -109,7 +110,8 @@ def find_volumes(folder: str | Path, spacing_mm: float, cache_file: str | Path |
         raise ValueError(f"{folder}: no sub-*/anat/*_T1w.nii.gz below it")
     problems, contents = check_images([str(path) for path in paths], spacing_mm, cache_file)
     refuse(problems, f"{folder} cannot be used ({count(problems)}):")
-    return [{"image": str(path), "participant_id": path.name.split("_")[0], **contents[str(path)]._asdict()} for path in paths]
+    items = [{"image": str(path), "participant_id": path.name.split("_")[0], **contents[str(path)]._asdict()} for path in paths]
+    return [{name: value for name, value in item.items() if name != "remarks"} for item in items]
 
 
 def refuse_empty(data: Mapping[str, Sequence[dict]], world_size: int = 1) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from tiny_images import SPACING_MM, VOLUME, rotated, save, with_voxel
+from torch.utils.data import default_collate
 
 from brain_ldm_bundle.scripts.data import bids
 from brain_ldm_bundle.scripts.data.covariates import Covariate, CovariateSchema
@@ -374,6 +375,16 @@ def test_the_volumes_of_a_folder_need_no_table(dataset):
     found = bids.find_volumes(dataset, SPACING_MM)
     assert [item["participant_id"] for item in found] == [f"sub-{n:02}" for n in (1, 2, 2, 3, 3, *range(4, 13))]
     assert all("derivatives" not in item["image"] and item["image"].endswith(("_T1w.nii", "_T1w.nii.gz")) for item in found)
+
+
+def test_volumes_form_a_batch_if_only_one_has_a_remark(dataset):
+    path = dataset / "sub-05" / "anat" / "sub-05_T1w.nii.gz"
+    image = nib.Nifti1Image(nib.load(path).get_fdata(), nib.load(path).affine)
+    image.set_sform(image.affine, code="scanner")
+    nib.save(image, path)
+    with pytest.warns(UserWarning, match="1 images, such as .*sub-05_T1w.nii.gz, have the NIfTI code 1"):
+        found = bids.find_volumes(dataset, SPACING_MM)
+    assert default_collate(found)["image"] == [item["image"] for item in found]
 
 
 def test_a_folder_without_volumes_or_with_damaged_ones_is_refused(dataset, tmp_path):
