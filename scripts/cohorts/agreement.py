@@ -11,6 +11,7 @@ from scipy import stats
 from shared.intervals import with_interval
 
 CLOSELY = 0.8  # chosen: the lower end of the interval of r from which on values "follow closely"
+SCALE = 2  # chosen: a slope above it, or below its inverse, is named, because r alone would hide another unit
 
 
 def partial_correlation(requested: Sequence[float], measured: Sequence[float], others: np.ndarray) -> dict[str, float]:
@@ -79,6 +80,8 @@ def agreement_in_words(title: str, numbers: Mapping[str, float]) -> str:
     name = "partial_r" if numbers.get("held") else "r"
     low, high = numbers[f"{name}_low"], numbers[f"{name}_high"]
     how = "follow the requests closely" if low >= CLOSELY else "follow the requests loosely" if low > 0 else ""
+    if low > 0 and not 1 / SCALE <= numbers["slope"] <= SCALE:
+        how += f", but change {numbers['slope']:.2g} times as much"
     how = how or ("change against the requests" if high < 0 else "do not follow the requests in a way that shows")
     which = f"{name.replace('_', ' ')} {interval_of(numbers, name)}, slope {interval_of(numbers, 'slope')}"
     return f"{title[:1].upper()}{title[1:]}: measured values {how} ({which}, n = {numbers['n']})."

@@ -44,3 +44,11 @@ def test_the_words_use_the_partial_correlation():
     words = "do not follow the requests in a way that shows (partial r 0.2 [-0.2, 0.5], "
     assert words in agreement_in_words("age", numbers)
     assert "follow the requests closely (r 0.90 [0.85, 0.95], slope " in agreement_in_words("age", numbers | {"held": 0})
+
+
+def test_the_words_name_another_scale():
+    """Volumes in another unit have the same correlation."""
+    numbers = {"n": 40, "r": 0.98, "r_low": 0.9, "r_high": 0.99, "slope": 9.7, "slope_low": 8, "slope_high": 11}
+    assert "follow the requests closely, but change 9.7 times as much (r " in agreement_in_words("ventricles", numbers)
+    assert "but change 0.00097 times" in agreement_in_words("ventricles", numbers | {"slope": 0.00097})
+    assert "but change" not in agreement_in_words("ventricles", numbers | {"slope": 0.6})
