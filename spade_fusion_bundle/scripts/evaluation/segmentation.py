@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from monai.data import DataLoader
@@ -19,6 +20,7 @@ from monai.metrics import DiceMetric
 from monai.utils import convert_to_tensor, set_determinism
 from torch.utils.data import Dataset, RandomSampler
 
+from ..data.image_checks import AFFINE_TOLERANCE
 from ..shared.files import sha256
 from ..shared.handlers import Progress, StopAtNonFinite
 from ..shared.image_files import find_in_anat
@@ -79,15 +81,17 @@ def synthetic_pairs(synthetic_dir: str | Path | None, test: Sequence[Mapping]) -
         items.append({"image": str(image), "label": str(label), "participant_id": folder, "source": source})
     refuse(leaked, f"{len(leaked)} of {len(found)} synthetic volumes in {root} come from maps of the test scans, which "
                     f"would be trained on. Make others (--split train):")  # fmt: skip
-    problems += check_files([(item["image"], item["label"]) for item in items], _one_shape)[0]
+    problems += check_files([(item["image"], item["label"]) for item in items], _one_grid)[0]
     refuse(problems, f"{len(problems)} of {len(found)} synthetic volumes in {root} cannot be used:")
     return items
 
 
-def _one_shape(image: str, label: str) -> list:
+def _one_grid(image: str, label: str) -> list:
     scan, label_map = read_volume(image), read_volume(label)
     if scan.shape != label_map.shape:
         raise ValueError(f"{image}: shape {scan.shape}, its label map {label_map.shape}. Run inference again")
+    if not np.allclose(scan.affine, label_map.affine, rtol=0, atol=AFFINE_TOLERANCE):
+        raise ValueError(f"{image}: its label map {label} has another affine, so it shows another place. Run inference again")
     return []
 
 

@@ -143,6 +143,16 @@ def test_volumes_that_do_not_say_where_they_come_from_are_refused(cohort):
     assert "no label map sub-02_dseg.nii.gz next to it" in str(caught.value)
 
 
+def test_a_map_at_another_place_than_its_volume_is_refused(cohort):
+    path = cohort / "synthetic" / "sub-01" / "anat" / "sub-01_dseg.nii.gz"
+    image = nib.load(path)
+    moved = image.affine.copy()
+    moved[0, 3] += 8
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj), moved), path)
+    with pytest.raises(ValueError, match="1 of 2 synthetic volumes .*\n.*sub-01_dseg.nii.gz has another affine"):
+        segmentation.synthetic_pairs(cohort / "synthetic", [item(cohort / "bids", "sub-04")])
+
+
 def test_without_synthetic_volumes_the_command_that_makes_them_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="inference.json --label_maps DIR --split train"):
         segmentation.synthetic_pairs(tmp_path, [])
