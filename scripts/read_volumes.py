@@ -37,6 +37,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from cohorts.row_matching import SUMMARIES
 from ldm.data.volumes import VOLUMES, check_median, check_volumes
 from measurement.label_values import read_label_names, read_volume_labels
 from measurement.output_table import NORMALISED, complete_row, identity_of, write_table
@@ -53,8 +54,6 @@ SEGMENTATIONS = (".nii", ".nii.gz", ".mgz", ".mgh")
 TABLES = (".csv", ".tsv", ".txt", ".dat")
 MOST_LISTED = 10
 IDENTITY = ("participant_id", "subject", "subject_id", "measure:volume")  # columns of names, the best one first
-
-SUMMARIES = ("average", "mean", "median", "total", "sum", "std", "sd")  # names of rows that are no participants
 
 CSF = 24
 SYNTHSEG = (  # all labels that it can write, with and without --parc; CSF since version 2.0

@@ -23,6 +23,7 @@ QUANTITIES = {  # title and unit
 TEXT = ("session_id", "file", "tool", "flags", "split")
 MEDIANS = {"brain_normalised_ml": (300, 3000), "age": (0, 120)}  # chosen: a median outside shows another unit
 LARGEST_ML = 6000  # chosen: more than the whole field of view of the model, 160 x 224 x 160 mm
+SUMMARIES = ("average", "mean", "median", "total", "sum", "std", "sd")  # names of rows that are no participants
 COLUMNS = ("participant_id", *TEXT, *QUANTITIES, "sex", "noise", "variant")
 
 
@@ -37,6 +38,8 @@ def read_by_participant(path: Path, several_rows: bool = False) -> pd.DataFrame:
     for number, cells in rows.items():
         if not re.fullmatch(r"[\w.+-]*\w[\w.+-]*", cells["participant_id"]):
             problems.append(f"{path} row {number}: participant_id must look like sub-0001, got {cells['participant_id']!r}")
+        elif cells["participant_id"].lower() in SUMMARIES:
+            problems.append(f"{path} row {number}: {cells['participant_id']} sums up other rows. Remove the row")
     refuse(problems)
     wheres = [f"{path} row {number}" for number in rows]
     table = typed([cells["participant_id"] for cells in rows.values()], header, list(rows.values()), wheres)

@@ -226,3 +226,11 @@ def test_only_scans_that_went_through_the_autoencoder_are_compared(tmp_path):
     through.write_text(through.read_text().replace("sub-3", "sub-x"))
     with pytest.raises(ValueError, match="through.tsv: sub-x is not in .*real.tsv. Measure the same scans"):
         run(tmp_path, generated, real, "--reconstructed_measured", through)
+
+
+def test_a_row_that_sums_up_the_scans_is_none(tmp_path):
+    """It counted as one scan more."""
+    path = tmp_path / "volumes.tsv"
+    path.write_text("participant_id\tventricles_ml\nsub-1\t20\nsub-2\t30\nMean\t25\n")
+    with pytest.raises(ValueError, match="volumes.tsv row 4: Mean sums up other rows. Remove the row"):
+        read_by_participant(path, several_rows=True)

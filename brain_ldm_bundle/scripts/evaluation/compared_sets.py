@@ -121,6 +121,8 @@ def find_samples(
     own = {scan["voxels_sha256"]: scan["image"] for scan in scans}
     found, same = {}, {}
     for name, folder in samples.items():
+        if not str(name).strip():
+            raise ValueError(f"samples: the set of {folder} has an empty name. Give it one, such as LDM")
         if name in taken:
             raise ValueError(f"samples: the name {name!r} is reserved for another row. Choose another")
         found[name] = find_volumes(folder, spacing_mm, cache_file)

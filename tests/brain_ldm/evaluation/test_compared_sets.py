@@ -118,6 +118,8 @@ def test_sets_are_found_by_name_and_lie_on_the_grid(tmp_path):
         find_samples({"LDM": tmp_path / "a"}, SPACING_MM, fewest=5)
     with pytest.raises(ValueError, match="the name 'real' is reserved for another row"):
         find_samples({"real": tmp_path / "a"}, SPACING_MM, fewest=4, taken=("real",))
+    with pytest.raises(ValueError, match="samples: the set of .* has an empty name"):
+        find_samples({" ": tmp_path / "a"}, SPACING_MM, fewest=4)
     with pytest.raises(FileNotFoundError, match="no such folder of volumes"):
         find_samples({"LDM": tmp_path / "b"}, SPACING_MM, fewest=4)
     for nothing in (None, {}, str(tmp_path)):
