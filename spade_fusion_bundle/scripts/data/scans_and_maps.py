@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from ..shared.files import is_there, read_json
+from ..shared.files import read_json
 from ..shared.image_files import find_in_anat
 from ..shared.label_table import LabelTable
 from ..shared.map_reader import find_maps
@@ -157,7 +157,7 @@ def _bids_items(dataset_dir: Path) -> tuple[list[dict], list[str]]:
             stacklevel=3,
         )
     table = dataset_dir / "participants.tsv"
-    split_of = read_splits(table) if is_there(table) else None
+    split_of = read_splits(table)
     if split_of is not None:
         for participant in sorted({item["participant_id"] for item in items}):
             if participant not in split_of or split_of[participant] not in (None, *SPLIT_COLUMN):

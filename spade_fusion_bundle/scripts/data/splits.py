@@ -7,7 +7,8 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from ..shared.participants import read_participants
+from ..shared.files import is_there
+from ..shared.participants import read_participants, refuse_other_table
 from ..shared.problems import count, refuse
 from ..shared.tables import is_missing
 
@@ -16,7 +17,10 @@ SPLIT_COLUMN = {"train": "training", "fusion": "fusion", "validation": "validati
 
 
 def read_splits(table: Path) -> dict[str, str | None] | None:
-    """Read the split of each participant, None if it is missing, from participants.tsv; without such a column, None."""
+    """Read the split of each participant, None if it is missing; None without participants.tsv or its column split."""
+    if not is_there(table):
+        refuse_other_table(table)
+        return None
     header, rows, problems = read_participants(table, ["split"])
     if "split" not in header:
         return None

@@ -17,7 +17,6 @@ from ..data.image_checks import map_problems
 from ..data.splits import SPLIT_COLUMN, read_splits
 from ..shared import map_reader
 from ..shared.acquisition import draw
-from ..shared.files import is_there
 from ..shared.image_files import IMAGES, find_files
 from ..shared.label_table import LabelTable
 from ..shared.participants import entity, split_name
@@ -258,7 +257,7 @@ def _of_split(paths: Sequence[Path], split: str) -> list[Path]:
     @cache
     def splits_above(folder: Path) -> tuple[Path, dict[str, str]] | None:
         table = folder / "participants.tsv"
-        splits = read_splits(table) if is_there(table) else None
+        splits = read_splits(table)
         if splits is None:
             return splits_above(folder.parent) if folder.parent != folder else None
         return table, splits
@@ -284,6 +283,6 @@ def _of_split(paths: Sequence[Path], split: str) -> list[Path]:
             f"left out"
         )
     if not chosen:
-        known = ", ".join(sorted({own for splits in tables.values() for own in splits.values()}))
+        known = ", ".join(sorted({own for splits in tables.values() for own in splits.values() if own}))
         raise FileNotFoundError(f"{names}: no participant with a label map is in the split {split!r}. There are: {known}")
     return chosen

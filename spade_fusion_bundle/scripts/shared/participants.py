@@ -85,6 +85,12 @@ def read_participants(table: str | Path, names: Collection[str] | None) -> tuple
     return list(columns), rows, problems
 
 
+def refuse_other_table(path: Path) -> None:
+    """Refuse a table with the name of a missing `path`, but another ending, because it would be ignored."""
+    if other := next((other for ending in OTHER_TABLES if (other := path.with_suffix(ending)).exists()), None):
+        raise ValueError(f"{other}: would be ignored. Save it as {path.name}, cells separated by tabs")
+
+
 def other_units(table: Path, units: Mapping[str, str]) -> list[str]:
     """Return a line for each column whose unit in participants.json, or the JSON of a table of sessions, is another one.
 
@@ -110,8 +116,7 @@ def split_name(text: str) -> str:
 def _read_sessions(path: Path, participant: str, names: Collection[str] | None) -> dict[str, Row]:
     """Read the sessions of a participant; without the file, or if it has none of the columns `names`, there are none."""
     if not is_there(path):
-        if other := next((other for ending in OTHER_TABLES if (other := path.with_suffix(ending)).exists()), None):
-            raise ValueError(f"{other}: would be ignored. Save it as {path.name}, cells separated by tabs")
+        refuse_other_table(path)
         return {}
     header, numbered, problems = read_numbered(path, ["participant_id", "session_id", *(names or ())])
     if names is not None and not set(names) & set(header):

@@ -112,6 +112,14 @@ def test_a_folder_without_scans_is_refused(tmp_path):
     assert "no T1w scans" in refusal(tmp_path)
 
 
+@pytest.mark.parametrize("ending", [".csv", ".xlsx"])
+def test_splits_in_a_table_of_another_kind_are_refused(few, ending):
+    """Participants that such a table puts into the split test were trained on."""
+    (few / "participants.tsv").unlink(missing_ok=True)
+    (few / f"participants{ending}").write_text("participant_id,split\nsub-01,test\n")
+    assert f"{few / f'participants{ending}'}: would be ignored. Save it as participants.tsv" in refusal(few)
+
+
 def test_a_file_named_for_another_participant_is_refused(few):
     save(few / "sub-05" / "anat" / "sub-06_T1w.nii.gz")
     assert "begin with sub-05_" in refusal(few)

@@ -140,6 +140,13 @@ def test_a_split_that_nobody_is_in_is_refused(tmp_path):
         label_maps.find_maps(tmp_path, split="train")
 
 
+def test_an_empty_split_is_not_listed_among_those_that_there_are(tmp_path):
+    """None and "train" could not be sorted."""
+    write_cohort(tmp_path).joinpath("participants.tsv").write_text("participant_id\tsplit\nsub-1\ttrain\nsub-2\tn/a\n")
+    with pytest.raises(FileNotFoundError, match="is in the split 'test'. There are: train$"):
+        label_maps.find_maps(tmp_path, split="test")
+
+
 def test_a_pattern_chooses_among_the_maps_of_a_split(tmp_path, caplog):
     """fMRIPrep writes two maps for each participant. Its own folder may have a participants.tsv without splits."""
     write_cohort(tmp_path)
