@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from cohorts.row_matching import QUANTITIES, refuse_other_unit
-from ldm.data.volumes import VOLUMES
+from ldm.data.volumes import VOLUMES, check_median, check_volumes
 from matplotlib.figure import Figure
 from measurement.output_table import NORMALISED
 from scipy import stats
@@ -51,6 +51,17 @@ def sizes_of(table: pd.DataFrame, where: str) -> pd.DataFrame:
     except ValueError as error:
         raise ImpossibleSize(error) from None
     return table
+
+
+def refuse_impossible(scans: pd.DataFrame, where: str) -> None:
+    """Refuse volumes that no head has, and ventricles in percent. Only a model may give such heads, not a scan."""
+    try:
+        for participant, row in scans.iterrows():
+            check_volumes({name: row[name] for name in VOLUMES if name in scans}, f"{where}, {participant}")
+        if "ventricles_ml" in scans:
+            check_median(scans["ventricles_ml"].dropna().tolist(), where)
+    except ValueError as error:
+        raise ImpossibleSize(error) from None
 
 
 def volume_distance(real: np.ndarray, generated: np.ndarray, seed: int = 0) -> dict[str, float]:
@@ -209,6 +220,7 @@ def size_distributions(
     tool = next(with_sizes, common[0])
     names = {kind: " and ".join(map(str, files[kind])) for kind in measured}
     tables = {kind: sizes_of(of_kind[tool], names[kind]) for kind, of_kind in measured.items()}
+    refuse_impossible(tables[REAL], names[REAL])
     if THROUGH in tables:
         same = tables[THROUGH].index
         if len(others := same.difference(tables[REAL].index)):

@@ -234,3 +234,16 @@ def test_a_row_that_sums_up_the_scans_is_none(tmp_path):
     path.write_text("participant_id\tventricles_ml\nsub-1\t20\nsub-2\t30\nMean\t25\n")
     with pytest.raises(ValueError, match="volumes.tsv row 4: Mean sums up other rows. Remove the row"):
         read_by_participant(path, several_rows=True)
+
+
+@pytest.mark.parametrize(
+    ("ventricles_ml", "message"),
+    [
+        ([20, 30, 40, 25, 5000], "real.tsv, sub-4: ventricles_ml would be 5000 mL"),
+        ([0.7, 3.1, 6.7, 2.2, 1.8], "real.tsv: the median of ventricles_ml is 2.2, which looks like percent"),
+    ],
+)
+def test_scans_with_volumes_of_no_head_are_refused(tmp_path, ventricles_ml, message):
+    generated = table(tmp_path, "generated.tsv", HEADS, tool="t")
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path, generated, table(tmp_path, "real.tsv", ventricles_ml, tool="t"))
