@@ -48,10 +48,19 @@ from shared.tables import print_table
 from whole_numbers import at_least
 
 
+def refuse_requests(folder: Path | None, tables: Sequence[Path]) -> None:
+    """Refuse the table of what was requested in place of what was measured, because it would agree with itself."""
+    for table in tables if folder else ():
+        if table.resolve() == (folder / "participants.tsv").resolve():
+            raise ValueError(f"{table}: holds what was requested. Measure the volumes: scripts/measure_volumes.py {folder}")
+
+
 def read_cohorts(options: argparse.Namespace) -> dict[str, Cohort]:
     """Read each folder that was given, with its tables. Scans of the training split are left out."""
     folders = {GENERATED: options.generated, SCANS: options.real, THROUGH: options.reconstructed}
     refuse_same_folder(filter(None, folders.values()))
+    refuse_requests(options.generated, options.tables[GENERATED])
+    refuse_requests(options.sweeps, options.sweeps_measured)
     cohorts = {}
     for kind, folder in folders.items():
         if (folder is None) != (not options.tables[kind]) and any(folders.values()):

@@ -61,6 +61,12 @@ def test_volumes_and_ages_of_two_tables_are_compared_in_their_units(generated, t
     assert (tmp_path / "out" / "figure3.png").stat().st_size > 10_000
 
 
+def test_the_requests_are_no_measurements(generated, tmp_path):
+    """They agreed with themselves: r 1.00, slope 1.00."""
+    with pytest.raises(ValueError, match="participants.tsv: holds what was requested. Measure the volumes: "):
+        run(tmp_path, tmp_path / "generated" / "participants.tsv")
+
+
 def test_two_tools_are_both_shown_each_with_the_same_tool_on_scans(generated, tmp_path):
     """The second table's column was dropped: a model was judged by the worse tool, whose slope on scans nobody saw."""
     cohorts = {"generated": tmp_path / "generated"}
