@@ -33,7 +33,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from cohorts.cohort import Cohort, read_cohort, refuse_other_tools, refuse_same_folder
+from cohorts.cohort import Cohort, read_cohort, refuse_other_tools, refuse_requests, refuse_same_folder
 from cohorts.row_matching import read_by_participant, split_by_tool
 from cohorts.scans_or_synthetic import refuse_scans, refuse_synthetic
 from conditioning_parts.report_section import ReportSection
@@ -46,13 +46,6 @@ from shared.files import refuse_unwritable
 from shared.sections import drop_sections
 from shared.tables import print_table
 from whole_numbers import at_least
-
-
-def refuse_requests(folder: Path | None, tables: Sequence[Path]) -> None:
-    """Refuse the table of what was requested in place of what was measured, because it would agree with itself."""
-    for table in tables if folder else ():
-        if table.resolve() == (folder / "participants.tsv").resolve():
-            raise ValueError(f"{table}: holds what was requested. Measure the volumes: scripts/measure_volumes.py {folder}")
 
 
 def read_cohorts(options: argparse.Namespace) -> dict[str, Cohort]:

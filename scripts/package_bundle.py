@@ -43,7 +43,8 @@ METADATA = (
 )
 VERSION = re.compile(r"\d+(\.\d+)*((a|b|rc|\.post|\.dev)\d+)?")
 ABSOLUTE_PATH = re.compile(
-    r"(?<![\w.:/<])(/(?:home|Users|root|tmp|mnt|media|scratch|work|workspace)/[^\s\"']*|[A-Z]:\\\\\w[^\s\"']*)"
+    r"(?<![\w.:/<])(/(?:home|Users|root|tmp|mnt|media|scratch|work|workspace)/[^\s\"']*"
+    r"|(?:[A-Z]:(?:\\\\|/(?!/))|~/)\w[^\s\"']*)"
 )
 ABSOLUTE_VALUE = re.compile(r'"(/\w[^"]*)"')  # in JSON; text of messages may have examples such as /data/study
 WEIGHTS_OF_A_CONFIG = re.compile(r"@models_dir \+ '/([\w.-]+\.pt)'")

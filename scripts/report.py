@@ -15,7 +15,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from cohorts.cohort import describe, read_cohort, refuse_same_folder
+from cohorts.cohort import describe, read_cohort, refuse_requests, refuse_same_folder
 from cohorts.scans_or_synthetic import refuse_scans, refuse_synthetic
 from report_page.embedded_volumes import fitting_spacing
 from report_page.label_names import read_label_names
@@ -37,6 +37,7 @@ def read_content(options: argparse.Namespace) -> Content:
     """Read and check everything that the page shows, except the voxels of the volumes."""
     sections = find_sections(options.evaluation)
     refuse_same_folder(filter(None, (options.generated, options.real)))
+    refuse_requests(options.generated, options.measured)
     cohorts = {"generated": read_cohort(options.generated, options.measured)}
     if options.real:
         cohorts["cohort"] = read_cohort(options.real, options.real_measured, everyone=not options.real_measured)

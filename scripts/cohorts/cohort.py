@@ -17,7 +17,7 @@ from shared.nifti import read_volume
 from shared.participants import Row, Rows, find_row, other_units, read_participants, refuse_given_once, session_of
 from shared.problems import count, refuse
 
-from cohorts.row_matching import COLUMNS, QUANTITIES, read_measured, typed
+from cohorts.row_matching import COLUMNS, QUANTITIES, read_measured, refuse_other_unit, typed
 from cohorts.three_planes import POINT_MM
 
 TITLES = {"source_participant_id": "label map of"}
@@ -178,7 +178,32 @@ def read_cohort(folder: Path, measured_files: Sequence[Path] = (), everyone: boo
                 f"{participants}: nothing to compare, because it has none of the columns of numbers in "
                 f"{', '.join(map(str, measured_files))}: {', '.join(measured.select_dtypes('number'))}"
             )
+        refuse_other_unit(expected[[name for name in cohort.quantities() if name in QUANTITIES]], str(participants))
+        _refuse_other_scale(cohort)
     return cohort
+
+
+def _refuse_other_scale(cohort: Cohort) -> None:
+    """Refuse measured volumes whose median and spread are both about 1000 times larger or smaller than the requested ones.
+
+    The ventricles of a failed model may be as small as if they were in litres, but then do not spread as the requests do.
+    """
+    for name, tool, by_tool in cohort.readings():
+        pairs = by_tool.pairs(name)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratios = [np.divide(*of[["measured", "expected"]]) for of in (pairs.median(), pairs.std())]
+        if name.endswith("_ml") and any(all(0.5 < ratio * factor < 2 for ratio in ratios) for factor in (1000, 1 / 1000)):
+            raise ValueError(
+                f"{cohort.folder / 'participants.tsv'}: {name} has the median {pairs['expected'].median():g}, and {tool} "
+                f"measured {pairs['measured'].median():g}, as if one were in another unit. Give both in mL"
+            )
+
+
+def refuse_requests(folder: Path | None, tables: Sequence[Path]) -> None:
+    """Refuse the table of what was requested in place of what was measured, because it would agree with itself."""
+    for table in tables if folder else ():
+        if table.resolve() == (folder / "participants.tsv").resolve():
+            raise ValueError(f"{table}: holds what was requested. Measure the volumes: scripts/measure_volumes.py {folder}")
 
 
 def refuse_same_folder(folders: Iterable[Path]) -> None:

@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import nibabel as nib
+import numpy as np
 import pandas as pd
 import pytest
 from cohorts import cohort as report_cohort
@@ -84,3 +85,21 @@ def test_each_scan_of_the_cohort_is_shown_once(tmp_path):
     cohort = report_cohort.read_cohort(make_cohort(tmp_path / "real", ["sub-1", "sub-2", "sub-3"], volumes_ml, volumes_ml)[0])
     assert report_cohort.nearest(cohort, "ventricles_ml", [11.0, 16.0]) == ["sub-1", "sub-2"]
     assert report_cohort.nearest(cohort, "ventricles_ml", [9.0, 21.0, 50.0, 80.0]) == ["sub-1", "sub-2", None, "sub-3"]
+
+
+@pytest.mark.parametrize(("requested", "measured"), [(1000, 1), (1, 0.001)])
+def test_requests_and_measurements_are_in_one_unit(tmp_path, requested, measured):
+    """Requests in mm3 or measurements in L were called close to each other. Plausible brains hid the unit of ventricles."""
+    volumes_ml, brains_ml = np.array([10.0, 20.0, 30.0, 45.0]), np.array([1200.0, 1100.0, 1150.0, 1050.0])
+    names = [f"sub-{n}" for n in range(1, 5)]
+    folder, table = make_cohort(tmp_path / "made", names, volumes_ml * requested, volumes_ml * measured, brain_ml=brains_ml)
+    saved(pd.read_csv(table, sep="\t").assign(brain_ml=brains_ml), table)
+    with pytest.raises(ValueError, match="participants.tsv: ventricles_ml .* median .*, and .* Give both in mL|looks like mm3"):
+        report_cohort.read_cohort(folder, [table])
+
+
+def test_a_model_without_ventricles_is_no_other_unit(tmp_path):
+    names = [f"sub-{n}" for n in range(1, 5)]
+    made = make_cohort(tmp_path / "made", names, [10.0, 20.0, 30.0, 45.0], [0.02, 0.024, 0.02, 0.026])
+    saved(pd.read_csv(made[1], sep="\t").assign(brain_ml=1200.0), made[1])
+    assert report_cohort.read_cohort(made[0], [made[1]]).measured["ventricles_ml"].max() == 0.026

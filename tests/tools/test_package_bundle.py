@@ -104,6 +104,8 @@ def test_without_weights_only_those_of_the_project_go(bundle):
         (lambda b: (b / "configs/demo.json").write_text("{"), "configs/demo.json: Expecting property name"),
         (lambda b: (b / "configs/demo.json").write_text('{"a": 1, "a": 2}'), "configs/demo.json: given twice: a"),
         (lambda b: edit(b / "configs/demo.json", a="/home/me/data"), "names a place on one computer: /home/me/data"),
+        (lambda b: edit(b / "configs/demo.json", a="D:/data/study"), "names a place on one computer: D:/data/study"),
+        (lambda b: edit(b / "configs/demo.json", a="~/data/study"), "names a place on one computer: ~/data/study"),
         (lambda b: edit(b / "configs/demo.json", a="/data/study"), "names a place on one computer: /data/study"),
         (lambda b: edit(b / "configs/demo.json", a="$scripts.gone.f()"), "uses scripts/gone.py, which is missing"),
         (lambda b: edit(b / "configs/demo.json", a="$scripts.cellar.f()"), "uses scripts/cellar.py, which is missing"),

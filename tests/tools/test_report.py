@@ -87,6 +87,11 @@ def test_too_few_volumes_say_so_instead_of_a_number(tmp_path):
     assert "at least 4 pairs" in cells(page_of(generated), "Generated: lateral ventricles")[1]
 
 
+def test_the_requests_are_no_measurements(generated):
+    with pytest.raises(ValueError, match="participants.tsv: holds what was requested. Measure the volumes: "):
+        page_of((generated[0], generated[0] / "participants.tsv"))
+
+
 def test_notices_are_there(page):
     assert "not for clinical use" in page and "Synthetic images" in page and "subject's left is at the picture's right" in page
 
