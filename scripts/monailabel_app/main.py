@@ -194,7 +194,7 @@ class App(MONAILabelApp):
 
     def init_trainers(self):  # only for the bundle that learns from images and label maps without covariates
         tasks = {name: Train(task.bundle_path, self.conf) for name, task in self._infers.items()}
-        return {name: task for name, task in tasks.items() if "label_table" in task.bundle_config.config}
+        return {name: task for name, task in tasks.items() if "covariates_file" not in task.bundle_config.config}
 
     def check_training(self, model, params):
         if model not in self._trainers:

@@ -42,7 +42,7 @@ def trained(tmp_path_factory):
 
 def generate(models, folder, run_id="run", **settings):
     places = {"models_dir": str(models), "output_dir": str(folder), "use_device": "cpu"}
-    small = {"steps": 2, "smallest_island": 2, "offset_limit": 100.0}
+    small = {"sampler_name": "ddim", "steps": 2, "smallest_island": 2, "offset_limit": 100.0}
     if run_id == "editing":
         small = {"steps": 2}
     run(run_id, config_file="configs/inference.json", **places, **small | settings)

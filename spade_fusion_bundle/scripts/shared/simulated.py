@@ -61,6 +61,7 @@ def refuse_synthetic(folder: str | Path, images: Iterable[str | Path]) -> None:
 
 def _is_synthetic(sidecar: Path) -> bool:
     try:
-        return read_json(sidecar).get("Synthetic") is True
-    except (OSError, ValueError):  # missing, or no description
+        content = read_json(sidecar)
+        return content.get("Synthetic") is True and content.get("Simulated") is not True  # demo cohorts say both
+    except (OSError, ValueError, AttributeError):  # missing, or no description
         return False
