@@ -153,7 +153,7 @@ def test_volumes_that_a_bundle_made_are_no_data_set_of_scans(few, maker):
 
 
 def test_a_synthetic_volume_among_scans_is_refused_but_simulated_scans_are_not(few):
-    (few / "sub-01" / "anat" / "sub-01_T1w.json").write_text('{"Simulated": true}')
+    (few / "sub-01" / "anat" / "sub-01_T1w.json").write_text('{"Simulated": true, "Synthetic": true}')
     assert len(read(few)["training"]) > 0
     (few / "sub-01" / "anat" / "sub-01_T1w.json").write_text('{"Synthetic": true}')
     with pytest.raises(ValueError, match="sub-01_T1w.nii.gz: is synthetic, as sub-01_T1w.json says, one of 1 such"):
