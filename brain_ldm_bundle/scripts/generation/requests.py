@@ -18,6 +18,7 @@ from ..model.sampler import row_seed
 from ..shared.acquisition import draw
 from ..shared.background_writer import BackgroundWriter
 from ..shared.overrides import command_line
+from ..shared.settings import changed
 from ..shared.team import Team, left_to_make, shard_of
 from .exact_maps import BRAIN, VENTRICLES, ExactMaps
 
@@ -81,6 +82,16 @@ def read_requests(
     row = single_request(schema, single)
     name = hashlib.sha256(json.dumps(row | {"seed": seed}, sort_keys=True).encode()).hexdigest()[:8]
     return [schema.request({"participant_id": name} | row)]
+
+
+def warn_without_effect(maps: ExactMaps | None, editing: bool = False) -> None:
+    """Warn of each setting that was changed but that this run does not read."""
+    given = changed("inference")
+    readers = {} if editing else {"strength": "the run id editing"}
+    readers |= {} if maps else dict.fromkeys(("offset_limit", "smallest_island"), "a model of label maps")
+    for name, reader in readers.items():
+        if name in given:
+            logger.warning(f"{name} is {given[name]}, but has no effect here: only {reader} reads it. Leave it out")
 
 
 class Pending(Sequence):

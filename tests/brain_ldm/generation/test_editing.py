@@ -202,7 +202,7 @@ def workflow(bundle, tmp_path):
     return tmp_path
 
 
-def test_an_edited_head_lies_where_the_head_lay(workflow):
+def test_an_edited_head_lies_where_the_head_lay(workflow, capsys):
     request = {"age": 70, "sex": "F", "ventricles_ml": 90, "brain_normalised_ml": 1500}
     settings = {"models_dir": str(workflow / "models"), "use_device": "cpu", "steps": 4, "request": request}
     image = workflow / "head.nii.gz"
@@ -211,9 +211,13 @@ def test_an_edited_head_lies_where_the_head_lay(workflow):
         config_file="configs/inference.json",
         image=str(image),
         strength=0,
+        offset_limit=1,
         output_dir=str(workflow / "out"),
         **settings,
     )
+    said = "".join(capsys.readouterr())
+    assert "offset_limit is 1, but has no effect here: only a model of label maps reads it" in said
+    assert "strength is" not in said
     (path,) = (workflow / "out").glob("sub-*/anat/*_T1w.nii.gz")
     given, made = nib.load(image), nib.load(path)
     assert made.shape == given.shape

@@ -56,14 +56,15 @@ ASKED = {"age": 70, "sex": "F", "ventricles_ml": 40, "brain_normalised_ml": 1400
 CONFIG = {"config_file": "configs/inference.json", "workflow_type": "inference"}
 
 
-def test_covariates_given_from_python_make_the_volume_that_was_asked_for(bundle, tmp_path, monkeypatch):
+def test_covariates_given_from_python_make_the_volume_that_was_asked_for(bundle, tmp_path, monkeypatch, capsys):
     """They used to be read from the command line, even from the command line of a script that runs the bundle."""
     monkeypatch.setattr("sys.argv", ["my_script.py", "--age", "50", "--config_file", "mine.json"])
     (tmp_path / "models").mkdir()
     write_ldm_weights(tmp_path / "models")
     settings = {"models_dir": str(tmp_path / "models"), "output_dir": str(tmp_path / "out"), "use_device": "cpu", "steps": 2}
-    workflow = create_workflow(**CONFIG, **settings, **ASKED)
+    workflow = create_workflow(**CONFIG, **settings, **ASKED, strength=0.3)
     workflow.run()
+    assert "strength is 0.3, but has no effect here: only the run id editing reads it" in "".join(capsys.readouterr())
     (sidecar,) = (tmp_path / "out").glob("sub-*/anat/*_T1w.json")
     covariates = json.loads(sidecar.read_text())["Covariates"]
     assert {name: entry["Value"] for name, entry in covariates.items()} == ASKED
