@@ -377,12 +377,12 @@ def test_the_volumes_of_a_folder_need_no_table(dataset):
     assert all("derivatives" not in item["image"] and item["image"].endswith(("_T1w.nii", "_T1w.nii.gz")) for item in found)
 
 
-def test_volumes_form_a_batch_if_only_one_has_a_remark(dataset):
-    path = dataset / "sub-05" / "anat" / "sub-05_T1w.nii.gz"
+def test_volumes_form_a_batch_if_only_the_first_has_a_remark(dataset):
+    path = dataset / "sub-01" / "anat" / "sub-01_T1w.nii.gz"
     image = nib.Nifti1Image(nib.load(path).get_fdata(), nib.load(path).affine)
     image.set_sform(image.affine, code="scanner")
     nib.save(image, path)
-    with pytest.warns(UserWarning, match="1 images, such as .*sub-05_T1w.nii.gz, have the NIfTI code 1"):
+    with pytest.warns(UserWarning, match="1 images, such as .*sub-01_T1w.nii.gz, have the NIfTI code 1"):
         found = bids.find_volumes(dataset, SPACING_MM)
     assert default_collate(found)["image"] == [item["image"] for item in found]
 
