@@ -6,8 +6,8 @@ import itertools
 from pathlib import Path
 
 from shared.files import read_json
+from shared.simulated import BUNDLES, sidecar_of
 
-BUNDLES = ("brain_ldm_bundle", "spade_fusion_bundle")
 TOOLS = ("prepare_data.py", "make_demo_data.py")  # which write scans
 SCANNER = ("MagneticFieldStrength", "Manufacturer", "RepetitionTime", "EchoTime", "FlipAngle")  # entries of scans' sidecars
 
@@ -26,7 +26,7 @@ def refuse_synthetic(image: Path, where: str) -> None:
 
 def _kind(image: Path) -> tuple[str, Path]:
     """Return "scans", "synthetic" or "", and the file that says so: the sidecar, or the description of the data set."""
-    sidecar = image.with_name(image.name.split(".")[0] + ".json")
+    sidecar = sidecar_of(image)
     folders = itertools.takewhile(lambda folder: folder.name != "derivatives", image.absolute().parents[:4])
     for path in (sidecar, *(folder / "dataset_description.json" for folder in folders)):
         try:
