@@ -52,8 +52,7 @@ def read_cohorts(options: argparse.Namespace) -> dict[str, Cohort]:
     """Read each folder that was given, with its tables. Scans of the training split are left out."""
     folders = {GENERATED: options.generated, SCANS: options.real, THROUGH: options.reconstructed}
     refuse_same_folder(filter(None, folders.values()))
-    refuse_requests(options.generated, options.tables[GENERATED])
-    refuse_requests(options.sweeps, options.sweeps_measured)
+    refuse_requests([*options.tables[GENERATED], *options.sweeps_measured])
     cohorts = {}
     for kind, folder in folders.items():
         if (folder is None) != (not options.tables[kind]) and any(folders.values()):

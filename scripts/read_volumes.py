@@ -80,6 +80,7 @@ ASEG_NAMES = {
 }
 ASEG_ICV = ("EstimatedTotalIntraCranialVol", "eTIV")  # two names of one volume; a table's name depends on the version
 ASEG_OLD_ICV = ("IntraCranialVol", "ICV")
+FIXED_NAMES = ("stats", "mri")  # folders of FreeSurfer, in which all subjects have files of the same names
 STOPPED = "recon_all_stopped"  # flag: the volumes may be of an earlier run, because the last one ended with an error
 
 
@@ -136,22 +137,28 @@ def _without_superseded(stats: Sequence[Path]) -> list[Path]:
 def _scan(path: Path) -> tuple[str, str | None]:
     """Return participant and session of a file. A file of FreeSurfer with a fixed name has those of its subject's folder."""
     path = path.absolute()
-    return identity_of(path.parents[1] if path.parent.name in ("stats", "mri") else path)
+    return identity_of(path.parents[1] if path.parent.name in FIXED_NAMES else path)
 
 
-def _row(file: str | Path, scan: tuple[str, str | None], where: str, read: Callable[[], tuple[dict[str, float], str]]) -> dict:
+def _row(
+    file: str | Path,
+    scan: tuple[str, str | None],
+    where: str,
+    read: Callable[[], tuple[dict[str, float], str]],
+    flags: Sequence[str] = (),
+) -> dict:
     try:
         volumes, tool = read()
         check_volumes(volumes, where)
     except ValueError as error:
         return complete_row(scan, file, {}, "", str(error))
-    return complete_row(scan, file, volumes, tool, flags=[STOPPED] if has_stopped(Path(file)) else [])
+    return complete_row(scan, file, volumes, tool, flags=[*flags, *([STOPPED] if has_stopped(Path(file)) else [])])
 
 
 def has_stopped(file: Path) -> bool:
     """Return whether FreeSurfer's last run for the subject of a file in stats or mri ended with an error."""
     folder = file.absolute().parent
-    return folder.name in ("stats", "mri") and (folder.parent / "scripts" / "recon-all.error").exists()
+    return folder.name in FIXED_NAMES and (folder.parent / "scripts" / "recon-all.error").exists()
 
 
 def segmentation_volumes(path: Path) -> tuple[dict[str, float], str]:
@@ -258,7 +265,8 @@ def _table_rows(path: Path) -> Iterator[dict]:
         cells = dict(zip(header, cells.values()))
         where = f"{path} row {number} ({Path(cells[who]).name})"
         try:
-            scan = _identity(cells, who)
+            alone = path.parent.name in FIXED_NAMES and len(numbered) == 1  # synthseg.vol.csv, whose row is called orig.mgz
+            scan = _scan(path) if alone else _identity(cells, who)
         except ValueError as error:
             problems.append(f"{where}: {error}")
             continue
@@ -267,7 +275,8 @@ def _table_rows(path: Path) -> Iterator[dict]:
             continue
         file = path if is_missing(cells.get("file")) else cells["file"]
         by = tool if is_missing(cells.get("tool")) else cells["tool"]
-        row = _row(file, scan, where, lambda: (convert(cells, where), by))  # noqa: B023 (called at once)
+        flags = [] if is_missing(cells.get("flags")) else cells["flags"].split(",")
+        row = _row(file, scan, where, lambda: (convert(cells, where), by), flags)  # noqa: B023 (called at once)
         known_ml += [row["ventricles_ml"]] if row["ventricles_ml"] > 0 else []
         yield row
     if convert is own_volumes:
@@ -290,6 +299,10 @@ def _identity(cells: Mapping[str, str], who: str) -> tuple[str, str | None]:
         if session not in (None, own):
             raise ValueError(f"session_id is {own}, but the name is of {session}. Correct one of them")
         session = own
+    if not is_missing(cells.get("file")):
+        other, of_file = identity_of(cells["file"])
+        if other.startswith("sub-") and (other != participant or of_file and session and of_file != session):
+            raise ValueError(f"its file is {cells['file']}, another scan's. Correct one of them")
     return participant, session
 
 

@@ -37,7 +37,7 @@ def read_content(options: argparse.Namespace) -> Content:
     """Read and check everything that the page shows, except the voxels of the volumes."""
     sections = find_sections(options.evaluation)
     refuse_same_folder(filter(None, (options.generated, options.real)))
-    refuse_requests(options.generated, options.measured)
+    refuse_requests(options.measured)
     cohorts = {"generated": read_cohort(options.generated, options.measured)}
     if options.real:
         cohorts["cohort"] = read_cohort(options.real, options.real_measured, everyone=not options.real_measured)

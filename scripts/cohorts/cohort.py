@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -159,7 +160,10 @@ def read_cohort(folder: Path, measured_files: Sequence[Path] = (), everyone: boo
     for path in measured_files:
         for tool, table in read_measured(path, folder, found).items():
             _refuse_mixed(table, path, listed)
-            tables[tool] = tables[tool].combine_first(table) if tool in tables else table
+            if tool in tables:
+                _refuse_contradictions(tables[tool], table, path, tool)
+                table = tables[tool].combine_first(table)
+            tables[tool] = table
     measured = pd.concat([pd.DataFrame(), *tables.values()], axis=1)
     measured = measured.loc[:, ~measured.columns.duplicated()]
     images = {volume: path for of_participant in found.values() for volume, path in of_participant.items()}
@@ -199,10 +203,11 @@ def _refuse_other_scale(cohort: Cohort) -> None:
             )
 
 
-def refuse_requests(folder: Path | None, tables: Sequence[Path]) -> None:
+def refuse_requests(tables: Sequence[Path]) -> None:
     """Refuse the table of what was requested in place of what was measured, because it would agree with itself."""
-    for table in tables if folder else ():
-        if table.resolve() == (folder / "participants.tsv").resolve():
+    for table in tables:
+        folder = table.resolve().parent
+        if table.resolve().name == "participants.tsv" and any(folder.glob("sub-*")):
             raise ValueError(f"{table}: holds what was requested. Measure the volumes: scripts/measure_volumes.py {folder}")
 
 
@@ -237,6 +242,19 @@ def _rows_of_sessions(
     return of_volume
 
 
+def _refuse_contradictions(first: pd.DataFrame, second: pd.DataFrame, path: Path, tool: str) -> None:
+    """Refuse two tables of one tool that give one volume different values."""
+    both = [name for name in first if name in second and _is_number(first[name]) and _is_number(second[name])]
+    for name in both:
+        pairs = pd.DataFrame({"first": first[name], "second": second[name]}).dropna()
+        if (different := ~np.isclose(pairs["first"], pairs["second"], atol=0.01)).any():
+            volume = pairs.index[different][0]
+            raise ValueError(
+                f"{path}: {name} of {volume} is {pairs.loc[volume, 'second']:g}, but {pairs.loc[volume, 'first']:g} in an "
+                f"earlier table by {tool}. Give one of the tables, or name the tools in a column tool"
+            )
+
+
 def _refuse_mixed(table: pd.DataFrame, where: Path, other: pd.DataFrame) -> None:
     """Refuse a column with numbers and text that could not be compared with another table's, for example because of "50,5"."""
     for name in [name for name in table if name in other and not _is_number(table[name])]:
@@ -251,6 +269,9 @@ def _images(folder: Path, participants: Iterable[str]) -> dict[str, dict[str, Pa
     of_participant: dict[str, list[Path]] = {}
     for path in find_files(folder, "*/**/*_T1w.nii*"):
         of_participant.setdefault(path.relative_to(folder).parts[0], []).append(path)
+    if unlisted := sorted(name for name in of_participant.keys() - set(participants) if name.startswith("sub-")):
+        count_them = f"{count(unlisted, 'folder')} with T1w, such as {unlisted[0]}"
+        print(f"{folder}: left out, without a row in participants.tsv: {count_them}", file=sys.stderr)
     found = {}
     for participant in participants:
         paths = [path for path in of_participant.get(participant, ()) if path.name.startswith(participant)]

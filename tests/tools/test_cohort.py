@@ -80,6 +80,24 @@ def test_tables_of_one_tool_are_parts_of_one_measurement(sessions, tmp_path):
     assert list(cohort.tables) == ["a tool"] and cohort.measured["ventricles_ml"].tolist() == [10.0, 11.0, 12.0, 13.0]
 
 
+def test_two_values_of_one_tool_for_a_volume_are_refused(sessions, tmp_path):
+    """The second table had no effect."""
+    folder, table = sessions
+    table["tool"] = "a tool"
+    larger = table.assign(ventricles_ml=table["ventricles_ml"] + 30)
+    tables = [saved(table, tmp_path / "a.tsv"), saved(larger, tmp_path / "b.tsv")]
+    with pytest.raises(ValueError, match=r"b.tsv: ventricles_ml of \S+ is 40, but 10 in an earlier table by a tool. Give one"):
+        report_cohort.read_cohort(folder, tables)
+
+
+def test_volumes_without_a_row_are_named(sessions, capsys):
+    folder, _ = sessions
+    rows = (folder / "participants.tsv").read_text().splitlines(keepends=True)
+    (folder / "participants.tsv").write_text("".join(rows[:-1]))
+    report_cohort.read_cohort(folder)
+    assert f"without a row in participants.tsv: 1 folder with T1w, such as {rows[-1].split()[0]}" in capsys.readouterr().err
+
+
 def test_each_scan_of_the_cohort_is_shown_once(tmp_path):
     volumes_ml = [10.0, 20.0, 90.0]
     cohort = report_cohort.read_cohort(make_cohort(tmp_path / "real", ["sub-1", "sub-2", "sub-3"], volumes_ml, volumes_ml)[0])

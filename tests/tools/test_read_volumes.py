@@ -264,6 +264,27 @@ def test_a_session_that_contradicts_the_name_is_refused(read):
     assert "row 2 (sub-1_ses-2): session_id is ses-3, but the name is of ses-2" in row["error"]
 
 
+@pytest.mark.parametrize("file", ["sub-2/anat/sub-2_T1w.nii.gz", "sub-1/ses-4/anat/sub-1_ses-4_T1w.nii.gz"])
+def test_a_file_of_another_scan_is_refused(read, file):
+    """Rows that were shifted against each other in a spreadsheet were read."""
+    [row] = read("a.tsv", f"participant_id\tsession_id\tventricles_ml\tfile\nsub-1\tses-3\t25\t{file}\n")
+    assert f"its file is {file}, another scan's" in row["error"]
+
+
+def test_flags_of_a_table_stay(read):
+    header, cells = "participant_id\tventricles_ml\tbrain_ml\ticv_ml\tflags", "sub-1\t30\t1170\t1500\trecon_all_stopped"
+    [row] = read("a.tsv", f"{header}\n{cells}\n")
+    assert row["flags"] == "recon_all_stopped"
+
+
+def test_volumes_that_recon_all_got_from_synthseg_are_its_subjects(tmp_path, read):
+    """FreeSurfer 8 calls each image orig.mgz."""
+    for name in ("sub-01", "sub-02"):
+        read(f"subjects/{name}/stats/synthseg.vol.csv", csv_of(synthseg_row(subject="orig.mgz")))
+    rows = read_volumes.read_all(sorted(tmp_path.rglob("*.csv")))
+    assert [row["participant_id"] for row in rows] == ["sub-01", "sub-02"]
+
+
 @pytest.mark.parametrize(
     ("cells", "message"),
     [

@@ -97,7 +97,8 @@ def other_units(table: Path, units: Mapping[str, str]) -> list[str]:
     `units` has the expected unit of each column.
     """
     problems = []
-    for path in (table.with_suffix(".json"), *sorted(table.parent.glob("sub-*/sub-*_sessions.json"))):
+    folder = table.parent  # its sessions.json describes the tables of all sessions
+    for path in (table.with_suffix(".json"), folder / "sessions.json", *sorted(folder.glob("sub-*/sub-*_sessions.json"))):
         description = read_json(path) if is_there(path) else {}
         for name, unit in units.items():
             found = str(entry.get("Units", "")) if isinstance(entry := description.get(name), dict) else ""

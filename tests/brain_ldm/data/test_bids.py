@@ -428,6 +428,8 @@ def test_ages_that_look_like_a_code_or_do_not_vary_get_a_warning(ages, message):
 def test_units_of_a_table_of_sessions_are_checked(dataset):
     (dataset / "sub-02" / "sub-02_sessions.json").write_text('{"age": {"Units": "months"}}')
     assert "sub-02_sessions.json: age is in 'months', but years are expected" in refusal(dataset)
+    (dataset / "sub-02" / "sub-02_sessions.json").rename(dataset / "sessions.json")
+    assert "sessions.json: age is in 'months', but years are expected" in refusal(dataset)
 
 
 def test_a_table_of_sessions_with_another_ending_is_not_ignored(dataset):
