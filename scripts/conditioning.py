@@ -91,6 +91,7 @@ def make_sections(options: argparse.Namespace) -> tuple[list[ReportSection], dic
     sections, left_out = [], {}
     if GENERATED in cohorts:
         sections.append(requested_against_measured(cohorts))
+        sections[-1].volumes = [options.generated]
     else:
         left_out["requested against measured"] = "give GENERATED_DIR and --measured"
     if options.sweeps:
@@ -106,6 +107,7 @@ def make_sections(options: argparse.Namespace) -> tuple[list[ReportSection], dic
         try:
             sections.append(sizes(options, cohorts))
             sections[-1].scans = [cohorts[SCANS].folder] if SCANS in cohorts else []
+            sections[-1].volumes = [options.generated] if GENERATED in cohorts else []
         except ValueError as error:
             if not sections or isinstance(error, ImpossibleSize):
                 raise

@@ -22,7 +22,7 @@ from report_page.label_names import read_label_names
 from report_page.page import Content, page
 from report_page.plots import in_overview, overview
 from report_page.provenance import provenance_rows
-from report_page.read_sections import find_sections
+from report_page.read_sections import find_sections, name_others
 from report_page.training_log import draw_curves, training_rows
 from shared import refusals
 from shared.files import atomic, refuse_unwritable
@@ -49,6 +49,7 @@ def read_content(options: argparse.Namespace) -> Content:
     for kind, where in (("generated", "GENERATED_DIR"), ("synthetic", "--synthetic"), ("cohort", "--real")):
         for image in list(cohorts[kind].images.values())[:1] if kind in cohorts else ():
             (refuse_synthetic if kind == "cohort" else refuse_scans)(image, where)
+    name_others(sections, [cohorts[kind].folder for kind in ("generated", "synthetic") if kind in cohorts])
     content = Content(
         cohorts=cohorts,
         names={kind: read_label_names(cohort.folder) for kind, cohort in cohorts.items()},

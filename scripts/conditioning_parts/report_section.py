@@ -27,6 +27,7 @@ class ReportSection:
     numbers: dict[str, dict | pd.DataFrame] = field(default_factory=dict)  # name of the JSON or TSV -> content
     scans: Sequence[Path] = ()  # folders of the scans that it shows; text and figures say so if these are simulated
     verdict: str = ""  # the result in a few short sentences
+    volumes: Sequence[Path] = ()  # folders of the generated volumes that it describes
 
     def write(self, output: Path) -> list[str]:
         """Write all files into a folder and return their names."""
@@ -43,5 +44,5 @@ class ReportSection:
                     content.to_csv(file, sep="\t", index=False, float_format="%.4g", na_rep="n/a")
         section = f"{self.name}.section.json"
         captions = [{"file": file_name, "caption": caption} for file_name, (_, caption) in self.figures.items()]
-        write_section(output / section, self.title, self.text, self.tables, captions, self.scans, self.verdict)
+        write_section(output / section, self.title, self.text, self.tables, captions, self.scans, self.verdict, self.volumes)
         return [*self.figures, *self.numbers, section]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from shared.files import read_json
 from shared.image_files import find_files
+from shared.sections import table_sha256
 
+OTHERS = "This describes other volumes than the page shows, or an earlier state of their table."
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -32,8 +35,18 @@ def find_sections(folders: Sequence[Path]) -> list[dict]:
     return [_read(path) for path in files]
 
 
+def name_others(sections: Sequence[dict], folders: Sequence[Path]) -> None:
+    """Warn on the page and on screen about sections that describe other volumes than those in the `folders`."""
+    shown = set(map(table_sha256, folders))
+    for section in sections:
+        if section["volumes"] and shown.isdisjoint(section["volumes"]):
+            section["text"] = f"{OTHERS}\n\n{section['text']}"
+            section["verdict"] = section["verdict"] and f"{OTHERS} {section['verdict']}"
+            print(f"{section['path']}: {OTHERS} Evaluate {folders[0]} again", file=sys.stderr)
+
+
 def _read(path: Path) -> dict:
-    section = {"tables": [], "figures": [], "verdict": ""} | read_json(path) | {"name": path.name, "path": path}
+    section = {"tables": [], "figures": [], "verdict": "", "volumes": []} | read_json(path) | {"name": path.name, "path": path}
     if not all(isinstance(section.get(key), str) for key in ("title", "text", "verdict")):
         raise ValueError(f"{path}: a section needs a title and a text, and its verdict must be a text")
     try:

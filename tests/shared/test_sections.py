@@ -1,3 +1,4 @@
+import hashlib
 import json
 
 import pytest
@@ -7,6 +8,7 @@ from brain_ldm_bundle.scripts.shared.sections import drop_sections, write_sectio
 
 def test_a_section_keeps_its_tables_and_figures(tmp_path):
     (tmp_path / "plot.png").write_bytes(b"png")
+    (tmp_path / "participants.tsv").write_bytes(b"abc")
     tables = [{"header": ["", "FID"], "rows": [["real", "0.1"]]}]
     write_section(
         tmp_path / "a.section.json",
@@ -15,6 +17,7 @@ def test_a_section_keeps_its_tables_and_figures(tmp_path):
         tables,
         [{"file": "plot.png", "caption": "A plot"}],
         verdict="Good.",
+        volumes=[tmp_path, tmp_path / "without_a_table"],
     )
     assert json.loads((tmp_path / "a.section.json").read_text()) == {
         "title": "Title",
@@ -22,6 +25,7 @@ def test_a_section_keeps_its_tables_and_figures(tmp_path):
         "text": "One.\n\nTwo.",
         "tables": tables,
         "figures": [{"file": "plot.png", "caption": "A plot"}],
+        "volumes": [hashlib.sha256(b"abc").hexdigest()],
     }
 
 

@@ -1,6 +1,8 @@
 """The page shows the sections of evaluations, and refuses those that it cannot show."""
 
 import pytest
+from report_page.read_sections import OTHERS
+from shared.sections import table_sha256
 from tiny_report import (
     cells,
     page_of,
@@ -30,6 +32,16 @@ def test_sections_stand_in_the_order_of_their_paths_with_their_tables_and_figure
     assert "<p>One.</p>" in page and "</summary><p>Two &lt;b&gt;.</p></details>" in page
     assert cells(page, "real &amp; real") == ["0.1"]
     assert "<figcaption>A &lt;plot&gt;</figcaption>" in page
+
+
+def test_a_section_about_other_volumes_is_named(generated, tmp_path, capsys):
+    """The numbers of another folder stood under the page's volumes."""
+    own = write_section(tmp_path / "own", volumes=["0" * 64, table_sha256(generated[0])])
+    other = write_section(tmp_path / "other", "conditioning", verdict="They follow.", volumes=["0" * 64])
+    page = page_of(generated, "--evaluation", own)
+    assert OTHERS not in page and not capsys.readouterr().err
+    page = page_of(generated, "--evaluation", own, other)
+    assert f"{OTHERS} They follow." in page and "conditioning.section.json: This describes other" in capsys.readouterr().err
 
 
 def test_numbers_in_the_tables_of_a_section_are_shown(generated, tmp_path):

@@ -122,7 +122,8 @@ def write_audit_section(output_dir: Path, summary: Mapping, pairs: int, scans: S
         {"file": "memorisation_distances.png", "caption": "Relative distances of all volumes, and the threshold."},
     ]
     path = output_dir / "memorisation.section.json"
-    write_section(path, "Copies of training scans", text, tables, figures, scans, verdict_of(counts, summary["passed"]))
+    verdict, volumes = verdict_of(counts, summary["passed"]), [summary["audited"]["folder"]]
+    write_section(path, "Copies of training scans", text, tables, figures, scans, verdict, volumes)
 
 
 def verdict_of(counts: Mapping[str, Mapping], passed: bool) -> str:

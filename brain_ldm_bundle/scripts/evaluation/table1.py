@@ -217,7 +217,8 @@ class SampleEvaluation:
             print_table(table)
         title, scans = "Quality of the generated volumes (Table 1)", [item["image"] for item in sets[FLOOR].items]
         path = folder / "samples.section.json"
-        write_section(path, title, text(result, space), tables, scans=scans, verdict=verdict(result))
+        folders = self.samples.values()
+        write_section(path, title, text(result, space), tables, scans=scans, verdict=verdict(result), volumes=folders)
 
 
 def _compare(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from .files import refuse_unwritable, write_json
+from .files import refuse_unwritable, sha256, write_json
 from .simulated import note_on
 
 
@@ -17,6 +17,7 @@ def write_section(
     figures: Sequence[Mapping] = (),
     scans: Iterable[str | Path] = (),
     verdict: str = "",
+    volumes: Iterable[str | Path] = (),
 ) -> None:
     """Write `NAME.section.json` into the folder of an evaluation. `scripts/report.py` of the project shows all sections.
 
@@ -28,6 +29,7 @@ def write_section(
         figures: figures as {"file": name of a PNG in the same folder, "caption": text}.
         scans: files or folders of the scans that the text calls so. If they are simulated, the text ends with this fact.
         verdict: the result in one to three short sentences, for the top of the report page.
+        volumes: folders of the generated volumes that the section describes. The page warns if it shows other volumes.
     """
     path = Path(path)
     assert path.name.endswith(".section.json"), path
@@ -37,7 +39,13 @@ def write_section(
         assert (path.parent / figure["file"]).is_file(), figure
     text = "\n\n".join(filter(None, [text, note_on(scans)]))
     content = {"title": title, "verdict": verdict, "text": text, "tables": list(tables), "figures": list(figures)}
-    write_json(path, content)
+    write_json(path, content | {"volumes": list(filter(None, map(table_sha256, volumes)))})
+
+
+def table_sha256(folder: str | Path) -> str | None:
+    """Return the SHA-256 of participants.tsv, which matches a section with a folder of volumes; None without a table."""
+    table = Path(folder) / "participants.tsv"
+    return sha256(table) if table.is_file() else None
 
 
 def drop_sections(folder: str | Path, *names: str) -> None:
