@@ -17,15 +17,18 @@ OVERLAYS = {
     "brain_ldm_bundle": {
         "demo.json": "train.json",
         "demo_2mm.json": "train.json",
+        "fine_tuning.json": "train.json",
         "labels.json": "train.json",
         "multi_gpu.json": "train.json",
         "published.json": "inference.json",
         "shipped.json": "inference.json",
         "demo_baselines.json": "baselines.json",
         "demo_regressor.json": "train_regressor.json",
+        "fine_tuning_regressor.json": "train_regressor.json",
     },
     "spade_fusion_bundle": {
         "demo.json": "train.json",
+        "fine_tuning.json": "train.json",
         "multi_gpu.json": "train.json",
         "demo_segmentation.json": "segmentation.json",
     },

@@ -224,7 +224,9 @@ def small(command, folder):
         command = command.replace("--nproc_per_node 8", "--nproc_per_node 2")
         configs = "brain_ldm_bundle/configs"
         command = command.replace(f"{configs}/train.json --", f"\"['{configs}/train.json','{configs}/demo.json']\" --")
-        command = command.replace(f"'{configs}/multi_gpu.json'", f"'{configs}/demo.json','{configs}/multi_gpu.json'")
+        for overlay in ("multi_gpu", "fine_tuning"):
+            command = command.replace(f"'{configs}/{overlay}.json'", f"'{configs}/demo.json','{configs}/{overlay}.json'")
+        command = re.sub(r" --init_\w+ \S+", "", command)
         sizes = "--autoencoder_epochs 1 --autoencoder_lr 1e-4 --diffusion_epochs 1 --diffusion_lr 1e-5 --diffusion_batch_size 2"
         sizes += "".join(f" --init_{part} {ROOT}/brain_ldm_bundle/models/demo_{file}.pt" for part, file in SHIPPED.items())
         return f"rm -rf {folder}/models; {command} {models} --output_dir {folder}/eval --cache_dir {folder}/cache {sizes}"

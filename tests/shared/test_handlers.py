@@ -9,6 +9,8 @@ import pytest
 import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import EMAHandler
+from monai.engines import SupervisedEvaluator
+from monai.handlers import MeanAbsoluteError, ValidationHandler, from_engine
 
 from brain_ldm_bundle.scripts.shared.handlers import (
     BestWeights,
@@ -16,9 +18,12 @@ from brain_ldm_bundle.scripts.shared.handlers import (
     MovingAverage,
     Progress,
     StopAtNonFinite,
+    ValidateStart,
     validation_interval,
 )
+from brain_ldm_bundle.scripts.shared.recipe import WithRecipe, encode
 from brain_ldm_bundle.scripts.shared.resume import Resume
+from brain_ldm_bundle.scripts.shared.weights import read_recipe
 
 
 def trainer(network, optimizer, handlers, batches=3, noise=True):
@@ -287,3 +292,113 @@ def test_ranks_and_epochs_draw_different_numbers():
 
 def test_the_last_epoch_is_always_validated():
     assert [validation_interval(5, epochs) for epochs in (1, 3, 5, 9, 30, 31)] == [1, 3, 5, 3, 5, 1]
+
+
+class Slope(WithRecipe):
+    """y = weight * x, to which 1 is right."""
+
+    def __init__(self, weight):
+        super().__init__()
+        self.weight, self.recipe = torch.nn.Parameter(torch.tensor(float(weight))), {"seen_voxels": ["new"]}
+
+    def forward(self, x):
+        return self.weight * x
+
+
+def fine_tune(folder, weight, lr, epochs=3, stop_at=None):
+    """Train from a weight towards 1 with a validation before and after each epoch; return the weight in the file, `BestWeights`
+    and the epochs that were validated.
+
+    `stop_at` is an iteration at which this process is sent SIGTERM.
+    """
+    network = Slope(weight)
+    torch.save({"weight": network.weight.detach(), "_extra_state": encode({"seen_voxels": ["old"]})}, folder / "start.pt")
+    optimizer = torch.optim.SGD(network.parameters(), lr=lr)
+    best = BestWeights(folder / "model.pt", network, "val_l1", larger_is_better=False)
+    pair = {"image": torch.ones(1, 1), "label": torch.ones(1, 1)}
+    validated = []
+    evaluator = SupervisedEvaluator(
+        device=torch.device("cpu"),
+        val_data_loader=[pair],
+        network=network,
+        decollate=False,
+        key_val_metric={"val_l1": MeanAbsoluteError(output_transform=from_engine(["pred", "label"]))},
+        val_handlers=[best],
+    )
+    evaluator.add_event_handler(Events.EPOCH_COMPLETED, lambda engine: validated.append(engine.state.epoch))
+
+    def step(engine, batch):
+        optimizer.zero_grad()
+        loss = (network(torch.ones(1)) - 1).square().mean()
+        loss.backward()
+        optimizer.step()
+        if engine.state.iteration == stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return [{"loss": loss.item()}]
+
+    trainer = Engine(step)
+    for handler in (
+        ValidationHandler(1, evaluator),
+        ValidateStart(evaluator, best, folder / "start.pt"),
+        Resume(folder / "resume.pt", {"network": network, "optimizer": optimizer, "best": best}),
+    ):
+        handler.attach(trainer)
+    try:
+        trainer.run([0] * 4, max_epochs=epochs)
+    except SystemExit:
+        pass
+    return torch.load(folder / "model.pt", weights_only=True)["weight"].item(), best, validated
+
+
+def test_training_that_only_makes_its_start_worse_leaves_the_start_and_says_so(tmp_path, caplog):
+    """Six heads and three epochs turned an SSIM of .721 into .352, which was called the best so far."""
+    kept, best, validated = fine_tune(tmp_path, 1.1, lr=2)  # each step goes three times as far beyond 1
+    assert kept == pytest.approx(1.1) and best.best_epoch == 0 and validated == [0, 1, 2, 3]
+    recipe = read_recipe(tmp_path / "model.pt")
+    assert recipe["seen_voxels"] == ["old"]  # the start has not seen the new scans
+    selection = recipe["selection"]
+    assert (selection["epoch"], selection["metric"]) == (0, "val_l1")
+    assert selection["value"] == selection["start"] == pytest.approx(0.1)
+    assert "no epoch was better than the start of this training (val_l1 0.10000)" in caplog.text
+
+
+def test_training_that_helps_replaces_its_start_and_says_from_which_score(tmp_path, caplog):
+    weight, best, _ = fine_tune(tmp_path, 1.1, lr=0.1)
+    recipe = read_recipe(tmp_path / "model.pt")
+    assert abs(weight - 1) < 0.05 and best.best_epoch == recipe["selection"]["epoch"] == 3
+    assert recipe["selection"]["start"] == pytest.approx(0.1) and recipe["selection"]["value"] < 0.05
+    assert recipe["seen_voxels"] == ["new"]
+    assert "no epoch was better" not in caplog.text
+
+
+@pytest.mark.parametrize("stop_at", [2, 4, 6])  # within the first epoch, at its end, and within the second
+def test_a_resumed_run_neither_validates_its_start_again_nor_forgets_it(tmp_path, stop_at):
+    fine_tune(tmp_path, 1.1, lr=2, stop_at=stop_at)
+    kept, best, validated = fine_tune(tmp_path, 1.1, lr=2)
+    assert 0 not in validated and validated[-1] == 3
+    assert kept == pytest.approx(1.1) and best.start_value() == pytest.approx(0.1)
+
+
+def test_the_start_of_fine_tuning_counts_in_the_adversarial_phase_too(tmp_path):
+    network = Slope(0)
+    best = BestWeights(tmp_path / "model.pt", network, "ssim", restart_at_epoch=3)
+
+    def written(epoch, ssim):
+        torch.nn.init.constant_(network.weight, epoch)
+        best(SimpleNamespace(state=SimpleNamespace(metrics={"ssim": ssim}, epoch=epoch)))
+        return torch.load(tmp_path / "model.pt", weights_only=True)["weight"].item()
+
+    pairs = [(0, 0.7), (1, 0.6), (2, 0.9), (3, 0.65), (4, 0.75), (5, 0.72)]
+    assert [written(*pair) for pair in pairs] == [0, 0, 2, 2, 4, 4]
+
+
+def test_a_lost_file_of_a_kept_start_is_noticed(tmp_path):
+    network = Slope(0)
+    best = BestWeights(tmp_path / "model.pt", network, "ssim")
+    best(SimpleNamespace(state=SimpleNamespace(metrics={"ssim": 0.9}, epoch=0)))
+    assert not best.is_lost()
+    (tmp_path / "model.pt").unlink()
+    assert best.is_lost()
+    best.load_state_dict(best.state_dict())
+    best(SimpleNamespace(state=SimpleNamespace(metrics={"ssim": 0.1}, epoch=1)))
+    assert (tmp_path / "model.pt").is_file()

@@ -19,11 +19,11 @@ CONFIGS = {
     "spade_fusion_bundle": ["train", "inference", "evaluate", "segmentation"],
 }
 OVERLAYS = [
-    ("brain_ldm_bundle", "train", ["demo", "demo_2mm", "multi_gpu"]),
+    ("brain_ldm_bundle", "train", ["demo", "demo_2mm", "fine_tuning", "multi_gpu"]),
     ("brain_ldm_bundle", "inference", ["published", "shipped"]),
     ("brain_ldm_bundle", "baselines", ["demo_baselines"]),
-    ("brain_ldm_bundle", "train_regressor", ["demo_regressor"]),
-    ("spade_fusion_bundle", "train", ["demo", "multi_gpu"]),
+    ("brain_ldm_bundle", "train_regressor", ["demo_regressor", "fine_tuning_regressor"]),
+    ("spade_fusion_bundle", "train", ["demo", "fine_tuning", "multi_gpu"]),
     ("spade_fusion_bundle", "segmentation", ["demo_segmentation"]),
 ]
 nan, inf = math.nan, math.inf

@@ -37,16 +37,22 @@ def load_generators(
         path = generator_file(models_dir, plane, fold)
         flags = "" if fold is None else f" --fold {fold} --folds K"
         trained = load_weights(generator(), path, COMMAND.format(f"training_spade --plane {plane}{flags}"))
-        wanted = {"plane": plane} | {key: recipe.get(key) for key in ("labels", "spacing_mm", "data")}
-        for key, value in wanted.items():
-            found = trained.recipe.get(key)
-            if found != value:
-                raise ValueError(
-                    f"{path}: trained with other {key} ({str(found)[:200]}), now {str(value)[:200]}. Use those again, or train "
-                    f"the plane again with another --models_dir"
-                )
+        refuse_other_generator(
+            trained, path, {"plane": plane} | {key: recipe.get(key) for key in ("labels", "spacing_mm", "data")}
+        )
         network.generators[plane].load_state_dict(without_spectral_norm(trained))
     return network
+
+
+def refuse_other_generator(trained: SpadeGenerator, path: str | Path, wanted: Mapping) -> None:
+    """Refuse a trained generator whose recipe has other values than `wanted`; error messages name its file."""
+    for key, value in wanted.items():
+        found = trained.recipe.get(key)
+        if found != value:
+            raise ValueError(
+                f"{path}: trained with other {key} ({str(found)[:200]}), now {str(value)[:200]}. Use those again, or train "
+                f"the plane again with another --models_dir"
+            )
 
 
 def refuse_missing_weights(model_file: str | Path, models_dir: str | Path) -> None:

@@ -93,6 +93,8 @@ def _expected(name: str, value: Any) -> str:
         return "lists of class names, one for each volume"
     if name == "acquisition" and not is_measurement(value):
         return "a measured noise and bias field"
+    if name == "selection" and not isinstance(value, dict):
+        return "the epoch that was chosen, with its metric"
     if name in SIZES and not (isinstance(value, dict) and all(_is_size(key, size) for key, size in value.items())):
         return f"sizes of a network: whole numbers, and image sizes of up to {LARGEST_SIDE} voxels"
     return ""

@@ -56,6 +56,12 @@ def knows_all(recipe: Mapping) -> bool:
     return "seen_voxels" in recipe and not (recipe.get("seen_unknown") or recipe.get("unknown_start"))
 
 
+def refuse_seen_by_start(init: str | Path | None, items: Sequence[Mapping], split: str = "validation") -> None:
+    """Refuse to fine-tune initial weights, if any, that were trained on held-out scans, because no later weights beat these."""
+    if init is not None and Path(init).is_file():  # a missing file is refused where it is loaded
+        refuse_seen(items, read_recipe(init), split, str(init))
+
+
 def warn_unseen(items: Sequence[Mapping], recipe: Mapping, weights: str | Path) -> None:
     """Warn about scans of the training split that weights were not trained on, if their recipe records their scans."""
     seen = set(recipe.get("seen_voxels", ()))

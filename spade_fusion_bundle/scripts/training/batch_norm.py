@@ -15,7 +15,8 @@ from torch.optim.swa_utils import update_bn
 class ReestimateBatchNorm:
     """Estimate the statistics of batch norm before each validation, from training slices with the current weights.
 
-    The running averages of training belong to earlier weights, and a GAN's images can collapse with them.
+    The running averages of training belong to earlier weights, and a GAN's images can collapse with them. Weights to fine-tune
+    keep their statistics until the first step, so that the start that is validated is the start that was given.
     """
 
     generator: torch.nn.Module
@@ -27,6 +28,8 @@ class ReestimateBatchNorm:
         engine.add_event_handler(Events.STARTED, self)
 
     def __call__(self, engine: Engine) -> None:
+        if engine.state.epoch < 0:  # the evaluator counts it up to 0, the epoch of the start
+            return
         labels = (batch["label"] for batch in chain.from_iterable(repeat(self.loader)))
         self.generator.train()
         update_bn(islice(labels, self.batches), self.generator, self.device)

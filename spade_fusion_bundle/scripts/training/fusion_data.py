@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
-from ignite.engine import Engine, Events
-from monai.engines import Evaluator
+from ignite.engine import Engine
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
@@ -18,6 +17,7 @@ from ..data.prepared_pairs import pair_key
 from ..model.networks import SpadeFusion, SpadeGenerator
 from ..model.plane_weights import generator_file, load_generators
 from ..shared.files import atomic, is_whole_array, sha256
+from ..shared.handlers import ValidateStart
 
 
 @dataclass(eq=False)
@@ -120,23 +120,18 @@ def prepare(
 
 
 @dataclass(eq=False)
-class FusionStart:
+class FusionStart(ValidateStart):
     """Load the final generators into the network and validate it, before the first step and after all other start handlers.
 
-    It runs last, because MONAI Label loads the weights that it serves, with other generators, and `Resume` loads the best score
-    so far. The validation prevents a CNN that is worse than the mean of the planes from being saved.
+    It runs last, because MONAI Label loads the weights that it serves, with other generators. The validation prevents a CNN
+    that is worse than the mean of the planes, or than the CNN that is fine-tuned, from being saved.
     """
 
-    prepare: Callable[[], SpadeFusion]  # function `prepare` with its arguments
-    validator: Evaluator
-
-    def attach(self, engine: Engine) -> None:
-        # A handler that is added during the event runs after all that were attached before.
-        engine.add_event_handler(Events.STARTED, lambda engine: engine.add_event_handler(Events.STARTED, self))
+    prepare: Callable[[], SpadeFusion] = field(kw_only=True)  # function `prepare` with its arguments
 
     def __call__(self, engine: Engine) -> None:
         self.prepare()
-        self.validator.run(engine.state.epoch)
+        super().__call__(engine)
 
 
 def validation_step(engine: Engine, batch: dict) -> dict[str, torch.Tensor]:

@@ -28,12 +28,13 @@ from ..data.planes import PLANES, RandSlicesd, axis_of, collate_slices, from_the
 from ..data.preprocessing import map_and_scan
 from ..model.networks import SpadeDiscriminator, SpadeGenerator
 from ..model.plane_weights import generator_file
-from ..shared.handlers import BestWeights, EpochSeed, Progress, StopAtNonFinite, validation_interval
+from ..shared.handlers import BestWeights, EpochSeed, Progress, StopAtNonFinite, ValidateStart, validation_interval
 from ..shared.resume import Resume
 from ..shared.ssim import SSIM
 from ..shared.tensorboard_panels import Curves, Panels
 from .batch_norm import ReestimateBatchNorm
 from .learning_rate import linear_decay
+from .start_weights import load_generator
 
 
 @dataclass(kw_only=True)
@@ -66,6 +67,7 @@ class SpadeStage:
     panel_interval: int
     num_workers: int
     models_dir: str | Path
+    init_dir: str | Path | None  # folder of weights to start from, see `start_weights`
     output_dir: str | Path
     device: torch.device | str
     recipe: Mapping  # label table, spacing and identities of the scans, stored with the weights; equal in a resumed run
@@ -109,6 +111,7 @@ class SpadeStage:
         """Make the engine that trains one plane, with validation, logs and checkpoints."""
         name = generator_file("", plane, fold).stem
         generator, discriminator = self.generator(), self.discriminator()
+        start = load_generator(generator, self.init_dir, plane, self.recipe) if self.init_dir else None
         generator.recipe = dict(self.recipe, plane=plane)
         if self.distributed and self.device.type == "cuda":  # on CPUs there is no synchronised batch norm
             generator = torch.nn.SyncBatchNorm.convert_sync_batchnorm(generator)
@@ -148,6 +151,8 @@ class SpadeStage:
             ]
             if self.tracking:
                 handlers.append(self.tracking(run_name=name, close_on_complete=True))
+        if start:
+            handlers.append(ValidateStart(evaluator, best, start))
         handlers.append(Resume(resume_file, parts, dict(self.recipe), writes=self.main))
         return AdversarialTrainer(
             device=self.device,

@@ -7,7 +7,11 @@ import shutil
 import make_demo_data
 import pandas as pd
 import pytest
+import torch
 from monai.bundle import run
+
+from brain_ldm_bundle.scripts.shared.files import save_weights
+from brain_ldm_bundle.scripts.shared.weights import add_to_recipe, read_recipe
 
 COVARIATES = ["age", "sex", "ventricles_ml", "brain_normalised_ml"]
 SPLITS = ["train"] * 24 + ["validation"] * 2 + ["test"] * 10  # with six training scans the audit found 1 of 6 controls
@@ -70,11 +74,17 @@ def test_weights_pass_as_shipped_and_fail_after_over_fitting(bundle, tmp_path):
         use_device="cpu",
         diffusion_epochs=2,
         diffusion_batch_size=BATCH,
-        val_interval=2,  # only at the end: the best of several would be the weights from before the over-fitting
         ema_momentum=0.05,
         condition_dropout=0.0,
         panel_interval=1000,
     )
+    model = (
+        tmp_path / "tuned" / "models" / "model.pt"
+    )  # the start, because validation finds that the over-fitting does not help
+    over_fitted = torch.load(model.with_name("resume") / "diffusion.pt", weights_only=True)["ema"]
+    acquisition = read_recipe(model)["acquisition"]
+    save_weights(over_fitted, model)
+    add_to_recipe(model, {"acquisition": acquisition})
     status, counts, rows = audit(data, tmp_path / "tuned", cache_dir)
     assert status == 1
     assert counts["control"]["share"] == 1  # not for want of power

@@ -19,6 +19,7 @@ from spade_fusion_bundle.scripts.data.planes import PLANES
 from spade_fusion_bundle.scripts.data.scans_and_maps import read_dataset
 from spade_fusion_bundle.scripts.model.networks import SpadeFusion, SpadeGenerator
 from spade_fusion_bundle.scripts.model.plane_weights import generator_file
+from spade_fusion_bundle.scripts.shared.handlers import BestWeights
 from spade_fusion_bundle.scripts.shared.label_table import LabelTable
 from spade_fusion_bundle.scripts.training.fusion_data import FusionDataset, FusionStart, prepare, with_contrast_of
 
@@ -123,7 +124,8 @@ def test_other_generators_than_the_final_ones_do_not_stay_in_the_network(tmp_pat
     files = {"generator": lambda: SpadeGenerator(**sizes), "models_dir": tmp_path, "recipe": recipe}
     validated = []
     validator = SimpleNamespace(run=lambda epoch: validated.append((epoch, dict(network.recipe))))
-    FusionStart(partial(prepare, network, **files), validator).attach(trainer)
+    best = BestWeights(tmp_path / "model.pt", network, "val_psnr")
+    FusionStart(validator, best, prepare=partial(prepare, network, **files)).attach(trainer)
     trainer.add_event_handler(Events.STARTED, lambda: network.load_state_dict(served.state_dict()))  # attached later
     trainer.run([0], max_epochs=2)
 
