@@ -6,6 +6,16 @@ from collections.abc import Mapping
 
 import torch
 
+# What the published weights were trained on, in the order of their inputs: as configs/covariates.json, which users may edit.
+PUBLISHED_COVARIATES = {
+    "covariates": [
+        {"name": "sex", "levels": {"F": 0, "M": 1}},
+        {"name": "age", "range": [44, 82]},
+        {"name": "ventricles_ml", "range": [6.99568, 171.375]},
+        {"name": "brain_normalised_ml", "range": [1144.24, 1793.91]},
+    ]
+}
+
 BEYOND_PUBLISHED = {"scale_factor", "_extra_state"}  # a file may lack both, but not only one
 
 

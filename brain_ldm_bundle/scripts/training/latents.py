@@ -14,10 +14,10 @@ from monai.data import Dataset as MonaiDataset
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from ..data.covariates import CovariateSchema
 from ..model.networks import Autoencoder, DiffusionUNet
 from ..shared.files import atomic, code_sha256, is_whole_array, sha256, version
 from ..shared.weights import load_weights, read_recipe
+from .own_covariates import load_start
 
 
 @dataclass(eq=False)
@@ -93,26 +93,18 @@ class LatentDataset(Dataset):
 def prepare(network: DiffusionUNet, dataset: LatentDataset, init: str | Path | None, recipe: Mapping) -> None:
     """Set the scale factor and the recipe of the network before stage two, from an encoded data set.
 
-    If `init` names weights to fine-tune, their scale factor is used.
+    If `init` names weights to fine-tune, their scale factor is used. They may have other covariates, see `own_covariates`.
 
     Raises:
-        ValueError: the weights of `init` have another prediction type, other covariates or another autoencoder.
+        ValueError: the weights of `init` have another prediction type, other scales of covariates or another autoencoder.
     """
     if init is None:
         network.scale_factor.fill_(dataset.scale_factor())
     else:
-        load_weights(network, init)
+        predicts = load_start(network, init, recipe).recipe.get("prediction_type", "epsilon")
         refuse_other_autoencoder(init, dataset.weights, is_final=True)
-        predicts = network.recipe.get("prediction_type", "epsilon")
         if predicts != recipe["prediction_type"]:
             raise ValueError(f"{init} predicts {predicts}: set --prediction_type {predicts}, not {recipe['prediction_type']}")
-        both = [known["covariates"] for known in (network.recipe, recipe) if "covariates" in known]
-        theirs, ours = [CovariateSchema.from_dict(schema, str(init)).inputs for schema in both] if len(both) == 2 else (0, 0)
-        if theirs != ours:
-            raise ValueError(
-                f"{init} was trained on other covariates ({theirs}) than this training uses ({ours}). "
-                f"Give the schema it was trained with by --covariates_file, or train from the beginning"
-            )
     network.recipe = {key: value for key, value in recipe.items() if not key.startswith("_")}
     network.recipe["autoencoder_sha256"] = sha256(dataset.weights)
 
@@ -149,7 +141,7 @@ def refuse_other_autoencoder(init_diffusion: str | Path | None, autoencoder: str
             f"init_diffusion {init_diffusion} was trained on latents of the autoencoder with sha256 {known[:16]}, not of "
             f"{found}. Start from that autoencoder by --init_autoencoder, or leave out --init_diffusion"
         )
-    if is_final:
+    if is_final and read_recipe(autoencoder).get("selection", {}).get("epoch") != 0:  # else its start was kept, unchanged
         warnings.warn(
             f"{autoencoder} was trained further since {init_diffusion} was trained with it, so the diffusion model must learn "
             f"its changed latents. Train it long enough",

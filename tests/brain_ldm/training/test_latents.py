@@ -153,18 +153,6 @@ def test_fine_tuning_keeps_the_scale_and_refuses_another_prediction_type(scans, 
         prepare(unet, latents, tmp_path / "model.pt", {"prediction_type": "epsilon"})
 
 
-def test_fine_tuning_refuses_weights_of_other_covariates(scans, weights, tmp_path, unet):
-    latents = dataset(scans, weights, tmp_path)
-    latents.encode()
-    age = {"covariates": [{"name": "age", "unit": "years", "range": [44, 82]}]}
-    months = {"covariates": [{"name": "age", "unit": "months", "range": [528, 984]}]}
-    unet.recipe = {"covariates": age}
-    save_weights(unet.state_dict(), tmp_path / "model.pt")
-    prepare(unet, latents, tmp_path / "model.pt", {"prediction_type": "epsilon", "covariates": age})
-    with pytest.raises(ValueError, match=r"model.pt was trained on other covariates .*\[44\.0, 82\.0\].*this training .*528"):
-        prepare(unet, latents, tmp_path / "model.pt", {"prediction_type": "epsilon", "covariates": months})
-
-
 def test_fine_tuning_needs_the_autoencoder_of_the_diffusion_model_or_one_trained_further(scans, weights, tmp_path, unet):
     """Latents of another autoencoder mean something else, and no error of a shape shows it."""
     further, other, model = (tmp_path / f"{name}.pt" for name in ("further", "other", "model"))
