@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Small demonstration of both bundles: simulate a cohort, train, generate, evaluate, and write a page with all results.
+[ -n "${BASH_VERSION:-}" ] || { echo "This script needs bash. Run: bash $0" >&2; exit 2; }
 set -euo pipefail
 
 SUBJECTS=120

@@ -16,6 +16,9 @@ import argparse
 import hashlib
 import json
 import re
+import subprocess
+import sys
+import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -44,9 +47,10 @@ METADATA = (
 VERSION = re.compile(r"\d+(\.\d+)*((a|b|rc|\.post|\.dev)\d+)?")
 ABSOLUTE_PATH = re.compile(
     r"(?<![\w.:/<])(/(?:home|Users|root|tmp|mnt|media|scratch|work|workspace)/[^\s\"']*"
-    r"|(?:[A-Z]:(?:\\\\|/(?!/))|~/)\w[^\s\"']*)"
+    r"|(?:[A-Z]:(?:\\{1,2}|/(?!/))|~/)\w[^\s\"']*)"
 )
 ABSOLUTE_VALUE = re.compile(r'"(/\w[^"]*)"')  # in JSON; text of messages may have examples such as /data/study
+LOADER = "scripts.shared.weights.load_weights"
 WEIGHTS_OF_A_CONFIG = re.compile(r"@models_dir \+ '/([\w.-]+\.pt)'")
 
 
@@ -172,6 +176,25 @@ def checked_files(bundle: Path, weights: Path | None = None) -> dict[str, Path]:
     return {name: path for name, path in files.items() if name not in large_files(bundle)}
 
 
+def refuse_unloadable(bundle: Path, weights: Path) -> None:
+    """Load weights with the bundle's own config. It refuses those of another bundle, and files of two trainings.
+
+    Raises:
+        ValueError: the weights cannot be loaded.
+    """
+    entries = read_json(bundle / "configs" / "inference.json").items()
+    loaders = [f"@{name}" for name, entry in entries if isinstance(entry, dict) and entry.get("_target_") == LOADER]
+    with tempfile.TemporaryDirectory() as folder:
+        overlay = Path(folder) / "loading.json"
+        overlay.write_text(json.dumps({"loading": loaders}))
+        configs = f"['configs/inference.json','{overlay}']"
+        command = [sys.executable, "-m", "monai.bundle", "run", "loading", "--config_file", configs, "--models_dir"]
+        run = subprocess.run([*command, str(weights.absolute())], cwd=bundle, capture_output=True, text=True)
+    if run.returncode:
+        reason = run.stderr.strip().splitlines()[-1].removeprefix("error: ")
+        raise ValueError(f"{bundle} cannot be released, because its weights cannot be loaded: {reason}")
+
+
 def release(bundle: Path, output: Path, weights: Path | None = None) -> Path:
     """Check a bundle, and write its zip and a file with the sha256 into the same folder.
 
@@ -197,11 +220,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--weights", type=Path, help="pack the weights from this folder, the models_dir of a training")
     options = parser.parse_args(arguments)
     refuse_unwritable(options.output / "bundle.zip")
-    path = release(options.bundle.resolve(), options.output, options.weights)
+    bundle = options.bundle.resolve()
+    if options.weights is not None:
+        checked_files(bundle, options.weights)
+        refuse_unloadable(bundle, options.weights)
+    path = release(bundle, options.output, options.weights)
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
     print(f"{path}: {len(names)} files, {path.stat().st_size / 1e6:.1f} MB, sha256 {sha256(path)}")
-    if f"{options.bundle.resolve().name}/models/model.pt" not in names:
+    if f"{bundle.name}/models/model.pt" not in names:
         print("models/model.pt is not included. Train first, or download the weights that large_files.yml names.")
 
 

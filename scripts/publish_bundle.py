@@ -18,7 +18,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from package_bundle import checked_files
+from package_bundle import checked_files, refuse_unloadable
 from shared import refusals
 
 
@@ -36,6 +36,8 @@ def main(arguments: list[str] | None = None) -> None:
     if not options.dry_run and importlib.util.find_spec("huggingface_hub") is None:
         raise ValueError("publish_bundle.py needs huggingface_hub. Install it: pip install huggingface_hub")
     files = checked_files(bundle, options.weights)
+    if options.weights is not None:
+        refuse_unloadable(bundle, options.weights)
     version = json.loads(files["configs/metadata.json"].read_text())["version"]
     if options.dry_run:
         seen = "public" if options.public else "private"

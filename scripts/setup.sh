@@ -4,6 +4,10 @@
 supported() { "$1" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; }
 
 if [ -n "${VIRTUAL_ENV:-}" ]; then
+    if ! [ -x "$VIRTUAL_ENV/bin/python" ]; then
+        echo "VIRTUAL_ENV is $VIRTUAL_ENV, but there is no virtual environment. Run: unset VIRTUAL_ENV" >&2
+        exit 1
+    fi
     if ! supported python; then
         echo "The active virtual environment has $(python --version 2>&1). Deactivate it, or activate one with Python 3.10 to 3.13." >&2
         exit 1

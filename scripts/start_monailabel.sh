@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Serve both bundles in MONAI Label, with the cohort and weights of scripts/demo.sh. See scripts/monailabel_app/README.md
+[ -n "${BASH_VERSION:-}" ] || { echo "This script needs bash. Run: bash $0" >&2; exit 2; }
 set -euo pipefail
 
 usage() {
@@ -26,7 +27,7 @@ while [ $# -gt 0 ]; do
             shift
             ;;
         -h | --help) usage; exit 0 ;;
-        *) echo "unknown option: $1" >&2; usage >&2; exit 2 ;;
+        *) usage >&2; echo "unknown option: $1. Give --demo DIR, --port N or --host ADDRESS" >&2; exit 2 ;;
     esac
     shift
 done

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Copy NiiVue, the volume viewer of the report page, from its npm package into scripts/report_page/viewer. Run this script only to
 # change the version; it needs npm and a network. The result is in git.
+[ -n "${BASH_VERSION:-}" ] || { echo "This script needs bash. Run: bash $0" >&2; exit 2; }
 set -euo pipefail
 cd "$(dirname "$0")/report_page/viewer"
 

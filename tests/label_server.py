@@ -141,7 +141,16 @@ def infer(client, model, image, **params):
 def refusal(client, model, name, /, **params):
     """Status and text of a request that fails."""
     data = f"params={urllib.request.quote(json.dumps(params))}".encode()
-    request = urllib.request.Request(f"{client.get_server_url()}/infer/{model}?image={name}&output=image", data)
+    return _refusal(urllib.request.Request(f"{client.get_server_url()}/infer/{model}?image={name}&output=image", data))
+
+
+def refused_training(client, **params):
+    """Status and text of a request of training that fails."""
+    url, kind = f"{client.get_server_url()}/train/{SPADE}", {"Content-Type": "application/json"}
+    return _refusal(urllib.request.Request(url, json.dumps(params).encode(), kind))
+
+
+def _refusal(request):
     with pytest.raises(urllib.error.HTTPError) as caught:
         urllib.request.urlopen(request)
     return caught.value.code, caught.value.read().decode()

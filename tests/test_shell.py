@@ -64,6 +64,23 @@ def code(script):
     return [re.sub(r"(^|\s)#.*", "", line) for line in script.read_text().splitlines()]
 
 
+@pytest.mark.parametrize("name", ["demo.sh", "test.sh", "start_monailabel.sh", "vendor_niivue.sh"])
+def test_another_shell_is_told_to_use_bash(name):
+    """The last line was: set: Illegal option -o pipefail."""
+    if "BASH_VERSION" in subprocess.run(["sh", "-c", "set"], capture_output=True, text=True).stdout:
+        pytest.skip("sh is bash here")
+    path = str(ROOT / "scripts" / name)
+    process = subprocess.run(["sh", path], capture_output=True, text=True)
+    assert process.returncode == 2 and process.stderr == f"This script needs bash. Run: bash {path}\n"
+
+
+def test_a_virtual_environment_that_is_gone_is_named(monkeypatch, tmp_path):
+    """pip installed into another Python before an error of the shell."""
+    monkeypatch.setenv("VIRTUAL_ENV", str(tmp_path / "gone"))
+    process = subprocess.run(["bash", str(ROOT / "scripts" / "test.sh")], capture_output=True, text=True)
+    assert process.returncode == 1 and f"VIRTUAL_ENV is {tmp_path / 'gone'}" in process.stderr.splitlines()[-1]
+
+
 @pytest.mark.parametrize("absent, example", ABSENT.items())
 def test_no_script_and_no_documented_command_uses_what_macos_lacks(absent, example):
     assert re.search(absent, example)

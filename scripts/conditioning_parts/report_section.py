@@ -34,7 +34,7 @@ class ReportSection:
         note = note_on(self.scans)
         for file_name, (figure, _) in self.figures.items():
             if note:
-                figure.supxlabel(f"{figure.get_supxlabel()} {note}".strip(), fontsize=8)
+                figure.supxlabel(f"{figure.get_supxlabel()} {note}".strip(), fontsize=8, wrap=True)
             save_figure(output / file_name, figure, dpi=110)
         for file_name, content in self.numbers.items():
             if isinstance(content, dict):

@@ -107,7 +107,7 @@ def figure3(readings: Sequence[Reading]) -> Figure:
     figure = Figure(figsize=(4.6 * columns, 6.4 * rows), layout="constrained")
     for number, reading in enumerate(readings, start=1):
         draw_panel(figure.add_subplot(rows, columns, number), reading)
-    figure.supxlabel(NOTICE, fontsize=8)
+    figure.supxlabel(NOTICE, fontsize=8, wrap=True)
     return figure
 
 

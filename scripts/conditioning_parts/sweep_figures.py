@@ -61,7 +61,9 @@ def figure2(cohort: Cohort, sweeps: Sequence[Sweep]) -> Figure:
     figure = Figure(figsize=size, layout="constrained")
     picture_rows(figure, cohort, sweeps, shown)
     measured = f" by {', '.join(cohort.tables)}" if cohort.tables else ""
-    figure.supxlabel(f"{ORIENTATION} Each row has one noise. Below: requested, measured{measured}. {NOTICE}", fontsize=8)
+    figure.supxlabel(
+        f"{ORIENTATION} Each row has one noise. Below: requested, measured{measured}. {NOTICE}", fontsize=8, wrap=True
+    )
     return figure
 
 
@@ -80,7 +82,7 @@ def figure4(cohort: Cohort, sweeps: Sequence[Sweep], scans: Cohort | None) -> Fi
     picture_rows(pictures, cohort, sweeps, shown)
     for number, (_, tool, own) in enumerate(readings, start=1):
         draw_response(plots.add_subplot(rows, PANELS, number), cohort, own, tool, scans)
-    figure.supxlabel(f"{ORIENTATION} {NOTICE}", fontsize=8)
+    figure.supxlabel(f"{ORIENTATION} {NOTICE}", fontsize=8, wrap=True)
     return figure
 
 

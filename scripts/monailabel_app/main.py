@@ -51,6 +51,18 @@ def refuse_unknown(given, known, model):
             raise ValueError(f"{model} has no setting {name!r}. {hint}")
 
 
+def refuse_wrong(given, bundle):
+    """Refuse values that the bundle's settings of training do not allow."""
+    from scripts.shared.settings import RELATION, fault  # equal in both bundles; MONAI has loaded one of them
+
+    with open(os.path.join(bundle, "configs", "settings.json"), encoding="utf-8") as file:
+        rules = json.load(file)
+    rules |= rules["train"]
+    for name, value in given.items():
+        if isinstance(rules.get(name), str) and fault(RELATION.fullmatch(rules[name])[1], value) is not None:
+            raise ValueError(f"{name} is {value!r}. Allowed: {rules[name]}")
+
+
 def read_params(text):
     """Read the part `params` of a request: one JSON object, in which each name stands once."""
 
@@ -201,6 +213,8 @@ class App(MONAILabelApp):
             raise HTTPException(404, f"no model {model!r} can be trained here, only {', '.join(self._trainers)}")
         try:
             refuse_unknown(params, self._trainers[model].bundle_config.config, model)
+            refuse_expressions(params)
+            refuse_wrong(params, self._trainers[model].bundle_path)
         except ValueError as error:
             raise HTTPException(400, str(error)) from None
 

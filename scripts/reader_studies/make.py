@@ -172,9 +172,15 @@ def make_study(
     if key.is_file() and (there := {row.get("study", "") for row in read_table(key)}) != {study}:
         # Without its key, all results of a study are worthless.
         raise ValueError(f"{key} is the key of another study, {', '.join(sorted(there))}. Choose another --output")
-    _write_key(key, study, shown)
+    was_there = key.is_file()
+    _write_key(key, study, shown)  # before the page, because ratings without a key are worthless
     note = SIMULATED if any(item.volume.kind == "real" and is_simulated(item.volume.path) for item in shown) else ""
-    _write_page(page, study, shown, np.multiply(view, volumes[0].spacing_mm), note)
+    try:
+        _write_page(page, study, shown, np.multiply(view, volumes[0].spacing_mm), note)
+    except BaseException:
+        if not was_there:
+            key.unlink()
+        raise
     return page, key
 
 

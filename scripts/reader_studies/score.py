@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 from shared.problems import refuse
-from shared.tables import NUMBER, read_numbered
+from shared.tables import NUMBER, is_missing, read_numbered
 from sklearn import config_context
 from sklearn.metrics import cohen_kappa_score
 
@@ -63,6 +63,8 @@ def read_results(path: Path, key: pd.DataFrame, partial: bool = False) -> pd.Dat
         raise ValueError(f"{path}: expected columns {', '.join(COLUMNS)}, got {', '.join(header)}")
     refuse(problems)
     table = pd.DataFrame(list(rows.values()), columns=COLUMNS)
+    answers = ["rating", "guess", "seconds"]
+    table[answers] = table[answers].mask(table[answers].map(is_missing), "n/a")  # pandas writes an empty cell
     table["rating"] = table["rating"].str.replace(r"^([1-5])\.0*$", r"\1", regex=True)  # as spreadsheets and pandas write 5
     study, row_of = key["study"].iloc[0], {}
     for number, row in zip(rows, table.itertuples(index=False)):

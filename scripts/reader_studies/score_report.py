@@ -51,7 +51,7 @@ def draw(numbers: dict) -> Figure:
     axes.set(xlim=(0, 100), ylim=(len(guesses) - 0.5, -0.5))
     axes.set_xlabel("right guesses, % with exact 95 % interval (dashed: chance)")
     axes.spines[["top", "right"]].set_visible(False)
-    figure.supxlabel(f"{NOTICE} {NOTE if numbers['simulated'] else ''}".strip(), fontsize=8)
+    figure.supxlabel(f"{NOTICE} {NOTE if numbers['simulated'] else ''}".strip(), fontsize=8, wrap=True)
     return figure
 
 

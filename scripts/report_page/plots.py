@@ -86,7 +86,7 @@ def overview(cohorts: dict[str, Cohort]) -> bytes:
             axes.text(-0.02, 0.5, text, transform=axes.transAxes, ha="right", va="center", fontsize=8)
     order = f"Rows by {generated.title(quantity)}. " if quantity else ""
     note = note_on([cohorts["cohort"].folder] if "cohort" in shown else [])
-    pictures.supxlabel(f"{order}The subject's left is at the picture's right. {NOTICE} {note}".strip(), fontsize=8)
+    pictures.supxlabel(f"{order}The subject's left is at the picture's right. {NOTICE} {note}".strip(), fontsize=8, wrap=True)
     if measured:
         axes = plot.subplots()
         axes.set_box_aspect(1)

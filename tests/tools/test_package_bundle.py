@@ -165,6 +165,21 @@ def test_this_projects_bundles_are_fit_for_release(tmp_path, name):
     assert package_bundle.checked_files(copy, copy / "models")["models/model.pt"].is_file()
 
 
+def test_weights_that_the_bundle_would_refuse_are_not_packed(bundle, tmp_path):
+    """Those of the other bundle were packed, and those of two trainings."""
+    other = copy_bundle(SPADE, tmp_path)
+    with pytest.raises(ValueError, match="its weights cannot be loaded: .*weights of another architecture"):
+        package_bundle.main([str(other), "--weights", str(bundle / "models"), "--output", str(tmp_path / "dist")])
+    state = torch.load(bundle / "models" / "autoencoder.pt", weights_only=True)
+    torch.save(
+        {name: value + 1 if torch.is_tensor(value) else value for name, value in state.items()},
+        bundle / "models" / "autoencoder.pt",
+    )
+    with pytest.raises(ValueError, match="its weights cannot be loaded: .*autoencoder.pt"):
+        publish_bundle.main([str(bundle), "--repo", "a/b", "--weights", str(bundle / "models"), "--dry_run"])
+    assert not (tmp_path / "dist").exists()
+
+
 def test_a_dry_run_of_publishing_names_what_would_be_uploaded(bundle, capsys):
     arguments = [str(bundle), "--repo", "someone/brain_ldm_bundle", "--weights", str(bundle / "models"), "--dry_run"]
     publish_bundle.main(arguments)

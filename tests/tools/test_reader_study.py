@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import reader_study
+from reader_studies import make as reader_study_make
 from reader_studies import score as reader_study_score
 from reader_studies import slices as reader_study_slices
 from reader_studies.make import make_study
@@ -250,6 +251,16 @@ def test_a_split_takes_its_participants_alone(tmp_path, cohorts, monkeypatch, ca
     (folder / "participants.tsv").write_text("participant_id\tage\nsub-0\t50\n")
     with pytest.raises(ValueError, match="participants.tsv: no such table with columns participant_id and split"):
         make_study(*cohorts, tmp_path / "other", split="test")
+
+
+def test_a_page_that_cannot_be_written_leaves_no_key(tmp_path, cohorts, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(reader_study_make, "_write_page", full)
+    with pytest.raises(OSError):
+        make_study(*cohorts, tmp_path / "study", slices=12)
+    assert not list((tmp_path / "study").rglob("*.tsv"))
 
 
 def test_the_key_of_another_study_is_not_overwritten(tmp_path, cohorts):

@@ -47,7 +47,9 @@ def draw_pairs(path: str | Path, pairs: Sequence[Mapping], note: str = "") -> No
             place.set_axis_off()
             place.set_title(title, fontsize=8, color="#b00020" if pair["flagged"] else "black")
         figure.colorbar(shown, ax=axes[2], shrink=0.8, label="generated - scan")
-    figure.supxlabel(f"First column: {NOTICE[0].lower()}{NOTICE[1:]} Flagged pairs in red. {note}".strip(), fontsize=8)
+    figure.supxlabel(
+        f"First column: {NOTICE[0].lower()}{NOTICE[1:]} Flagged pairs in red. {note}".strip(), fontsize=8, wrap=True
+    )
     save_figure(path, figure, dpi=110)
 
 

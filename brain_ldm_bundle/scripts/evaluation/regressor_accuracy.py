@@ -91,7 +91,7 @@ def _draw(path: Path, pairs: Mapping[str, tuple[Sequence[float], Sequence[float]
         axes.axline((truth[0], truth[0]), slope=1, color="0.7", linewidth=1)
         axes.plot(truth, predicted, "o", markersize=4, alpha=0.7)
         axes.set(xlabel=label, ylabel="predicted", title=f"n = {len(truth)}")
-    figure.supxlabel(note, fontsize=8)
+    figure.supxlabel(note, fontsize=8, wrap=True)
     save_figure(path, figure)
 
 

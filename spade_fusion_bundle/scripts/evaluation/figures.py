@@ -89,7 +89,7 @@ def draw_profiles(
         axes.grid(color="0.85", linewidth=0.5)
     handles, names = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside upper center", ncols=len(names), frameon=False)
-    figure.supxlabel(f"{title}. {NOTICE}: all but the {scan}", fontsize=9)
+    figure.supxlabel(f"{title}. {NOTICE}: all but the {scan}", fontsize=9, wrap=True)
     _save(path, figure)
 
 
@@ -124,6 +124,7 @@ def draw_planes(
         f"{NOTICE}: all but labels and {scan}. Radiological convention: the subject's right (R) is on the left; "
         f"in sagittal planes the front (A) is on the left",
         fontsize=9,
+        wrap=True,
     )
     _save(path, figure)
 

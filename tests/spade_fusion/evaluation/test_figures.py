@@ -109,6 +109,18 @@ def test_a_simulated_scan_is_called_so(tmp_path, drawn):
     assert drawn[1].get_supxlabel().endswith("all but the simulated scan")
 
 
+def test_the_words_below_a_figure_are_within_it(tmp_path, drawn):
+    """ "Synthetic" began to the left of the picture."""
+    classes = np.where(brain(), 1, 0)
+    volumes = dict.fromkeys(["scan", *METHODS], np.zeros(SHAPE))
+    figures.draw_planes(tmp_path / "a.png", classes, volumes, brain(), [4.0] * 3, "sub-01", "simulated scan")
+    figures.draw_profiles(tmp_path / "b.png", volumes, brain(), [4.0] * 3, "sub-01_" + 150 * "x y ", "simulated scan")
+    for figure in drawn:
+        [words] = [text for text in figure.texts if "Synthetic" in text.get_text()]
+        box = words.get_window_extent()
+        assert box.x0 >= 0 and box.x1 <= figure.bbox.x1 and box.y0 >= 0
+
+
 def test_the_first_scan_alone_is_drawn(tmp_path, drawn):
     classes = torch.from_numpy(np.where(brain(), 2, 1).astype(np.uint8))[None, None]
     output = {"image": classes, "label": classes / 2, "pred": (classes / 3).expand(1, len(METHODS), *SHAPE)}

@@ -8,7 +8,7 @@ import urllib.parse
 import urllib.request
 
 import pytest
-from label_server import COVARIATES, NEEDS_LABEL, infer, refusal, train
+from label_server import COVARIATES, NEEDS_LABEL, infer, refusal, refused_training, train
 from tiny_bundles import LDM, SPADE
 
 pytestmark = NEEDS_LABEL
@@ -79,6 +79,22 @@ def test_our_app_ignores_no_misspelt_setting_and_no_wrong_value(client):
 
 
 @pytest.mark.parametrize(
+    ("params", "sentence"),
+    [
+        ({"spade_epochs": -1}, "spade_epochs is -1. Allowed: whole number"),
+        ({"fusion_lr": "fast"}, "fusion_lr is 'fast'. Allowed: number"),
+        ({"spade_epoch": 1}, "has no setting 'spade_epoch'. Did you mean 'spade_epochs'"),
+    ],
+)
+def test_our_app_refuses_wrong_settings_of_training_at_once(client, params, sentence):
+    """A wrong value was status 500."""
+    if not client.own:
+        pytest.skip("the sample app starts the training, which ends with an error")
+    status, text = refused_training(client, **params)
+    assert status == 400 and sentence in json.loads(text)["detail"]
+
+
+@pytest.mark.parametrize(
     ("query", "fields", "sentence"),
     [
         ("image=head", {"params": "{'age': 70}"}, "params must be JSON such as .*got"),
@@ -135,8 +151,9 @@ def test_no_request_can_run_code_in_our_app(client, tmp_path):
     (client.studies / "uploaded.json").write_text(json.dumps({"handlers_id": {}, "configs": {"uploaded": code}}))
     uploaded = {"tracking": str(client.studies / "uploaded.json"), "run_id": "uploaded"}  # MONAI takes such files as settings
     several = {"force_multi_gpu": True}  # another process, whose command and settings are not checked
-    for params in ({"seed": code, "max_epochs": code}, {"tracking": "mlflow", "tracking_uri": code}, uploaded | several):
-        assert train(client, **{"max_epochs": 1, **params})[0] == "ERROR", params
+    for params in ({"seed": code}, {"max_epochs": code}, {"tracking": "mlflow", "tracking_uri": code}):
+        assert refused_training(client, **params)[0] == 400, params
+    assert train(client, **uploaded, **several, max_epochs=1)[0] == "ERROR"
     assert "RUNNING COMMAND:: ['torchrun" not in client.log.read_text()
     assert "Ignore Multi-GPU Training" not in client.log.read_text()
     assert not (tmp_path / "written").exists()
