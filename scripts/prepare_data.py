@@ -239,8 +239,11 @@ def _participants(folder: Path, scans: Mapping[str, Sequence[Path]]) -> tuple[pd
     for subject, sessions in rows.items():
         row = next(iter(sessions.values()))
         try:
-            if len(paths := scans.get(subject, ())) == 1 and (session := session_of(paths[0].relative_to(folder))):
+            paths = scans.get(subject, ())
+            session = session_of(paths[0].relative_to(folder)) if len(paths) == 1 else None
+            if session or len(paths) == 1 and len(sessions) > 1:
                 row = find_row(rows, subject, session)
+            if session:
                 all_sessions = dict.fromkeys([session, *(path.name for path in (folder / subject).glob("ses-*"))], row)
                 refuse_given_once(subject, all_sessions, QUANTITIES)
         except ValueError as error:

@@ -230,6 +230,17 @@ def test_weights_that_are_not_finite_are_refused_with_the_first_tensor(path, mak
         load_weights(make(), path)
 
 
+def test_no_network_is_made_of_weights_that_are_not_finite(path):
+    """MONAI's `load` reads the file itself and gave back a network of NaN."""
+    network = tiny.unet()
+    network.recipe = {"unet": UNET} | NEEDED
+    state = network.state_dict()
+    next(value for value in state.values() if torch.is_tensor(value) and value.ndim > 1).fill_(torch.nan)
+    torch.save(state, path)
+    with pytest.raises(ValueError, match="holds NaN or infinity"):
+        network_of(DiffusionUNet, "unet", path)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_weights_of_another_precision_are_loaded(path, dtype):
     state = tiny.autoencoder().state_dict()

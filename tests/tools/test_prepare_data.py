@@ -175,6 +175,23 @@ def test_a_follow_up_has_the_age_of_its_session(tmp_path, sessions, age, failure
     assert failure is None or re.search(failure, failures["sub-1"])
 
 
+@pytest.mark.parametrize(
+    ("rows", "age", "failure"),
+    [
+        ("sub-1\tses-1\t60\nsub-1\tses-2\t62\n", "60", "no row for sub-1, only rows for ses-1, ses-2"),
+        ("sub-1\tses-1\t60\n", "60", None),
+    ],
+)
+def test_a_scan_without_a_session_gets_none_of_several_ages(tmp_path, rows, age, failure):
+    """It got the age of the first session."""
+    (tmp_path / "sub-1" / "anat").mkdir(parents=True)
+    (tmp_path / "sub-1" / "anat" / "sub-1_T1w.nii.gz").touch()
+    (tmp_path / "participants.tsv").write_text(f"participant_id\tsession_id\tage\n{rows}")
+    scans, failures, table = prepare_data.find_scans([tmp_path], prepare_data.PATTERN)
+    assert (list(scans) == ["sub-1"]) == (failure is None)
+    assert failure is None and table["age"].tolist() == [age] or failure in failures["sub-1"]
+
+
 def test_tables_hold_the_subjects_that_succeeded_unchanged(raw, prepared):
     out_dir, status = prepared
     assert status == 1

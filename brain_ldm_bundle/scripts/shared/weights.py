@@ -107,6 +107,7 @@ def network_of(make: Callable[..., torch.nn.Module], key: str, path: str | Path,
     except Exception as error:  # of MONAI and PyTorch, also ZeroDivisionError, for arguments that describe no network
         raise ValueError(f"{problem} ({' '.join(str(error).split())[:200]}). Fetch or train them again") from error
     _fitting(network, state, path, f"The network has {said}. Fetch or train the weights again")
+    refuse_non_finite(state, path)  # MONAI's `load` loads them without `load_weights`
     if recipe and (lacking := [name for name in getattr(make, "recipe_needs", ()) if name not in recipe]):
         raise ValueError(f"{path}: the recipe in the weights lacks {', '.join(lacking)}. Fetch or train them again")
     network.recipe = recipe

@@ -17,6 +17,7 @@ from ..shared.label_files import read_names, smallest_integers
 from ..shared.label_table import LabelTable
 from ..shared.map_reader import map_files
 from ..shared.nifti import named, open_image
+from ..shared.simulated import sidecar_of
 from ..shared.tables import write_table
 
 GENERATOR = "spade_fusion_bundle"
@@ -78,14 +79,20 @@ class Derivative(BaseDerivative):
         return self._is_made([image_file, _label_file(image_file)], self._content(row), grid)
 
     def recorded_identity(self, row: Mapping) -> dict | None:
-        """Return what `map_identity` returned when the row's image was made, or None if the map's files have changed since."""
+        """Return what `map_identity` returned when the row's image was made, or None if the map's files may have changed since.
+
+        They may have if their size or date is another one, if they were replaced or moved later than the sidecar was written,
+        or with `verify`.
+        """
         made = self._read_sidecar(self.image_file(row)) or {}
         files = made.get(MAP_FILES)
+        if self.verify or files is None:
+            return None
         try:
-            same = files is not None and files == map_versions(row["image"])
+            written_ns = os.stat(sidecar_of(self.image_file(row))).st_mtime_ns
+            if files != map_versions(row["image"]) or any(os.stat(path).st_ctime_ns > written_ns for path in files):
+                return None
         except FileNotFoundError:
-            same = False
-        if not same:
             return None
         source = {MAP_SOURCE: made[MAP_SOURCE]} if MAP_SOURCE in made else {}
         return source | {key: made.get(key) for key in ("LabelMapSHA256", "LabelNamesSHA256", MAP_FILES)}

@@ -28,8 +28,8 @@ def check_pairs(
 ) -> tuple[list[str], list[list[str] | None]]:
     """Check that scan and label map of each pair are readable and on the same grid, and that the map shows a head.
 
-    Warn about scans that are brighter in the lateral ventricles than in white matter, unlike T1w. The JSON file `cache_file`
-    records pairs that pass.
+    Warn about scans that are brighter in the lateral ventricles than in white matter, unlike T1w, and about noise. The JSON
+    file `cache_file` records pairs that pass.
 
     Returns:
         one line for each problem, and the identities of scan and map of each pair, or None if it has a problem.
@@ -44,6 +44,11 @@ def check_pairs(
             f"They may be T2w, or their maps may be of other scans: look at them",
             stacklevel=3,
         )
+    if noise := [item["image"] for item, one in zip(items, found) if one and one[3]]:
+        warnings.warn(
+            f"{len(noise)} scans, such as {min(noise)}, are noise: neighbouring voxels have nothing in common. Leave them out",
+            stacklevel=3,
+        )
     return problems, [one and one[:2] for one in found]
 
 
@@ -53,8 +58,8 @@ def map_problems(paths: Sequence[str], table: LabelTable | None = None, partial_
     return nifti.check_files([[path] for path in paths], check, workers=READERS)[0]
 
 
-def _check_pair(image: str, label: str, *_: str, table: LabelTable, partial_maps: bool) -> list[str]:
-    """Return the identities of scan and map if they pass all checks, and what `_bright_fluid` found."""
+def _check_pair(image: str, label: str, *_: str, table: LabelTable, partial_maps: bool) -> list:
+    """Return the identities of scan and map if they pass all checks, what `_bright_fluid` found, and if the scan is noise."""
     found, problems = [], []
     for path, check in ((image, _open_scan), (label, partial(_open_map, table=table, partial_maps=partial_maps))):
         try:
@@ -83,7 +88,7 @@ def _check_pair(image: str, label: str, *_: str, table: LabelTable, partial_maps
                     break
     if problems:
         raise ValueError("\n".join(problems))
-    return [identity, of_map, _bright_fluid(values, classes, table)]
+    return [identity, of_map, _bright_fluid(values, classes, table), _is_noise(values)]
 
 
 def _bright_fluid(values: np.ndarray, classes: np.ndarray, table: LabelTable) -> str:
@@ -98,6 +103,14 @@ def _bright_fluid(values: np.ndarray, classes: np.ndarray, table: LabelTable) ->
     lowest = float(values.min())
     bright = fluid - lowest > LEAST_RATIO * (white - lowest)
     return f"ventricles {fluid:.3g}, white matter {white:.3g}" if bright else ""
+
+
+def _is_noise(values: np.ndarray) -> bool:
+    try:
+        nifti.refuse_noise(values)
+    except ValueError:
+        return True
+    return False
 
 
 def _named(check: Callable[[str], object], path: str) -> object:

@@ -61,7 +61,7 @@ def synthetic_pairs(synthetic_dir: str | Path | None, test: Sequence[Mapping]) -
         )
     hashes = {sha256(item["label"]): item["participant_id"] for item in test}
     participants = {item["participant_id"] for item in test}
-    items, problems, leaked = [], [], []
+    items, problems, leaked, weights = [], [], [], {}
     for image in found:
         label = image.with_name(image.name.replace("_T1w.nii.gz", "_dseg.nii.gz"))
         try:
@@ -79,8 +79,12 @@ def synthetic_pairs(synthetic_dir: str | Path | None, test: Sequence[Mapping]) -
             continue
         folder = image.relative_to(root).parts[0]
         items.append({"image": str(image), "label": str(label), "participant_id": folder, "source": source})
+        weights.setdefault(str(sidecar.get("WeightsSHA256"))[:12], image)
     refuse(leaked, f"{len(leaked)} of {len(found)} synthetic volumes in {root} come from maps of the test scans, which "
                     f"would be trained on. Make others (--split train):")  # fmt: skip
+    if len(weights) > 1:
+        kinds = ", ".join(f"{image} with the weights {name}" for name, image in weights.items())
+        raise ValueError(f"synthetic_dir {root}: several models made its volumes: {kinds}. Put each kind into its own folder")
     problems += check_files([(item["image"], item["label"]) for item in items], _one_grid)[0]
     refuse(problems, f"{len(problems)} of {len(found)} synthetic volumes in {root} cannot be used:")
     return items

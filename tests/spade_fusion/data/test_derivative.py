@@ -1,6 +1,8 @@
 """The data set on disk is a BIDS derivative, marked as synthetic, on the grids of the label maps, without incomplete files."""
 
 import json
+import os
+import pathlib
 
 import nibabel as nib
 import numpy as np
@@ -204,6 +206,20 @@ def test_a_grid_that_changed_under_the_image_makes_it_unmade(row, volume, labels
     assert derivative.is_complete(current()) and derivative.recorded_identity(row) == map_identity(row["image"])
     nib.save(nib.Nifti1Image(labels.astype(np.uint8), AFFINE @ np.diag([1, 1, 1.5, 1])), row["image"])
     assert not derivative.is_complete(current()) and derivative.recorded_identity(row) is None
+
+
+def test_another_map_with_the_size_and_date_of_the_map_is_found(row, volume, labels, out):
+    """The image of the old map stayed: files in archives may have one date."""
+    path = pathlib.Path(row["image"])
+    os.utime(path, (1, 1))
+    current = {**row, "provenance": {**row["provenance"], **map_identity(row["image"])}}
+    derivative = Derivative(out, TABLE)
+    derivative.write(current, volume, labels)
+    assert derivative.recorded_identity(row) == map_identity(row["image"])
+    assert Derivative(out, TABLE, verify=True).recorded_identity(row) is None
+    path.write_bytes(bytes(reversed(path.read_bytes())))
+    os.utime(path, (1, 1))
+    assert derivative.recorded_identity(row) is None
 
 
 def test_what_cannot_be_written_leaves_nothing_that_looks_made(row, volume, labels, out):

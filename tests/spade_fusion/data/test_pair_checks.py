@@ -57,6 +57,17 @@ def test_bright_ventricles_get_a_warning_with_both_means_in_each_run(tmp_path, c
             read_dataset(tmp_path, table, cache_file=tmp_path / "checked.json" if cached else None)
 
 
+def test_a_scan_of_noise_gets_a_warning(tmp_path):
+    """Values of a scan that a conversion kept modulo 256, for example."""
+    tiny_spade.write_dataset(tmp_path, ("train", "train", "fusion", "validation"))
+    path = tmp_path / "sub-02" / "anat" / "sub-02_T1w.nii.gz"
+    scan = nib.load(path)
+    noise = np.random.default_rng(0).integers(0, 256, scan.shape)
+    nib.save(nib.Nifti1Image(noise, scan.affine, scan.header), path)
+    with pytest.warns(UserWarning, match=f"1 scans, such as {path}, are noise"):
+        read_dataset(tmp_path, LabelTable.from_file(TABLES, "demo"))
+
+
 @pytest.mark.parametrize(
     ("file", "image", "message"),
     [

@@ -134,6 +134,14 @@ def test_a_test_map_is_known_again_under_another_name_and_a_test_person_with_ano
         segmentation.synthetic_pairs(cohort / "synthetic", [item(dataset, "sub-04")])
 
 
+def test_volumes_of_two_models_are_not_mixed(cohort):
+    for name, weights in (("sub-01", "a"), ("sub-02", "b")):
+        sidecar = cohort / "synthetic" / name / "anat" / f"{name}_T1w.json"
+        sidecar.write_text(json.dumps(json.loads(sidecar.read_text()) | {"WeightsSHA256": 64 * weights}))
+    with pytest.raises(ValueError, match="several models made its volumes: .* with the weights aaaaaaaaaaaa, .*bbbbbbbbbbbb"):
+        segmentation.synthetic_pairs(cohort / "synthetic", [item(cohort / "bids", "sub-04")])
+
+
 def test_volumes_that_do_not_say_where_they_come_from_are_refused(cohort):
     (cohort / "synthetic" / "sub-01" / "anat" / "sub-01_T1w.json").unlink()
     (cohort / "synthetic" / "sub-02" / "anat" / "sub-02_dseg.nii.gz").unlink()
