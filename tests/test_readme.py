@@ -36,6 +36,7 @@ RUN_ELSEWHERE = {
     "bash scripts/start_monailabel.sh": "tools/monailabel_app/test_start.py",
     "python scripts/make_labelled_heads.py /data/requests.tsv /data/labelled_heads": "test_make_labelled_heads.py",
     "python -m monai.bundle download_large_files --bundle_path brain_ldm_bundle": "needs a network; test_published.py",
+    "python scripts/check_published.py /data/ukb_synthetic": "needs samples of these weights; test_check_published.py",
     "published.json": "needs 2.3 GB of weights; test_published.py",
     "python scripts/read_volumes.py /data/synthseg_volumes.csv --output /data/volumes.tsv": "needs SynthSeg",
     "python scripts/reader_study.py score /data/reader_study/key/key.tsv /data/computed/*.tsv /data/results_anna.tsv "

@@ -1,10 +1,12 @@
 """The overlay for the published UK Biobank weights fits large_files.yml, inference.json and the published architecture."""
 
+import hashlib
 import json
 import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -12,7 +14,7 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT
-from monai.bundle import ConfigParser
+from monai.bundle import ConfigParser, download_large_files
 
 from brain_ldm_bundle.scripts.model.networks import Autoencoder, DiffusionUNet
 from brain_ldm_bundle.scripts.model.published_names import BEYOND_PUBLISHED
@@ -50,8 +52,25 @@ def test_every_large_file_has_an_md5_and_an_address():
     for file in LARGE_FILES:
         assert file["hash_type"] == "md5" and re.fullmatch("[0-9a-f]{32}", file["hash_val"])
         assert file["url"].startswith("https://")
-    for key in ("path", "url", "hash_val"):
+    for key in ("path", "hash_val"):
         assert len({file[key] for file in LARGE_FILES}) == 2, key
+    assert [file["url"].split("/")[2] for file in LARGE_FILES] == 2 * ["huggingface.co"] + 2 * ["drive.google.com"]
+    by_host = [{file["path"]: file["hash_val"] for file in part} for part in (LARGE_FILES[:2], LARGE_FILES[2:])]
+    assert by_host[0] == by_host[1]
+
+
+def test_the_second_address_is_not_asked_for_files_that_came_from_the_first(tmp_path):
+    """The same list with small files; nothing answers at the second address."""
+    (tmp_path / "models").mkdir()
+    entries = []
+    for number, file in enumerate(LARGE_FILES):
+        source = tmp_path / Path(file["path"]).name
+        source.write_bytes(file["path"].encode())
+        url = source.as_uri() if number < 2 else (tmp_path / "nothing.pt").as_uri()
+        entries.append(file | {"url": url, "hash_val": hashlib.md5(source.read_bytes()).hexdigest()})
+    (tmp_path / "large_files.yml").write_text(yaml.safe_dump({"large_files": entries}))
+    download_large_files(bundle_path=str(tmp_path))
+    assert {path.name for path in (tmp_path / "models").iterdir()} == {Path(file["path"]).name for file in LARGE_FILES}
 
 
 def test_names_of_published_weights_are_longer_than_those_of_our_own():
