@@ -5,6 +5,10 @@
 Each head is the ICBM152 template (part of the nilearn package), warped to the subject's head size, ventricular volume and brain
 volume. Age shows in further signs, see `simulation/ageing.py`. With `--labels MAPS`, heads are your own FreeSurfer or SynthSeg
 label maps with simulated T1w contrast. There is one subject per map, and deformed copies if there are more subjects than maps.
+
+With `--change ventricles_ml 30`, DIR holds two cohorts of the same heads, `original` and `changed`. In `changed`, one covariate
+is larger by 30, or smaller by 30 if no head may be that large. All else that is drawn stays: anatomy, contrast, coil and noise.
+
 The command is for demonstrations, tests and research, not for clinical use.
 """
 
@@ -12,6 +16,7 @@ import argparse
 import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from dataclasses import replace
 from functools import lru_cache, partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -26,7 +31,7 @@ from shared.files import read_json, refuse_unwritable, sha256, write_json, write
 from shared.image_files import IMAGES, find_files
 from shared.nifti import read_whole, write_nifti
 from shared.problems import count, of_each
-from shared.tables import read_table
+from shared.tables import NUMBER, read_table
 from simulation import labelled_subject, subject
 from simulation.acquisition import PROTOCOLS
 from simulation.atlas import load_atlas
@@ -47,7 +52,14 @@ TEMPLATE = {
     "SourceDatasets": [{"URL": "https://www.bic.mni.mcgill.ca/ServicesAtlases/ICBM152NLin2009"}],
 }
 SPACINGS_MM = (1, 2, 4, 8)  # these divide the field of view, 160 x 224 x 160 mm
+ORIGINAL, CHANGED = "original", "changed"  # folders of the two cohorts of --change
 SPLIT_BY_LAST_DIGIT = ["train"] * 7 + ["validation"] + ["test"] * 2
+AGE_YEARS, VENTRICLES_ML, BRAIN_FRACTION, BRAIN_AND_VENTRICLES = (44, 82), (8, 150), (0.60, 0.86), 0.96
+CHANGES = {
+    "age": ("age_years", 1),
+    "ventricles_ml": ("ventricles_ml", 1),
+    "brain_normalised_ml": ("brain_fraction", TEMPLATE_ICV_ML),
+}
 
 
 def describe_columns(volumes: dict[str, tuple]) -> dict:
@@ -87,12 +99,32 @@ def draw_person(rng: np.random.Generator) -> Person:
     """
     ventricle_rank, brain_rank = rng.random(2)
     tendency = ventricle_rank - brain_rank  # -1 looks youngest, 1 looks oldest
-    age_years = np.clip(63.6 + 7.5 * (1.2 * tendency + 0.87 * rng.normal()), 44, 82)
+    age_years = np.clip(63.6 + 7.5 * (1.2 * tendency + 0.87 * rng.normal()), *AGE_YEARS)
     sex = "M" if rng.random() < 0.47 + 0.25 * tendency else "F"
     icv_ml = np.clip(rng.normal(*((1469, 102) if sex == "M" else (1289, 111))), 1000, 1800)
     ventricles_ml = np.exp(np.log(8) + ventricle_rank * np.log(150 / 8))
-    fraction = min(0.60 + 0.26 * brain_rank, 0.96 - ventricles_ml / icv_ml)  # leave 4 % for the other CSF
+    fraction = min(0.60 + 0.26 * brain_rank, BRAIN_AND_VENTRICLES - ventricles_ml / icv_ml)  # leave 4 % for the other CSF
     return Person(round(float(age_years), 1), sex, float(icv_ml), float(fraction), float(ventricles_ml))
+
+
+def change(person: Person, name: str, amount: float) -> Person:
+    """Add `amount` to a covariate of a person, or subtract it if the sum is larger than `draw_person` allows."""
+    attribute, per_unit = CHANGES[name]
+    for step in (amount / per_unit, -amount / per_unit):
+        other = replace(person, **{attribute: getattr(person, attribute) + step})
+        drawn = (other.age_years, AGE_YEARS), (other.ventricles_ml, VENTRICLES_ML), (other.brain_fraction, BRAIN_FRACTION)
+        if other.brain_fraction + other.ventricles_ml / other.icv_ml <= BRAIN_AND_VENTRICLES:
+            if all(low <= value <= high for value, (low, high) in drawn):
+                return other
+    raise ValueError(f"--change {name} {amount:g} takes some heads out of the range that is simulated. Give a smaller change.")
+
+
+def person_of(number: int, settings: dict) -> Person:
+    """Draw the covariates of a subject, with the change that the settings name."""
+    person = draw_person(np.random.default_rng(np.random.SeedSequence([settings["seed"], number]).spawn(2)[0]))
+    for name, amount in settings.get("changed", {}).items():
+        person = change(person, name, amount)
+    return person
 
 
 def participant_id(number: int) -> str:
@@ -136,15 +168,14 @@ def is_made(folder: Path, number: int, maps: list[Path]) -> bool:
 def write_subject(folder: Path, number: int, settings: dict, maps: list[Path]) -> None:
     """Write the dseg and the T1w of a subject. The sidecar comes last: it marks the subject as complete."""
     spacing_mm, seed, protocol = settings["spacing_mm"], settings["seed"], settings["protocol"]
-    person_seed, head_seed = np.random.SeedSequence([seed, number]).spawn(2)
-    image_seed = int(head_seed.generate_state(1)[0])
+    image_seed = int(np.random.SeedSequence([seed, number]).spawn(2)[1].generate_state(1)[0])
     if maps:
         path = maps[(number - 1) % len(maps)]
         row = {"age": None, "sex": None}
         image, labels = labelled_subject.make_subject(path, spacing_mm, image_seed, number > len(maps), protocol)
         volumes = measure_ml(labels, spacing_mm, labelled_subject.VOLUMES)
     else:
-        person = draw_person(np.random.default_rng(person_seed))
+        person = person_of(number, settings)
         row = {"age": person.age_years, "sex": person.sex}
         image, labels = subject.make_subject(person, _atlas(spacing_mm), image_seed, protocol)
         volumes = measure_ml(labels, spacing_mm, subject.VOLUMES)
@@ -313,8 +344,21 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
     )
     parser.add_argument("--workers", type=at_least(1), default=os.cpu_count(), help="processes (default one per core)")
     parser.add_argument("--labels", type=Path, metavar="MAPS", help="folder of FreeSurfer or SynthSeg maps, .nii.gz or .mgz")
+    changed = "also make the same heads with another covariate; AMOUNT is in its unit"
+    parser.add_argument("--change", nargs=2, metavar=("NAME", "AMOUNT"), help=f"{changed}. NAME: {', '.join(CHANGES)}")
     parser.add_argument("--fresh", action="store_true", help="replace a demo cohort with other settings in DIR")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.change:
+        options.change = options.change[0], read_change(*options.change)
+    return options
+
+
+def read_change(name: str, amount: str) -> float:
+    if name not in CHANGES:
+        raise ValueError(f"--change takes {', '.join(CHANGES)}, got {name!r}")
+    if not NUMBER.fullmatch(amount) or not float(amount) > 0:
+        raise ValueError(f"--change {name} needs a number above 0, got {amount!r}")
+    return float(amount)
 
 
 def main(arguments=None) -> None:
@@ -328,9 +372,18 @@ def main(arguments=None) -> None:
     else:
         settings["covariates"] = "wide"  # as `draw_person` draws them; cohorts made earlier have this entry, too
     subjects = options.subjects or len(maps) or 120
-    table = make_cohort(options.folder, subjects, settings, maps, options.workers, options.fresh)
-    low, high = table["ventricles_ml"].min(), table["ventricles_ml"].max()
-    print(f"{count(table, 'simulated subject')} in {options.folder}: lateral ventricles {low:.1f} to {high:.1f} mL")
+    cohorts = {options.folder: settings}
+    if options.change:
+        if maps:
+            raise ValueError("--change and --labels cannot be combined: a label map fixes the anatomy. Leave one out.")
+        changed = settings | {"changed": dict([options.change])}
+        cohorts = {options.folder / ORIGINAL: settings, options.folder / CHANGED: changed}
+        for number in range(1, subjects + 1):  # a change that is too large is refused before work starts
+            person_of(number, changed)
+    for folder, own in cohorts.items():
+        table = make_cohort(folder, subjects, own, maps, options.workers, options.fresh)
+        low, high = table["ventricles_ml"].min(), table["ventricles_ml"].max()
+        print(f"{count(table, 'simulated subject')} in {folder}: lateral ventricles {low:.1f} to {high:.1f} mL")
 
 
 if __name__ == "__main__":

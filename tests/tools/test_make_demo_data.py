@@ -296,3 +296,75 @@ def test_impossible_options_are_refused_before_anything_is_written(tmp_path, arg
 
 def test_the_bids_validator_accepts_the_cohort(cohort):
     assert bids_validator.problems(cohort) == []
+
+
+# The same head with another covariate
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """Folders of `--change` by the covariate that changes."""
+    folders = {}
+    for name, amount in (("ventricles_ml", "30"), ("age", "15")):
+        folders[name] = tmp_path_factory.mktemp(name)
+        make_demo_data.main([str(folders[name]), "--subjects", "3", "--seed", "5", "--workers", "1", "--change", name, amount])
+    return folders
+
+
+def both(folder, pattern):
+    files = [sorted((folder / cohort).glob(pattern)) for cohort in ("original", "changed")]
+    return [[np.asarray(nib.load(file).dataobj) for file in own] for own in files]
+
+
+@pytest.mark.parametrize(("name", "amount", "tolerance"), [("ventricles_ml", 30, 0.1), ("age", 15, 1e-6)])
+def test_only_the_named_covariate_changes(pairs, name, amount, tolerance):
+    original, changed = (pd.read_csv(pairs[name] / cohort / "participants.tsv", sep="\t") for cohort in ("original", "changed"))
+    others = [column for column in original if column != name]
+    pd.testing.assert_frame_equal(original[others], changed[others], atol=0.5, rtol=0)
+    assert (changed[name] - original[name]).abs().to_numpy() == pytest.approx(amount, abs=tolerance)
+
+
+def test_the_original_is_the_head_of_an_ordinary_cohort_and_the_noise_of_the_changed_head_is_the_same(pairs, tmp_path):
+    make_demo_data.make_cohort(tmp_path, 1, SETTINGS)
+    usual = next(tmp_path.glob("sub-*/anat/*_T1w.nii.gz"))
+    assert usual.read_bytes() == (pairs["age"] / "original" / usual.relative_to(tmp_path)).read_bytes()
+    labels = both(pairs["ventricles_ml"], "derivatives/labels/*/anat/*_dseg.nii.gz")
+    for before, after, *own in zip(*both(pairs["ventricles_ml"], "*/anat/*_T1w.nii.gz"), *labels):
+        air = (own[0] == 0) & (own[1] == 0)
+        assert np.corrcoef(before[air], after[air])[0, 1] > 0.99  # of noise, which is all that air has
+        white = (own[0] == own[1]) & np.isin(own[0], (4, 5))
+        assert np.abs(before - after)[white].mean() < 0.04 < np.abs(before - after)[own[0] != own[1]].mean()
+
+
+def test_age_changes_the_signs_of_age_but_hardly_the_labels(pairs):
+    labels = zip(*both(pairs["age"], "derivatives/labels/*/anat/*_dseg.nii.gz"))
+    assert all(0 < (before != after).mean() < 0.02 for before, after in labels)
+    for before, after in zip(*both(pairs["age"], "*/anat/*_T1w.nii.gz")):
+        assert np.abs(before - after).max() > 0.1
+
+
+def test_a_change_goes_down_where_no_head_may_be_larger():
+    old = Person(80.0, "F", 1300.0, 0.7, 140.0)
+    assert make_demo_data.change(old, "age", 10).age_years == 70
+    assert make_demo_data.change(old, "ventricles_ml", 30).ventricles_ml == 110
+    assert make_demo_data.change(old, "brain_normalised_ml", 95.1).brain_fraction == pytest.approx(0.75)
+    narrow = Person(60.0, "F", 1000.0, 0.86, 60.0)
+    assert make_demo_data.change(narrow, "ventricles_ml", 30).ventricles_ml == 90
+    assert make_demo_data.change(narrow, "ventricles_ml", 45).ventricles_ml == 15  # larger ones leave no room for other CSF
+    with pytest.raises(ValueError, match="--change ventricles_ml 80 takes some heads out of the range"):
+        make_demo_data.change(narrow, "ventricles_ml", 80)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["sex", "1"], "--change takes age, ventricles_ml, brain_normalised_ml, got 'sex'"),
+        (["age", "-5"], "--change age needs a number above 0, got '-5'"),
+        (["age", "old"], "--change age needs a number above 0, got 'old'"),
+        (["ventricles_ml", "200"], "takes some heads out of the range that is simulated"),
+    ],
+)
+def test_a_change_that_cannot_be_made_is_refused_before_anything_is_written(tmp_path, change, message):
+    with pytest.raises(ValueError, match=message):
+        make_demo_data.main([str(tmp_path / "out"), "--subjects", "3", "--change", *change])
+    assert not (tmp_path / "out").exists()
