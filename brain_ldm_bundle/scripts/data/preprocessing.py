@@ -58,7 +58,7 @@ def preprocessing(
         table: label table of the maps; None for scans.
     """
     if table is not None:
-        return _of_maps(spacing_mm, mirror_probability, table)
+        return _of_maps(spacing_mm, track_meta, mirror_probability, table)
     return Compose(
         [
             CopyItemsd("image", names="file"),
@@ -72,7 +72,7 @@ def preprocessing(
     )
 
 
-def _of_maps(spacing_mm: float, mirror_probability: float, table: LabelTable) -> Compose:
+def _of_maps(spacing_mm: float, track_meta: bool, mirror_probability: float, table: LabelTable) -> Compose:
     return Compose(
         [
             CopyItemsd("image", names="file"),
@@ -80,7 +80,7 @@ def _of_maps(spacing_mm: float, mirror_probability: float, table: LabelTable) ->
             EnsureChannelFirstd("image"),
             ToClassesd("image", table),
             ToGridd("image", spacing_mm, mode="nearest"),
-            EnsureTyped("image", dtype=torch.uint8, track_meta=False),
+            EnsureTyped("image", dtype=torch.uint8, track_meta=track_meta),
             EnsureTyped("covariates", dtype=torch.float32, allow_missing_keys=True),
             *([RandMirrord("image", "image", table, mirror_probability)] if mirror_probability else []),
         ]

@@ -87,7 +87,7 @@ def read_requests(
 def warn_without_effect(maps: ExactMaps | None, editing: bool = False) -> None:
     """Warn of each setting that was changed but that this run does not read."""
     given = changed("inference")
-    readers = {} if editing else {"strength": "the run id editing"}
+    readers = {} if editing else dict.fromkeys(("method", "source", "strength"), "the run id editing")
     readers |= {} if maps else dict.fromkeys(("offset_limit", "smallest_island"), "a model of label maps")
     for name, reader in readers.items():
         if name in given:

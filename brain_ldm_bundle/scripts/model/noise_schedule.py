@@ -7,6 +7,7 @@ The prediction types are "epsilon" (the noise), "v_prediction" (Salimans and Ho 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import torch
 from monai.networks.schedulers import DDIMScheduler, DDPMScheduler, RFlowScheduler
@@ -26,6 +27,27 @@ class FromStrength:
         run = copy.copy(self)
         run.timesteps = self.timesteps[len(self.timesteps) - round(strength * len(self.timesteps)) :]
         return run
+
+
+class Reversible(FromStrength):
+    """A sampler whose steps depend on the latent and the prediction alone, so that they can be walked backwards."""
+
+    def reverse_step(
+        self, predict: Callable[[torch.Tensor], torch.Tensor], timestep: int, later: torch.Tensor, rounds: int
+    ) -> torch.Tensor:
+        """Return the latents from which `step` at this time step leads to the latents `later`.
+
+        The step uses the prediction for the latents that are searched. So the equation is solved by fixed-point iteration
+        (Pan et al. 2023, AIDI). The first of its `rounds` takes the prediction for `later`, and alone is DDIM inversion
+        (Song et al. 2021). `predict` returns the output of the network for latents at this time step.
+        """
+        # A step is linear in the latent and in the prediction, whatever the network predicts.
+        kept, _ = self.step(torch.zeros_like(later), timestep, torch.ones_like(later))
+        sample = later
+        for _ in range(rounds):
+            moved, _ = self.step(predict(sample), timestep, torch.zeros_like(later))
+            sample = (later - moved) / kept
+        return sample
 
 
 class DDPM(FromStrength, DDPMScheduler):
@@ -61,7 +83,7 @@ class DDPM(FromStrength, DDPMScheduler):
         return tuple(torch.cat(part).to(sample.device) for part in zip(*steps))
 
 
-class DDIM(FromStrength, DDIMScheduler):
+class DDIM(Reversible, DDIMScheduler):
     """Sample by DDIM at the time steps of the published model: 50 steps are 980, 960, ..., 20, 0.
 
     MONAI 1.6 spaces the time steps evenly from 999 to 0 but still steps by 1000 // n, so that a step does not end where the
@@ -83,7 +105,7 @@ class DDIM(FromStrength, DDIMScheduler):
         self.timesteps = torch.arange(num_inference_steps - 1, -1, -1, device=device) * stride
 
 
-class Flow(FromStrength, RFlowScheduler):
+class Flow(Reversible, RFlowScheduler):
     """Rectified flow: a latent at time t is (1 - t / 1000) data + (t / 1000) noise, and the network predicts data - noise.
 
     The training uses the time steps 1 to 1000. MONAI draws 0 to 999 for the training, but begins to sample at 1000, which no

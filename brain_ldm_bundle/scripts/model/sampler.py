@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,11 @@ from ..data.covariates import NULL
 from ..shared.acquisition import add, draw
 from .dpm_solver import DPMSolver
 from .networks import Autoencoder, DiffusionUNet
-from .noise_schedule import DDIM, DDPM, Flow
+from .noise_schedule import DDIM, DDPM, Flow, Reversible
+
+# Of the fixed-point iteration of an inversion. With the 4 mm weights and 25 steps, the way back to the latents misses them by
+# 4 % of their standard deviation after 1 round, 0.3 % after 3, and 0.03 % after 6.
+ROUNDS = 3
 
 
 def row_seed(base_seed: int, row_id: str) -> int:
@@ -52,6 +57,7 @@ class LatentSampler(Inferer):
         start: torch.Tensor | None = None,
         strength: float = 1.0,
         requested: Sequence[Mapping] = (),
+        source: torch.Tensor | None = None,
     ) -> torch.Tensor | list:
         """Generate volumes (B, 1, D, H, W), about 0 to 1, or classes of label maps.
 
@@ -63,6 +69,8 @@ class LatentSampler(Inferer):
                 `strength` of the time, and removed (SDEdit, Meng et al. 2022, Sec. 3.2). None starts from noise.
             strength: 1 starts from noise; 0 decodes `start` unchanged.
             requested: physical values of each row, for `maps`.
+            source: scaled covariates (B, 1, C) of the images in `start`. With them no noise is added; instead the steps of the
+                sampler are walked backwards from `start` (see `Reversible`), with the same guidance.
 
         Raises:
             ValueError: the network was trained without condition dropout but shall be guided, or has another prediction type
@@ -77,17 +85,21 @@ class LatentSampler(Inferer):
         predicts = recipe.get("prediction_type", "epsilon")
         if predicts != self.scheduler.prediction_type:
             raise ValueError(f"the sampler is for {self.scheduler.prediction_type}, but the network predicts {predicts}")
+        if source is not None and not isinstance(self.scheduler, Reversible):
+            raise ValueError(f"the steps of {type(self.scheduler).__name__} cannot be walked backwards. Use the sampler ddim")
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]  # on the CPU: the same noise on any device
         noise = [torch.randn((1, *self.latent_shape), generator=generator) for generator in generators]
         latent = torch.cat(noise).to(inputs.device)  # (B, 3, d, h, w)
         scheduler = self.scheduler.starting_at(1.0 if start is None else strength)
         timesteps = scheduler.timesteps.tolist()
-        if start is not None and strength < 1:
+        if start is not None and source is not None:
+            latent = self._invert(network, scheduler, start, source)
+        elif start is not None and strength < 1:
             first = torch.tensor(timesteps[:1] * len(latent), device=latent.device)  # (B,)
             latent = scheduler.add_noise(start, latent, first) if timesteps else start
         for t in timesteps:
             output = self._predict(network, latent, t, inputs)
-            latent, _ = scheduler.step(output.float(), t, latent, generator=generators)
+            latent, _ = scheduler.step(output, t, latent, generator=generators)
         latent = latent / network.scale_factor
         if self.maps is not None:
             return [self.maps(self._decode(row)[0], own) for row, own in zip(latent.split(1), requested, strict=True)]
@@ -98,6 +110,13 @@ class LatentSampler(Inferer):
                 volume.copy_(add(volume, draw(self.acquisition, seed)))
         return volumes
 
+    def _invert(self, network: DiffusionUNet, scheduler: Reversible, start: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
+        latent = start.float()
+        for t in reversed(scheduler.timesteps.tolist()):
+            predict = partial(self._predict, network, t=t, context=source)
+            latent = scheduler.reverse_step(predict, t, latent, ROUNDS)
+        return latent
+
     def _predict(self, network: DiffusionUNet, latent: torch.Tensor, t: int, context: torch.Tensor) -> torch.Tensor:
         guided = self.guidance_scale != 1
         if guided:  # the unconditional half in the same batch
@@ -106,7 +125,7 @@ class LatentSampler(Inferer):
         with self.autocast(network):
             output = network(latent, timesteps, context)
         if not guided:
-            return output
+            return output.float()
         conditional, unconditional = output.float().chunk(2)
         return unconditional + self.guidance_scale * (conditional - unconditional)
 
