@@ -22,7 +22,7 @@ README = ROOT / "README.md"
 LDM_DOCS = ROOT / "brain_ldm_bundle" / "docs"
 # Pages whose commands are run in the project's folder. The slow test runs the first four, in this order.
 STEPS = [LDM_DOCS / "training.md", LDM_DOCS / "generation.md", LDM_DOCS / "evaluation_commands.md", README]
-FROM_THE_ROOT = [*STEPS, LDM_DOCS / "evaluation.md", LDM_DOCS / "labels.md"]
+FROM_THE_ROOT = [*STEPS, LDM_DOCS / "evaluation.md", LDM_DOCS / "labels.md", LDM_DOCS / "editing.md"]
 BUNDLE_READMES = sorted(ROOT.glob("*_bundle/docs/README.md"))
 
 # Run by other tests, or needing what a test cannot have.
@@ -34,6 +34,9 @@ RUN_ELSEWHERE = {
     "export PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu": "needs a network",
     "python scripts/package_bundle.py brain_ldm_bundle": "test_package_bundle.py",
     "bash scripts/start_monailabel.sh": "tools/monailabel_app/test_start.py",
+    "python scripts/make_demo_data.py /data/pairs --subjects 20 --seed 905 "
+    "--change ventricles_ml 30": "test_counterfactuals.py",
+    "python scripts/counterfactuals.py /data/pairs /data/counterfactuals": "test_counterfactuals.py",
     "python scripts/make_labelled_heads.py /data/requests.tsv /data/labelled_heads": "test_make_labelled_heads.py",
     "python -m monai.bundle download_large_files --bundle_path brain_ldm_bundle": "needs a network; test_published.py",
     "python scripts/check_published.py /data/ukb_synthetic": "needs samples of these weights; test_check_published.py",

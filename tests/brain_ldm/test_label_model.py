@@ -126,6 +126,30 @@ def test_a_volume_out_of_reach_is_reported(trained, bundle, tmp_path, capsys):
     assert sidecar["Volumes"]["ventricles_ml"]["AsRequested"] is False
 
 
+def test_a_label_map_is_edited_to_the_requested_volumes(trained, bundle, tmp_path):
+    models, data = trained
+    [image, *_] = sorted((data / "derivatives").rglob("*_dseg.nii.gz"))
+    source = REQUEST | {"ventricles_ml": 40}
+    inversion = {"method": "inversion", "source": source, "sampler_name": "ddim", "offset_limit": 100.0, "smallest_island": 2}
+    made = {}
+    for name, own in {"noise": {"offset_limit": 100.0}, "inversion": inversion, "reconstruction": {"strength": 0}}.items():
+        generate(models, tmp_path / name, "editing", image=str(image), request=REQUEST, **own)
+        [file] = (tmp_path / name).glob("sub-*/anat/*_dseg.nii.gz")
+        made[name] = np.asarray(nib.as_closest_canonical(nib.load(file)).dataobj)
+        sidecar = json.loads(file.with_name(file.name.replace(".nii.gz", ".json")).read_text())
+        assert sidecar["EditedImage"] == image.name and sidecar["Description"].startswith("Synthetic: a label map edited")
+        assert sidecar["Volumes"]["ventricles_ml"]["AsRequested"] is (name != "reconstruction")
+        assert bids_validator.problems(tmp_path / name) == []
+    original = np.asarray(nib.as_closest_canonical(nib.load(image)).dataobj)
+    for name in ("noise", "inversion"):
+        wanted = REQUEST["ventricles_ml"]
+        assert tiny_labels.volumes_of(made[name])["ventricles_ml"] == pytest.approx(
+            wanted, abs=0.01 * wanted + tiny_labels.VOXEL_ML
+        )
+    assert (made["reconstruction"] == original).mean() > 0.8
+    assert (made["noise"] != made["inversion"]).any()
+
+
 def cause(run_it) -> str:
     """The message of the error below those of MONAI."""
     with pytest.raises(Exception) as failed:
@@ -141,7 +165,7 @@ def test_where_scans_are_needed_label_models_are_refused(trained, bundle, tmp_pa
     scans = tiny.write_dataset(tmp_path / "scans", 2, 1)
     head = str(scans / "sub-0001" / "anat" / "sub-0001_T1w.nii.gz")
     edit = cause(lambda: generate(models, tmp_path / "edited", "editing", image=head, request=REQUEST))
-    assert "make label maps, but editing needs a model of scans" in edit
+    assert "are not in the label table 'demo'" in edit and head in edit
     places = {"models_dir": str(models), "dataset_dir": str(scans), "cache_dir": str(tmp_path / "cache"), "use_device": "cpu"}
     evaluation = {"config_file": "configs/evaluate.json", "output_dir": str(tmp_path / "eval"), "split": "validation"}
     assert "this evaluation needs a model of scans" in cause(lambda: run("evaluating_reconstruction", **places, **evaluation))

@@ -18,6 +18,7 @@ TOOLS = {  # arguments, with OUTPUT in place of the output
     "make_demo_data": "OUTPUT --subjects 1",
     "prepare_data": "SCAN OUTPUT",
     "make_labelled_heads": "gone.tsv OUTPUT",
+    "counterfactuals": "gone OUTPUT",
 }
 
 

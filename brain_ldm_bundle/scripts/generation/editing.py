@@ -28,7 +28,7 @@ from ..shared.problems import refuse
 from .exact_maps import ExactMaps, LabelMap
 from .requests import derivative_of, refuse_without_volumes
 
-NOTICE = "Synthetic: a scan edited by a generative model. It may identify the subject. For research, not for clinical use."
+NOTICE = "Synthetic: {} edited by a generative model. It may identify the subject. For research, not for clinical use."
 METHODS = ("noise", "inversion")
 
 
@@ -220,7 +220,7 @@ def edit_files(
         if edit.source:
             source |= {"Method": METHODS[1], "SourceCovariates": edit.source}
         if edit.strength < 1 or edit.source:
-            source["Description"] = NOTICE
+            source["Description"] = NOTICE.format("a scan" if maps is None else "a label map")
         unique = json.dumps({**provenance, **edit.values, **source}, sort_keys=True)
         name = edit.name or hashlib.sha256(unique.encode()).hexdigest()[:8]
         grid, shape = data["image"].affine, data["image"].shape[1:]

@@ -14,9 +14,9 @@ from monai.data import MetaTensor
 from tiny_bundles import write_ldm_weights
 
 from brain_ldm_bundle.scripts.data.covariates import CovariateSchema
-from brain_ldm_bundle.scripts.generation.editing import Editor, read_request
+from brain_ldm_bundle.scripts.generation.editing import Editor, read_edits, read_request, refuse_edits
 from brain_ldm_bundle.scripts.model.dpm_solver import make_sampler
-from brain_ldm_bundle.scripts.model.sampler import LatentSampler
+from brain_ldm_bundle.scripts.model.sampler import LatentSampler, row_seed
 from brain_ldm_bundle.scripts.shared import mni_box
 
 IMAGE_SIZE = (8, 12, 4)
@@ -98,6 +98,77 @@ def test_a_request_gives_the_same_volume_again_and_seed_and_covariates_another()
     assert not torch.equal(edited(seed=4), first)
     assert not torch.equal(edited(age=79), first)
     assert torch.equal(edited(age="60", strength="0.4", seed="3"), first)  # as a form sends them
+
+
+# Inversion
+
+
+def inverted(source=REQUEST, image=image, seed=3, **changes):
+    values, given = ({name: row[name] for name in SCHEMA.names} for row in (REQUEST | changes, source))
+    return editor().edit(image(), tiny.unet(), values, 1.0, seed, given)
+
+
+def test_an_inversion_begins_at_the_image_and_draws_nothing():
+    """By added noise, strength 1 would make the same new head of every image."""
+    assert torch.equal(inverted(seed=4), inverted())
+    assert distance(inverted(image=lambda: 1 - image()), inverted()) > 1e-3
+    assert distance(inverted(age=79), inverted()) > 1e-4 and distance(inverted(source=REQUEST | {"age": 42}), inverted()) > 1e-4
+
+
+def test_without_steps_an_inversion_is_the_reconstruction():
+    source = {"age": 42, "sex": "M"}
+    found = editor().edit(image(), tiny.unet(), {"age": 79, "sex": "F"}, 0.0, 3, source)
+    assert torch.equal(found, edited(strength=0))
+
+
+def edits(tmp_path, rows, columns="participant_id\timage\tage\tsex", **settings):
+    table = tmp_path / "edits.tsv"
+    table.write_text("\n".join([columns, *rows]) + "\n")
+    (tmp_path / "head.nii.gz").touch()
+    given = {"strength": 0.4, "seed": 7} | settings.pop("request", {})
+    return read_edits(SCHEMA, given, settings.pop("image", None), table, tmp_path / "out", **settings)
+
+
+def test_a_table_names_the_image_of_each_row_and_gives_it_a_seed_of_its_own(tmp_path):
+    with_source = "participant_id\timage\tage\tsex\tsource_age\tsource_sex"
+    rows = ["a\thead.nii.gz\t70\tF\t60\tM", "b\tout/sub-a/anat/sub-a_T1w.nii.gz\t50\tM\t70\tF"]
+    first, second = edits(tmp_path, rows, with_source, method="inversion")
+    assert (first.image, first.name, first.strength) == (tmp_path / "head.nii.gz", "sub-a", 0.4)
+    assert first.values == {"age": 70, "sex": "F"} and first.source == {"age": 60, "sex": "M"}
+    assert first.seed == row_seed(7, "a") and second.seed == row_seed(7, "b") and second.image.name == "sub-a_T1w.nii.gz"
+
+
+@pytest.mark.parametrize(
+    ("row", "settings", "message"),
+    [
+        ("a\tgone.nii.gz\t70\tF", {}, r"edits.tsv: sub-a: image .*gone.nii.gz: no such file"),
+        ("a\tn/a\t70\tF", {}, "edits.tsv: sub-a: has no image. Fill the column 'image'"),
+        ("a\thead.nii.gz\t70\tF", {"method": "inversion"}, "edits.tsv: sub-a: source: age is missing"),
+        ("a\thead.nii.gz\t70\tF", {"image": "x"}, "is a table of edits, so image, source and covariates are its columns"),
+        ("a\thead.nii.gz\t70\tF", {"request": {"age": 3}}, "is a table of edits, so image, source and covariates"),
+        ("a\thead.nii.gz\t70\tF", {"source": {"age": 60, "sex": "F"}}, "source is given, but only the method inversion reads"),
+    ],
+)
+def test_bad_tables_of_edits_are_refused(tmp_path, row, settings, message):
+    with pytest.raises(ValueError, match=message):
+        edits(tmp_path, [row], **settings)
+
+
+def test_an_inversion_needs_the_covariates_of_the_image_and_a_sampler_that_can_be_reversed(tmp_path):
+    (tmp_path / "head.nii.gz").touch()
+
+    def read(**source):
+        return read_edits(SCHEMA, REQUEST, tmp_path / "head.nii.gz", method="inversion", source=source)
+
+    with pytest.raises(ValueError, match=r"needs the covariates of the image as it is. Add --source \"\{'age': \.\.\., 'sex'"):
+        read()
+    with pytest.raises(ValueError, match="unknown covariate 'sexx'"):
+        read(age=60, sexx="F")
+    with pytest.raises(
+        ValueError, match="sampler_name is 'dpm\\+\\+', whose steps cannot be. Add --sampler_name ddim --steps 50"
+    ):
+        refuse_edits(read(age=60, sex="F"), None, "dpm++")
+    refuse_edits(read(age=60, sex="F"), None, "ddim")
 
 
 # What is refused
@@ -280,3 +351,32 @@ def test_a_missing_image_is_named(bundle, tmp_path):
         run("editing", config_file="configs/inference.json", **settings)
     assert "none.nii: no such file" in str(caught.value.__cause__)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_table_of_edits_is_made_in_its_order_and_continued(workflow):
+    """The second row edits the result of the first; each row equals a single edit with its seed."""
+    own = "70\tF\t90\t1500"
+    header = "participant_id\timage\tage\tsex\tventricles_ml\tbrain_normalised_ml"
+    header += "".join(f"\tsource_{name}" for name in ("age", "sex", "ventricles_ml", "brain_normalised_ml"))
+    out = workflow / "out"
+    rows = f"a\thead.nii.gz\t{own}\t50\tM\t20\t1400\nb\tout/sub-a/anat/sub-a_T1w.nii.gz\t50\tM\t20\t1400\t{own}\n"
+    (workflow / "edits.tsv").write_text(f"{header}\n{rows}")
+    settings = {"models_dir": str(workflow / "models"), "use_device": "cpu", "steps": 3, "sampler_name": "ddim"}
+    settings |= {"method": "inversion", "strength": 0.7, "config_file": "configs/inference.json"}
+    for _ in range(2):
+        run("editing", requests=str(workflow / "edits.tsv"), output_dir=str(out), **settings)
+        files = [out / name / "anat" / f"{name}_T1w.nii.gz" for name in ("sub-a", "sub-b")]
+        written = [file.stat().st_mtime_ns for file in files]
+    (out / "sub-b" / "anat" / "sub-b_T1w.json").unlink()
+    run("editing", requests=str(workflow / "edits.tsv"), output_dir=str(out), **settings)
+    now = [file.stat().st_mtime_ns for file in files]
+    assert now[0] == written[0] and now[1] > written[1]
+    sidecar = json.loads(files[1].with_name("sub-b_T1w.json").read_text())
+    assert sidecar["EditedImage"] == "sub-a_T1w.nii.gz" and sidecar["Seed"] == row_seed(0, "b")
+    assert (sidecar["Method"], sidecar["SourceCovariates"]["age"]) == ("inversion", 70)
+    source = {"age": 50, "sex": "M", "ventricles_ml": 20, "brain_normalised_ml": 1400}
+    request = {"age": 70, "sex": "F", "ventricles_ml": 90, "brain_normalised_ml": 1500}
+    single = {"image": str(workflow / "head.nii.gz"), "source": source, "request": request, "output_dir": str(workflow / "one")}
+    run("editing", **single, **settings)
+    [alone] = (workflow / "one").glob("sub-*/anat/*_T1w.nii.gz")
+    np.testing.assert_array_equal(nib.load(alone).get_fdata(), nib.load(files[0]).get_fdata())
