@@ -13,8 +13,8 @@ Each head is edited by both methods of the run id `editing`, "noise" and "invers
     effectiveness   absolute difference of measured and requested covariates
 
 With a model of label maps, label maps are edited, differences are shares of voxels, and volumes are counted. Edits that exist
-are not made again. Weights of other simulated heads are needed: give PAIRS another seed than the training data. The command is
-for research, not for clinical use.
+are not made again. Age is measured by the regressor of the bundle: run `predicting` with --predict_dir PAIRS and OUT, then this
+command again with --ages. Give PAIRS another seed than the training data. The command is for research, not for clinical use.
 """
 
 from __future__ import annotations
@@ -30,10 +30,6 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pandas as pd
-import torch
-from ldm.data.covariates import CovariateSchema
-from ldm.data.preprocessing import preprocessing
-from ldm.evaluation.covariate_regressor import load_regressor
 from make_demo_data import CHANGED, ORIGINAL, participant_id, subject_files
 from measure_volumes import measure
 from measurement.output_table import TEMPLATE_ICV_ML
@@ -43,7 +39,7 @@ from shared.files import atomic, read_json, refuse_unwritable, write_json
 from shared.intervals import with_interval
 from shared.label_table import LabelTable
 from shared.nifti import read_volume
-from shared.tables import print_table, read_table, write_table
+from shared.tables import print_table, read_number, read_table, write_table
 from shared.weights import read_recipe, refuse_missing
 from simulation.subject import VOLUMES, measure_ml
 from whole_numbers import at_least
@@ -141,7 +137,7 @@ def difference(one: np.ndarray, other: np.ndarray, mask: np.ndarray, of_maps: bo
 def differences(pair: Pair, folder: Path | None, table: LabelTable | None) -> dict[str, float]:
     """Compare the edits in a folder, or for None the unchanged head, with a head and its counterfactual."""
     of_maps = table is not None
-    labels = [read_volume(path).get_fdata() for path in pair.maps]
+    labels = [np.asarray(read_volume(path).dataobj) for path in pair.maps]
     head = (labels[0] > 0) | (labels[1] > 0)
     structures = (labels[0] != labels[1]) | np.isin(labels[0], VOLUMES["ventricles_ml"])
     own, truth = (read_values(path, table) for path in (pair.maps if of_maps else pair.images))
@@ -157,27 +153,28 @@ def differences(pair: Pair, folder: Path | None, table: LabelTable | None) -> di
     return {name: difference(*both, of_maps) for name, both in zip(DIFFERENCES, compared)}
 
 
-def measured(images: Sequence[Path], of_maps: bool, spacing_mm: float, regressor: Path | None, device: str) -> list[dict]:
-    """Return the ventricles, the brain and, with a regressor, the age in each image."""
-    if of_maps:
-        counted = [measure_ml(np.asarray(read_volume(path).dataobj), spacing_mm, VOLUMES) for path in images]
-        return [row | {"brain_normalised_ml": row["brain_ml"] * TEMPLATE_ICV_ML / row["icv_ml"]} for row in counted]
-    rows = list(measure(images, device=device))
-    if regressor is not None:
-        network = load_regressor(regressor, spacing_mm)
-        [(position, covariate)] = [
-            (position, covariate)
-            for position, covariate in enumerate(CovariateSchema.from_dict(network.recipe["covariates"]).covariates)
-            if covariate.name == "age"
-        ]
-        read = preprocessing(spacing_mm, scale_intensities=False)
-        with torch.inference_mode():
-            for row, path in zip(rows, images, strict=True):
-                row["age"] = covariate.unscaled(float(network(read({"image": str(path)})["image"][None])[0, position]))
-    return rows
+def read_ages(tables: Sequence[Path]) -> dict[Path, float]:
+    """Read the age of each file from tables of the regressor, as the run id `predicting` writes them."""
+    ages = {}
+    for table in tables:
+        for row in read_table(table, ["file", "age"]):
+            if not {"file", "age"} <= row.keys():
+                raise ValueError(f"{table}: has no columns file and age. Give tables of the run id predicting")
+            ages[Path(row["file"]).resolve()] = read_number(row["age"])
+    return ages
 
 
-def compare(pairs: Sequence[Pair], settings: Mapping, table: LabelTable | None, options: argparse.Namespace) -> pd.DataFrame:
+def measured(images: Sequence[Path], of_maps: bool, spacing_mm: float, ages: Mapping[Path, float], device: str) -> list[dict]:
+    """Return the ventricles and the brain in each image, and its age if it is known."""
+    if not of_maps:
+        return [row | {"age": ages.get(path.resolve(), np.nan)} for path, row in zip(images, measure(images, device=device))]
+    counted = [measure_ml(np.asarray(read_volume(path).dataobj), spacing_mm, VOLUMES) for path in images]
+    return [row | {"brain_normalised_ml": row["brain_ml"] * TEMPLATE_ICV_ML / row["icv_ml"]} for row in counted]
+
+
+def compare(
+    pairs: Sequence[Pair], settings: Mapping, table: LabelTable | None, ages: Mapping[Path, float], options: argparse.Namespace
+) -> pd.DataFrame:
     """Return a row for each pair and each answer, with the differences and the measured and requested covariates."""
     suffix, which = ("dseg", "maps") if table else ("T1w", "images")
     answers = {"no change": None, AUTOENCODER: options.out / AUTOENCODER}
@@ -189,7 +186,7 @@ def compare(pairs: Sequence[Pair], settings: Mapping, table: LabelTable | None, 
             rows.append({"participant_id": pair.name, "answer": answer, "file": own} | differences(pair, folder, table))
         rows.append({"participant_id": pair.name, "answer": "truth", "file": getattr(pair, which)[1]})
     files = [row["file"] for row in rows]
-    found = measured(files, table is not None, settings["spacing_mm"], options.regressor, options.use_device)
+    found = measured(files, table is not None, settings["spacing_mm"], ages, options.use_device)
     by_name = {pair.name: pair for pair in pairs}
     for row, own in zip(rows, found, strict=True):
         if own.get("error"):
@@ -246,7 +243,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("pairs", type=Path, metavar="PAIRS", help="folder that make_demo_data.py --change wrote")
     add("out", type=Path, metavar="OUT", help="folder of the edits and of counterfactuals.json and .tsv")
     add("--models_dir", type=Path, help="folder of model.pt and autoencoder.pt (default: the shipped weights of 4 mm)")
-    add("--regressor", type=Path, help="weights that read age from T1w (default: the shipped ones, for shipped weights)")
+    read = "tables of the regressor (run id predicting) for PAIRS and OUT; without them, age is not measured"
+    add("--ages", type=Path, nargs="+", default=[], metavar="TABLE_TSV", help=read)
     add("--strength", type=float, default=0.6, help="strength of the method noise (default 0.6)")
     add("--inversion_strength", type=float, default=1.0, help="strength of the method inversion (default 1)")
     add("--steps", type=at_least(2), default=50, help="steps of the method inversion (default 50)")
@@ -255,9 +253,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--use_device", default="auto", help="auto (a GPU if there is one; the default), cpu, cuda or cuda:1")
     options = parser.parse_args(arguments)
     options.out = options.out.absolute()  # because the bundle runs in its own folder
-    if options.models_dir is None:
-        options.regressor = options.regressor or LDM / "models" / "demo_regressor.pt"
-    else:
+    if options.models_dir is not None:
         options.models_dir = options.models_dir.absolute()
     return options
 
@@ -275,13 +271,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"pairs of the model's spacing"
         )
     table = LabelTable.from_dict(recipe["labels"], str(model)) if recipe.get("labels") else None
-    if options.regressor is not None and table is None:
-        load_regressor(options.regressor, settings["spacing_mm"])
+    ages = read_ages(options.ages)
     for method in (AUTOENCODER, *METHODS):
         write_edits(options.out / f"{method}.tsv", options.out / method, pairs, "dseg" if table else "T1w")
         if status := subprocess.run(command(method, options), cwd=LDM, stdout=sys.stderr).returncode:
             return status  # the bundle's last line says why
-    rows = compare(pairs, settings, table, options)
+    rows = compare(pairs, settings, table, ages, options)
     [changed] = settings["changed"]
     numbers = summary(rows, changed)
     with atomic(options.out / "counterfactuals.tsv") as file:

@@ -127,6 +127,10 @@ def test_what_cannot_be_compared_is_refused_before_work_starts(folder, tmp_path)
     assert "holds no pairs of heads" in refusal(folder / "original", out)
     assert "demo_model.pt is of 4 mm, but" in refusal(folder, out) and "of 8 mm" in refusal(folder, out)
     assert "model.pt: no such weights file" in refusal(folder, out, "--models_dir", tmp_path / "gone")
+    other = tmp_path / "other.tsv"
+    other.write_text("name\tage\na\t60\n")
+    with pytest.raises(ValueError, match="other.tsv: has no columns file and age"):
+        counterfactuals.read_ages([other])
     broken = shutil.copytree(folder, tmp_path / "broken")
     next((broken / "changed").glob("sub-0002/anat/*_T1w.nii.gz")).unlink()
     assert "sub-0002 is no complete pair" in refusal(broken, out)
@@ -146,4 +150,9 @@ def test_the_shipped_weights_are_compared_with_the_truth(tmp_path, capsys):
     assert mean["truth"]["share"] == pytest.approx(1, abs=0.15) and mean["autoencoder"]["share"] == pytest.approx(1, abs=0.4)
     assert mean["inversion"]["composition"] < mean["noise"]["composition"]
     assert mean["autoencoder"]["composition"] < 0.1
-    assert {"age_error", "brain_normalised_ml_error"} <= mean["inversion"].keys()
+    assert "brain_normalised_ml_error" in mean["inversion"] and "age_error" not in mean["inversion"]
+    ages = tmp_path / "ages.tsv"
+    files = pd.read_csv(tmp_path / "out" / "counterfactuals.tsv", sep="\t")["file"]
+    ages.write_text("file\tage\n" + "".join(f"{file}\t63\n" for file in files))
+    assert counterfactuals.main([*words, "--ages", str(ages)]) == 0
+    assert "age error, years" in capsys.readouterr().out

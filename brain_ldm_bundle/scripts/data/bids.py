@@ -98,6 +98,8 @@ def read_dataset(
 def find_volumes(folder: str | Path, spacing_mm: float, cache_file: str | Path | None = None) -> list[dict]:
     """Find all T1w volumes in a folder without a table, such as a generated cohort, and check them as `read_dataset` does.
 
+    A folder without participants can hold several such folders.
+
     Returns:
         items {"image": path, "participant_id": "sub-X", and the fields of `image_checks.Content` except the remarks}, sorted by
         path. Loaders could not join items with different remarks into a batch.
@@ -105,7 +107,7 @@ def find_volumes(folder: str | Path, spacing_mm: float, cache_file: str | Path |
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder of volumes")
-    paths = find_files(folder, "sub-*/**/*_T1w.nii*")
+    paths = find_files(folder, "sub-*/**/*_T1w.nii*") or find_files(folder, "*/sub-*/**/*_T1w.nii*")
     if not paths:
         raise ValueError(f"{folder}: no sub-*/anat/*_T1w.nii.gz below it")
     problems, contents = check_images([str(path) for path in paths], spacing_mm, cache_file)

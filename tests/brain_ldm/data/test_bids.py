@@ -377,6 +377,12 @@ def test_the_volumes_of_a_folder_need_no_table(dataset):
     assert all("derivatives" not in item["image"] and item["image"].endswith(("_T1w.nii", "_T1w.nii.gz")) for item in found)
 
 
+def test_volumes_of_several_folders_are_found_above_them(dataset, tmp_path):
+    (tmp_path / "several").mkdir()
+    shutil.move(dataset, tmp_path / "several" / "first")
+    assert len(bids.find_volumes(tmp_path / "several", SPACING_MM)) == 14
+
+
 def test_volumes_form_a_batch_if_only_the_first_has_a_remark(dataset):
     path = dataset / "sub-01" / "anat" / "sub-01_T1w.nii.gz"
     image = nib.Nifti1Image(nib.load(path).get_fdata(), nib.load(path).affine)
