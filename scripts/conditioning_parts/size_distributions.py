@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from measurement.output_table import NORMALISED
 from scipy import stats
 from shared.holm import holm
+from shared.intervals import with_spread
 
 from conditioning_parts.report_section import NOTICE, ReportSection
 from conditioning_parts.requested_against_measured import GENERATED, SCANS, THROUGH
@@ -158,7 +159,7 @@ def section_tables(tables: Mapping[str, pd.DataFrame], distances: pd.DataFrame) 
     """Return a table with mean and SD of each kind, and a table of the distances between kinds."""
     kinds = [kind for kind in COLOURS if kind in tables]
     sizes = [
-        [SIZES[name], *(f"{tables[kind][name].mean():.1f} ± {tables[kind][name].std():.1f}" for kind in kinds)]
+        [SIZES[name], *(with_spread(tables[kind][name].mean(), tables[kind][name].std(), 1) for kind in kinds)]
         for name in dict.fromkeys(distances["volume"])
     ]
     rows = []

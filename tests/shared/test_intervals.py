@@ -1,10 +1,10 @@
-"""Numbers have the digits that their intervals allow."""
+"""Numbers have the digits that their intervals or spreads allow."""
 
 import re
 
 import pytest
 
-from brain_ldm_bundle.scripts.shared.intervals import with_interval
+from brain_ldm_bundle.scripts.shared.intervals import with_interval, with_spread
 
 
 @pytest.mark.parametrize(
@@ -28,3 +28,17 @@ def test_the_width_of_the_interval_gives_the_digits(value, low, high, scale, tex
 def test_rounding_moves_no_end_by_more_than_a_tenth_of_the_width(width):
     written = [float(number) for number in re.findall(r"-?[\d.]+", with_interval(0.1, 0.1 - width / 3, 0.1 + 2 * width / 3))]
     assert written == pytest.approx([0.1, 0.1 - width / 3, 0.1 + 2 * width / 3], abs=max(width / 10, 1e-4))
+
+
+@pytest.mark.parametrize(
+    ("mean", "deviation", "most", "text"),
+    [
+        (0.92156, 0.00664, 6, "0.922 ± 0.007"),
+        (0.92156, 0.01664, 6, "0.922 ± 0.017"),
+        (0.92156, 0.00664, 2, "0.92 ± 0.01"),
+        (982.44, 65.51, 1, "982 ± 66"),
+        (0.9, 0.0, 3, "0.900 ± 0.000"),
+    ],
+)
+def test_the_spread_gives_the_digits_of_a_mean(mean, deviation, most, text):
+    assert with_spread(mean, deviation, most) == text

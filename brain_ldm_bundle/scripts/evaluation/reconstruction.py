@@ -23,6 +23,7 @@ from ..model.training_record import what_training_knew
 from ..shared import mni_box
 from ..shared.files import read_json, sha256, write_json
 from ..shared.image_files import find_files
+from ..shared.intervals import with_interval
 from ..shared.sections import write_section
 from ..shared.ssim import SSIM
 from ..shared.tables import print_table, read_number, read_table, write_table
@@ -192,4 +193,5 @@ def _cell(score: Mapping[str, float | None], n: int) -> str:
     if std is None:
         return f"{mean:.4g}"
     margin = stats.t.ppf(0.975, n - 1) * std / math.sqrt(n)
-    return f"{mean:.4g} ± {std:.2g} [{mean - margin:.4g}, {mean + margin:.4g}]"
+    value, interval = with_interval(mean, mean - margin, mean + margin).split(" ", 1)
+    return f"{value} ± {std:.2g} {interval}"

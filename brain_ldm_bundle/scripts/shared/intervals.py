@@ -1,4 +1,4 @@
-"""Write a number with its interval, in the digits that the interval allows."""
+"""Write a number with its interval or its spread, in the digits that these allow."""
 
 from __future__ import annotations
 
@@ -17,3 +17,15 @@ def with_interval(value: float, low: float, high: float, scale: float = 1) -> st
     digits = max(0, -math.floor(math.log10(step) + 1e-9))
     value, low, high = (f"{round(number, digits) + 0.0:.{digits}f}" for number in (value, low, high))  # + 0.0: no "-0.0"
     return f"{value} [{low}, {high}]"
+
+
+def with_spread(mean: float, deviation: float, most: int = 6) -> str:
+    """Write "0.921 \u00b1 0.007", with at most `most` decimals.
+
+    The standard deviation has one significant digit, or two if the first is 1 or 2. Without a deviation, `most` decides.
+    """
+    digits = most
+    if deviation > 0:
+        power = math.floor(math.log10(deviation))
+        digits = max(0, min(most, (deviation < 3 * 10.0**power) - power))
+    return f"{round(mean, digits) + 0.0:.{digits}f} \u00b1 {deviation:.{digits}f}"

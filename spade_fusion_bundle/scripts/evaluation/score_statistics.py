@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 from scipy import stats
 
 from ..shared.holm import holm
+from ..shared.intervals import with_spread
 from ..shared.sections import write_section
 from ..shared.tables import print_table
 
@@ -28,10 +30,10 @@ def mean_and_std(values: np.ndarray) -> dict[str, float | None]:
 
 
 def spread_text(value: Mapping[str, float | None], digits: int) -> str:
-    """Format {"mean", "std"} as "0.921 ± 0.007". If "std" is None, give the mean alone; if both are None, "n/a"."""
+    """Format {"mean", "std"} as "0.921 ± 0.007", with at most `digits`. Without "std", give the mean; without both, "n/a"."""
     if value["mean"] is None:
         return "n/a"
-    return f"{value['mean']:.{digits}f}" + ("" if value["std"] is None else f" ± {value['std']:.{digits}f}")
+    return f"{value['mean']:.{digits}f}" if value["std"] is None else with_spread(value["mean"], value["std"], digits)
 
 
 def paired_difference(first: Sequence[float], second: Sequence[float]) -> dict:
@@ -90,11 +92,15 @@ def p_text(p: float | None) -> str:
 
 
 def interval_text(difference: Mapping, digits: int) -> str:
-    """Format a difference as "+0.021 [+0.013, +0.029]", or give the reason why there is no interval."""
+    """Format a difference as "+0.021 [+0.013, +0.029]", with at most `digits`, or say why there is no interval."""
     mean, low, high, note = (difference[key] for key in ("mean", "low", "high", "note"))
     if mean is None:
         return f"n/a ({note})"
-    return f"{mean:+.{digits}f} " + (f"({note})" if low is None else f"[{low:+.{digits}f}, {high:+.{digits}f}]")
+    if low is None:
+        return f"{mean:+.{digits}f} ({note})"
+    if high > low:
+        digits = max(0, min(digits, -math.floor(math.log10((high - low) / 5))))
+    return f"{mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
 
 
 def comparison_cells(difference: Mapping, digits: int) -> list[str]:

@@ -45,7 +45,7 @@ def summarise(output_dir: str | Path, split: str, dataset_dir: str | Path, recip
     n = counts["fusion"]
     summary = {
         "n": n,
-        "data": f"split {split} of the folder {Path(dataset_dir).resolve().name}{'' if knows_all(recipe) else UNCHECKED}",
+        "data": f"split {split}{'' if knows_all(recipe) else UNCHECKED}",
         "definition": f"{DEFINITION}\n\n{statistics.DEFINITION}",
         "smallest_p": statistics.smallest_p(n),
         "methods": {
@@ -71,14 +71,14 @@ def _verdict(summary: Mapping) -> str:
     """Say the fusion's SSIM and PSNR beside the best single plane and the trivial answer."""
     methods, n = summary["methods"], summary["n"]
 
-    def scores(method: str) -> str:
-        values = (statistics.spread_text(methods[method][name], COMPARED[name][1]) for name in ("ssim", "psnr_db"))
-        return "SSIM {} and PSNR {} dB".format(*values)
+    def score(method: str, name: str) -> str:
+        return statistics.spread_text(methods[method][name], COMPARED[name][1])
 
-    best = max(PLANES, key=lambda plane: methods[plane]["ssim"]["mean"] or 0)
+    best = max(PLANES, key=lambda plane: methods[plane]["psnr_db"]["mean"] or 0)
     return (
-        f"Against {n} scan{'s' * (n > 1)}, the fusion reaches {scores('fusion')} in the brain. The best single plane ({best}) "
-        f"reaches {scores(best)}. Each class painted in its mean intensity, without a network, reaches {scores('label_mean')}."
+        f"T1w from label maps reach a PSNR of {score('fusion', 'psnr_db')} dB and an SSIM of {score('fusion', 'ssim')} in the "
+        f"brain of {n} scan{'s' * (n > 1)}. Without the fusion, the best plane reaches {score(best, 'psnr_db')} dB; without a "
+        f"network, the mean of each label reaches {score('label_mean', 'psnr_db')} dB."
     )
 
 

@@ -75,7 +75,8 @@ def test_p_is_written_with_what_matters(p, text):
 
 
 def test_an_interval_is_written_with_its_sign():
-    assert interval_text({"mean": 0.5, "low": -0.25, "high": 1.25, "note": ""}, 2) == "+0.50 [-0.25, +1.25]"
+    assert interval_text({"mean": 0.5, "low": -0.25, "high": 1.3, "note": ""}, 2) == "+0.5 [-0.2, +1.3]"  # no digit too many
+    assert interval_text({"mean": 0.5, "low": 0.44, "high": 0.56, "note": ""}, 2) == "+0.50 [+0.44, +0.56]"
 
 
 @pytest.mark.parametrize(
