@@ -75,16 +75,26 @@ def interval_of(numbers: Mapping[str, float], name: str) -> str:
     return with_interval(numbers[name], numbers[f"{name}_low"], numbers[f"{name}_high"])
 
 
-def agreement_in_words(title: str, numbers: Mapping[str, float]) -> str:
-    """Say in one sentence how closely measured values follow requests, by the partial r if other covariates were held."""
-    name = "partial_r" if numbers.get("held") else "r"
-    low, high = numbers[f"{name}_low"], numbers[f"{name}_high"]
-    how = "follow the requests closely" if low >= CLOSELY else "follow the requests loosely" if low > 0 else ""
-    if low > 0 and not 1 / SCALE <= numbers["slope"] <= SCALE:
-        how += f", but change {numbers['slope']:.2g} times as much"
-    how = how or ("change against the requests" if high < 0 else "do not follow the requests in a way that shows")
-    which = f"{name.replace('_', ' ')} {interval_of(numbers, name)}, slope {interval_of(numbers, 'slope')}"
-    return f"{title[:1].upper()}{title[1:]}: measured values {how} ({which}, n = {numbers['n']})."
+def agreement_in_words(found: Mapping[str, Mapping[str, float]]) -> str:
+    """Say how closely measured values follow requests, by the partial r if other covariates were held.
+
+    `found` has the agreement of each quantity, by its title. Quantities that follow in the same way share a sentence.
+    """
+    sentences: dict[str, list[tuple[str, str]]] = {}
+    for title, numbers in found.items():
+        name = "partial_r" if numbers.get("held") else "r"
+        low, high = numbers[f"{name}_low"], numbers[f"{name}_high"]
+        how = "follow the requests closely" if low >= CLOSELY else "follow the requests loosely" if low > 0 else ""
+        if low > 0 and not 1 / SCALE <= numbers["slope"] <= SCALE:
+            how += f", but change {numbers['slope']:.2g} times as much"
+        how = how or ("change against the requests" if high < 0 else "do not follow the requests in a way that shows")
+        r = f"{name.replace('_', ' ')} {interval_of(numbers, name)}, n = {numbers['n']}"
+        sentences.setdefault(how, []).append((title, r))
+    texts = []
+    for how, group in sentences.items():
+        titles, numbers = ("; ".join(parts) for parts in zip(*group))
+        texts.append(f"{titles[:1].upper()}{titles[1:]}: measured values {how} ({numbers}).")
+    return " ".join(texts)
 
 
 def decimals_of(values: pd.Series) -> int:

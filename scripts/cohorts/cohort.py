@@ -293,13 +293,13 @@ def _read_optional(path: Path) -> dict:
 
 
 def describe(cohort: Cohort) -> str:
-    """Return a sentence part with a cohort's name, its number of subjects, and how many of them were measured."""
+    """Return a sentence part with a cohort's number of subjects, and how many of them were measured."""
 
     def counts(table: pd.DataFrame) -> str:
         splits = table["split"].value_counts().items() if "split" in table else ()
         return f" ({', '.join(f'{count} {split}' for split, count in splits)})" if splits else ""
 
-    text = f"{cohort.name}, {count(cohort.listed, 'subject')}{counts(cohort.listed)}"
+    text = f"{count(cohort.listed, 'subject')}{counts(cohort.listed)}"
     return f"{text}, of which {len(cohort.measured)}{counts(cohort.expected)} were measured" if cohort.tables else text
 
 

@@ -142,7 +142,7 @@ def draw_panel(axes, reading: Reading) -> None:
 
 def explain(cohorts: Mapping[str, Cohort], readings: Sequence[Reading], without: Mapping[str, str]) -> str:
     generated = cohorts[GENERATED]
-    text = f"{len(generated.expected)} volumes of {generated.name}. "
+    text = f"{len(generated.expected)} generated volumes. "
     unmeasured = {generated.title(r.name, r.tool): r.numbers[GENERATED]["unmeasured"] for r in readings}
     if counts := ", ".join(f"{count} of {name}" for name, count in unmeasured.items() if count):
         text += f"Some volumes could not be measured and do not count below: {counts}. "
@@ -186,7 +186,7 @@ def requested_against_measured(cohorts: Mapping[str, Cohort]) -> ReportSection:
 
 
 def verdict(readings: Sequence[Reading]) -> str:
-    """Say a sentence about each quantity. If several tools measured it, the first one counts."""
+    """Say how each quantity follows its request. If several tools measured it, the first one counts."""
     first = {reading.name: reading for reading in reversed(readings)}
     in_order = [reading for reading in readings if first[reading.name] is reading]
-    return " ".join(agreement_in_words(r.cohorts[GENERATED].title(r.name), r.numbers[GENERATED]) for r in in_order)
+    return agreement_in_words({r.cohorts[GENERATED].title(r.name): r.numbers[GENERATED] for r in in_order})

@@ -189,7 +189,7 @@ def sweep_figures(cohort: Cohort, sweeps: Sequence[Sweep], scans: Cohort | None)
     sections = []
     if within:
         text = (
-            f"These are volumes of {cohort.name}. Within a row, the noise and all other covariates stay the same, so every "
+            f"Within a row, the noise and all other covariates stay the same, so every "
             "difference is due to the one covariate. Each row is drawn in one brightness. The volumes were measured "
             f"{tools}.\n\n"
             "The table compares requested and measured values within the range of the model. The values of one noise are "
@@ -203,7 +203,7 @@ def sweep_figures(cohort: Cohort, sweeps: Sequence[Sweep], scans: Cohort | None)
     if beyond:
         known = tool_table(cohort, beyond, scans)
         text = (
-            f"These are volumes of {cohort.name}, with one noise per row. The model's covariates.json scales the range to "
+            f"Each row has one noise. The model's covariates.json scales the range to "
             "0 to 1. The range was declared for the training data, which need not fill it; Pinaya et al. 2022 requested "
             "scaled values of -0.5 to 1.9. No head can have a volume below 0 mL. Such requests show where the model "
             "leads.\n\n"

@@ -202,7 +202,7 @@ def verdict(numbers: dict) -> str:
     if readers:
         return f"{readers} people guess right for {_with_interval(numbers['accuracy_of_all'], 100)} % of the slices. {chance}"
     rules = {reader.removesuffix(COMPUTED): entry["guesses"][0]["accuracy"] for reader, entry in numbers["computed"].items()}
-    right = ", ".join(
-        f"{name} {_with_interval(share, 100)} %" for name, share in rules.items() if name in RULES and name != "chance"
-    )
-    return f"No person has rated the slices. Rules that see one cue alone guess right: {right}. {chance}"
+    rules = {name: share for name, share in rules.items() if name in RULES and name != "chance"}
+    best = max(rules, key=lambda name: rules[name]["value"])
+    right = _with_interval(rules[best], 100)
+    return f"No person has rated the slices. A rule that sees only {best} is right for {right} % of them. {chance}"

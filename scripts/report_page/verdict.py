@@ -50,7 +50,7 @@ def verdict(cohorts: Mapping[str, Cohort], sections: Sequence[dict], anchors: Ma
         if not found and question == REQUESTS and (text := follow(cohorts["generated"])):
             answers = [("agreement", "", text)]
         yield _answer(question, answers)
-    yield _answer("What does this page not show?", [("limits", "", " ".join(limits(cohorts, sections)[:2]))])
+    yield _answer("What does this page not show?", [("limits", "", limits(cohorts, sections)[0])])
     yield "</dl>\n"
 
 
@@ -69,16 +69,16 @@ def made(cohorts: Mapping[str, Cohort]) -> str:
     """Say how many volumes were made from what, how many could not be measured, and what they are compared with."""
     generated = cohorts["generated"]
     count, labelled = len(generated.expected), any(map(generated.label_map, generated.images))
-    heads = f"{count} head{' was' if count == 1 else 's were'} generated"
+    heads = f"{count} synthetic head{' was' if count == 1 else 's were'} generated"
     requests = _ranges(generated)
-    text = f"{heads} from label maps." if labelled else f"{heads}{f', with requested {requests}' if requests else ''}."
+    text = f"{heads} from label maps." if labelled else f"{heads}{f', for {requests}' if requests else ''}."
     if generated.quantities():
         lost = int(generated.measured[generated.main_quantity()].isna().sum())
         text += f" {lost} could not be measured and do not count in the numbers below." if lost else ""
     if "synthetic" in cohorts:
         text += f" {len(cohorts['synthetic'].expected)} more were made from label maps, with the anatomy of the map."
     if scans := cohorts.get("cohort"):
-        text += f" They are shown beside {len(scans.expected)} scans ({scans.name})."
+        text += f" They are shown beside {len(scans.expected)} {'simulated ' * is_simulated(scans.folder)}scans."
     return text
 
 
@@ -97,14 +97,14 @@ def _ranges(cohort: Cohort) -> str:
 
 def follow(generated: Cohort) -> str:
     """Say how closely each measured quantity follows its request. If several tools measured it, the first one counts."""
-    sentences = []
+    found, missing = {}, []
     for name in generated.quantities():
-        pairs = generated.pairs(name)
+        pairs, title = generated.pairs(name), generated.title(name)
         try:
-            sentences.append(agreement_in_words(generated.title(name), agreement(pairs["expected"], pairs["measured"])))
+            found[title] = agreement(pairs["expected"], pairs["measured"])
         except ValueError as error:
-            sentences.append(f"{generated.title(name).capitalize()}: there is no number, because {error}.")
-    return " ".join(sentences)
+            missing.append(f"{title.capitalize()}: there is no number, because {error}.")
+    return " ".join(filter(None, [agreement_in_words(found), *missing]))
 
 
 def limits(cohorts: Mapping[str, Cohort], sections: Sequence[dict]) -> list[str]:

@@ -42,13 +42,18 @@ def test_the_words_use_the_partial_correlation():
     numbers = {"n": 40, "r": 0.9, "r_low": 0.85, "r_high": 0.95, "slope": 0.5, "slope_low": 0.4, "slope_high": 0.6, "held": 1}
     numbers |= {"partial_r": 0.2, "partial_r_low": -0.2, "partial_r_high": 0.5}
     words = "do not follow the requests in a way that shows (partial r 0.2 [-0.2, 0.5], "
-    assert words in agreement_in_words("age", numbers)
-    assert "follow the requests closely (r 0.90 [0.85, 0.95], slope " in agreement_in_words("age", numbers | {"held": 0})
+    assert words in agreement_in_words({"age": numbers})
+    closely = "follow the requests closely (r 0.90 [0.85, 0.95], n = 40)"
+    assert closely in agreement_in_words({"age": numbers | {"held": 0}})
+    text = agreement_in_words({"age": numbers, "ventricles": numbers | {"held": 0}, "brain": numbers})
+    assert text.startswith("Age; brain: measured values do not follow") and text.endswith(
+        f"Ventricles: measured values {closely}."
+    )
 
 
 def test_the_words_name_another_scale():
     """Volumes in another unit have the same correlation."""
     numbers = {"n": 40, "r": 0.98, "r_low": 0.9, "r_high": 0.99, "slope": 9.7, "slope_low": 8, "slope_high": 11}
-    assert "follow the requests closely, but change 9.7 times as much (r " in agreement_in_words("ventricles", numbers)
-    assert "but change 0.00097 times" in agreement_in_words("ventricles", numbers | {"slope": 0.00097})
-    assert "but change" not in agreement_in_words("ventricles", numbers | {"slope": 0.6})
+    assert "follow the requests closely, but change 9.7 times as much (r " in agreement_in_words({"ventricles": numbers})
+    assert "but change 0.00097 times" in agreement_in_words({"ventricles": numbers | {"slope": 0.00097}})
+    assert "but change" not in agreement_in_words({"ventricles": numbers | {"slope": 0.6}})

@@ -37,7 +37,7 @@ def test_the_page_opens_with_six_answers_and_each_links_to_its_section(generated
     assert len(answers) == 6
     ids = [attributes["id"] for _, attributes in Elements(page).found if "id" in attributes]
     assert all(anchor in ids for anchor, _ in answers.values() if anchor)
-    assert "6 heads were generated, with requested lateral ventricles of 10 to 60 mL." in answers["What was made?"][1]
+    assert "6 synthetic heads were generated, for lateral ventricles of 10 to 60 mL." in answers["What was made?"][1]
     assert "measured values follow the requests closely" in answers["Do they follow their requests?"][1]
     assert answers["How close are they to scans?"][1] == "The FID is 3 &lt;mL&gt;."
     assert answers["Are they copies of training scans?"] == ("", "Not measured.")

@@ -134,6 +134,5 @@ def verdict_of(counts: Mapping[str, Mapping], passed: bool) -> str:
     share = with_interval(sample["share"], *sample["share_95"], 100)
     return (
         f"The audit {'passed' if passed else 'did not pass'}. {sample['flagged']} of {sample['n']} generated heads are "
-        f"flagged as copies of a training scan ({share} %). Training scans that went through the "
-        f"autoencoder are copies; the audit finds {control['flagged']} of {control['n']}."
+        f"flagged as copies ({share} %). Of {control['n']} true copies, the audit finds {control['flagged']}."
     )

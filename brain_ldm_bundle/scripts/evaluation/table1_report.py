@@ -72,12 +72,11 @@ def verdict(result: Mapping) -> str:
     def likeness(name: str) -> str:
         return _interval(rows[name]["ms_ssim"]["mean"], rows[name]["ms_ssim"]["standard_error"])
 
-    distances = " and ".join(f"{fid(name)} for {name}" for name in result["samples"])
-    pairs = " and ".join(f"{likeness(name)} for {name}" for name in result["samples"])
+    distances = ", ".join(f"{fid(name)} for {name}" for name in result["samples"])
+    pairs = ", ".join(f"{likeness(name)} for {name}" for name in result["samples"])
     return (
-        f"The distance of features (FID) to the scans is {distances}. It is {fid(FLOOR)} between halves of the scans and "
-        f"{fid(BLUR)} for blurred scans. The MS-SSIM of pairs is {pairs}, and {likeness(FLOOR)} for scans; a higher value "
-        f"means less diverse or smoother heads."
+        f"The distance to the scans (FID) is {distances}; it is {fid(FLOOR)} between halves of the scans, and {fid(BLUR)} for "
+        f"blurred scans. Two heads are as alike (MS-SSIM) as {pairs}; two scans as {likeness(FLOOR)}."
     )
 
 

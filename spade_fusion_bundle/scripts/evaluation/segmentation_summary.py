@@ -158,7 +158,7 @@ def _tables(summary: Mapping) -> list[dict]:
 def _text(summary: Mapping) -> str:
     volumes, n = summary["arms"]["both"]["volumes"], summary["n"]
     return (
-        f"Tested on {n} real scan{'s' * (n > 1)} of the folder {summary['data']}, split {summary['split']}, "
+        f"Tested on {n} real scan{'s' * (n > 1)} of the split {summary['split']} "
         f"at {summary['spacing_mm']:g} mm. Trained on {volumes['synthetic']} synthetic volumes from the maps of "
         f"{summary['synthetic_sources']} subjects, none of whom is a test subject, and on {volumes['real']} real scans, for "
         f"{summary['steps']} steps each. {statistics.note_on_few_scans(n, len(summary['differences']))}\n\n"

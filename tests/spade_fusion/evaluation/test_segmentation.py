@@ -390,7 +390,7 @@ def test_the_tables_hold_mean_spread_number_and_paired_differences(tmp_path, cap
     assert comparisons["rows"][0][2:] == ["0 of 3", "0.25", "1.00"] and len(comparisons["rows"]) == 5
     assert [row[0] for row in structures["rows"]] == ["left white matter", "brain stem"]  # no skull
     for part in (
-        "3 real scans of the folder x, split validation, at 2 mm",
+        "3 real scans of the split validation at 2 mm",
         "from the maps of 2 subjects",
         "9 steps",
         "p cannot be below 0.25",
@@ -435,9 +435,7 @@ def test_the_command_tells_what_each_arm_is_worth(cohort, spade_bundle):
     rows = {(row["arm"], row["structure"]): row for row in read_table(cohort / "out" / "segmentation.tsv")}
     assert int(rows["real", "right cerebral cortex"]["voxels"]) == (truth == 3).sum()
     section = json.loads((cohort / "out" / "segmentation.section.json").read_text())
-    assert (
-        cohort / "out" / section["figures"][0]["file"]
-    ).is_file() and "1 real scan of the folder bids, split test" in section["text"]
+    assert (cohort / "out" / section["figures"][0]["file"]).is_file() and "1 real scan of the split test" in section["text"]
 
 
 def test_the_command_refuses_leaked_maps_before_anything_is_trained(cohort, spade_bundle):

@@ -289,7 +289,7 @@ def test_the_config_scores_the_held_out_scans(evaluate, tmp_path):
     section = json.loads((tmp_path / "output" / "synthesis.section.json").read_text())
     assert [figure["file"] for figure in section["figures"]] == ["planes.png", "profiles.png"]
     assert all((tmp_path / "output" / figure["file"]).is_file() for figure in section["figures"])
-    assert "2 scans: split test of the folder bids" in section["text"]
+    assert "2 scans: split test" in section["text"]
 
 
 def test_the_config_refuses_an_unknown_split_before_anything_is_made(evaluate, tmp_path):
