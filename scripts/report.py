@@ -1,7 +1,7 @@
 """Write an HTML page and a picture that show how generated volumes look, and whether they show what was requested.
 
     python scripts/report.py GENERATED_DIR [--measured volumes.tsv [ages.tsv ...]] [--evaluation DIR ...] [--output report.html]
-        [--real COHORT_DIR --real_measured real_volumes.tsv ...] [--synthetic SYNTHETIC_DIR] [--training TRAINING_DIR]
+        [--real COHORT_DIR --real_measured real_volumes.tsv ...] [--synthetic SYNTHETIC_DIR] [--training DIR ...]
 
 GENERATED_DIR is the output folder of inference with either bundle. To show both bundles on one page, give the folder of the
 brain LDM, and the folder of SPADE fusion with --synthetic. To compare requested with measured values, first measure the volumes
@@ -19,8 +19,8 @@ from cohorts.cohort import describe, read_cohort, refuse_requests, refuse_same_f
 from cohorts.scans_or_synthetic import refuse_scans, refuse_synthetic
 from report_page.embedded_volumes import fitting_spacing
 from report_page.label_names import read_label_names
+from report_page.overview import columns, from_map, overview
 from report_page.page import Content, page
-from report_page.plots import in_overview, overview
 from report_page.provenance import provenance_rows
 from report_page.read_sections import find_sections, name_others
 from report_page.training_log import draw_curves, training_rows
@@ -57,21 +57,22 @@ def read_content(options: argparse.Namespace) -> Content:
         in_viewer={"generated": options.viewer, "cohort": options.viewer_scans, "synthetic": options.viewer},
         viewer_spacing_mm=options.viewer_spacing_mm,
         sections=sections,
-        curves=draw_curves(options.training) if options.training else (),
+        curves=[curve for folder in options.training for curve in draw_curves(folder)],
+        training_note=options.training_note,
     )
-    shown = in_overview(cohorts)
-    volumes = {kind: {*content.drawn[kind], *shown.get(kind, ())} - {None} for kind in cohorts}
-    refuse_damaged([path for kind, cohort in cohorts.items() for path in cohort.files(sorted(volumes[kind]))])
+    shown = {(kind, volume) for kind, drawn in content.drawn.items() for volume in drawn} | set(from_map(cohorts).items())
+    shown |= {(column.kind, volume) for column in columns(cohorts) for volume in column.volumes if volume is not None}
+    refuse_damaged([path for kind, volume in sorted(shown) for path in cohorts[kind].files([volume])])
     if content.viewer_spacing_mm is None:
         viewed = {kind: list(content.numbers(kind)) for kind in cohorts}
         content.viewer_spacing_mm = fitting_spacing(
             [(cohorts[kind], some, content.names[kind]) for kind, some in viewed.items() if some]
         )
-    content.picture = overview(cohorts)
+    content.picture = overview(cohorts, content.names)
     if options.real:
         content.provenance.append(["Cohort", describe(cohorts["cohort"])])
-    if options.training:
-        content.provenance += training_rows(options.training)
+    for folder in options.training:
+        content.provenance += training_rows(folder)
     for kind in ("generated", "synthetic"):
         content.provenance += provenance_rows(cohorts[kind], content.drawn[kind]) if kind in cohorts else []
     return content
@@ -87,14 +88,15 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--real_measured", **paths, metavar="TSV", help="tables of measurements for all or part of the cohort")
     synthetic = "output of inference of SPADE fusion, shown on the same page beside its label maps"
     parser.add_argument("--synthetic", type=Path, metavar="SYNTHETIC_DIR", help=synthetic)
-    parser.add_argument("--training", type=Path, help="output_dir of training, to show its steps, time and curves")
+    parser.add_argument("--training", **paths, metavar="DIR", help="output_dir of trainings, to show steps, time and curves")
+    parser.add_argument("--training_note", default="", metavar="TEXT", help="sentence above the curves of the trainings")
     parser.add_argument("--gallery", type=at_least(1), default=24, metavar="N", help="generated volumes to show (default 24)")
     viewer = "volumes of each generated folder that the viewer can open (default: all that the page shows)"
     parser.add_argument("--viewer", type=at_least(0), metavar="N", help=viewer)
     scans = "scans that the viewer can open (default 0, because a whole head can identify a person)"
     parser.add_argument("--viewer_scans", type=at_least(0), default=0, metavar="N", help=scans)
     parser.add_argument(
-        "--viewer_spacing_mm", type=float, help="resample the viewer's volumes (default: as fine as 8 MB allow)"
+        "--viewer_spacing_mm", type=float, help="resample the viewer's volumes (default: as fine as 11 MB allow)"
     )
     parser.add_argument("--output", type=Path, help="HTML file (default: GENERATED_DIR_report.html, next to the folder)")
     options = parser.parse_args(arguments)

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import report
-from report_page import plots
+from report_page import overview
 
 SHAPE = (20, 28, 24)  # RAS: three different side lengths
 AFFINE = np.diag([2.0, 2.0, 2.0, 1.0])
@@ -98,7 +98,7 @@ def page_of(generated, *arguments):
     """Write the page of a folder and its table, and return its text. Its picture has one row, because drawing is slow."""
     output = generated[0].parent / "report.html"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plots, "ROWS_IN_PICTURE", 1)
+        patch.setattr(overview, "ROWS_IN_PICTURE", 1)
         report.main([str(generated[0]), "--measured", str(generated[1]), "--output", str(output), *map(str, arguments)])
     return output.read_text()
 

@@ -147,14 +147,19 @@ def gallery(
 
 def planes_images(cohort: Cohort, volume: str, names: LabelNames) -> dict[str, bytes]:
     """Return by description the PNG of three planes of a volume, after its label map in colour if there is one."""
-    point_mm, label_map, pictures = cohort.point_mm(volume), cohort.label_map(volume), {}
-    if label_map is not None:
-        planes = three_planes_of_labels(label_map, point_mm)
-        values, index = np.unique(planes, return_inverse=True)
-        pictures["label map"] = Image.fromarray(names.colours(values)[index.reshape(planes.shape)])
-    grey = (three_planes(cohort.images[volume], point_mm) * 255).round().astype(np.uint8)
+    pictures = {}
+    if cohort.label_map(volume) is not None:
+        pictures["label map"] = Image.fromarray(coloured_planes(cohort, volume, names))
+    grey = (three_planes(cohort.images[volume], cohort.point_mm(volume)) * 255).round().astype(np.uint8)
     pictures["axial, coronal and sagittal plane"] = Image.fromarray(grey)
     return {kind: _png(picture) for kind, picture in pictures.items()}
+
+
+def coloured_planes(cohort: Cohort, volume: str, names: LabelNames) -> np.ndarray:
+    """Return three planes of a volume's label map in colour, uint8 (rows, columns, 3)."""
+    planes = three_planes_of_labels(cohort.label_map(volume), cohort.point_mm(volume))
+    values, index = np.unique(planes, return_inverse=True)
+    return names.colours(values)[index.reshape(planes.shape)]
 
 
 def _png(picture: Image.Image) -> bytes:
@@ -196,10 +201,6 @@ def caption(cohort: Cohort, volume: str, asked: str) -> str:
 
 
 def _measured(cohort: Cohort, volume: str, name: str, decimals: int | None = None) -> str:
-    """Return the measured values, such as "measured 41.6 mL", or ""."""
-    texts = [
-        f"{cohort.value(name, float(number), decimals)}{cohort.by(name, tool)}"
-        for of, tool, by_tool in cohort.readings()
-        if of == name and not pd.isna(number := by_tool.measured.loc[volume, name])
-    ]
-    return f"measured {', '.join(texts)}" if texts else ""
+    """Return the measured value, such as "measured 41.6 mL", or "". If several tools measured it, the first one counts."""
+    number = cohort.measured.loc[volume, name] if name in cohort.quantities() else None
+    return "" if number is None or pd.isna(number) else f"measured {cohort.value(name, float(number), decimals)}"

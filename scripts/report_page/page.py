@@ -17,7 +17,7 @@ from report_page.gallery import columns, controls, described, gallery
 from report_page.html import escape, folded, img, json_block, paragraphs, table
 from report_page.label_names import LabelNames
 from report_page.plots import PLOT_SCALE, scatter_image
-from report_page.verdict import by_question, limits, verdict
+from report_page.verdict import ORDER, by_question, limits, name_of, verdict
 
 PARTS = Path(__file__).with_name("viewer")
 NET = Path(__file__).parents[1] / "measurement" / "volume_net.pt"  # the network of scripts/measure_volumes.py
@@ -50,6 +50,7 @@ class Content:
     picture: bytes = b""  # PNG of `overview`, for a file of its own
     sections: Sequence[dict] = ()  # from `find_sections`
     curves: Sequence[tuple[str, bytes]] = ()  # from `draw_curves`
+    training_note: str = ""  # sentence above the curves
     provenance: list[Sequence[str]] = field(default_factory=list)  # rows of name and value
     drawn: dict[str, list[str]] = field(init=False)  # cohort -> volumes in its gallery
     viewed: list[tuple[str, str]] = field(init=False)  # cohort and volume, in the order of the viewer
@@ -171,7 +172,7 @@ def _sections(content: Content, labelled: bool, anchors: dict[str, str]) -> Iter
         yield "provenance", "How they were made", [table(["", ""], content.provenance, "facts")]
     if content.curves:
         plots = "".join(img(png, alt, scale=PLOT_SCALE) for alt, png in content.curves)
-        yield "training", "How training went", [f'<div class="plots">{plots}</div>']
+        yield "training", "How training went", [paragraphs(content.training_note), f'<div class="plots">{plots}</div>']
     items = "".join(f"<li>{escape(text)}</li>" for text in limits(content.cohorts, content.sections))
     yield "limits", "What this page does not show", [f"<ul>{items}</ul>"]
 
@@ -200,7 +201,10 @@ def _agreement(content: Content) -> Iterator[str]:
 
 
 def _evaluation(section: dict) -> Iterator[str]:
-    """Yield the verdict, the first table and the first figure. The explanation and everything else are folded."""
+    """Yield the verdict, the first table and the first figure. The explanation and everything else are folded.
+
+    If the section answers no question at the top of the page, the table and the figure are folded, too.
+    """
     lead, _, rest = section["text"].partition("\n\n")
     if section["verdict"]:
         lead, rest = section["verdict"], section["text"]
@@ -210,9 +214,10 @@ def _evaluation(section: dict) -> Iterator[str]:
         caption = figure.get("caption", "")
         picture = img(figure["path"].read_bytes(), caption or figure["file"], "picture")
         figures.append(f"<figure>{picture}<figcaption>{escape(caption)}</figcaption></figure>")
-    yield paragraphs(lead) + "".join(tables[:1] + figures[:1])
-    if folds := "".join(tables[1:] + figures[1:]) + paragraphs(rest):
-        more = "More tables and figures, and how" if tables[1:] + figures[1:] else "How"
+    open_ones = 1 if name_of(section) in ORDER else 0
+    yield paragraphs(lead) + "".join(tables[:open_ones] + figures[:open_ones])
+    if folds := "".join(tables[open_ones:] + figures[open_ones:]) + paragraphs(rest):
+        more = "More tables and figures, and how" if tables[open_ones:] + figures[open_ones:] else "How"
         yield folded(f"{more} to read these numbers", folds)
 
 

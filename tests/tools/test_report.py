@@ -9,7 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import report
+from cohorts.cohort import read_cohort
 from PIL import Image
+from report_page import overview
 from report_page.agreement_table import tool_accuracy
 from tiny_report import (
     MEASURED_ML,
@@ -63,7 +65,7 @@ def test_the_page_needs_no_network_and_escapes_names(generated, tmp_path):
     assert "not scans of persons" not in page
     assert "default-src 'none'" in page
     assert not re.search(r'(src|href|action)="(?!data:|#)|url\(|@import', without_scripts(page))
-    assert "A &lt;cohort&gt;" in page and "<cohort>" not in page
+    assert "cohort&gt;" not in page and "<cohort>" not in page  # the data set's own name is no news to a reader
     assert cells(page, "Scans: lateral ventricles")[0] == "6"
     assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
 
@@ -202,7 +204,7 @@ def test_ages_of_another_table_are_joined_and_are_in_years(tmp_path):
     ventricles = "Generated: lateral ventricles by"  # of two tools, none is left out
     assert cells(page, f"{ventricles} generated.tsv")[3] == "+1.0 mL"
     assert cells(page, f"{ventricles} ages.tsv")[1] == "measured values are all 2: a correlation needs values that differ"
-    assert re.search(r"requested 40.0\smL, measured 42.0\smL by generated.tsv, 2.0\smL by ages.tsv", page)
+    assert re.search(r"requested 40.0\smL, measured 42.0\smL</b>", page)  # a card shows the first tool
     assert "Values were measured by generated.tsv and ages.tsv." in page
     assert re.search(r"age 61\syears \(measured 63\syears\)", page)
 
@@ -256,7 +258,7 @@ def test_label_maps_are_drawn_beside_their_volumes(tmp_path):
     folder = make_labelled(tmp_path / "synthetic", ["sub-01", "sub-01v01"])
     report.main([str(folder)])
     page = (tmp_path / "synthetic_report.html").read_text()
-    assert "has the anatomy of its map" in page and "2 heads were generated from label maps." in page
+    assert "has the anatomy of its map" in page and "2 synthetic heads were generated from label maps." in page
     pictures = [(image["alt"], image["width"], image["height"]) for image in Elements(page).named("img")]
     kinds = ("label map", "axial, coronal and sagittal plane")
     assert pictures == [(f"{name}: {kind}", "74", "28") for name in ("sub-01", "sub-01v01") for kind in kinds]
@@ -339,3 +341,38 @@ def test_all_files_that_are_no_images_are_named(generated):
     (generated[0] / "sub-syn2" / "anat" / "sub-syn2_T1w.nii.gz").write_bytes(b"")
     with pytest.raises(ValueError, match="(?s)^2 of .*sub-syn2_T1w.nii.gz: .*is empty.*sub-syn3_dseg.nii.gz: is not"):
         page_of(generated)
+
+
+def test_the_picture_shows_heads_by_volume_and_by_age_and_scans_that_are_alike(tmp_path):
+    ages = [61.0, 52.0, 73.0, 44.0, 65.0, 56.0]
+    folder, measured = make_cohort(tmp_path / "generated", [f"sub-{i}" for i in range(6)], REQUESTED_ML, MEASURED_ML, age=ages)
+    real, _ = make_cohort(tmp_path / "real", [f"sub-{i}" for i in range(6)], REQUESTED_ML[::-1], MEASURED_ML, age=ages[::-1])
+    cohorts = {"generated": read_cohort(folder, [measured]), "cohort": read_cohort(real)}
+    shown = overview.columns(cohorts)
+    assert [(column.kind, column.quantity) for column in shown] == [
+        (kind, quantity) for quantity in ("ventricles_ml", "age") for kind in ("generated", "cohort")
+    ]
+    for column in shown:
+        values = cohorts[column.kind].expected.loc[column.volumes, column.quantity].tolist()
+        assert values == sorted(values) and len(values) == overview.ROWS_IN_PICTURE
+    for heads, scans in (shown[:2], shown[2:]):  # the cohort holds a scan of every requested value
+        assert [5 - int(name.removeprefix("sub-")) for name in scans.volumes] == [
+            int(name.removeprefix("sub-")) for name in heads.volumes
+        ]
+
+
+def test_the_picture_shows_a_label_map_beside_its_volume_and_the_scan_of_the_map(tmp_path):
+    synthetic = make_labelled(tmp_path / "synthetic", ["sub-02", "sub-03"])  # both from the map of sub-01
+    real, _ = make_cohort(tmp_path / "real", ["sub-01", "sub-02"], [10.0, 20.0], [10.0, 20.0])
+    cohorts = {"synthetic": read_cohort(synthetic), "cohort": read_cohort(real)}
+    assert overview.from_map(cohorts) == {"synthetic": "sub-02", "cohort": "sub-01"}
+    assert overview.from_map({"generated": cohorts["cohort"]}) == {}
+
+
+def test_sections_that_answer_no_question_are_folded(generated, tmp_path):
+    folder = write_section(tmp_path / "evaluation", "samples", title="Answer")
+    write_section(folder, "segmentation", title="Detail")
+    page = page_of(generated, "--evaluation", folder, "--viewer", 0)
+    answer, detail = (page.split(f"<h2>{title}</h2>")[1].split("</section>")[0] for title in ("Answer", "Detail"))
+    assert answer.index("<table") < answer.index("<details>") < answer.index("Two ")
+    assert detail.index("<details>") < detail.index("<table")

@@ -73,7 +73,9 @@ def test_the_viewer_starts_with_a_generated_volume_and_the_scan_most_like_it(gen
 
 def test_a_page_of_large_volumes_stays_below_20_mb(tmp_path):
     """A page of heads at 1 mm had 80 MB. Noise cannot be compressed, so that this is the worst case."""
-    generated = make_cohort(tmp_path / "generated", [f"sub-{i}" for i in range(6)], REQUESTED_ML, MEASURED_ML)
+    generated = make_cohort(
+        tmp_path / "generated", [f"sub-{i}" for i in range(8)], [*REQUESTED_ML, 70.0, 80.0], [*MEASURED_ML, 71.0, 79.0]
+    )
     noise = np.random.default_rng(0).random((100, 120, 110)).astype(np.float32)
     first, *others = generated[0].rglob("*_T1w.nii.gz")
     nib.save(nib.Nifti1Image(noise, np.diag([1.0, 1.0, 1.0, 1.0])), first)
