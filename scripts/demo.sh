@@ -1,31 +1,69 @@
 #!/usr/bin/env bash
-# Small demonstration of both bundles: simulate a cohort, train, generate, evaluate, and write a page with all results.
+# Small demonstration of both bundles: simulate a cohort, generate, train, synthesise, measure, and write a page with all results.
 [ -n "${BASH_VERSION:-}" ] || { echo "This script needs bash. Run: bash $0" >&2; exit 2; }
 set -euo pipefail
 
-SUBJECTS=120
 SEED=1                                           # the shipped weights were trained on the heads of seed 0
-REQUESTS=64
-# Training continues from the shipped weights on this cohort, at low learning rates, so that they keep what they learnt.
-TRAINING="--autoencoder_epochs 1 --autoencoder_lr 2e-4 --diffusion_epochs 3 --diffusion_lr 1e-4 --val_interval 1"
-SAMPLING="--steps 15 --guidance_scale 1.0 --batch_size 16"
-CHAIN="--sampler_name ddpm --steps 1000 --batch_size 16"     # all steps, as in the first row of the paper's table
-CHAIN_VOLUMES=16
-SWEEPS="--sweep ventricles_ml 10 150 --sweep age 46 80 --rows 6 --noises 1 --extrapolate"
-REGRESSOR_TRAINING="--regressor_epochs 3 --regressor_lr 2e-4 --val_interval 1"
-SPADE_TRAINING=""                                # as in configs/demo.json, from scratch
-VARIANTS=4
-SEGMENTATION=""
-SLICES=60
-PAIRS=100
-COMPONENTS="--feature_dimensions 10"             # of the FID; otherwise the size of the smallest set decides
+SIZE=demo_2mm                                    # which shipped weights make the heads
+SUBJECTS=20
+COHORT="--spacing_mm 2 --protocol one"
+FIRST=6                                          # heads on the first page
+REQUESTS=16
+SAMPLING="--steps 15 --guidance_scale 1.0 --batch_size 4"
+TRAINING="--autoencoder_epochs 3 --diffusion_epochs 8 --val_interval 1"  # from scratch at 4 mm, to show how training goes
+SPADE_TRAINING="--spade_visits 4"                # from scratch, as in configs/demo.json, but with fewer heads
+VARIANTS=2
+SLICES=40
+PAIRS=40
+COMPONENTS="--feature_dimensions 4"              # of the FID; otherwise the size of the smallest set decides
+
+full_settings() {
+    SIZE=demo
+    SUBJECTS=120
+    COHORT="--spacing_mm 4"
+    REQUESTS=64
+    SAMPLING="--steps 15 --guidance_scale 1.0 --batch_size 16"
+    # Training continues from the shipped weights on this cohort, at low learning rates, so that they keep what they learnt.
+    TRAINING="--autoencoder_epochs 1 --autoencoder_lr 2e-4 --diffusion_epochs 3 --diffusion_lr 1e-4 --val_interval 1"
+    SPADE_TRAINING=""
+    VARIANTS=4
+    SLICES=60
+    PAIRS=100
+    COMPONENTS="--feature_dimensions 10"
+    CHAIN="--sampler_name ddpm --steps 1000 --batch_size 16"     # all steps, as in the first row of the paper's table
+    CHAIN_VOLUMES=16
+    SWEEPS="--sweep ventricles_ml 10 150 --sweep age 46 80 --rows 6 --noises 1 --extrapolate"
+    REGRESSOR_TRAINING="--regressor_epochs 3 --regressor_lr 2e-4 --val_interval 1"
+    SEGMENTATION=""
+}
+
+tiny_settings() {
+    SIZE=demo
+    SUBJECTS=20
+    COHORT="--spacing_mm 4"
+    FIRST=4
+    REQUESTS=8
+    SAMPLING="--steps 10"
+    TRAINING="--autoencoder_epochs 1 --autoencoder_lr 1e-4 --diffusion_epochs 1 --diffusion_lr 1e-5"
+    SPADE_TRAINING="--spade_epochs 1 --fusion_epochs 1 --batch_norm_batches 2"
+    VARIANTS=2
+    SLICES=12
+    PAIRS=10
+    COMPONENTS=""
+    CHAIN="--sampler_name ddpm --steps 1000 --batch_size 4"
+    CHAIN_VOLUMES=4
+    SWEEPS="--sweep ventricles_ml 10 150 --rows 2 --noises 1 --extrapolate"
+    REGRESSOR_TRAINING="--regressor_epochs 3"
+    SEGMENTATION="--steps 4"
+}
 
 usage() {
     cat <<'TEXT'
-bash scripts/demo.sh [--output DIR] [--fresh] [--tiny]
+bash scripts/demo.sh [--output DIR] [--fresh] [--full] [--tiny]
 
-  --output DIR  folder for all results (default: demo)
+  --output DIR  folder for all results (default: demo, or demo_full with --full)
   --fresh       delete the results of an earlier demo in this folder, and start over
+  --full        run the whole evaluation of both papers, at 4 mm (more than 20 minutes)
   --tiny        use 20 subjects, 8 volumes and hardly any training, only to check that everything runs
 
 After an interruption, run the same command again: it skips the steps that are done.
@@ -33,8 +71,10 @@ TEXT
 }
 
 root=$(cd "$(dirname "$0")/.." && pwd)
-output="$root/demo"
+output=""
 fresh=""
+full=""
+tiny=""
 while [ $# -gt 0 ]; do
     case "$1" in
         --output)
@@ -43,30 +83,28 @@ while [ $# -gt 0 ]; do
             shift
             ;;
         --fresh) fresh=yes ;;
-        --tiny)
-            SUBJECTS=20
-            REQUESTS=8
-            TRAINING="--autoencoder_epochs 1 --autoencoder_lr 1e-4 --diffusion_epochs 1 --diffusion_lr 1e-5"
-            SAMPLING="--steps 10"
-            CHAIN="--sampler_name ddpm --steps 1000 --batch_size 4"
-            CHAIN_VOLUMES=4
-            SWEEPS="--sweep ventricles_ml 10 150 --rows 2 --noises 1 --extrapolate"
-            REGRESSOR_TRAINING="--regressor_epochs 3"
-            SPADE_TRAINING="--spade_epochs 1 --fusion_epochs 1 --batch_norm_batches 2"
-            SEGMENTATION="--steps 4"
-            SLICES=12
-            PAIRS=10
-            COMPONENTS=""
-            ;;
+        --full) full=yes ;;
+        --tiny) tiny=yes ;;
         -h | --help) usage; exit 0 ;;
-        *) usage >&2; echo "unknown option: $1. Give --output DIR, --fresh or --tiny" >&2; exit 2 ;;
+        *) usage >&2; echo "unknown option: $1. Give --output DIR, --fresh, --full or --tiny" >&2; exit 2 ;;
     esac
     shift
 done
+[ -n "$output" ] || output="$root/demo${full:+_full}"
+[ -z "$full" ] || full_settings
+[ -z "$tiny" ] || tiny_settings
+shipped="$root/brain_ldm_bundle/models"
+for file in "$shipped/${SIZE}_autoencoder.pt" "$shipped/${SIZE}_model.pt"; do
+    if [ ! -f "$file" ]; then
+        echo "$file: no such file, but the demo samples with these weights. Clone the project again, or copy the file from a clone" >&2
+        exit 1
+    fi
+done
 
 # The file .made_by_demo shows that a demo made this folder, and with which settings.
-settings="version 2, subjects $SUBJECTS of seed $SEED, requests $REQUESTS, training '$TRAINING', sampling '$SAMPLING', chain '$CHAIN' \
-$CHAIN_VOLUMES, sweeps '$SWEEPS', regressor '$REGRESSOR_TRAINING', spade '$SPADE_TRAINING'"
+settings="version 3${full:+, full}, $SIZE, cohort '$COHORT' of $SUBJECTS subjects and seed $SEED, requests $REQUESTS, \
+training '$TRAINING', sampling '$SAMPLING', chain '${CHAIN:-}' ${CHAIN_VOLUMES:-}, sweeps '${SWEEPS:-}', regressor \
+'${REGRESSOR_TRAINING:-}', spade '$SPADE_TRAINING'"
 mark="$output/.made_by_demo"
 if [ -n "$fresh" ] && [ -f "$mark" ]; then
     rated=$(find "$output"/{,spade_}reader_study/results -name '[!.]*.tsv' 2> /dev/null || true)
@@ -99,7 +137,6 @@ cd "$root"
 
 # --- Steps ----------------------------------------------------------------------------------------------------------
 
-STEPS=16
 number=0
 doing="starting"
 
@@ -145,19 +182,22 @@ bundle() {  # run a workflow of a bundle: FOLDER [RUN_ID] SETTINGS...
     (cd "$1" && python -m monai.bundle run "${@:2}")
 }
 
-train() {
-    local models="$root/brain_ldm_bundle/models" start=""
-    if [ -f "$models/demo_autoencoder.pt" ] && [ -f "$models/demo_model.pt" ]; then
-        start=yes
-    fi
+train() {  # FOLDER SETTINGS...
     # shellcheck disable=SC2086  # TRAINING is several words
     bundle brain_ldm_bundle training --config_file "['configs/train.json','configs/demo.json']" --dataset_dir "$output/data" \
-        --models_dir "$output/models" --output_dir "$output/training" --cache_dir "$output/cache" \
-        ${start:+--init_autoencoder "$models/demo_autoencoder.pt" --init_diffusion "$models/demo_model.pt"} $TRAINING
+        --models_dir "$1" --output_dir "$output/training" --cache_dir "$output/cache" $TRAINING "${@:2}"
+}
+
+train_little() {
+    train "$output/training/models"
+}
+
+train_on() {
+    train "$output/models" --init_autoencoder "$shipped/${SIZE}_autoencoder.pt" --init_diffusion "$shipped/${SIZE}_model.pt"
 }
 
 train_regressor() {
-    local start="$root/brain_ldm_bundle/models/demo_regressor.pt"
+    local start="$shipped/demo_regressor.pt"
     [ -f "$start" ] || start=""
     # shellcheck disable=SC2086
     bundle brain_ldm_bundle training --config_file "['configs/train_regressor.json','configs/demo_regressor.json']" \
@@ -167,6 +207,10 @@ train_regressor() {
 
 request() {
     python scripts/make_requests.py "$output/data/participants.tsv" "$output/requests.tsv" --rows "$REQUESTS"
+}
+
+request_more() {
+    request
     # shellcheck disable=SC2086
     python scripts/make_requests.py "$output/data/participants.tsv" "$output/sweeps.tsv" $SWEEPS
 }
@@ -176,9 +220,18 @@ sample() {  # TABLE FOLDER SETTINGS...
         --output_dir "$2" "${@:3}"
 }
 
-generate() {
+generate() {  # [TABLE]
     # shellcheck disable=SC2086
-    sample "$output/requests.tsv" "$output/generated" $SAMPLING
+    sample "${1:-$output/requests.tsv}" "$output/generated" $SAMPLING
+}
+
+generate_first() {
+    mkdir -p "$output/models"
+    cp "$shipped/${SIZE}_autoencoder.pt" "$output/models/autoencoder.pt"
+    cp "$shipped/${SIZE}_model.pt" "$output/models/model.pt"
+    head -n $((FIRST + 1)) "$output/requests.tsv" > "$output/first_requests.tsv"
+    generate "$output/first_requests.tsv"
+    cp "$output/generated/participants.tsv" "$output/first_made.tsv"  # the step with all heads changes participants.tsv
 }
 
 generate_more() {
@@ -219,13 +272,23 @@ measure_more() {
     read_covariates "$output/generated_ages.tsv" "$output/generated"
 }
 
+compare() {  # RUN_ID SAMPLES SETTINGS...
+    # shellcheck disable=SC2086
+    bundle brain_ldm_bundle "$1" --config_file configs/evaluate.json --dataset_dir "$output/data" \
+        --models_dir "$output/models" --output_dir "$output/evaluation/brain_ldm" --cache_dir "$output/cache" --pairs "$PAIRS" \
+        $COMPONENTS --samples "$2" "${@:3}"
+}
+
+evaluate_little() {
+    # The weights saw none of these scans, so all of them are the reference.
+    compare evaluating_samples "{'generated':'$output/generated'}" --reference_split all
+    score_spade
+}
+
 evaluate() {
     local folder="$output/evaluation/brain_ldm" sweeps=() argument
-    # shellcheck disable=SC2086
-    bundle brain_ldm_bundle --config_file configs/evaluate.json --dataset_dir "$output/data" --models_dir "$output/models" \
-        --output_dir "$folder" --cache_dir "$output/cache" --pairs "$PAIRS" $COMPONENTS \
-        --reconstructions_dir "$output/reconstructions" \
-        --samples "{'LDM, 1000 steps':'$output/generated_1000','LDM, 15 steps':'$output/generated'}"
+    compare evaluating "{'LDM, 1000 steps':'$output/generated_1000','LDM, 15 steps':'$output/generated'}" \
+        --reconstructions_dir "$output/reconstructions"
     # An audit that finds copies exits with an error. The demo continues, because the page shows the result.
     rm -f "$folder/memorisation.section.json"
     bundle brain_ldm_bundle auditing --config_file configs/evaluate.json --dataset_dir "$output/data" \
@@ -250,21 +313,30 @@ train_spade() {
         --cache_dir "$output/spade/cache" $SPADE_TRAINING
 }
 
+from_maps() {  # MAPS FOLDER SETTINGS...
+    bundle spade_fusion_bundle --config_file configs/inference.json --models_dir "$output/spade/models" --label_maps "$1" \
+        --output_dir "$2" "${@:3}"
+}
+
+synthesise_little() {
+    from_maps "$output/data" "$output/spade/test" --split test --variants "$VARIANTS"
+}
+
 synthesise() {
     local name=sub-0009  # first subject of the test split
-    bundle spade_fusion_bundle --config_file configs/inference.json --models_dir "$output/spade/models" \
-        --label_maps "$output/data/derivatives/labels/$name/anat/${name}_dseg.nii.gz" --variants "$VARIANTS" \
-        --output_dir "$output/spade/synthetic"
-    bundle spade_fusion_bundle --config_file configs/inference.json --models_dir "$output/spade/models" \
-        --label_maps "$output/data" --split train --output_dir "$output/spade/training_data"
-    bundle spade_fusion_bundle --config_file configs/inference.json --models_dir "$output/spade/models" \
-        --label_maps "$output/data" --split test --output_dir "$output/spade/test"
+    from_maps "$output/data/derivatives/labels/$name/anat/${name}_dseg.nii.gz" "$output/spade/synthetic" --variants "$VARIANTS"
+    from_maps "$output/data" "$output/spade/training_data" --split train
+    from_maps "$output/data" "$output/spade/test" --split test
+}
+
+score_spade() {
+    bundle spade_fusion_bundle --config_file configs/evaluate.json --dataset_dir "$output/data" \
+        --models_dir "$output/spade/models" --output_dir "$output/evaluation/spade_fusion" --cache_dir "$output/spade/cache"
 }
 
 evaluate_spade() {
     local folder="$output/evaluation/spade_fusion"
-    bundle spade_fusion_bundle --config_file configs/evaluate.json --dataset_dir "$output/data" \
-        --models_dir "$output/spade/models" --output_dir "$folder" --cache_dir "$output/spade/cache"
+    score_spade
     # shellcheck disable=SC2086
     bundle spade_fusion_bundle --config_file "['configs/segmentation.json','configs/demo_segmentation.json']" \
         --dataset_dir "$output/data" --synthetic_dir "$output/spade/training_data" --output_dir "$folder" \
@@ -289,44 +361,92 @@ score_study() {  # NAME BUNDLE TITLE; scores the computed readers, and people if
 }
 
 report() {  # further settings
-    python scripts/report.py "$output/generated" --real "$output/data" --training "$output/training" --viewer_scans 6 \
-        --output "$output/report.html" "$@"
+    python scripts/report.py "$output/generated" --real "$output/data" --viewer 5 --viewer_scans 4 --output "$output/report.html" "$@"
+}
+
+measure_first() {
+    measure_volumes "$output/first_volumes.tsv" "$output/generated"
 }
 
 first_report() {
-    report --measured "$output/generated_volumes.tsv" --real_measured "$output/cohort_volumes.tsv"
+    if [ -n "$full" ]; then
+        report --measured "$output/generated_volumes.tsv" --real_measured "$output/cohort_volumes.tsv" \
+            --training "$output/training"
+    else
+        report --measured "$output/first_volumes.tsv"
+    fi
+}
+
+score_studies() {
+    score_study reader_study brain_ldm "Reader study: latent diffusion (Figure 4C)"
+    score_study spade_reader_study spade_fusion "Reader study: SPADE fusion (Figure 4C)"
 }
 
 last_report() {
-    score_study reader_study brain_ldm "Reader study: latent diffusion (Figure 4C)"
-    score_study spade_reader_study spade_fusion "Reader study: SPADE fusion (Figure 4C)"
-    report --measured "$output"/generated_{volumes,ages}.tsv --evaluation "$output/evaluation" \
-        --real_measured "$output/cohort_volumes.tsv" "$output/evaluation/brain_ldm/regressor.tsv" \
-        --synthetic "$output/spade/synthetic"
+    score_studies
+    if [ -n "$full" ]; then
+        report --measured "$output"/generated_{volumes,ages}.tsv --evaluation "$output/evaluation" \
+            --real_measured "$output/cohort_volumes.tsv" "$output/evaluation/brain_ldm/regressor.tsv" \
+            --synthetic "$output/spade/synthetic" --training "$output/training" "$output/spade/training"
+    else
+        report --measured "$output/generated_volumes.tsv" --evaluation "$output/evaluation" \
+            --real_measured "$output/cohort_volumes.tsv" --synthetic "$output/spade/test" \
+            --training "$output/training" "$output/spade/training" --training_note "These trainings were short, at 4 mm. The \
+SPADE GANs and the fusion made the T1w from label maps. Weights that are part of the project made the generated heads."
+    fi
 }
 
+STEPS=14
+[ -z "$full" ] || STEPS=16
 number=1
 doing="[1/$STEPS] Set up Python (minutes the first time; on Linux 5.3 GB on disk, 1.5 GB with the CPU build of PyTorch)"
 printf '%s\n' "$doing"
 . scripts/setup.sh
 
-step data data/participants.tsv "Simulate a cohort of $SUBJECTS heads at 4 mm with known volumes (seconds)" \
-    python scripts/make_demo_data.py "$output/data" --subjects "$SUBJECTS" --spacing_mm 4 --seed "$SEED"
-step training models/model.pt "Train the autoencoder, then the diffusion model (about 1 minute)" train
-step requests sweeps.tsv "Draw $REQUESTS plausible requests from the cohort, and sweeps (seconds)" request
-step generation generated/participants.tsv "Generate $REQUESTS volumes (about 1 minute)" generate
-step measurement cohort_volumes.tsv "Measure the generated volumes and the test scans (half a minute)" measure
-step first_report generated_volumes.tsv "Write a first page, $output/report.html (seconds)" first_report
-step regressor models/regressor.pt "Train a network that predicts age and volumes from a scan (seconds)" train_regressor
-step more_generation generated_1000/participants.tsv "Generate sweeps, and $CHAIN_VOLUMES volumes by all 1000 steps (about 4 minutes)" generate_more
-step more_measurement sweeps_volumes.tsv "Measure the sweeps, and predict age from all generated volumes (half a minute)" measure_more
-step evaluation evaluation/brain_ldm/memorisation.section.json "Compare with real scans: Table 1, conditioning, copies (about 1 minute)" evaluate
-step spade_training spade/models/model.pt "Train three SPADE GANs and the fusion on the cohort's label maps (about 3 minutes)" train_spade
-step spade_synthesis spade/test/participants.tsv "Make $VARIANTS anatomies from one label map, and T1w from training and test maps (about 2 minutes)" synthesise
-step spade_evaluation evaluation/spade_fusion/scores.tsv "Compare synthetic T1w with the scans, and train segmenters on both (about 2 minutes)" evaluate_spade
+# shellcheck disable=SC2086
+step data data/participants.tsv "Simulate a cohort of $SUBJECTS heads with known volumes (seconds)" \
+    python scripts/make_demo_data.py "$output/data" --subjects "$SUBJECTS" $COHORT --seed "$SEED"
+
+little_steps() {
+    step requests requests.tsv "Draw $REQUESTS plausible requests from the cohort (seconds)" request
+    step generation first_made.tsv "Generate $FIRST heads with the weights of this project (half a minute)" generate_first
+    step measurement first_volumes.tsv "Measure the generated heads (seconds)" measure_first
+    step first_report first_volumes.tsv "Write a first page, $output/report.html (seconds)" first_report
+    step more_generation generated/participants.tsv "Generate the other heads (half a minute)" generate
+    step more_measurement cohort_volumes.tsv "Measure all generated heads, and the test scans (half a minute)" measure
+    step training training/models/model.pt "Train a small autoencoder and diffusion model for a moment (half a minute)" train_little
+    step spade_training spade/models/model.pt "Train three SPADE GANs and the fusion on the cohort's label maps (1 to 2 minutes)" \
+        train_spade
+    step spade_synthesis spade/test/participants.tsv "Make T1w from the label maps of the test split (seconds)" synthesise_little
+    step evaluation evaluation/spade_fusion/scores.tsv "Compare generated heads and synthetic T1w with the scans (half a minute)" \
+        evaluate_little
+}
+
+full_steps() {
+    step training models/model.pt "Train the autoencoder, then the diffusion model (about 1 minute)" train_on
+    step requests sweeps.tsv "Draw $REQUESTS plausible requests from the cohort, and sweeps (seconds)" request_more
+    step generation generated/participants.tsv "Generate $REQUESTS volumes (about 1 minute)" generate
+    step measurement cohort_volumes.tsv "Measure the generated volumes and the test scans (half a minute)" measure
+    step first_report generated_volumes.tsv "Write a first page, $output/report.html (seconds)" first_report
+    step regressor models/regressor.pt "Train a network that predicts age and volumes from a scan (seconds)" train_regressor
+    step more_generation generated_1000/participants.tsv "Generate sweeps, and $CHAIN_VOLUMES volumes by all 1000 steps (about 4 minutes)" \
+        generate_more
+    step more_measurement sweeps_volumes.tsv "Measure the sweeps, and predict age from all generated volumes (half a minute)" \
+        measure_more
+    step evaluation evaluation/brain_ldm/memorisation.section.json \
+        "Compare with real scans: Table 1, conditioning, copies (about 1 minute)" evaluate
+    step spade_training spade/models/model.pt "Train three SPADE GANs and the fusion on the cohort's label maps (about 3 minutes)" \
+        train_spade
+    step spade_synthesis spade/test/participants.tsv \
+        "Make $VARIANTS anatomies from one label map, and T1w from training and test maps (about 2 minutes)" synthesise
+    step spade_evaluation evaluation/spade_fusion/scores.tsv \
+        "Compare synthetic T1w with the scans, and train segmenters on both (about 2 minutes)" evaluate_spade
+}
+
+if [ -n "$full" ]; then full_steps; else little_steps; fi
 step studies reader_study/key/key.tsv "Write the pages of two reader studies, and let simple rules rate them (seconds)" make_studies
 rm -f "$output/.done/report"                     # this step runs every time, because people may have rated since
-step report report.html "Score the reader studies, and write the page with all results (about 1 minute)" last_report
+step report report.html "Score the reader studies, and write the page with all results (seconds)" last_report
 
 printf '\nDone. Look at\n  %s\n  %s\nand, to rate slices yourself,\n  %s\n  %s\nAll images are synthetic. For research, not for clinical use.\n' \
     "$output/report.html" "$output/report.png" "$output"/{,spade_}reader_study/page/reader_study.html

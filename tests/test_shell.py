@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 from conftest import ROOT
-from tools.test_demo import COMMANDS, demo  # noqa: F401
+from tools.test_demo import COMMANDS, FULL_COMMANDS, demo  # noqa: F401
 
 SCRIPTS = [*sorted(ROOT.glob("scripts/*.sh")), ROOT / ".ci" / "run"]
 PAGES = [path for path in sorted(ROOT.rglob("*.md")) if not path.relative_to(ROOT).parts[0].startswith((".venv", "demo"))]
@@ -108,6 +108,7 @@ def test_the_demo_runs_without_new_builtins_and_without_options_of_gnu(demo, tmp
     monkeypatch.setenv("PATH", str(folder))
     refused = subprocess.run(["sort", "-V"], capture_output=True, text=True, env=os.environ)
     assert refused.returncode == 99
-    process, commands = demo("--output", tmp_path / "my demo")
-    assert process.returncode == 0, process.stderr
-    assert len(commands) == len(COMMANDS) and "not found" not in process.stderr
+    for options, expected in (["--full"], FULL_COMMANDS), ([], COMMANDS):
+        process, commands = demo("--output", tmp_path / f"my demo{len(options)}", *options)
+        assert process.returncode == 0, process.stderr
+        assert len(commands) == len(expected) and "not found" not in process.stderr
