@@ -101,9 +101,8 @@ def _parts(content: Content) -> Iterator[str]:
     anchors = {str(section["path"]): f"evaluation-{number}" for number, section in enumerate(content.sections)}
     sections = list(_sections(content, labelled, anchors))
     yield _head(with_viewer=bool(content.viewed))
-    yield f"<header><h1>Synthetic brain MRI</h1>{_note(NOTE.format(FROM_LABELS if labelled else ''))}"
-    if note := note_on([scans.folder] if scans else []):
-        yield _note(note)
+    note = f"{NOTE.format(FROM_LABELS if labelled else '')} {note_on([scans.folder] if scans else [])}".strip()
+    yield f'<header><h1>Synthetic brain MRI</h1><p class="note"><b>{note}</b></p>'
     yield from verdict(content.cohorts, content.sections, anchors)
     links = "".join(f'<li><a href="#{element_id}">{escape(title)}</a></li>' for element_id, title, _ in sections)
     yield f"</header><nav>{folded('All sections', f'<ul>{links}</ul>')}</nav>\n<main>\n"
@@ -138,10 +137,6 @@ def _part(name: str) -> str:
 
 def _hash(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-
-
-def _note(text: str) -> str:
-    return f'<p class="note"><b>{text}</b></p>'
 
 
 def _sections(content: Content, labelled: bool, anchors: dict[str, str]) -> Iterator[tuple[str, str, Iterable[str]]]:

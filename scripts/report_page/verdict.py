@@ -21,6 +21,7 @@ ANSWERS = {
     "Can they be told from scans?": ("reader_study",),
 }
 ORDER = [name for names in ANSWERS.values() for name in names]
+LOOK = "The section below gives the numbers."
 MOST_LEVELS = 5  # more different texts are not listed
 
 
@@ -43,10 +44,7 @@ def verdict(cohorts: Mapping[str, Cohort], sections: Sequence[dict], anchors: Ma
     yield _answer("What was made?", [("gallery", "", made(cohorts))])
     for question, names in ANSWERS.items():
         found = [section for section in sections if name_of(section) in names]
-        answers = [
-            (anchors[str(section["path"])], section["title"], section["verdict"] or "The section below gives the numbers.")
-            for section in found
-        ]
+        answers = [(anchors[str(section["path"])], section["title"], section["verdict"] or LOOK) for section in found]
         if not found and question == REQUESTS and (text := follow(cohorts["generated"])):
             answers = [("agreement", "", text)]
         yield _answer(question, answers)
@@ -59,7 +57,9 @@ def _answer(question: str, answers: Sequence[tuple[str, str, str]]) -> str:
     if not answers:
         return f"<dt>{question}</dt><dd>Not measured.</dd>\n"
     texts = [
-        f'<dd><a href="#{anchor}">{escape(title)}</a>: {escape(text)}</dd>' if len(answers) > 1 else f"<dd>{escape(text)}</dd>"
+        f'<dd><a href="#{anchor}">{escape(title.partition(" (")[0])}</a>: {escape(text)}</dd>'
+        if len(answers) > 1
+        else f"<dd>{escape(text)}</dd>"
         for anchor, title, text in answers
     ]
     return f'<dt><a href="#{answers[0][0]}">{question}</a></dt>{"".join(texts)}\n'

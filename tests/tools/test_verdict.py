@@ -31,7 +31,7 @@ def answers_of(page):
 def test_the_page_opens_with_six_answers_and_each_links_to_its_section(generated, tmp_path):
     folder = write_section(tmp_path / "evaluation", "samples", title="Quality", verdict="The FID is 3 <mL>.")
     for place, name in (("evaluation", "reader_study"), ("other", "reader_study")):
-        write_section(tmp_path / place, name, title=f"Study {place}", verdict=f"Readers of {place} guess.")
+        write_section(tmp_path / place, name, title=f"Study {place} (Figure 4C)", verdict=f"Readers of {place} guess.")
     page = page_of(generated, "--evaluation", folder, tmp_path / "other")
     answers = answers_of(page)
     assert len(answers) == 6
