@@ -70,7 +70,7 @@ def test_the_summary_gives_mean_and_spread_of_both(tmp_path):
     assert "the scans of the split validation, which chose its best epoch. Details" in section["text"]
     (table,) = section["tables"]
     l1 = {row[0]: row[-1] for row in table["rows"]}
-    assert l1["autoencoder"] == "0.2 ± 0.14 [-1.071, 1.471]"  # 12.7 standard errors: of two scans little is known
+    assert l1["autoencoder"] == "0.2 ± 0.14 [-1.1, 1.5]"  # 12.7 standard errors: of two scans little is known
     assert l1["trivial answer: the mean training scan"] == "0.4"  # one scan has no spread
 
 
