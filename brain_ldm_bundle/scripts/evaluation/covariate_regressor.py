@@ -33,6 +33,19 @@ def load_regressor(path: str | Path, spacing_mm: float) -> Regressor:
     return load_weights(network_of(Regressor, "regressor", path), path).eval()
 
 
+def load_start(network: Regressor, init: str | Path | None, schema: CovariateSchema) -> None:
+    """Load weights to fine-tune, if any, into the network. Refuse weights of other covariates, whose answers mean others."""
+    if init is None:
+        return
+    known = load_weights(network, init).recipe.get("covariates")
+    theirs = CovariateSchema.from_dict(known, str(init)) if known else schema
+    if theirs.inputs != schema.inputs:
+        raise ValueError(
+            f"{init} was trained on other covariates ({theirs.inputs}) than this training uses ({schema.inputs}). Give the "
+            f"schema that it was trained with by --covariates_file, or leave out --init_regressor"
+        )
+
+
 def covariate_loss(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Average the absolute error of scaled covariates (B, C) over the known ones. If none is known, return 0."""
     known = target != NULL

@@ -76,6 +76,15 @@ def test_a_file_that_is_missing_of_another_spacing_or_no_regressor_is_refused(tm
         regression.load_regressor(tmp_path / "unet.pt", 8.0)
 
 
+def test_weights_that_answer_for_other_covariates_are_no_start(tmp_path):
+    """As many answers fit, but their order and scale would be another."""
+    path = weights(tmp_path)
+    network = Regressor(**SIZES)
+    regression.load_start(network, path, SCHEMA)
+    with pytest.raises(ValueError, match="was trained on other covariates .* leave out --init_regressor"):
+        regression.load_start(network, path, CovariateSchema(SCHEMA.covariates[::-1]))
+
+
 def test_unknown_covariates_do_not_count_in_the_loss():
     prediction = torch.tensor([[0.5, 9.0], [0.2, 0.4]])
     target = torch.tensor([[0.1, NULL], [0.5, 0.6]])

@@ -2,6 +2,7 @@
 
 import torch
 from ignite.engine import Engine
+from monai.engines import Evaluator
 
 from spade_fusion_bundle.scripts.model.networks import SpadeGenerator
 from spade_fusion_bundle.scripts.training.batch_norm import ReestimateBatchNorm
@@ -40,5 +41,18 @@ def test_the_batch_statistics_are_those_of_a_pass_over_slices():
 def test_statistics_may_take_more_batches_than_an_epoch_has():
     generator = SpadeGenerator(3, ngf=2, hidden=4)
     batches = [{"label": torch.zeros(2, 1, 32, 64, dtype=torch.uint8)}]
-    ReestimateBatchNorm(generator, batches, 5, torch.device("cpu"))(None)
+    engine = Engine(lambda engine, batch: None)
+    ReestimateBatchNorm(generator, batches, 5, torch.device("cpu"))(engine)
     assert generator.blocks[0].norm1.base_norm.num_batches_tracked == 5
+
+
+def test_weights_to_fine_tune_keep_their_statistics_until_the_first_step():
+    generator = SpadeGenerator(3, ngf=2, hidden=4)
+    batches = [{"label": torch.zeros(2, 1, 32, 64, dtype=torch.uint8)}]
+    evaluator = Evaluator(torch.device("cpu"), batches, iteration_update=lambda engine, batch: {})
+    ReestimateBatchNorm(generator, batches, 1, torch.device("cpu")).attach(evaluator)
+    tracked = []
+    for epoch in (0, 1):
+        evaluator.run(epoch)
+        tracked.append(int(generator.blocks[0].norm1.base_norm.num_batches_tracked))
+    assert tracked == [0, 1]
