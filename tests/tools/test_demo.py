@@ -18,13 +18,13 @@ READING = {
 }
 STEPS = {  # what each command of a step must name, the set-up left out
     "data": ["make_demo_data.py --spacing_mm 2"],
-    "requests": ["--rows 16"],
+    "requests": ["--rows 12"],
     "generation": ["first_requests.tsv"],
     "measurement": ["first_volumes.tsv generated"],
     "first_report": ["report.py"],
     "more_generation": ["/requests.tsv generated"],
     "more_measurement": ["generated_volumes.tsv", "cohort_volumes.tsv"],
-    "training": ["training configs/demo.json"],
+    "training": ["make_demo_data.py --spacing_mm 4", "training configs/demo.json"],
     "spade_training": ["spade/training"],
     "spade_synthesis": ["--split test"],
     "evaluation": ["evaluating_samples", "spade evaluate.json"],
@@ -151,7 +151,7 @@ def test_a_result_that_is_lost_or_cut_short_is_made_again_with_all_that_follow(d
     harm(tmp_path / "out" / "requests.tsv")
     process, commands = demo("--output", tmp_path / "out")
     assert process.returncode == 0
-    assert len(commands) == len(COMMANDS) - COMMANDS.index("--rows 16")
+    assert len(commands) == len(COMMANDS) - COMMANDS.index("--rows 12")
 
 
 def test_what_people_rated_is_not_deleted(demo, tmp_path):
