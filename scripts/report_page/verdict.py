@@ -55,7 +55,7 @@ def verdict(cohorts: Mapping[str, Cohort], sections: Sequence[dict], anchors: Ma
 def _answer(question: str, answers: Sequence[tuple[str, str, str]]) -> str:
     """Return a question and its answers (id of the section, its title, text). With several answers, each has its title."""
     if not answers:
-        return f"<dt>{question}</dt><dd>Not measured.</dd>\n"
+        answers = [("limits", "", "Not measured.")]
     texts = [
         f'<dd><a href="#{anchor}">{escape(title.partition(" (")[0])}</a>: {escape(text)}</dd>'
         if len(answers) > 1
