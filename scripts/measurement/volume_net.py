@@ -83,20 +83,25 @@ def read_on_grid(path: Path) -> torch.Tensor:
     spacing_mm = nib.affines.voxel_sizes(image.affine)
     if not ((0.45 < spacing_mm) & (spacing_mm < 4.5)).all():
         raise ValueError(f"{path}: voxels of {np.round(spacing_mm, 2).tolist()} mm, but only 1 to 4 mm can be measured")
-    covered = _fraction_of_brain_covered(image.affine, values.shape)
+    covered = fraction_of_brain_covered(image.affine, values.shape)
     if covered < 0.95:
         raise ValueError(
             f"{path}: its affine places only {covered:.0%} of the MNI brain inside the volume; "
             "register it to MNI space first (rigid, 6 degrees of freedom)"
         )
 
-    # Finer volumes are interpolated at several points of each 2 mm voxel and averaged, so that no voxel is skipped.
-    points = int(np.ceil(SPACING_MM / spacing_mm.min() - 0.01))
-    affine = mni_box.affine(SPACING_MM / points, "RAS")
-    volume = MetaTensor(torch.from_numpy(values)[None], affine=torch.from_numpy(image.affine))
+    return scale_intensity(on_grid(values, image.affine, SPACING_MM))
+
+
+def on_grid(values: np.ndarray, affine: np.ndarray, spacing_mm: float) -> torch.Tensor:
+    """Interpolate a float32 volume of any grid on the project's box, in RAS order. Outside of the volume it is 0."""
+    # Finer volumes are interpolated at several points of each voxel and averaged, so that no voxel is skipped.
+    points = int(np.ceil(spacing_mm / nib.affines.voxel_sizes(affine).min() - 0.01))
+    volume = MetaTensor(torch.from_numpy(values)[None], affine=torch.from_numpy(affine))
     resample = SpatialResample(mode="bilinear", padding_mode="zeros", dtype=torch.float32)
-    on_grid = resample(volume, dst_affine=affine, spatial_size=[n * points for n in SHAPE]).as_tensor()
-    return scale_intensity(torch.nn.functional.avg_pool3d(on_grid, points)[0])
+    size = [n * points for n in mni_box.size(spacing_mm)]
+    found = resample(volume, dst_affine=mni_box.affine(spacing_mm / points, "RAS"), spatial_size=size).as_tensor()
+    return torch.nn.functional.avg_pool3d(found, points)[0]
 
 
 def refuse_bright_surroundings(image: torch.Tensor, probabilities: torch.Tensor) -> None:
@@ -117,7 +122,7 @@ def refuse_bright_fluid(image: torch.Tensor) -> None:
         raise ValueError(f"fluid is brighter than white matter ({found}), as in a T2w. Give a T1w in MNI space")
 
 
-def _fraction_of_brain_covered(affine: np.ndarray, shape: tuple[int, ...]) -> float:
+def fraction_of_brain_covered(affine: np.ndarray, shape: tuple[int, ...]) -> float:
     """Return the fraction of the MNI brain's bounding box that lies inside a volume."""
     points_mm = np.stack(np.meshgrid(*[np.linspace(low, high, 12) for low, high in BRAIN_EXTENT_MM])).reshape(3, -1)
     voxels = nib.affines.apply_affine(np.linalg.inv(affine), points_mm.T)
@@ -135,8 +140,8 @@ def volumes_ml(probabilities: torch.Tensor) -> dict[str, float]:
         probabilities: probability of each of CLASSES in each voxel, shape (5, 80, 112, 80).
     """
     labels = probabilities.max(0).indices.numpy()  # equals argmax, which takes 15 times as long along this axis
-    inside = _near_largest(labels > 0, 1)
-    near_ventricles = _near_largest(labels == CLASSES.index("ventricles"), 2)
+    inside = near_largest(labels > 0, 1)
+    near_ventricles = near_largest(labels == CLASSES.index("ventricles"), 2)
     other, _, grey, white, ventricles = probabilities
     return {
         "ventricles_ml": float(ventricles[near_ventricles].sum()) * VOXEL_ML,
@@ -145,7 +150,7 @@ def volumes_ml(probabilities: torch.Tensor) -> dict[str, float]:
     }
 
 
-def _near_largest(mask: np.ndarray, parts: int) -> torch.Tensor:
+def near_largest(mask: np.ndarray, parts: int) -> torch.Tensor:
     """Keep the `parts` largest connected parts of a mask, and the voxels within 2 of them."""
     largest = get_largest_connected_component_mask(mask, connectivity=1, num_components=parts)
     return torch.from_numpy(ndimage.binary_dilation(largest, iterations=2))
