@@ -1,4 +1,4 @@
-"""Give the tools the schema of covariates of brain_ldm_bundle, by `from ldm.data.covariates import CovariateSchema`."""
+"""Give the tools modules of brain_ldm_bundle: `from ldm.data.covariates import CovariateSchema`."""
 
 from pathlib import Path
 

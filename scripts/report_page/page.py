@@ -100,7 +100,7 @@ def _parts(content: Content) -> Iterator[str]:
     labelled = any(generated.label_map(name) for name in content.drawn["generated"][:1])
     anchors = {str(section["path"]): f"evaluation-{number}" for number, section in enumerate(content.sections)}
     sections = list(_sections(content, labelled, anchors))
-    yield _head(with_viewer=bool(content.viewed))
+    yield head("Synthetic brain MRI", ("gallery.js", *(("niivue.umd.js", "viewer.js") if content.viewed else ())))
     note = f"{NOTE.format(FROM_LABELS if labelled else '')} {note_on([scans.folder] if scans else [])}".strip()
     yield f'<header><h1>Synthetic brain MRI</h1><p class="note"><b>{note}</b></p>'
     yield from verdict(content.cohorts, content.sections, anchors)
@@ -113,18 +113,18 @@ def _parts(content: Content) -> Iterator[str]:
     yield from _scripts(content)
 
 
-def _head(with_viewer: bool) -> str:
-    """Return the HTML up to <body>. The policy allows only the page's own scripts, and no requests."""
-    scripts = [_part("gallery.js")] + ([_part("niivue.umd.js"), _part("viewer.js")] if with_viewer else [])
+def head(title: str, scripts: Sequence[str] = ()) -> str:
+    """Return the HTML up to <body>. The policy allows only these scripts, which are files of PARTS, and no requests."""
+    hashes = " ".join(_hash(_part(name)) for name in scripts) or "'none'"
     policy = (
         f"default-src 'none'; img-src data: blob:; style-src {_hash(_part('page.css'))}; "
-        f"script-src {' '.join(map(_hash, scripts))}; base-uri 'none'; form-action 'none'"
+        f"script-src {hashes}; base-uri 'none'; form-action 'none'"
     )
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
-        f"<title>Synthetic brain MRI</title><style>{_part('page.css')}</style></head>\n<body>\n"
+        f"<title>{escape(title)}</title><style>{_part('page.css')}</style></head>\n<body>\n"
     )
 
 

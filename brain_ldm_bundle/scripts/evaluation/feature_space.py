@@ -32,20 +32,21 @@ class FeatureSpace:
                 f"none of {len(deviations)} features varies between {len(reference)} volumes. Use another extractor"
             )
         self.dimensions = min(dimensions, self.length)
-        scaled = self._scaled(reference)
+        scaled = self.scaled(reference)
         _, lengths, axes = np.linalg.svd(scaled - scaled.mean(axis=0), full_matrices=False)
         self.components = axes[: self.dimensions]  # (dimensions, F): directions of the largest variance
         self.share = float(np.square(lengths[: self.dimensions]).sum() / np.square(lengths).sum())
         self.width = median_distance(scaled)
 
-    def _scaled(self, features: np.ndarray) -> np.ndarray:
+    def scaled(self, features: np.ndarray) -> np.ndarray:
+        """Divide features (n, F) by their scale, and leave out constant ones."""
         return features[:, self.kept] / self.scale
 
     def compare(
         self, features: np.ndarray, reference: np.ndarray, participants: Participants = (None, None)
     ) -> dict[str, float]:
         """Compare features (m, F) of a set with features (n, F) of real scans by FID, MMD, density and coverage."""
-        a, b = self._scaled(features), self._scaled(reference)
+        a, b = self.scaled(features), self.scaled(reference)
         corrected, error = jackknife(lambda x, y: frechet_distance(x, y, self.components), a, b, participants=participants)
         mmd, mmd_error = squared_mmd(a, b, self.width, participants)
         density, coverage = density_coverage(b, a, participants=participants[::-1])
