@@ -22,7 +22,8 @@ README = ROOT / "README.md"
 LDM_DOCS = ROOT / "brain_ldm_bundle" / "docs"
 # Pages whose commands are run in the project's folder. The slow test runs the first four, in this order.
 STEPS = [LDM_DOCS / "training.md", LDM_DOCS / "generation.md", LDM_DOCS / "evaluation_commands.md", README]
-FROM_THE_ROOT = [*STEPS, LDM_DOCS / "evaluation.md", LDM_DOCS / "labels.md", LDM_DOCS / "editing.md"]
+PAGES = ("evaluation", "labels", "editing", "scoreboard")
+FROM_THE_ROOT = [*STEPS, *(LDM_DOCS / f"{name}.md" for name in PAGES)]
 BUNDLE_READMES = sorted(ROOT.glob("*_bundle/docs/README.md"))
 
 # Run by other tests, or needing what a test cannot have.
@@ -37,6 +38,8 @@ RUN_ELSEWHERE = {
     "python scripts/make_demo_data.py /data/pairs --subjects 20 --seed 905 "
     "--change ventricles_ml 30": "test_counterfactuals.py",
     "python scripts/counterfactuals.py /data/pairs /data/counterfactuals": "test_counterfactuals.py",
+    "python scripts/benchmark_generators.py /data/synthetic /data/vaegan --real /data/study --output /data/scoreboard": "needs "
+    "more volumes; test_benchmark_generators.py",
     "python scripts/make_labelled_heads.py /data/requests.tsv /data/labelled_heads": "test_make_labelled_heads.py",
     "python -m monai.bundle download_large_files --bundle_path brain_ldm_bundle": "needs a network; test_published.py",
     "python scripts/check_published.py /data/ukb_synthetic": "needs samples of these weights; test_check_published.py",

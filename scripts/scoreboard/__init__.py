@@ -1,0 +1,1 @@
+"""Score sets of heads that any generator made against real scans."""
