@@ -29,9 +29,9 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from ldm.model.published_names import PUBLISHED_COVARIATES
 from scipy import ndimage, stats
 from shared import refusals
+from shared.files import read_json
 from shared.head_mask import head_mask
 from shared.image_files import find_files
 from shared.mni_box import BRAIN_MM, FIELD_OF_VIEW_MM, LOWER_CORNER_MM
@@ -40,7 +40,8 @@ from shared.problems import of_each, refuse
 from shared.tables import read_number, read_table
 
 WORDS = {"sex": ("sex", "gender"), "age": ("age",), "ventricles_ml": ("ventric",), "brain_normalised_ml": ("brain",)}
-RANGES = {entry["name"]: entry.get("range") for entry in PUBLISHED_COVARIATES["covariates"]}
+COVARIATES = Path(__file__).resolve().parents[1] / "brain_ldm_bundle" / "configs" / "covariates.json"
+RANGES = {entry["name"]: entry.get("range") for entry in read_json(COVARIATES)["covariates"]}
 FEWEST = 5  # volumes of each sex
 CROPPED_MM = ((5, 5, 0), (5, 5, 15))  # what the published bundle cuts off at the lower and the upper side of each axis
 SCALP_MM = 8.0  # of skull and scalp around the brain, chosen
