@@ -62,7 +62,7 @@ def benchmark(options: argparse.Namespace) -> Board:
     settings = {
         "n": n,
         "extractor": meter.extractor.name,
-        "features": board.space.text(meter.extractor.name),
+        "features": board.space.text(meter.extractor.name).removeprefix("Features: "),
         "mask": options.mask,
         "spacing_mm": options.spacing_mm,
         "aligned": options.align,

@@ -95,7 +95,10 @@ def _curves(
                 values = scores(*parts, space, copied_below)
                 found += [(score, name, m, values[score][0]) for score in CURVES if score in values]
     table = pd.DataFrame(found, columns=["score", "set", "n", "value"])
-    return {score: of.groupby(["set", "n"], sort=False)["value"].agg(["mean", "std"]) for score, of in table.groupby("score")}
+    return {
+        score: of.groupby(["set", "n"], sort=False)["value"].agg(["mean", "std"])
+        for score, of in table.groupby("score", sort=False)
+    }
 
 
 def nearest_and_strangest(given: Measured, reference: Measured, space: FeatureSpace) -> tuple[int, int]:
