@@ -53,13 +53,12 @@ def refuse_unknown(given, known, model):
 
 def refuse_wrong(given, bundle):
     """Refuse values that the bundle's settings of training do not allow."""
-    from scripts.shared.settings import RELATION, fault  # equal in both bundles; MONAI has loaded one of them
-
+    rule_of = sys.modules["scripts"].shared.settings  # MONAI has imported the code of one bundle; this part is equal in both
     with open(os.path.join(bundle, "configs", "settings.json"), encoding="utf-8") as file:
         rules = json.load(file)
     rules |= rules["train"]
     for name, value in given.items():
-        if isinstance(rules.get(name), str) and fault(RELATION.fullmatch(rules[name])[1], value) is not None:
+        if isinstance(rules.get(name), str) and rule_of.fault(rule_of.RELATION.fullmatch(rules[name])[1], value) is not None:
             raise ValueError(f"{name} is {value!r}. Allowed: {rules[name]}")
 
 
