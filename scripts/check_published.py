@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,7 @@ CROPPED_MM = ((5, 5, 0), (5, 5, 15))  # what the published bundle cuts off at th
 SCALP_MM = 8.0  # of skull and scalp around the brain, chosen
 FITS_MM = 10.0  # largest mean distance of the head's edges from their places
 INNER_MM = 25.0  # distance from the surface below which there is hardly any fluid but the ventricles
+OLDEST = 120  # years
 CLIPPED = 0.1  # share of voxels with the lowest value, above which the background was cut off there
 
 
@@ -76,6 +78,8 @@ def measure(path: Path) -> Sample:
     values = np.asarray(image.dataobj, dtype=np.float32)
     low, high = float(values.min()), float(values.max())
     with named(path):
+        if not np.isfinite(values).all():
+            raise ValueError("has voxels that are NaN or infinite. Make it again, or remove it")
         if not low < high:
             raise ValueError(f"is {low:g} everywhere. Make it again, or remove it")
     spacing_mm = tuple(map(float, nib.affines.voxel_sizes(image.affine)))
@@ -143,12 +147,16 @@ def covariate_columns(header: Sequence[str]) -> dict[str, str]:
 
 
 def rows_of_files(rows: Sequence[Mapping], files: Sequence[Path], folder: Path, covariates: Sequence[str]) -> list[Mapping]:
-    """Return the row of each file: a cell is a part of its path, without ending, or the beginning of one up to "_"."""
+    """Return the row of each file: a cell is a part of its path, without ending, or the beginning of one up to "_".
+
+    A cell that other rows have in its column, such as a site, names no file.
+    """
     keys: dict[str, list[Mapping]] = {}
-    for row in rows:
-        for column, cell in row.items():
-            if column not in covariates and cell:
-                keys.setdefault(_stem(cell), []).append(row)
+    for column in rows[0].keys() - set(covariates):
+        often = Counter(_stem(row[column]) for row in rows)
+        for row in rows:
+            if row[column] and often[name := _stem(row[column])] == 1:
+                keys.setdefault(name, []).append(row)
     found, problems = [], []
     for file in files:
         parts = [_stem(part) for part in file.relative_to(folder).parts]
@@ -165,6 +173,11 @@ def rows_of_files(rows: Sequence[Mapping], files: Sequence[Path], folder: Path, 
 
 def _stem(name: str) -> str:
     return Path(name).name.removesuffix(".gz").removesuffix(".nii")
+
+
+def _number(file: Path, cell: str) -> float:
+    with named(file.name):
+        return read_number(cell)
 
 
 def judge_sex(codes: Sequence[str], samples: Sequence[Sample]) -> str:
@@ -191,11 +204,11 @@ def judge_sex(codes: Sequence[str], samples: Sequence[Sample]) -> str:
 def _as_ours(male: str, kinds: Sequence[str]) -> str:
     """Compare with configs/covariates.json, F = 0 and M = 1, if the codes are these words or numbers."""
     try:
-        ours = max(kinds, key=float)
+        ours = next((kind for kind in kinds if float(kind) == 1), "") if {float(kind) for kind in kinds} == {0, 1} else ""
     except ValueError:
         ours = next((kind for kind in kinds if kind.lower().startswith("m")), "")
     if not ours:
-        return ""
+        return "; configs/covariates.json has other codes, F = 0 and M = 1"
     return ", as in configs/covariates.json" if male == ours else ": give 'levels' the other codes in configs/covariates.json"
 
 
@@ -204,7 +217,9 @@ def judge_age(ages: Sequence[float], fluid: Sequence[float]) -> str:
     low, high = min(ages), max(ages)
     first, last = RANGES["age"]
     numbers = f"{low:g} to {high:g}, mean {np.mean(ages):.3g}, SD {np.std(ages, ddof=1):.2g}"
-    if high > 1.9:
+    if high > OLDEST:
+        verdict = "in no unit that we know, such as years or our scale"
+    elif high > 1.9:
         inside = np.mean([first <= age <= last for age in ages])
         verdict = f"in years, {inside:.0%} of them from {first} to {last}"
         verdict += ", as we read it" if inside > 0.95 else ": not only the range that we scale by"
@@ -304,7 +319,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name, column in columns.items():
         cells = [row[column] for row in chosen]
         with named(table):
-            given[name] = cells if name == "sex" else of_each(read_number, cells, f"cells of {column} cannot be read:")
+            if name != "sex":
+                cells = of_each(
+                    lambda pair: _number(*pair), zip(files, cells, strict=True), f"cells of {column} cannot be read:"
+                )
+            given[name] = cells
     samples = of_each(measure, files, f"of {len(files)} volumes cannot be read:")
     fluid = [sample.fluid for sample in samples]
     verdicts = {"sex": judge_sex(given["sex"], samples)}

@@ -131,6 +131,37 @@ def test_a_folder_that_cannot_be_judged_is_refused(tmp_path, spoil, message):
         check_published.main([str(folder)])
 
 
+def change(folder, edit):
+    """Rewrite the cells of the table."""
+    rows = [line.split(",") for line in (folder / "samples.csv").read_text().splitlines()]
+    (folder / "samples.csv").write_text("\n".join(",".join(edit(row, number)) for number, row in enumerate(rows)))
+
+
+def test_codes_that_are_not_ours_are_not_called_ours(tmp_path, capsys):
+    folder = write(tmp_path / "a")
+    change(folder, lambda row, number: row if number == 0 else [row[0], f"{int(row[1]) + 1}.0", *row[2:]])
+    assert verdicts(folder, capsys)["sex"].startswith("2.0 is male; configs/covariates.json has other codes, F = 0 and M = 1")
+
+
+def test_months_and_years_of_birth_are_no_years_of_age():
+    fluid = np.linspace(0, 1, 30)
+    for ages in (np.linspace(600, 950, 30), np.linspace(1940, 1963, 30)):
+        assert check_published.judge_age(ages, fluid).startswith("in no unit that we know")
+
+
+def test_a_cell_that_is_no_number_is_named_with_its_volume(tmp_path):
+    folder = write(tmp_path / "a")
+    change(folder, lambda row, number: [*row[:2], "n/a", *row[3:]] if number == 3 else row)
+    with pytest.raises(ValueError, match=r"1 cells of age cannot be read:\nsample_002.nii.gz: must be a number"):
+        check_published.main([str(folder)])
+
+
+def test_a_site_names_no_volume(tmp_path, capsys):
+    folder = write(tmp_path / "a")
+    change(folder, lambda row, number: [*row, "sample_000" if number % 2 else "sample_001"] if number else [*row, "site"])
+    assert verdicts(folder, capsys)["sex"].startswith("1 is male")
+
+
 def test_too_few_of_a_sex_are_refused(tmp_path):
     with pytest.raises(ValueError, match="sex has the values 0: 2, 1: 2; two are needed, with 5 volumes or more of each"):
         check_published.main([str(write(tmp_path / "a", number=4))])

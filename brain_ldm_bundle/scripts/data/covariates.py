@@ -331,8 +331,10 @@ class CovariateSchema:
                 )
 
 
-def single_request(schema: CovariateSchema, values: Mapping) -> dict:
+def single_request(schema: CovariateSchema, values: Mapping, where: str = "request") -> dict:
     """Check one request, such as {"age": 70, "sex": "F"}, and return it as a row of `read_table`; the id is optional.
+
+    Error messages begin with `where`.
 
     Raises:
         ValueError: a name is unknown, or a value is missing or not plausible.
@@ -341,10 +343,10 @@ def single_request(schema: CovariateSchema, values: Mapping) -> dict:
     for name in values:
         if name not in known:
             if name in RESERVED:
-                raise ValueError(f"request: {name!r} is no covariate. Known: {known[1:]}. Give it in a table of --requests")
-            raise ValueError(f"request: unknown covariate {name!r}{_nearest(name, known)}. Known: {known[1:]}")
-    row = schema.values(values, "request", request=True)
-    schema.warn_extrapolation([row], "request")
+                raise ValueError(f"{where}: {name!r} is no covariate. Known: {known[1:]}. Give it in a table of --requests")
+            raise ValueError(f"{where}: unknown covariate {name!r}{_nearest(name, known)}. Known: {known[1:]}")
+    row = schema.values(values, where, request=True)
+    schema.warn_extrapolation([row], where)
     given = values.get("participant_id")
     return row if given is None else {"participant_id": entity("sub", given), **row}
 

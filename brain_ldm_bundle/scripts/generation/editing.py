@@ -157,7 +157,7 @@ def read_edits(
         if method == METHODS[1] and not source:
             example = "{" + ", ".join(f"'{name}': ..." for name in schema.names) + "}"
             raise ValueError(f'method inversion needs the covariates of the image as it is. Add --source "{example}"')
-        edits = [Edit(Path(image), values, single_request(schema, source) if source else None, strength, seed)]
+        edits = [Edit(Path(image), values, single_request(schema, source, "source") if source else None, strength, seed)]
     else:
         if image is not None or source or len(request) > 2:
             raise ValueError(f"{table} is a table of edits, so image, source and covariates are its columns. Leave them out")

@@ -23,9 +23,10 @@ class FromStrength:
     """A sampler that can begin at a share of its time steps, to edit an image."""
 
     def starting_at(self, strength: float):
-        """Return a copy with the last `strength` (0 to 1) of the time steps. At 0 it has none."""
+        """Return a copy with the last `strength` (0 to 1) of the time steps. At 0 it has none, and above at least one."""
         run = copy.copy(self)
-        run.timesteps = self.timesteps[len(self.timesteps) - round(strength * len(self.timesteps)) :]
+        steps = max(round(strength * len(self.timesteps)), strength > 0)
+        run.timesteps = self.timesteps[len(self.timesteps) - steps :]
         return run
 
 

@@ -128,8 +128,8 @@ def _read_sessions(path: Path, participant: str, names: Collection[str] | None) 
     for number, cells in numbered.items():
         try:
             session = entity("ses", cells["session_id"])
-            other = cells.get("participant_id", participant)
-            if other.startswith("sub-") and other != participant:
+            other = cells.get("participant_id")
+            if not is_missing(other) and entity("sub", other) != participant:
                 raise ValueError(f"participant_id is {other}, but the file's name is of {participant}. Correct one of them")
             if session in sessions:
                 raise ValueError(f"session_id {session} is also in row {sessions[session].where.split(' row ')[-1]}")

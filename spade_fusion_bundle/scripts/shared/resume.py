@@ -73,7 +73,11 @@ class Resume:
             for name, value in _without_prose(state.get("settings", {})).items():
                 if settings.get(name, value) != value:  # settings of earlier versions that are gone are ignored
                     hashed = name in ("data", "seen_voxels")
-                    now = "other scans, maps, covariates or splits" if hashed else f"{value}, now {settings[name]}"
+                    now = (
+                        "other scans, maps, covariates, splits or initial weights"
+                        if hashed
+                        else f"{value}, now {settings[name]}"
+                    )
                     raise ValueError(f"{name}: {now}")
             for name, item in sorted(self.objects.items(), key=lambda pair: isinstance(pair[1], LRScheduler)):
                 _restore(item, state[name])  # schedules after their optimisers

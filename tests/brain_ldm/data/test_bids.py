@@ -263,6 +263,7 @@ def test_a_row_for_each_session_in_participants_tsv_is_read(few):
         ("session_id\tage\n1\t52\n1\t57\n", r"sessions.tsv row 3: session_id ses-1 is also in row 2"),
         ("session_id\tage\n../1\t52\n", r"sessions.tsv row 2: session_id must be 'ses-' and letters or digits"),
         ("age\n52\n", r"sessions.tsv: no column 'session_id'"),
+        ("participant_id\tsession_id\tage\n03\t1\t52\n", r"sessions.tsv row 2: participant_id is 03, but .* of sub-02"),
         ("participant_id\tsession_id\tage\nsub-03\t1\t52\n", r"sessions.tsv row 2: participant_id is sub-03, but .* of sub-02"),
         (
             'Session_ID , AGE,ventricles_ml,brain_normalised_ml\n1,52,30,1500\n2,"57,5",40,1450\n',
