@@ -20,6 +20,7 @@ from .volumes import check_fit
 # Scaled value of a missing covariate. For guidance, all covariates have this value, which means "no condition".
 # A schema whose limits reach this value is refused, so that it cannot be confused with a real value.
 NULL = -1.0
+LARGEST_CODE = 3  # of a level; chosen: codes such as 1, 2, 3 pass
 
 # Range of scaled values that Pinaya et al. 2022 requested from their model. Our requests may use the same range, although it
 # includes impossible values: scaled ventricles of -0.5 are -75 mL.
@@ -72,6 +73,11 @@ class Covariate:
                 raise ValueError(
                     f"{self.name}: 'levels' must give two or more categories a number each, all different and none "
                     f"{NULL:g} (it means 'missing'), got {self.levels!r}"
+                )
+            if any(abs(code) > LARGEST_CODE for code in codes):
+                raise ValueError(
+                    f"{self.name}: codes of 'levels' go into the network as they are, beside quantities of 0 to 1. Give "
+                    f"numbers from {-LARGEST_CODE} to {LARGEST_CODE}, got {self.levels!r}"
                 )
             if words := list(filter(is_missing, self.levels)):
                 raise ValueError(f"{self.name}: the level {words[0]!r} is a word for a missing value. Rename it, such as 'no'")

@@ -163,7 +163,7 @@ def read_edits(
             raise ValueError(f"{table} is a table of edits, so image, source and covariates are its columns. Leave them out")
         columns = [f"source_{name}" for name in schema.names] if method == METHODS[1] else []
         rows = schema.read_table(table, optional=["image", *columns])
-        edits, problems = [], []
+        edits, problems, before = [], [], {}
         for row in rows:
             name, where = row["participant_id"], f"{table}: {row['participant_id']}"
             own = {column.removeprefix("source_"): row.get(column) for column in columns}
@@ -171,8 +171,11 @@ def read_edits(
                 if row.get("image") is None:
                     raise ValueError(f"{where}: has no image. Fill the column 'image'")
                 path = Path(table).parent / row["image"]
-                if not path.is_file() and Path(output_dir).absolute() not in path.absolute().parents:
-                    raise ValueError(f"{where}: image {path}: no such file")
+                made = Path(output_dir).absolute() in path.absolute().parents and path.name.split("_")[0] in before.values()
+                if not path.is_file() and not made:
+                    raise ValueError(f"{where}: image {path}: no such file, and no row above makes it")
+                if (other := before.setdefault(name.lower(), name)) != name:
+                    raise ValueError(f"{where}: differs from {other} only in case. Rename one of them")
                 origin = schema.values(own, f"{where}: source", request=True) if columns else None
             except ValueError as error:
                 problems.append(str(error))

@@ -306,6 +306,7 @@ def test_a_single_request_lists_all_that_it_lacks(schema):
         ({"levels": {"a": 0, "b": 1}}, "either a 'range'"),
         ({"range": None, "levels": {"a": 0, "b": 0}}, "'levels' must give"),
         ({"range": None, "levels": {"a": -1, "b": 0}}, "it means 'missing'"),
+        ({"range": None, "levels": {"a": 0, "b": 100}}, "numbers from -3 to 3, got"),
         ({"limits": [5, 200]}, "must enclose 'range'"),
         ({"scale": "logarithmic"}, "'scale' must be linear or log"),
         ({"scale": "log", "range": [0, 100]}, "above 0"),

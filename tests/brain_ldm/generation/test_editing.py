@@ -142,6 +142,8 @@ def test_a_table_names_the_image_of_each_row_and_gives_it_a_seed_of_its_own(tmp_
     ("row", "settings", "message"),
     [
         ("a\tgone.nii.gz\t70\tF", {}, r"edits.tsv: sub-a: image .*gone.nii.gz: no such file"),
+        ("a\tout/sub-a/anat/sub-a_T1w.nii.gz\t70\tF", {}, "edits.tsv: sub-a: .*no such file, and no row above makes it"),
+        ("a\thead.nii.gz\t70\tF\nA\thead.nii.gz\t70\tF", {}, "edits.tsv: sub-A: differs from sub-a only in case"),
         ("a\tn/a\t70\tF", {}, "edits.tsv: sub-a: has no image. Fill the column 'image'"),
         ("a\thead.nii.gz\t70\tF", {"method": "inversion"}, "edits.tsv: sub-a: source: age is missing"),
         ("a\thead.nii.gz\t70\tF", {"image": "x"}, "is a table of edits, so image, source and covariates are its columns"),
@@ -162,7 +164,7 @@ def test_an_inversion_needs_the_covariates_of_the_image_and_a_sampler_that_can_b
 
     with pytest.raises(ValueError, match=r"needs the covariates of the image as it is. Add --source \"\{'age': \.\.\., 'sex'"):
         read()
-    with pytest.raises(ValueError, match="unknown covariate 'sexx'"):
+    with pytest.raises(ValueError, match="source: unknown covariate 'sexx'"):
         read(age=60, sexx="F")
     with pytest.raises(
         ValueError, match="sampler_name is 'dpm\\+\\+', whose steps cannot be. Add --sampler_name ddim --steps 50"
