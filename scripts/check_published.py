@@ -36,7 +36,7 @@ from shared.files import read_json
 from shared.head_mask import head_mask
 from shared.image_files import find_files
 from shared.mni_box import BRAIN_MM, FIELD_OF_VIEW_MM, LOWER_CORNER_MM
-from shared.nifti import named, read_volume
+from shared.nifti import named, read_volume, refuse_outliers
 from shared.problems import of_each, refuse
 from shared.tables import read_number, read_table
 
@@ -82,6 +82,7 @@ def measure(path: Path) -> Sample:
             raise ValueError("has voxels that are NaN or infinite. Make it again, or remove it")
         if not low < high:
             raise ValueError(f"is {low:g} everywhere. Make it again, or remove it")
+        refuse_outliers(values)
     spacing_mm = tuple(map(float, nib.affines.voxel_sizes(image.affine)))
     head = head_mask(values)
     depth_mm = ndimage.distance_transform_edt(np.pad(head, 1), spacing_mm)[1:-1, 1:-1, 1:-1]

@@ -120,8 +120,12 @@ def find_images(paths: Iterable[Path]) -> list[Path]:
         if not path.exists():
             raise FileNotFoundError(f"{path}: no such file or folder")
         images += find_t1w(path) if path.is_dir() else [path]
-    # A folder and its file may both be given. Files of two participants may be links to one object of git-annex.
-    return list({path.parent.resolve() / path.name: path for path in images}.values())
+    images = list({path.parent.resolve() / path.name: path for path in images}.values())  # a folder and its file may be given
+    first: dict[Path, Path] = {}
+    for path in images:  # two links to one object of git-annex, for example
+        if (other := first.setdefault(path.resolve(), path)) != path:
+            print(f"{path} and {other} are one file, so one scan counts twice", file=sys.stderr)
+    return images
 
 
 def read_true(cohort: Path) -> tuple[list[Path], Rows]:

@@ -156,6 +156,16 @@ def test_a_cell_that_is_no_number_is_named_with_its_volume(tmp_path):
         check_published.main([str(folder)])
 
 
+def test_a_hot_voxel_is_refused_with_its_volume(tmp_path):
+    folder = write(tmp_path / "a")
+    path = folder / "samples" / "sample_003.nii.gz"
+    values = np.asarray(nib.load(path).dataobj).astype(np.float32)
+    values[3, 3, 3] = 1e5
+    nib.save(nib.Nifti1Image(values, affine(SPACING_MM)), path)
+    with pytest.raises(ValueError, match="sample_003.nii.gz: has intensities from 0 to 100000"):
+        check_published.main([str(folder)])
+
+
 def test_a_site_names_no_volume(tmp_path, capsys):
     folder = write(tmp_path / "a")
     change(folder, lambda row, number: [*row, "sample_000" if number % 2 else "sample_001"] if number else [*row, "site"])

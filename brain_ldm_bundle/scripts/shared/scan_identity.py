@@ -40,15 +40,15 @@ def refuse_copies(data: Mapping[str, Sequence[Mapping]], dataset_dir: str | Path
         warnings.warn(f"{len(twins)} scans occur twice, such as {twins[0]}. They count twice. Remove all but one", stacklevel=2)
 
 
-def seen_voxels(items: Sequence[Mapping], init: str | Path | None = None) -> list[str]:
-    """Return the sorted identities of training scans, including the scans behind the initial weights `init`, if any."""
-    earlier = read_recipe(init).get("seen_voxels", ()) if init is not None else ()
+def seen_voxels(items: Sequence[Mapping], *inits: str | Path | None) -> list[str]:
+    """Return the sorted identities of training scans, including the scans behind files of initial weights; None is no file."""
+    earlier = (identity for init in inits if init is not None for identity in read_recipe(init).get("seen_voxels", ()))
     return sorted({*earlier, *(item["voxels_sha256"] for item in items)})
 
 
-def seen_unknown(init: str | Path | None) -> bool:
-    """Check whether the initial weights in the file `init`, if any, fail to record all of their training scans."""
-    return init is not None and not knows_all(read_recipe(init))
+def seen_unknown(*inits: str | Path | None) -> bool:
+    """Check whether a file of initial weights fails to record all of its training scans; None is no file."""
+    return any(init is not None and not knows_all(read_recipe(init)) for init in inits)
 
 
 def knows_all(recipe: Mapping) -> bool:
