@@ -221,15 +221,7 @@ def prepare_folder(folder: Path, settings: dict, label_names: dict[int, str], fr
     Returns:
         The rows of an earlier participants.tsv, of other subjects only if `fresh` removes the simulated ones.
     """
-    description_path = folder / "dataset_description.json"
-    refuse_unwritable(description_path)
-    found = None
-    if folder.exists() and any(folder.iterdir()):
-        try:
-            found = read_json(description_path)["DemoSettings"]
-        except (FileNotFoundError, KeyError, ValueError):
-            problem = f"{folder} is not empty and was not made by make_demo_data.py. Name an empty folder."
-            raise ValueError(problem) from None
+    found = settings_before(folder, settings, fresh)
     rows = rows_before(folder)
     if found and fresh:
         made = {participant_id(number) for number in made_before(folder)}
@@ -241,10 +233,6 @@ def prepare_folder(folder: Path, settings: dict, label_names: dict[int, str], fr
                     if parent.is_dir() and not any(parent.iterdir()):
                         parent.rmdir()
         (folder / "participants.tsv").unlink(missing_ok=True)
-    elif found and found != settings:
-        differing = [key for key in settings if found.get(key) != settings[key]]
-        changes = ", ".join(f"{key} {found.get(key)!r} instead of {settings[key]!r}" for key in differing)
-        raise ValueError(f"{folder} holds a demo cohort made with {changes}. Name another folder, or add --fresh.")
 
     common = {"BIDSVersion": "1.9.0", "Simulated": True, "DemoSettings": settings}
     if "covariates" in settings:
@@ -261,6 +249,25 @@ def prepare_folder(folder: Path, settings: dict, label_names: dict[int, str], fr
     write_json(label_folder / "dseg.json", {"Description": text, "SpatialReference": "MNI152, the grid of the simulated T1w"})
     write_text(label_folder / "dseg.tsv", "index\tname\n" + "".join(f"{v}\t{name}\n" for v, name in label_names.items()))
     return rows
+
+
+def settings_before(folder: Path, settings: dict, fresh: bool) -> dict | None:
+    """Return the settings of the cohort in a folder, None for an empty one. Refuse other settings unless it is made `fresh`."""
+    description_path = folder / "dataset_description.json"
+    refuse_unwritable(description_path)
+    if not (folder.exists() and any(folder.iterdir())):
+        return None
+    if (folder / CHANGED).is_dir():
+        raise ValueError(f"{folder} holds pairs of --change {ORIGINAL} and {CHANGED}. Name another folder.")
+    try:
+        found = read_json(description_path)["DemoSettings"]
+    except (FileNotFoundError, KeyError, ValueError):
+        raise ValueError(f"{folder} is not empty and was not made by make_demo_data.py. Name an empty folder.") from None
+    if found != settings and not fresh:
+        differing = [key for key in settings if found.get(key) != settings[key]]
+        changes = ", ".join(f"{key} {found.get(key)!r} instead of {settings[key]!r}" for key in differing)
+        raise ValueError(f"{folder} holds a demo cohort made with {changes}. Name another folder, or add --fresh.")
+    return found
 
 
 def rows_before(folder: Path) -> list[dict]:
@@ -380,6 +387,8 @@ def main(arguments=None) -> None:
         cohorts = {options.folder / ORIGINAL: settings, options.folder / CHANGED: changed}
         for number in range(1, subjects + 1):  # a change that is too large is refused before work starts
             person_of(number, changed)
+    for folder, own in cohorts.items():
+        settings_before(folder, own, options.fresh)  # both before either is made
     for folder, own in cohorts.items():
         table = make_cohort(folder, subjects, own, maps, options.workers, options.fresh)
         low, high = table["ventricles_ml"].min(), table["ventricles_ml"].max()

@@ -41,10 +41,18 @@ def page(board: Board, settings: Mapping, note: str) -> Iterator[str]:
     yield "<section><h2>Nearest and strangest volumes</h2>" + _pictures(board, settings["spacing_mm"]) + "</section>"
     yield "<section><h2>Estimates against the number of volumes</h2>" + _curves(board) + "</section>"
     faults = [fault for one in board.sets.values() for fault in one.faults]
-    facts = table(["", ""], [[name, str(value)] for name, value in settings.items()], "facts")
+    facts = table(["", ""], [[name, _fact(value)] for name, value in settings.items()], "facts")
     yield "<section><h2>How they were scored</h2>" + facts
     yield folded("Faulty files", paragraphs("\n\n".join(faults))) if faults else ""
     yield "</section></main></body></html>\n"
+
+
+def _fact(value: object) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}: {one}" for name, one in value.items())
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _answer(board: Board, name: str) -> str:

@@ -324,6 +324,17 @@ def test_only_the_named_covariate_changes(pairs, name, amount, tolerance):
     assert (changed[name] - original[name]).abs().to_numpy() == pytest.approx(amount, abs=tolerance)
 
 
+def test_pairs_of_another_change_stay_as_they_are(pairs):
+    """The original was extended before the changed cohort refused."""
+    folder, before = pairs["age"], len(list(pairs["age"].rglob("*.nii.gz")))
+    again = [str(folder), "--subjects", "9", "--seed", "5", "--workers", "1"]
+    with pytest.raises(ValueError, match="changed holds a demo cohort made with changed .* instead of .*Name another folder"):
+        make_demo_data.main([*again, "--change", "age", "3"])
+    with pytest.raises(ValueError, match=f"{folder} holds pairs of --change original and changed"):
+        make_demo_data.main(again)
+    assert len(list(folder.rglob("*.nii.gz"))) == before
+
+
 def test_the_original_is_the_head_of_an_ordinary_cohort_and_the_noise_of_the_changed_head_is_the_same(pairs, tmp_path):
     make_demo_data.make_cohort(tmp_path, 1, SETTINGS)
     usual = next(tmp_path.glob("sub-*/anat/*_T1w.nii.gz"))

@@ -73,14 +73,26 @@ def matched_columns(old: CovariateSchema, new: CovariateSchema, where: str) -> l
 
 def _refuse_other_scaling(old: Covariate, new: Covariate, where: str) -> None:
     """Refuse a covariate whose values the old weights would read as others. Levels may be added."""
-    same = old.scale == new.scale and (old.levels is None) == (new.levels is None)
+    same = (
+        (old.unit or new.unit) == (new.unit or old.unit)
+        and old.scale == new.scale
+        and (old.levels is None) == (new.levels is None)
+    )
     if same and old.levels is not None:
         same = all(new.levels.get(level) == code for level, code in old.levels.items())
     elif same:
         same = list(map(float, old.range)) == list(map(float, new.range))
     if not same:
-        by = f"levels {dict(old.levels)}" if old.levels else f"range {list(old.range)}, scale {old.scale!r}"
-        now = f"levels {dict(new.levels)}" if new.levels else f"range {list(new.range)}, scale {new.scale!r}"
+        by = (
+            f"levels {dict(old.levels)}"
+            if old.levels
+            else f"range {list(old.range)} {old.unit or '(no unit)'}, scale {old.scale!r}"
+        )
+        now = (
+            f"levels {dict(new.levels)}"
+            if new.levels
+            else f"range {list(new.range)} {new.unit or '(no unit)'}, scale {new.scale!r}"
+        )
         raise ValueError(
             f"{where}: {new.name} was scaled by {by}, now by {now}. The weights know only the former: give {new.name} these in "
             f"--covariates_file ('limits' may be wider than 'range'), or another name to learn it from the beginning"

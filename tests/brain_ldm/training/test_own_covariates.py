@@ -14,7 +14,7 @@ from brain_ldm_bundle.scripts.shared.files import save_weights
 from brain_ldm_bundle.scripts.training.own_covariates import load_start
 
 SIZES = {"latent_channels": 3, "channels": [8, 8], "num_head_channels": [0, 8], "num_res_blocks": 1, "norm_num_groups": 4}
-AGE = {"name": "age", "range": [44, 82]}
+AGE = {"name": "age", "unit": "years", "range": [44, 82]}
 SEX = {"name": "sex", "levels": {"F": 0, "M": 1}}
 VENTRICLES = {"name": "ventricles_ml", "range": [6.99568, 171.375]}
 BRAIN = {"name": "brain_normalised_ml", "range": [1144.24, 1793.91]}
@@ -89,6 +89,7 @@ def test_a_new_column_learns(tmp_path):
     ("changed", "message"),
     [
         (AGE | {"range": [18, 90]}, r"age was scaled by range \[44, 82\].*, now by range \[18, 90\]"),
+        (AGE | {"unit": "months"}, r"age was scaled by range \[44, 82\] years.*, now by range \[44, 82\] months"),
         (AGE | {"scale": "log"}, "age was scaled by .* scale 'linear', now by range .* scale 'log'"),
         ({"name": "Age", "levels": {"young": 0, "old": 1}}, r"Age was scaled by range .*, now by levels"),
         (SEX | {"levels": {"M": 0, "F": 1}}, "sex was scaled by levels .*'F': 0.*, now by levels .*'F': 1"),
