@@ -13,7 +13,7 @@ from spade_fusion_bundle.scripts.shared.label_table import LabelTable
 TABLES = ROOT / "spade_fusion_bundle" / "configs" / "labels.json"
 TABLE = LabelTable.from_file(TABLES, "freesurfer")
 AFFINE = np.array([[-1.0, 0, 0, 5], [0, 0, 1.2, 6], [0, -0.9, 0, 7], [0, 0, 0, 1]])  # LIA
-SCAN = np.random.default_rng(0).random((5, 6, 7), dtype=np.float32)
+SCAN = np.sort(np.random.default_rng(0).random((5, 6, 7), dtype=np.float32), axis=0)  # random alone would be noise
 MAP = np.random.default_rng(1).choice(np.array([0, 2, 3, 41, 42, 515, 4, 7, 8, 10, 11, 12, 16, 17], np.int16), (5, 6, 7))
 LABELS = "derivatives/synthseg"
 SCAN_5 = "sub-05/anat/sub-05_T1w.nii.gz"

@@ -29,7 +29,7 @@ def test_sections_stand_in_the_order_of_their_paths_with_their_tables_and_figure
     page = page_of(generated, "--evaluation", tmp_path / "evaluation", tmp_path / "evaluation" / "b")
     assert page.index("<h2>Table &lt;1&gt;</h2>") < page.index("<h2>B</h2>") and page.count("<h2>B</h2>") == 1
     assert "Do they show what was requested?" in page  # there is no section of the conditioning
-    assert "<p>One.</p>" in page and "</summary><p>Two &lt;b&gt;.</p></details>" in page
+    assert "<p>One.</p>" in page and "<p>Two &lt;b&gt;.</p></details>" in page
     assert cells(page, "real &amp; real") == ["0.1"]
     assert "<figcaption>A &lt;plot&gt;</figcaption>" in page
 
