@@ -51,10 +51,10 @@ def refuse_unknown(given, known, model):
             raise ValueError(f"{model} has no setting {name!r}. {hint}")
 
 
-def refuse_wrong(given, bundle):
-    """Refuse values that the bundle's settings of training do not allow."""
-    rule_of = sys.modules["scripts"].shared.settings  # MONAI has imported the code of one bundle; this part is equal in both
-    with open(os.path.join(bundle, "configs", "settings.json"), encoding="utf-8") as file:
+def refuse_wrong(given, task):
+    """Refuse values that the settings of training in the task's bundle do not allow."""
+    rule_of = task.bundle_config.globals["scripts"].shared.settings  # the bundle's code, which MONAI has imported for the task
+    with open(os.path.join(task.bundle_path, "configs", "settings.json"), encoding="utf-8") as file:
         rules = json.load(file)
     rules |= rules["train"]
     for name, value in given.items():
@@ -213,7 +213,7 @@ class App(MONAILabelApp):
         try:
             refuse_unknown(params, self._trainers[model].bundle_config.config, model)
             refuse_expressions(params)
-            refuse_wrong(params, self._trainers[model].bundle_path)
+            refuse_wrong(params, self._infers[model])
         except ValueError as error:
             raise HTTPException(400, str(error)) from None
 
