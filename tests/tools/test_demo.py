@@ -27,7 +27,7 @@ STEPS = {  # what each command of a step must name, the set-up left out
     "training": ["make_demo_data.py --spacing_mm 4", "training configs/demo.json"],
     "spade_training": ["spade/training"],
     "spade_synthesis": ["--split test"],
-    "evaluation": ["evaluating_samples", "spade evaluate.json"],
+    "evaluation": ["spade evaluate.json"],
     **READING,
 }
 FULL_STEPS = {
