@@ -13,7 +13,7 @@ SAMPLING="--steps 15 --guidance_scale 1.0 --batch_size 4"
 TRAINING="--autoencoder_epochs 3 --diffusion_epochs 8 --val_interval 1"  # from scratch at 4 mm, to show how training goes
 SPADE_TRAINING="--spade_visits 3"                # from scratch, as in configs/demo.json, but with fewer heads
 VARIANTS=2
-SLICES=40
+SLICES=42
 PAIRS=40
 COMPONENTS="--feature_dimensions 4"              # of the FID; otherwise the size of the smallest set decides
 
