@@ -14,8 +14,6 @@ TRAINING="--autoencoder_epochs 3 --diffusion_epochs 8 --val_interval 1"  # from 
 SPADE_TRAINING="--spade_visits 3"                # from scratch, as in configs/demo.json, but with fewer heads
 VARIANTS=2
 SLICES=42
-PAIRS=40
-COMPONENTS="--feature_dimensions 4"              # of the FID; otherwise the size of the smallest set decides
 
 full_settings() {
     SIZE=demo
@@ -29,7 +27,7 @@ full_settings() {
     VARIANTS=4
     SLICES=60
     PAIRS=100
-    COMPONENTS="--feature_dimensions 10"
+    COMPONENTS="--feature_dimensions 10"         # of the FID; otherwise the size of the smallest set decides
     CHAIN="--sampler_name ddpm --steps 1000 --batch_size 16"     # all steps, as in the first row of the paper's table
     CHAIN_VOLUMES=16
     SWEEPS="--sweep ventricles_ml 10 150 --sweep age 46 80 --rows 6 --noises 1 --extrapolate"
