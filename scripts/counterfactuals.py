@@ -30,9 +30,9 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pandas as pd
+from ldm.data.volumes import TEMPLATE_ICV_ML
 from make_demo_data import CHANGED, ORIGINAL, participant_id, subject_files
 from measure_volumes import measure
-from measurement.output_table import TEMPLATE_ICV_ML
 from scipy import stats
 from shared import refusals
 from shared.files import atomic, read_json, refuse_unwritable, write_json

@@ -272,17 +272,13 @@ measure_more() {
     read_covariates "$output/generated_ages.tsv" "$output/generated"
 }
 
-compare() {  # RUN_ID SAMPLES SETTINGS...
-    # shellcheck disable=SC2086
-    bundle brain_ldm_bundle "$1" --config_file configs/evaluate.json --dataset_dir "$output/data" \
-        --models_dir "$output/models" --output_dir "$output/evaluation/brain_ldm" --cache_dir "$output/cache" --pairs "$PAIRS" \
-        $COMPONENTS --samples "$2" "${@:3}"
-}
-
 evaluate() {
     local folder="$output/evaluation/brain_ldm" sweeps=() argument
-    compare evaluating "{'LDM, 1000 steps':'$output/generated_1000','LDM, 15 steps':'$output/generated'}" \
-        --reconstructions_dir "$output/reconstructions"
+    # shellcheck disable=SC2086
+    bundle brain_ldm_bundle --config_file configs/evaluate.json --dataset_dir "$output/data" --models_dir "$output/models" \
+        --output_dir "$folder" --cache_dir "$output/cache" --pairs "$PAIRS" $COMPONENTS \
+        --reconstructions_dir "$output/reconstructions" \
+        --samples "{'LDM, 1000 steps':'$output/generated_1000','LDM, 15 steps':'$output/generated'}"
     # An audit that finds copies exits with an error. The demo continues, because the page shows the result.
     rm -f "$folder/memorisation.section.json"
     bundle brain_ldm_bundle auditing --config_file configs/evaluate.json --dataset_dir "$output/data" \

@@ -25,7 +25,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import torch
-from measurement.output_table import TEMPLATE_ICV_ML
+from ldm.data.volumes import TEMPLATE_ICV_ML
 from shared import mni_box, refusals
 from shared.files import read_json, refuse_unwritable, sha256, write_json, write_text
 from shared.image_files import IMAGES, find_files

@@ -8,12 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
-from ldm.data.volumes import VOLUMES
+from ldm.data.volumes import TEMPLATE_ICV_ML, VOLUMES
 from shared.files import atomic
 from shared.tables import separator_of
 
 NORMALISED = "brain_normalised_ml"
-TEMPLATE_ICV_ML = 1902.0  # intracranial volume of ICBM152 2009a, as in make_demo_data.py
 ENDINGS = re.compile(r"\.(long\..*|nii|nii\.gz|mgz|mgh|stats|0)$")  # of images, FreeSurfer's runs and numbers of pandas
 MOST_DIFFERENT = 0.02  # of a given normalised brain from the computed one; rounding differs by less; chosen
 USUAL_ML = {"ventricles_ml": (5, 200), "brain_ml": (700, 1900), "icv_ml": (900, 2200)}  # wide limits for adults; chosen

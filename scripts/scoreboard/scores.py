@@ -11,13 +11,13 @@ import numpy as np
 import pandas as pd
 import torch
 from cohorts.row_matching import QUANTITIES
+from ldm.data.volumes import TEMPLATE_ICV_ML
 from ldm.evaluation.feature_space import FeatureSpace
 from ldm.evaluation.fid import frechet_distance
 from ldm.evaluation.grey_values import histogram_distance
 from ldm.evaluation.jackknife import jackknife
 from ldm.evaluation.mmd_coverage import NEIGHBOURS, density_coverage
 from ldm.evaluation.nearest_scan import Neighbours
-from measurement.output_table import TEMPLATE_ICV_ML
 from sklearn.linear_model import RidgeCV
 from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import Pipeline, make_pipeline

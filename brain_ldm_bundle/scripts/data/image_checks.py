@@ -15,7 +15,7 @@ from ..shared.head_mask import head_mask
 from ..shared.label_table import LabelTable
 from ..shared.map_reader import map_files, read_map
 from ..shared.mni_box import BRAIN_MM, FIELD_OF_VIEW_MM, LOWER_CORNER_MM
-from ..shared.nifti import check_files, named, open_image, read_grey_values, refuse_noise, spread, three_sides
+from ..shared.nifti import check_files, is_noise, named, open_image, read_grey_values, spread, three_sides
 from ..shared.scan_identity import voxels_sha256
 from .contrast import fluid_brighter_than_white_matter
 
@@ -91,9 +91,7 @@ def check_images(
             remarks[STRETCHED] = ""
         if np.count_nonzero(values > lowest) * spacing_mm**3 / 1e6 < MOST_STRIPPED_L:
             remarks[STRIPPED] = ""
-        try:
-            refuse_noise(values)
-        except ValueError:
+        if is_noise(values):
             remarks[NOISE] = ""
         remarks |= odd_heads(values, _corners_mm(image.shape[:3], image.affine).min(axis=0), spacing_mm)
         return [voxels_sha256(values), lowest, highest, remarks]

@@ -88,7 +88,7 @@ def _check_pair(image: str, label: str, *_: str, table: LabelTable, partial_maps
                     break
     if problems:
         raise ValueError("\n".join(problems))
-    return [identity, of_map, _bright_fluid(values, classes, table), _is_noise(values)]
+    return [identity, of_map, _bright_fluid(values, classes, table), nifti.is_noise(values)]
 
 
 def _bright_fluid(values: np.ndarray, classes: np.ndarray, table: LabelTable) -> str:
@@ -103,14 +103,6 @@ def _bright_fluid(values: np.ndarray, classes: np.ndarray, table: LabelTable) ->
     lowest = float(values.min())
     bright = fluid - lowest > LEAST_RATIO * (white - lowest)
     return f"ventricles {fluid:.3g}, white matter {white:.3g}" if bright else ""
-
-
-def _is_noise(values: np.ndarray) -> bool:
-    try:
-        nifti.refuse_noise(values)
-    except ValueError:
-        return True
-    return False
 
 
 def _named(check: Callable[[str], object], path: str) -> object:

@@ -148,12 +148,23 @@ def refuse_labels(values: np.ndarray) -> None:
 
 
 def refuse_noise(values: np.ndarray) -> None:
-    """Refuse a volume (X, Y, Z) whose bright voxels say nothing about their neighbours."""
+    """Refuse a volume (X, Y, Z) that `is_noise`."""
+    if is_noise(values):
+        found = _correlation_of_neighbours(values)
+        raise ValueError(f"neighbouring voxels have a correlation of {found:.2f}, as in noise. Give a T1w of a head")
+
+
+def is_noise(values: np.ndarray) -> bool:
+    """Return whether the bright voxels of a volume (X, Y, Z) say nothing about their neighbours."""
+    return _correlation_of_neighbours(values) < LEAST_CORRELATION
+
+
+def _correlation_of_neighbours(values: np.ndarray) -> float:
+    """Return the correlation of bright voxels with their neighbours along the first axis, 1 where none can be computed."""
     bright = values > 0.1 * np.percentile(values[::2, ::2], 99.5)
     pairs = bright[1:] & bright[:-1]
     one, other = values[1:][pairs], values[:-1][pairs]
-    if one.size and one.std() > 0 and other.std() > 0 and (found := np.corrcoef(one, other)[0, 1]) < LEAST_CORRELATION:
-        raise ValueError(f"neighbouring voxels have a correlation of {found:.2f}, as in noise. Give a T1w of a head")
+    return float(np.corrcoef(one, other)[0, 1]) if one.size and one.std() > 0 and other.std() > 0 else 1.0
 
 
 def refuse_outliers(values: np.ndarray) -> None:
