@@ -21,23 +21,13 @@ import os
 import platform
 from pathlib import Path
 
-import matplotlib.pyplot as plt
-import monai
-import torch
-from shared import device as devices
-from shared import refusals
-from shared.files import refuse_unwritable, save_figure, write_json
-from shared.tables import print_table
-from speed import file_cases, ldm_cases, spade_cases
-from speed.measuring import Meter, highest_gib
+from command_line import Parser
 from whole_numbers import at_least
-
-GROUPS = (ldm_cases, spade_cases, file_cases)
 
 
 def parse_arguments(arguments=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=list(ldm_cases.SIZES), help="default: published on a GPU, middle on a CPU")
+    parser = Parser(description=__doc__)
+    parser.add_argument("--size", choices=("published", "middle", "tiny"), help="default: published on a GPU, middle on a CPU")
     parser.add_argument("--quick", action="store_true", help="the smallest sizes, each case once")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="only cases whose name contains one of these words")
     parser.add_argument(
@@ -48,7 +38,24 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
     )
     parser.add_argument("--use_device", default="auto", help="auto, cpu or cuda:N (default: auto)")
     parser.add_argument("--output", type=Path, default=Path("benchmark"), metavar="DIR", help="default: benchmark")
+    parser.add_argument("--quiet", action="store_true", help="show only the table at the end")
     return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    parse_arguments()  # answers --help and wrong options before the imports below, which take seconds
+
+import matplotlib.pyplot as plt
+import monai
+import torch
+from shared import device as devices
+from shared import refusals
+from shared.files import refuse_unwritable, save_figure, write_json
+from shared.tables import print_table
+from speed import file_cases, ldm_cases, spade_cases
+from speed.measuring import Meter, highest_gib
+
+GROUPS = (ldm_cases, spade_cases, file_cases)
 
 
 def row(found: dict) -> list[str]:
@@ -90,7 +97,8 @@ def main(arguments=None) -> None:
             if options.only and not any(word in case.name for word in options.only):
                 continue
             results.append(meter.compare(case, 0 if options.quick else options.repeats))
-            print(f"{case.name}: {results[-1]['ratio']:.2f} times as fast", flush=True)
+            if not options.quiet:
+                print(f"{case.name}: {results[-1]['ratio']:.2f} times as fast", flush=True)
             del case
             gc.collect()
     if not results:

@@ -16,19 +16,47 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from command_line import Parser
+from scoreboard import FEWEST
+from whole_numbers import at_least
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = Parser(description=__doc__)
+    add = parser.add_argument
+    add("folders", type=Path, nargs="+", metavar="FOLDER", help="volumes of one generator")
+    add("--real", type=Path, required=True, metavar="STUDY", help="real scans that the generators have not seen")
+    add("--output", type=Path, required=True, metavar="DIR", help="folder for the results")
+    number = "volumes of each set, if there are as many, and twice as many scans (default 50, some minutes on two cores)"
+    add("--n", type=at_least(FEWEST), default=50, help=number)
+    mask = "brain (default): inside of the skull, also for skull-stripped volumes; head: whole heads, faster, no structures"
+    add("--mask", choices=("brain", "head"), default="brain", help=mask)
+    add("--align", action="store_true", help="register each volume rigidly to MNI space first, some seconds each")
+    add("--spacing_mm", type=float, default=4.0, help="voxel size of the common grid (default 4, as the default features need)")
+    add("--extractor_file", type=Path, help="MedicalNet or RadImageNet, see docs/evaluation.md of the brain bundle")
+    add("--extractor_sha256", help="hash that this file must have")
+    add("--pairs", type=at_least(1), default=300, help="random pairs of volumes for MS-SSIM (default 300)")
+    add("--seed", type=at_least(0), default=0, help="seed of the subsets, halves and pairs (default 0)")
+    add("--use_device", default="auto", help="auto (a GPU if there is one; the default), cpu, cuda or cuda:1")
+    add("--workers", type=at_least(0), default=0, help="processes that read volumes (default 0: this one)")
+    parser.add_quiet()
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    parse()  # answers --help and wrong options before the imports below, which take seconds
+
 from cohorts.cohort import refuse_same_folder
 from cohorts.scans_or_synthetic import refuse_synthetic
 from scoreboard.board import HALF, Board, score_all, write_results
 from scoreboard.conforming import Files
 from scoreboard.measures import Meter
 from scoreboard.page import page
-from scoreboard.scores import FEWEST
 from scoreboard.sets import find_volumes, read_table
 from shared import mni_box, refusals
 from shared.device import choose
 from shared.files import atomic, refuse_unwritable
 from shared.simulated import note_on
-from whole_numbers import at_least
 
 
 def benchmark(options: argparse.Namespace) -> Board:
@@ -76,27 +104,6 @@ def benchmark(options: argparse.Namespace) -> Board:
     with atomic(options.output / "scoreboard.html") as file:
         file.writelines(part.encode() for part in page(board, settings, note_on([options.real])))
     return board
-
-
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("folders", type=Path, nargs="+", metavar="FOLDER", help="volumes of one generator")
-    add("--real", type=Path, required=True, metavar="STUDY", help="real scans that the generators have not seen")
-    add("--output", type=Path, required=True, metavar="DIR", help="folder for the results")
-    number = "volumes of each set, if there are as many, and twice as many scans (default 50, some minutes on two cores)"
-    add("--n", type=at_least(FEWEST), default=50, help=number)
-    mask = "brain (default): inside of the skull, also for skull-stripped volumes; head: whole heads, faster, no structures"
-    add("--mask", choices=("brain", "head"), default="brain", help=mask)
-    add("--align", action="store_true", help="register each volume rigidly to MNI space first, some seconds each")
-    add("--spacing_mm", type=float, default=4.0, help="voxel size of the common grid (default 4, as the default features need)")
-    add("--extractor_file", type=Path, help="MedicalNet or RadImageNet, see docs/evaluation.md of the brain bundle")
-    add("--extractor_sha256", help="hash that this file must have")
-    add("--pairs", type=at_least(1), default=300, help="random pairs of volumes for MS-SSIM (default 300)")
-    add("--seed", type=at_least(0), default=0, help="seed of the subsets, halves and pairs (default 0)")
-    add("--use_device", default="auto", help="auto (a GPU if there is one; the default), cpu, cuda or cuda:1")
-    add("--workers", type=at_least(0), default=0, help="processes that read volumes (default 0: this one)")
-    return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

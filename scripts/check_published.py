@@ -28,6 +28,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from command_line import Parser
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = Parser(description=__doc__)
+    parser.add_argument("folder", type=Path, help="folder of volumes of the published model")
+    parser.add_argument("--table", type=Path, help="table of what was requested (default: participants.tsv, or the only table)")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    parse()  # answers --help and wrong options before the imports below, which take seconds
+
 import nibabel as nib
 import numpy as np
 from scipy import ndimage, stats
@@ -302,10 +315,7 @@ def find_table(folder: Path) -> Path:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="folder of volumes of the published model")
-    parser.add_argument("--table", type=Path, help="table of what was requested (default: participants.tsv, or the only table)")
-    options = parser.parse_args(arguments)
+    options = parse(arguments)
     if not options.folder.is_dir():
         raise FileNotFoundError(f"{options.folder}: no such folder. Give the folder of the volumes")
     files = find_files(options.folder, "**/*.nii*")

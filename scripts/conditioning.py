@@ -33,6 +33,37 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+from command_line import Parser
+from whole_numbers import at_least
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = Parser(description=__doc__)
+    add, tables = parser.add_argument, {"type": Path, "nargs": "+", "default": [], "metavar": "TABLE_TSV"}
+    folder = "folder that inference wrote, with participants.tsv"
+    add("generated", type=Path, nargs="?", metavar="GENERATED_DIR", help=folder)
+    add("--measured", **tables, help="measurements of GENERATED_DIR; sizes are compared by the first tool")
+    add("--real", type=Path, metavar="COHORT_DIR", help="BIDS cohort of scans with true values")
+    training = "tables of the same tools for the scans; if the cohort has a column split, its training split is left out"
+    add("--real_measured", **tables, help=training)
+    kept = "the cohort's scans through the autoencoder, which --reconstructions_dir of configs/evaluate.json keeps"
+    add("--reconstructed", type=Path, metavar="DIR", help=kept)
+    add("--reconstructed_measured", **tables, help="tables of the same tools for these scans")
+    add("--sweeps", type=Path, metavar="SWEEPS_DIR", help="folder that inference wrote for a table of sweeps")
+    add("--sweeps_measured", **tables, help="measurements of SWEEPS_DIR")
+    swept = "covariate that was swept; may be given several times"
+    add("--sweep", action="append", default=[], metavar="NAME", help=swept)
+    add("--seed", type=at_least(0), default=0, help="seed of the resampling for the sizes (default 0)")
+    add("--output", type=Path, required=True, metavar="DIR", help="folder for figures, numbers and sections")
+    options = parser.parse_args(arguments)
+    if (options.sweeps is None) != (not options.sweep) or (options.sweeps_measured and options.sweeps is None):
+        parser.error("--sweeps (the folder) and --sweep (the covariates) need each other")
+    return options
+
+
+if __name__ == "__main__":
+    parse()  # answers --help and wrong options before the imports below, which take seconds
+
 from cohorts.cohort import Cohort, read_cohort, refuse_other_tools, refuse_requests, refuse_same_folder
 from cohorts.row_matching import read_by_participant, split_by_tool
 from cohorts.scans_or_synthetic import refuse_scans, refuse_synthetic
@@ -45,7 +76,6 @@ from shared import refusals
 from shared.files import refuse_unwritable
 from shared.sections import drop_sections
 from shared.tables import print_table
-from whole_numbers import at_least
 
 
 def read_cohorts(options: argparse.Namespace) -> dict[str, Cohort]:
@@ -119,34 +149,9 @@ def make_sections(options: argparse.Namespace) -> tuple[list[ReportSection], dic
     return sections, left_out
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Parse the command line. `tables` of the result has the tables of each kind."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add, tables = parser.add_argument, {"type": Path, "nargs": "+", "default": [], "metavar": "TABLE_TSV"}
-    folder = "folder that inference wrote, with participants.tsv"
-    add("generated", type=Path, nargs="?", metavar="GENERATED_DIR", help=folder)
-    add("--measured", **tables, help="measurements of GENERATED_DIR; sizes are compared by the first tool")
-    add("--real", type=Path, metavar="COHORT_DIR", help="BIDS cohort of scans with true values")
-    training = "tables of the same tools for the scans; if the cohort has a column split, its training split is left out"
-    add("--real_measured", **tables, help=training)
-    kept = "the cohort's scans through the autoencoder, which --reconstructions_dir of configs/evaluate.json keeps"
-    add("--reconstructed", type=Path, metavar="DIR", help=kept)
-    add("--reconstructed_measured", **tables, help="tables of the same tools for these scans")
-    add("--sweeps", type=Path, metavar="SWEEPS_DIR", help="folder that inference wrote for a table of sweeps")
-    add("--sweeps_measured", **tables, help="measurements of SWEEPS_DIR")
-    swept = "covariate that was swept; may be given several times"
-    add("--sweep", action="append", default=[], metavar="NAME", help=swept)
-    add("--seed", type=at_least(0), default=0, help="seed of the resampling for the sizes (default 0)")
-    add("--output", type=Path, required=True, metavar="DIR", help="folder for figures, numbers and sections")
-    options = parser.parse_args(arguments)
-    if (options.sweeps is None) != (not options.sweep) or (options.sweeps_measured and options.sweeps is None):
-        parser.error("--sweeps (the folder) and --sweep (the covariates) need each other")
-    options.tables = {GENERATED: options.measured, SCANS: options.real_measured, THROUGH: options.reconstructed_measured}
-    return options
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
+    options.tables = {GENERATED: options.measured, SCANS: options.real_measured, THROUGH: options.reconstructed_measured}
     refuse_unwritable(options.output / "conditioning.json")
     sections, left_out = make_sections(options)
     if options.sweeps:

@@ -27,6 +27,35 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from command_line import Parser
+from whole_numbers import at_least
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = Parser(description=__doc__)
+    add = parser.add_argument
+    add("pairs", type=Path, metavar="PAIRS", help="folder that make_demo_data.py --change wrote")
+    add("out", type=Path, metavar="OUT", help="folder of the edits and of counterfactuals.json and .tsv")
+    add("--models_dir", type=Path, help="folder of model.pt and autoencoder.pt (default: the shipped weights of 4 mm)")
+    read = "tables of the regressor (run id predicting) for PAIRS and OUT; without them, age is not measured"
+    add("--ages", type=Path, nargs="+", default=[], metavar="TABLE_TSV", help=read)
+    add("--strength", type=float, default=0.6, help="strength of the method noise (default 0.6)")
+    add("--inversion_strength", type=float, default=1.0, help="strength of the method inversion (default 1)")
+    add("--steps", type=at_least(2), default=50, help="steps of the method inversion (default 50)")
+    add("--guidance_scale", type=float, default=1.0, help="guidance of both methods (default 1)")
+    add("--seed", type=at_least(0), default=0, help="seed of the method noise (default 0)")
+    add("--use_device", default="auto", help="auto (a GPU if there is one; the default), cpu, cuda or cuda:1")
+    parser.add_quiet()
+    options = parser.parse_args(arguments)
+    options.out = options.out.absolute()  # because the bundle runs in its own folder
+    if options.models_dir is not None:
+        options.models_dir = options.models_dir.absolute()
+    return options
+
+
+if __name__ == "__main__":
+    parse_arguments()  # answers --help and wrong options before the imports below, which take seconds
+
 import nibabel as nib
 import numpy as np
 import pandas as pd
@@ -42,7 +71,6 @@ from shared.nifti import read_volume
 from shared.tables import print_table, read_number, read_table, write_table
 from shared.weights import read_recipe, refuse_missing
 from simulation.subject import VOLUMES, measure_ml
-from whole_numbers import at_least
 
 LDM = Path(__file__).resolve().parents[1] / "brain_ldm_bundle"
 TRAIN = f"python -m monai.bundle run training --config_file {LDM.name}/configs/train.json --dataset_dir DIR"
@@ -235,27 +263,6 @@ def printed(numbers: Mapping, changed: str, of_maps: bool) -> dict:
 
     rows = [[answer, *(cell(own, column) for column in shown)] for answer, own in numbers.items()]
     return {"header": ["", *(titles[column] for column in shown)], "rows": rows}
-
-
-def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("pairs", type=Path, metavar="PAIRS", help="folder that make_demo_data.py --change wrote")
-    add("out", type=Path, metavar="OUT", help="folder of the edits and of counterfactuals.json and .tsv")
-    add("--models_dir", type=Path, help="folder of model.pt and autoencoder.pt (default: the shipped weights of 4 mm)")
-    read = "tables of the regressor (run id predicting) for PAIRS and OUT; without them, age is not measured"
-    add("--ages", type=Path, nargs="+", default=[], metavar="TABLE_TSV", help=read)
-    add("--strength", type=float, default=0.6, help="strength of the method noise (default 0.6)")
-    add("--inversion_strength", type=float, default=1.0, help="strength of the method inversion (default 1)")
-    add("--steps", type=at_least(2), default=50, help="steps of the method inversion (default 50)")
-    add("--guidance_scale", type=float, default=1.0, help="guidance of both methods (default 1)")
-    add("--seed", type=at_least(0), default=0, help="seed of the method noise (default 0)")
-    add("--use_device", default="auto", help="auto (a GPU if there is one; the default), cpu, cuda or cuda:1")
-    options = parser.parse_args(arguments)
-    options.out = options.out.absolute()  # because the bundle runs in its own folder
-    if options.models_dir is not None:
-        options.models_dir = options.models_dir.absolute()
-    return options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -21,11 +21,46 @@ from functools import lru_cache, partial
 from multiprocessing import get_context
 from pathlib import Path
 
+from command_line import Parser
+from ldm.data.volumes import TEMPLATE_ICV_ML
+from whole_numbers import at_least
+
+SPACINGS_MM = (1, 2, 4, 8)  # these divide the field of view, 160 x 224 x 160 mm
+CHANGES = {
+    "age": ("age_years", 1),
+    "ventricles_ml": ("ventricles_ml", 1),
+    "brain_normalised_ml": ("brain_fraction", TEMPLATE_ICV_ML),
+}
+
+
+def parse_arguments(arguments=None) -> argparse.Namespace:
+    parser = Parser(description=__doc__)
+    parser.add_argument("folder", type=Path, metavar="DIR", help="folder of the cohort")
+    parser.add_argument("--subjects", type=at_least(1), help="number of subjects (default 120, or one per label map)")
+    parser.add_argument("--spacing_mm", type=int, default=4, choices=SPACINGS_MM, help="voxel size (default 4)")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="the same seed gives the same subjects (default 0)")
+    parser.add_argument(
+        "--protocol",
+        choices=("many", "one"),
+        default="many",
+        help="whether the scans differ as if from many scanners, or as within one study (default many)",
+    )
+    parser.add_argument("--workers", type=at_least(1), default=os.cpu_count(), help="processes (default one per core)")
+    parser.add_argument("--labels", type=Path, metavar="MAPS", help="folder of FreeSurfer or SynthSeg maps, .nii.gz or .mgz")
+    changed = "also make the same heads with another covariate; AMOUNT is in its unit"
+    parser.add_argument("--change", nargs=2, metavar=("NAME", "AMOUNT"), help=f"{changed}. NAME: {', '.join(CHANGES)}")
+    parser.add_argument("--fresh", action="store_true", help="replace a demo cohort with other settings in DIR")
+    parser.add_quiet()
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    parse_arguments()  # answers --help and wrong options before the imports below, which take seconds
+
 import nibabel as nib
 import numpy as np
 import pandas as pd
 import torch
-from ldm.data.volumes import TEMPLATE_ICV_ML
 from shared import mni_box, refusals
 from shared.files import read_json, refuse_unwritable, sha256, write_json, write_text
 from shared.image_files import IMAGES, find_files
@@ -33,11 +68,9 @@ from shared.nifti import read_whole, write_nifti
 from shared.problems import count, of_each
 from shared.tables import NUMBER, read_table
 from simulation import labelled_subject, subject
-from simulation.acquisition import PROTOCOLS
 from simulation.atlas import load_atlas
 from simulation.subject import Person, measure_ml
 from tqdm import tqdm
-from whole_numbers import at_least
 
 VERSION = "1.3"
 README = """{name}
@@ -51,15 +84,9 @@ TEMPLATE = {
     "License": "Terms of the ICBM 152 template: use, copy, modify and distribute without fee, with its copyright notice",
     "SourceDatasets": [{"URL": "https://www.bic.mni.mcgill.ca/ServicesAtlases/ICBM152NLin2009"}],
 }
-SPACINGS_MM = (1, 2, 4, 8)  # these divide the field of view, 160 x 224 x 160 mm
 ORIGINAL, CHANGED = "original", "changed"  # folders of the two cohorts of --change
 SPLIT_BY_LAST_DIGIT = ["train"] * 7 + ["validation"] + ["test"] * 2
 AGE_YEARS, VENTRICLES_ML, BRAIN_FRACTION, BRAIN_AND_VENTRICLES = (44, 82), (8, 150), (0.60, 0.86), 0.96
-CHANGES = {
-    "age": ("age_years", 1),
-    "ventricles_ml": ("ventricles_ml", 1),
-    "brain_normalised_ml": ("brain_fraction", TEMPLATE_ICV_ML),
-}
 
 
 def describe_columns(volumes: dict[str, tuple]) -> dict:
@@ -337,29 +364,6 @@ def make_cohort(
     return write_participants(folder, anatomy.VOLUMES, before)
 
 
-def parse_arguments(arguments=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, metavar="DIR", help="folder of the cohort")
-    parser.add_argument("--subjects", type=at_least(1), help="number of subjects (default 120, or one per label map)")
-    parser.add_argument("--spacing_mm", type=int, default=4, choices=SPACINGS_MM, help="voxel size (default 4)")
-    parser.add_argument("--seed", type=at_least(0), default=0, help="the same seed gives the same subjects (default 0)")
-    parser.add_argument(
-        "--protocol",
-        choices=sorted(PROTOCOLS),
-        default="many",
-        help="whether the scans differ as if from many scanners, or as within one study (default many)",
-    )
-    parser.add_argument("--workers", type=at_least(1), default=os.cpu_count(), help="processes (default one per core)")
-    parser.add_argument("--labels", type=Path, metavar="MAPS", help="folder of FreeSurfer or SynthSeg maps, .nii.gz or .mgz")
-    changed = "also make the same heads with another covariate; AMOUNT is in its unit"
-    parser.add_argument("--change", nargs=2, metavar=("NAME", "AMOUNT"), help=f"{changed}. NAME: {', '.join(CHANGES)}")
-    parser.add_argument("--fresh", action="store_true", help="replace a demo cohort with other settings in DIR")
-    options = parser.parse_args(arguments)
-    if options.change:
-        options.change = options.change[0], read_change(*options.change)
-    return options
-
-
 def read_change(name: str, amount: str) -> float:
     if name not in CHANGES:
         raise ValueError(f"--change takes {', '.join(CHANGES)}, got {name!r}")
@@ -370,6 +374,8 @@ def read_change(name: str, amount: str) -> float:
 
 def main(arguments=None) -> None:
     options = parse_arguments(arguments)
+    if options.change:
+        options.change = options.change[0], read_change(*options.change)
     settings = {"version": VERSION, "seed": options.seed, "spacing_mm": options.spacing_mm, "protocol": options.protocol}
     maps = find_files(options.labels, "*", IMAGES) if options.labels and options.labels.is_dir() else []
     if maps:

@@ -16,6 +16,38 @@ import sys
 import tempfile
 from pathlib import Path
 
+from command_line import Parser
+from whole_numbers import at_least
+
+ROOT = Path(__file__).resolve().parents[1]
+LDM, SPADE = ROOT / "brain_ldm_bundle", ROOT / "spade_fusion_bundle"
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = Parser(description=__doc__)
+    parser.add_argument("requests", type=Path, metavar="REQUESTS.tsv", help="table of requests")
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder of the data set")
+    parser.add_argument(
+        "--label_models",
+        type=Path,
+        default=LDM / "models" / "labels",
+        help="folder of model.pt and autoencoder.pt of label maps",
+    )
+    parser.add_argument("--image_models", type=Path, default=SPADE / "models", help="folder of model.pt of spade_fusion_bundle")
+    parser.add_argument("--variants", type=at_least(1), default=1, help="images of each map; all but the first are deformed")
+    parser.add_argument("--shard", metavar="K/N", help="make the K-th of N parts of the table, such as 3/40")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="the same seed gives the same heads (default 0)")
+    parser.add_argument("--acquisition", choices=("True", "False"), help="whether images get measured noise and bias field")
+    parser.add_argument("--sampler_name", help="sampler of the label maps, such as dpm++")
+    parser.add_argument("--steps", type=at_least(2), help="steps of the sampler")
+    parser.add_argument("--use_device", help="auto, cpu or cuda")
+    parser.add_quiet()
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    parse_arguments()  # answers --help and wrong options before the imports below, which take seconds
+
 from shared import refusals
 from shared.base_derivative import refuse_other_dataset
 from shared.files import refuse_unwritable
@@ -25,10 +57,7 @@ from shared.problems import refuse
 from shared.tables import read_numbered, write_table
 from shared.team import shard_of
 from shared.weights import read_recipe, refuse_missing
-from whole_numbers import at_least
 
-ROOT = Path(__file__).resolve().parents[1]
-LDM, SPADE = ROOT / "brain_ldm_bundle", ROOT / "spade_fusion_bundle"
 TRAIN = "python -m monai.bundle run training --config_file"
 TRAIN_LABELS = f"{TRAIN} \"['{LDM.name}/configs/train.json','{LDM.name}/configs/labels.json']\" --dataset_dir DIR"
 TRAIN_IMAGES = f"{TRAIN} {SPADE.name}/configs/train.json --dataset_dir DIR"
@@ -98,27 +127,6 @@ def commands(options: argparse.Namespace, participants: Path) -> list[tuple[Path
         (folder, [text for name, value in (own | both).items() if value is not None for text in (f"--{name}", str(value))])
         for folder, own in ((LDM, of_maps), (SPADE, of_images))
     ]
-
-
-def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("requests", type=Path, metavar="REQUESTS.tsv", help="table of requests")
-    parser.add_argument("out", type=Path, metavar="OUT", help="folder of the data set")
-    parser.add_argument(
-        "--label_models",
-        type=Path,
-        default=LDM / "models" / "labels",
-        help="folder of model.pt and autoencoder.pt of label maps",
-    )
-    parser.add_argument("--image_models", type=Path, default=SPADE / "models", help="folder of model.pt of spade_fusion_bundle")
-    parser.add_argument("--variants", type=at_least(1), default=1, help="images of each map; all but the first are deformed")
-    parser.add_argument("--shard", metavar="K/N", help="make the K-th of N parts of the table, such as 3/40")
-    parser.add_argument("--seed", type=at_least(0), default=0, help="the same seed gives the same heads (default 0)")
-    parser.add_argument("--acquisition", choices=("True", "False"), help="whether images get measured noise and bias field")
-    parser.add_argument("--sampler_name", help="sampler of the label maps, such as dpm++")
-    parser.add_argument("--steps", type=at_least(2), help="steps of the sampler")
-    parser.add_argument("--use_device", help="auto, cpu or cuda")
-    return parser.parse_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> int:

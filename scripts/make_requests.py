@@ -23,6 +23,55 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from command_line import Parser
+from whole_numbers import at_least
+
+SPREAD = 0.1  # standard deviations
+MOST_ROWS = 10_000_000  # chosen; such a table takes about 1 GB of memory
+COVARIATES_FILE = Path(__file__).resolve().parents[1] / "brain_ldm_bundle" / "configs" / "covariates.json"
+
+
+def parse_base(text: str) -> dict[str, str]:
+    """Parse "age=65,sex=F" to {"age": "65", "sex": "F"}."""
+    pairs = [[part.strip() for part in pair.partition("=")] for pair in text.split(",") if pair.strip()]
+    if wrong := [name for name, equals, value in pairs if not (name and equals and value)]:
+        raise argparse.ArgumentTypeError(f"expected name=value pairs such as age=65,sex=F, got {wrong[0]!r}")
+    values = {name: value for name, _, value in pairs}
+    if len(values) < len(pairs):
+        raise argparse.ArgumentTypeError(f"a name appears twice in {text!r}. Remove one")
+    return values
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = Parser(description=__doc__)
+    add = parser.add_argument
+    add("participants", type=Path, metavar="PARTICIPANTS_TSV", help="a cohort's table")
+    add("output", type=Path, metavar="OUT_TSV", help="the table of requests to write")
+    add("--rows", type=at_least(1, MOST_ROWS), default=64, help="number of volumes, or of values in a sweep (default 64)")
+    add("--seed", type=at_least(0), default=0, help="the same seed gives the same rows (default 0)")
+    add("--columns", nargs="+", metavar="NAME", help="use only these covariates of the model")
+    add("--spread", type=float, help=f"standard deviations by which quantities move (default {SPREAD})")
+    varied = "vary this quantity alone, in --rows even steps; may be given several times"
+    add("--sweep", nargs=3, action="append", default=[], metavar=("NAME", "LOW", "HIGH"), help=varied)
+    add("--extrapolate", action="store_true", help="add the paper's values beyond the training range")
+    add("--noises", type=at_least(1, MOST_ROWS), default=1, help="noises that repeat sweeps and extrapolation (default 1)")
+    add("--base", type=parse_base, default={}, help="values of the covariates that are not swept, such as age=65,sex=F")
+    ranges = "the model's covariates.json, which says what is a quantity and which values are plausible (default: the bundle's)"
+    add("--covariates_file", type=Path, default=COVARIATES_FILE, help=ranges)
+    options = parser.parse_args(arguments)
+    if options.spread is not None and (options.sweep or options.extrapolate):
+        parser.error("--spread moves drawn rows, and has no effect beside --sweep or --extrapolate. Leave it out")
+    options.spread = SPREAD if options.spread is None else options.spread
+    if not 0 <= options.spread <= 1:
+        parser.error(f"--spread must be 0 to 1 standard deviations, got {options.spread}")
+    if (options.base or options.noises > 1) and not (options.sweep or options.extrapolate):
+        parser.error("--base and --noises need --sweep or --extrapolate")
+    return options
+
+
+if __name__ == "__main__":
+    parse()  # answers --help and wrong options before the imports below, which take seconds
+
 import numpy as np
 import pandas as pd
 from ldm.data.covariates import Covariate, CovariateSchema
@@ -31,12 +80,8 @@ from shared import refusals
 from shared.files import atomic, is_device, refuse_unwritable
 from shared.problems import count, refuse
 from shared.tables import is_missing, separator_of
-from whole_numbers import at_least
 
 TRAINING = "train"  # name of the training split in participants.tsv
-SPREAD = 0.1  # standard deviations
-MOST_ROWS = 10_000_000  # chosen; such a table takes about 1 GB of memory
-COVARIATES_FILE = Path(__file__).resolve().parents[1] / "brain_ldm_bundle" / "configs" / "covariates.json"
 
 # Scaled values that Pinaya et al. 2022 show beyond 0 to 1 (Figure 4), and the ends and middle of the range for comparison.
 EXTRAPOLATED = {
@@ -122,44 +167,6 @@ def sweep_ends(schema: CovariateSchema, name: str, texts: Sequence[str]) -> tupl
     if not low < high:
         raise ValueError(f"--sweep {name}: LOW must be less than HIGH, got {low:g} and {high:g}")
     return low, high
-
-
-def parse_base(text: str) -> dict[str, str]:
-    """Parse "age=65,sex=F" to {"age": "65", "sex": "F"}."""
-    pairs = [[part.strip() for part in pair.partition("=")] for pair in text.split(",") if pair.strip()]
-    if wrong := [name for name, equals, value in pairs if not (name and equals and value)]:
-        raise argparse.ArgumentTypeError(f"expected name=value pairs such as age=65,sex=F, got {wrong[0]!r}")
-    values = {name: value for name, _, value in pairs}
-    if len(values) < len(pairs):
-        raise argparse.ArgumentTypeError(f"a name appears twice in {text!r}. Remove one")
-    return values
-
-
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("participants", type=Path, metavar="PARTICIPANTS_TSV", help="a cohort's table")
-    add("output", type=Path, metavar="OUT_TSV", help="the table of requests to write")
-    add("--rows", type=at_least(1, MOST_ROWS), default=64, help="number of volumes, or of values in a sweep (default 64)")
-    add("--seed", type=at_least(0), default=0, help="the same seed gives the same rows (default 0)")
-    add("--columns", nargs="+", metavar="NAME", help="use only these covariates of the model")
-    add("--spread", type=float, help=f"standard deviations by which quantities move (default {SPREAD})")
-    varied = "vary this quantity alone, in --rows even steps; may be given several times"
-    add("--sweep", nargs=3, action="append", default=[], metavar=("NAME", "LOW", "HIGH"), help=varied)
-    add("--extrapolate", action="store_true", help="add the paper's values beyond the training range")
-    add("--noises", type=at_least(1, MOST_ROWS), default=1, help="noises that repeat sweeps and extrapolation (default 1)")
-    add("--base", type=parse_base, default={}, help="values of the covariates that are not swept, such as age=65,sex=F")
-    ranges = "the model's covariates.json, which says what is a quantity and which values are plausible (default: the bundle's)"
-    add("--covariates_file", type=Path, default=COVARIATES_FILE, help=ranges)
-    options = parser.parse_args(arguments)
-    if options.spread is not None and (options.sweep or options.extrapolate):
-        parser.error("--spread moves drawn rows, and has no effect beside --sweep or --extrapolate. Leave it out")
-    options.spread = SPREAD if options.spread is None else options.spread
-    if not 0 <= options.spread <= 1:
-        parser.error(f"--spread must be 0 to 1 standard deviations, got {options.spread}")
-    if (options.base or options.noises > 1) and not (options.sweep or options.extrapolate):
-        parser.error("--base and --noises need --sweep or --extrapolate")
-    return options
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

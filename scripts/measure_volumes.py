@@ -16,20 +16,39 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from command_line import Parser
+from measurement import WEIGHTS
+from whole_numbers import at_least
+
+
+def parse() -> argparse.Namespace:
+    parser = Parser(description=__doc__)
+    add = parser.add_argument
+    add("images", nargs="*", type=Path, help="T1w volumes in MNI space, or folders (BIDS or flat)")
+    add("--output", type=Path, help="TSV to write, one row per volume")
+    add("--accuracy", type=Path, metavar="COHORT_DIR", help="compare with a cohort's participants.tsv")
+    add("--weights", type=Path, default=WEIGHTS, help="state dict of the network (default: the shipped one)")
+    add("--use_device", default="auto", help="auto (a GPU if there is one; the default), cpu, cuda or cuda:1")
+    add("--workers", type=at_least(0), default=0, help="processes that read volumes while others are measured (default 0)")
+    parser.add_quiet()
+    arguments = parser.parse_args()
+    if arguments.accuracy and (arguments.images or arguments.output):
+        parser.error("--accuracy prints a table, and takes neither images nor --output")
+    if not arguments.accuracy and not (arguments.images and arguments.output):
+        parser.error("give images and --output, or --accuracy")
+    return arguments
+
+
+if __name__ == "__main__":
+    parse()  # answers --help and wrong options before the imports below, which take seconds
+
 import nibabel as nib
 import torch
 from cohorts.row_matching import refuse_other_unit, typed
 from measurement import volume_net
 from measurement.accuracy import accuracy_row, describe_accuracy, format_table
 from measurement.output_table import VOLUMES, complete_row, identity_of, write_table
-from measurement.volume_net import (
-    WEIGHTS,
-    load_network,
-    read_on_grid,
-    refuse_bright_fluid,
-    refuse_bright_surroundings,
-    volumes_ml,
-)
+from measurement.volume_net import load_network, read_on_grid, refuse_bright_fluid, refuse_bright_surroundings, volumes_ml
 from shared import refusals
 from shared.device import choose
 from shared.files import is_device, refuse_unwritable, sha256
@@ -40,7 +59,6 @@ from shared.participants import Row, Rows, find_row, other_units, read_participa
 from shared.problems import count, refuse
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
-from whole_numbers import at_least
 
 TOOL = "measure_volumes.py"
 
@@ -162,22 +180,10 @@ def accuracy(cohort: Path, weights: Path = WEIGHTS, device: str = "cpu", workers
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("images", nargs="*", type=Path, help="T1w volumes in MNI space, or folders (BIDS or flat)")
-    add("--output", type=Path, help="TSV to write, one row per volume")
-    add("--accuracy", type=Path, metavar="COHORT_DIR", help="compare with a cohort's participants.tsv")
-    add("--weights", type=Path, default=WEIGHTS, help="state dict of the network (default: the shipped one)")
-    add("--use_device", default="auto", help="auto (a GPU if there is one; the default), cpu, cuda or cuda:1")
-    add("--workers", type=at_least(0), default=0, help="processes that read volumes while others are measured (default 0)")
-    arguments = parser.parse_args()
+    arguments = parse()
     if arguments.accuracy:
-        if arguments.images or arguments.output:
-            parser.error("--accuracy prints a table, and takes neither images nor --output")
         print(format_table(accuracy(arguments.accuracy, arguments.weights, arguments.use_device, arguments.workers)))
         return 0
-    if not arguments.images or not arguments.output:
-        parser.error("give images and --output, or --accuracy")
     refuse_unwritable(arguments.output, arguments.images)
 
     images = find_images(arguments.images)

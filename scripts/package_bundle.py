@@ -23,6 +23,20 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from command_line import Parser
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = Parser(description=__doc__)
+    parser.add_argument("bundle", type=Path, help="folder of the bundle")
+    parser.add_argument("--output", type=Path, default=Path("dist"), help="folder for the zip (default dist)")
+    parser.add_argument("--weights", type=Path, help="pack the weights from this folder, the models_dir of a training")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    parse()  # answers --help and wrong options before the imports below, which take seconds
+
 import yaml
 from monai.bundle import ConfigParser
 from shared import refusals
@@ -214,11 +228,7 @@ def release(bundle: Path, output: Path, weights: Path | None = None) -> Path:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", type=Path, help="folder of the bundle")
-    parser.add_argument("--output", type=Path, default=Path("dist"), help="folder for the zip (default dist)")
-    parser.add_argument("--weights", type=Path, help="pack the weights from this folder, the models_dir of a training")
-    options = parser.parse_args(arguments)
+    options = parse(arguments)
     refuse_unwritable(options.output / "bundle.zip")
     bundle = options.bundle.resolve()
     if options.weights is not None:

@@ -20,6 +20,33 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_compl
 from multiprocessing import get_context
 from pathlib import Path
 
+from command_line import Parser
+from whole_numbers import at_least
+
+PATTERN = "sub-*/**/anat/*_T1w.nii*"
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = Parser(description=__doc__)
+    parser.add_argument("inputs", nargs="+", type=Path, help="a BIDS folder, or files (NIfTI, .mgz)")
+    parser.add_argument("out_dir", type=Path, help="folder of the new data set")
+    parser.add_argument("--spacing_mm", type=float, default=1.0, help="voxel size of the result (default: 1)")
+    parser.add_argument("--n4", action="store_true", help="correct the bias field first")
+    parser.add_argument(
+        "--mask_suffix",
+        default="",
+        help="keep only the brain: X<mask_suffix> is the brain mask (from HD-BET, SynthStrip, ...) in the folder of each "
+        "X.nii.gz, for instance _mask.nii.gz (default: keep the skull)",
+    )
+    parser.add_argument("--pattern", default=PATTERN, help="which files of a BIDS folder are scans (default: %(default)s)")
+    parser.add_argument("--workers", type=at_least(1), default=1, help="parallel scans, about 1 GB of memory each (default: 1)")
+    parser.add_argument("--quiet", action="store_true", help="do not list the scans that are done")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    parse()  # answers --help and wrong options before the imports below, which take seconds
+
 import nibabel as nib
 import numpy as np
 import pandas as pd
@@ -38,7 +65,6 @@ from shared.nifti import open_image, read_grey_values, three_sides, write_nifti
 from shared.participants import OTHER_TABLES, find_row, read_participants, refuse_given_once, session_of
 from shared.problems import count, refuse
 from shared.simulated import is_simulated
-from whole_numbers import at_least
 
 INTENSITY_PERCENTILE = 99.8
 COARSEST_SPACING_MM = 3.0
@@ -49,7 +75,6 @@ The sidecar of each scan states its source, the registration and the intensity t
 registration.tsv has a quality measure of each registration. failures.tsv says which scans failed, and why.
 """
 TABLES = (".tsv", *OTHER_TABLES)
-PATTERN = "sub-*/**/anat/*_T1w.nii*"
 
 
 def read_scan(path: Path, is_mask: bool = False) -> sitk.Image:
@@ -280,6 +305,7 @@ def prepare_all(
     mask_suffix: str = "",
     pattern: str = PATTERN,
     workers: int = 1,
+    quiet: bool = False,
 ) -> dict[str, str]:
     """Prepare every scan that is not done yet; `main` describes the arguments.
 
@@ -329,7 +355,8 @@ def prepare_all(
                         raise error
                     kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
                     failures[subject] = kind + " ".join(str(error).split())
-                print(f"[{number}/{len(jobs)}] {subject}: {failures.get(subject, 'done')}", flush=True)
+                if subject in failures or not quiet:
+                    print(f"[{number}/{len(jobs)}] {subject}: {failures.get(subject, 'done')}", flush=True)
         except (KeyboardInterrupt, OSError):
             pool.shutdown(cancel_futures=True)
             raise
@@ -384,20 +411,7 @@ def write_tables(source: Path, out_dir: Path, table: pd.DataFrame, failures: dic
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("inputs", nargs="+", type=Path, help="a BIDS folder, or files (NIfTI, .mgz)")
-    parser.add_argument("out_dir", type=Path, help="folder of the new data set")
-    parser.add_argument("--spacing_mm", type=float, default=1.0, help="voxel size of the result (default: 1)")
-    parser.add_argument("--n4", action="store_true", help="correct the bias field first")
-    parser.add_argument(
-        "--mask_suffix",
-        default="",
-        help="keep only the brain: X<mask_suffix> is the brain mask (from HD-BET, SynthStrip, ...) in the folder of each "
-        "X.nii.gz, for instance _mask.nii.gz (default: keep the skull)",
-    )
-    parser.add_argument("--pattern", default=PATTERN, help="which files of a BIDS folder are scans (default: %(default)s)")
-    parser.add_argument("--workers", type=at_least(1), default=1, help="parallel scans, about 1 GB of memory each (default: 1)")
-    options = vars(parser.parse_args(arguments))
+    options = vars(parse(arguments))
     return 1 if prepare_all(**options) else 0
 
 

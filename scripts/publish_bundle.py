@@ -18,18 +18,28 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from package_bundle import checked_files, refuse_unloadable
-from shared import refusals
+from command_line import Parser
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = Parser(description=__doc__)
     parser.add_argument("bundle", type=Path, help="folder of the bundle")
     parser.add_argument("--repo", required=True, help="USER/NAME or ORGANISATION/NAME on the hub")
     parser.add_argument("--weights", type=Path, help="upload the weights from this folder, the models_dir of a training")
     parser.add_argument("--public", action="store_true", help="make it visible to everybody; weights can reveal training scans")
     parser.add_argument("--dry_run", action="store_true", help="check everything and list the files, but upload nothing")
-    options = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    parse()  # answers --help and wrong options before the imports below, which take seconds
+
+from package_bundle import checked_files, refuse_unloadable
+from shared import refusals
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parse(arguments)
     bundle = options.bundle.resolve()
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", options.repo):
         raise ValueError(f"--repo {options.repo}: expected USER/NAME")

@@ -35,6 +35,19 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+from command_line import Parser
+
+
+def parse() -> argparse.Namespace:
+    parser = Parser(description=__doc__)
+    parser.add_argument("sources", nargs="+", type=Path, metavar="SOURCE", help="tables, aseg.stats, segmentations, folders")
+    parser.add_argument("--output", type=Path, required=True, help="TSV to write, one row per scan, in mL")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    parse()  # answers --help and wrong options before the imports below, which take seconds
+
 import nibabel as nib
 import numpy as np
 from cohorts.row_matching import SUMMARIES
@@ -325,10 +338,7 @@ def read_all(sources: Iterable[Path]) -> list[dict]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sources", nargs="+", type=Path, metavar="SOURCE", help="tables, aseg.stats, segmentations, folders")
-    parser.add_argument("--output", type=Path, required=True, help="TSV to write, one row per scan, in mL")
-    arguments = parser.parse_args()
+    arguments = parse()
     refuse_unwritable(arguments.output, arguments.sources)
 
     rows = read_all(arguments.sources)

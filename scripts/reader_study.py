@@ -33,19 +33,13 @@ import argparse
 import sys
 from pathlib import Path
 
-from reader_studies.make import make_study
-from reader_studies.rate import rate
-from reader_studies.score import read_key, read_results, score, unblind
-from reader_studies.score_report import write_scores
-from reader_studies.slices import read_splits
-from shared import refusals
-from shared.files import refuse_unwritable
+from command_line import Parser
 from shared.participants import split_name
 from whole_numbers import at_least
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     make = commands.add_parser("make", help="write the page for the readers, and its key")
     make.add_argument("--real", type=Path, nargs="+", required=True, metavar="DIR", help="folders or files of real volumes")
@@ -68,6 +62,18 @@ def parse() -> argparse.Namespace:
     scoring.add_argument("--partial", action="store_true", help="accept readers who did not finish")
     scoring.add_argument("--seed", type=at_least(0), default=0, help="seed of the bootstrap (default 0)")
     return parser.parse_args()
+
+
+if __name__ == "__main__":
+    parse()  # answers --help and wrong options before the imports below, which take seconds
+
+from reader_studies.make import make_study
+from reader_studies.rate import rate
+from reader_studies.score import read_key, read_results, score, unblind
+from reader_studies.score_report import write_scores
+from reader_studies.slices import read_splits
+from shared import refusals
+from shared.files import refuse_unwritable
 
 
 def main() -> int:

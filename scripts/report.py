@@ -15,6 +15,49 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from command_line import Parser
+from whole_numbers import at_least
+
+COARSEST_MM = 10  # chosen: larger voxels show no anatomy
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = Parser(description=__doc__)
+    paths = {"type": Path, "nargs": "+", "default": []}
+    parser.add_argument("generated", type=Path, metavar="GENERATED_DIR", help="output of inference, with participants.tsv")
+    parser.add_argument("--measured", **paths, metavar="TSV", help="tables of measure_volumes.py or a regressor (column age)")
+    parser.add_argument("--evaluation", **paths, metavar="DIR", help="output folders of evaluations, whose sections are shown")
+    parser.add_argument("--real", type=Path, metavar="COHORT_DIR", help="BIDS cohort with true values, for comparison")
+    parser.add_argument("--real_measured", **paths, metavar="TSV", help="tables of measurements for all or part of the cohort")
+    synthetic = "output of inference of SPADE fusion, shown on the same page beside its label maps"
+    parser.add_argument("--synthetic", type=Path, metavar="SYNTHETIC_DIR", help=synthetic)
+    parser.add_argument("--training", **paths, metavar="DIR", help="output_dir of trainings, to show steps, time and curves")
+    parser.add_argument("--training_note", default="", metavar="TEXT", help="sentence above the curves of the trainings")
+    parser.add_argument("--gallery", type=at_least(1), default=24, metavar="N", help="generated volumes to show (default 24)")
+    viewer = "volumes of each generated folder that the viewer can open (default: all that the page shows)"
+    parser.add_argument("--viewer", type=at_least(0), metavar="N", help=viewer)
+    scans = "scans that the viewer can open (default 0, because a whole head can identify a person)"
+    parser.add_argument("--viewer_scans", type=at_least(0), default=0, metavar="N", help=scans)
+    parser.add_argument(
+        "--viewer_spacing_mm", type=float, help="resample the viewer's volumes (default: as fine as 11 MB allow)"
+    )
+    parser.add_argument("--output", type=Path, help="HTML file (default: GENERATED_DIR_report.html, next to the folder)")
+    options = parser.parse_args(arguments)
+    if options.real is None and (options.real_measured or options.viewer_scans):
+        parser.error("--real_measured and --viewer_scans need --real")
+    if options.viewer_spacing_mm is not None and not 0 < options.viewer_spacing_mm <= COARSEST_MM:
+        parser.error(f"--viewer_spacing_mm must be above 0 and at most {COARSEST_MM}, got {options.viewer_spacing_mm:g}")
+    if options.output is None:
+        folder = options.generated.resolve()
+        options.output = folder.with_name(f"{folder.name}_report.html")
+    if options.output.suffix != ".html":
+        parser.error(f"--output must end in .html, got {options.output}")
+    return options
+
+
+if __name__ == "__main__":
+    parse()  # answers --help and wrong options before the imports below, which take seconds
+
 from cohorts.cohort import describe, read_cohort, refuse_requests, refuse_same_folder
 from cohorts.scans_or_synthetic import refuse_scans, refuse_synthetic
 from report_page.embedded_volumes import fitting_spacing
@@ -27,9 +70,7 @@ from report_page.training_log import draw_curves, training_rows
 from shared import refusals
 from shared.files import atomic, refuse_unwritable
 from shared.nifti import refuse_damaged
-from whole_numbers import at_least
 
-COARSEST_MM = 10  # chosen: larger voxels show no anatomy
 LARGE_MB = 20  # some browsers take seconds to open such a page
 
 
@@ -76,40 +117,6 @@ def read_content(options: argparse.Namespace) -> Content:
     for kind in ("generated", "synthetic"):
         content.provenance += provenance_rows(cohorts[kind], content.drawn[kind]) if kind in cohorts else []
     return content
-
-
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    paths = {"type": Path, "nargs": "+", "default": []}
-    parser.add_argument("generated", type=Path, metavar="GENERATED_DIR", help="output of inference, with participants.tsv")
-    parser.add_argument("--measured", **paths, metavar="TSV", help="tables of measure_volumes.py or a regressor (column age)")
-    parser.add_argument("--evaluation", **paths, metavar="DIR", help="output folders of evaluations, whose sections are shown")
-    parser.add_argument("--real", type=Path, metavar="COHORT_DIR", help="BIDS cohort with true values, for comparison")
-    parser.add_argument("--real_measured", **paths, metavar="TSV", help="tables of measurements for all or part of the cohort")
-    synthetic = "output of inference of SPADE fusion, shown on the same page beside its label maps"
-    parser.add_argument("--synthetic", type=Path, metavar="SYNTHETIC_DIR", help=synthetic)
-    parser.add_argument("--training", **paths, metavar="DIR", help="output_dir of trainings, to show steps, time and curves")
-    parser.add_argument("--training_note", default="", metavar="TEXT", help="sentence above the curves of the trainings")
-    parser.add_argument("--gallery", type=at_least(1), default=24, metavar="N", help="generated volumes to show (default 24)")
-    viewer = "volumes of each generated folder that the viewer can open (default: all that the page shows)"
-    parser.add_argument("--viewer", type=at_least(0), metavar="N", help=viewer)
-    scans = "scans that the viewer can open (default 0, because a whole head can identify a person)"
-    parser.add_argument("--viewer_scans", type=at_least(0), default=0, metavar="N", help=scans)
-    parser.add_argument(
-        "--viewer_spacing_mm", type=float, help="resample the viewer's volumes (default: as fine as 11 MB allow)"
-    )
-    parser.add_argument("--output", type=Path, help="HTML file (default: GENERATED_DIR_report.html, next to the folder)")
-    options = parser.parse_args(arguments)
-    if options.real is None and (options.real_measured or options.viewer_scans):
-        parser.error("--real_measured and --viewer_scans need --real")
-    if options.viewer_spacing_mm is not None and not 0 < options.viewer_spacing_mm <= COARSEST_MM:
-        parser.error(f"--viewer_spacing_mm must be above 0 and at most {COARSEST_MM}, got {options.viewer_spacing_mm:g}")
-    if options.output is None:
-        folder = options.generated.resolve()
-        options.output = folder.with_name(f"{folder.name}_report.html")
-    if options.output.suffix != ".html":
-        parser.error(f"--output must end in .html, got {options.output}")
-    return options
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

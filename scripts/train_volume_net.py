@@ -14,13 +14,38 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from command_line import Parser
+from measurement import WEIGHTS
+from whole_numbers import at_least
+
+
+def parse() -> argparse.Namespace:
+    parser = Parser(description=__doc__)
+    labels_help = "folder of label maps (*seg*.nii.gz) with FreeSurfer, SynthSeg or demo values; repeat for more"
+    steps_help = "subjects to train on, one per step (about 2 CPU-s); 0 only measures the accuracy of --output again"
+    parser.add_argument("--labels", type=Path, action="append", required=True, help=labels_help)
+    parser.add_argument("--steps", type=at_least(0), required=True, help=steps_help)
+    parser.add_argument("--test", type=Path, action="append", default=[], help="BIDS cohort to test on; repeat for more")
+    parser.add_argument("--start", type=Path, help="weights to continue from (default: random ones)")
+    parser.add_argument("--output", type=Path, default=WEIGHTS, help="file of the weights; its .json file describes them")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="the same seed gives the same subjects (default 0)")
+    parser.add_quiet()
+    arguments = parser.parse_args()
+    if arguments.output.suffix == ".json":
+        parser.error(f"--output {arguments.output}: this is the name of the description. End the name of the weights in .pt")
+    return arguments
+
+
+if __name__ == "__main__":
+    parse()  # answers --help and wrong options before the imports below, which take seconds
+
 import numpy as np
 import torch
 from measure_volumes import accuracy, read_true
 from measurement.accuracy import accuracy_row, format_table
 from measurement.domain_randomisation import Anatomy, class_fractions, draw_image, draw_tissue, read_anatomy
 from measurement.output_table import VOLUMES
-from measurement.volume_net import CLASSES, VOXEL_ML, WEIGHTS, build_network, load_network, volumes_ml
+from measurement.volume_net import CLASSES, VOXEL_ML, build_network, load_network, volumes_ml
 from monai.losses import DiceCELoss
 from shared import refusals
 from shared.files import read_json, refuse_unwritable, save_weights, sha256, write_json
@@ -28,7 +53,6 @@ from shared.image_files import find_files
 from shared.problems import of_each
 from shared.weights import load_weights
 from tqdm import tqdm
-from whole_numbers import at_least
 
 SUMMED = {  # for each volume, the classes of the network that it sums
     "ventricles_ml": ("ventricles",),
@@ -110,20 +134,9 @@ def held_out_accuracy(network: torch.nn.Module, name: str, maps: Sequence[Anatom
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    labels_help = "folder of label maps (*seg*.nii.gz) with FreeSurfer, SynthSeg or demo values; repeat for more"
-    steps_help = "subjects to train on, one per step (about 2 CPU-s); 0 only measures the accuracy of --output again"
-    parser.add_argument("--labels", type=Path, action="append", required=True, help=labels_help)
-    parser.add_argument("--steps", type=at_least(0), required=True, help=steps_help)
-    parser.add_argument("--test", type=Path, action="append", default=[], help="BIDS cohort to test on; repeat for more")
-    parser.add_argument("--start", type=Path, help="weights to continue from (default: random ones)")
-    parser.add_argument("--output", type=Path, default=WEIGHTS, help="file of the weights; its .json file describes them")
-    parser.add_argument("--seed", type=at_least(0), default=0, help="the same seed gives the same subjects (default 0)")
-    arguments = parser.parse_args()
+    arguments = parse()
 
     sidecar = arguments.output.with_suffix(".json")
-    if sidecar == arguments.output:
-        parser.error(f"--output {sidecar}: this is the name of the description. End the name of the weights in .pt")
     for path in (arguments.output, sidecar):
         refuse_unwritable(path)
     folders = {folder: find_label_maps(folder) for folder in arguments.labels}

@@ -17,7 +17,6 @@ from shared import mni_box
 from shared.nifti import grey_values, named, read_volume, refuse_noise
 from shared.weights import load_weights
 
-WEIGHTS = Path(__file__).with_name("volume_net.pt")
 SPACING_MM = 2
 SHAPE = mni_box.size(SPACING_MM)  # (80, 112, 80)
 VOXEL_ML = SPACING_MM**3 / 1000

@@ -15,10 +15,11 @@ from scipy.spatial.distance import cdist
 from shared.files import write_json
 from shared.tables import write_table
 
+from scoreboard import FEWEST
 from scoreboard.controls import DEFECTS, plant
 from scoreboard.measures import Measured, Meter
 from scoreboard.naming import Floor, halves_of, measure_floor
-from scoreboard.scores import FEWEST, KINDS, Score, Space, scores
+from scoreboard.scores import KINDS, Score, Space, scores
 
 VOLUMES_PER_DIMENSION, MOST_DIMENSIONS = 4, 10  # the first as in Table 1 of the bundle; the second chosen
 DRAWS = 3  # random subsets of each size in the curves

@@ -14,7 +14,8 @@ from ldm.evaluation.anatomies import anatomy_of_views
 from ldm.evaluation.diversity import draw_pairs, multi_scale_ssim
 from ldm.evaluation.feature_extractors import load_extractor
 from ldm.evaluation.grey_values import LEVELS, as_stored
-from measurement.volume_net import WEIGHTS, load_network
+from measurement import WEIGHTS
+from measurement.volume_net import load_network
 from reader_studies.rate import find_inside, noise, sharpness
 from scipy import ndimage
 from shared import mni_box

@@ -4,6 +4,7 @@ import re
 
 import make_demo_data
 import measure_volumes
+import measurement
 import nibabel
 import numpy as np
 import pandas
@@ -365,9 +366,9 @@ def test_accuracy_needs_the_true_volumes(tmp_path):
 
 
 def test_accuracy_in_the_repository_describes_the_shipped_weights():
-    facts = json.loads(volume_net.WEIGHTS.with_suffix(".json").read_text())
-    assert facts["sha256"] == hashlib.sha256(volume_net.WEIGHTS.read_bytes()).hexdigest()
-    assert volume_net.WEIGHTS.stat().st_size <= 2_000_000
+    facts = json.loads(measurement.WEIGHTS.with_suffix(".json").read_text())
+    assert facts["sha256"] == hashlib.sha256(measurement.WEIGHTS.read_bytes()).hexdigest()
+    assert measurement.WEIGHTS.stat().st_size <= 2_000_000
 
 
 def test_accuracy_of_other_weights_is_called_unknown(tmp_path):
