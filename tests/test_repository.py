@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import ROOT
 from packaging.requirements import Requirement
 
@@ -160,6 +161,16 @@ def test_every_python_is_tested():
     assert json.loads(re.search(r"python-version: (\[.*\])", workflow)[1]) == list(PYTHONS)
     setup = (ROOT / "scripts" / "setup.sh").read_text()
     assert f"({PYTHONS[0].replace('.', ', ')}) <= sys.version_info[:2] <= ({PYTHONS[-1].replace('.', ', ')})" in setup
+
+
+def test_the_weekly_row_installs_the_newest_torch_and_monai_after_the_requirements():
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "newest.yml").read_text())
+    assert workflow[True]["schedule"]  # YAML reads `on` as true
+    steps = workflow["jobs"]["tests"]["steps"]
+    assert steps[1]["with"]["python-version"] == PYTHONS[-1]
+    commands = [step["run"] for step in steps if "run" in step]
+    assert commands[:2] == ["pip install -r requirements-dev.txt", "pip install --upgrade torch monai"]
+    assert "pytest" in commands[-1] and not any("constraints" in command for command in commands)
 
 
 def test_slow_and_gpu_tests_are_left_out_by_default(pytestconfig):
