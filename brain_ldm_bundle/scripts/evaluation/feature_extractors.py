@@ -54,7 +54,7 @@ class Extractor:
     @torch.inference_mode()
     def __call__(self, volume: torch.Tensor) -> np.ndarray:
         """Turn a volume (1, D, H, W), 0 to 1, into features (F,)."""
-        return self.network(volume[None])[0].double().cpu().numpy()
+        return self.network(volume[None])[0].cpu().double().numpy()  # Apple's GPUs have no float64
 
 
 def load_extractor(

@@ -90,8 +90,8 @@ def with_contrast_of(reference: torch.Tensor, image: torch.Tensor, classes: torc
     The brightness of a class differs between scans, and a label map does not determine it. From few subjects, the fusion would
     learn their brightness, which is wrong for others. After the shift it can learn only structure.
     """
-    classes = classes.long().flatten()
-    sums = torch.bincount(classes, weights=(reference - image).flatten().double())
+    classes = classes.long().flatten().cpu()
+    sums = torch.bincount(classes, weights=(reference - image).flatten().cpu().double())  # Apple's GPUs have no float64
     shift = sums / torch.bincount(classes).clamp(min=1)
     shift[0] = 0
     return image + shift[classes].to(image).reshape(image.shape)

@@ -1,8 +1,11 @@
 """A requested row gives the same volume in any batch. Guidance and scaling follow their formulas."""
 
+from contextlib import nullcontext
+
 import pytest
 import tiny
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from brain_ldm_bundle.scripts.data.covariates import NULL
 from brain_ldm_bundle.scripts.model.dpm_solver import make_sampler
@@ -56,6 +59,28 @@ def test_bfloat16_changes_a_volume_by_rounding_only(rewritten):
     found = half(CONTEXT, network, SEEDS)
     assert found.dtype == torch.float32
     assert 1e-5 < ((found - wanted).norm() / wanted.norm()).item() < 0.02
+
+
+class NoFloat64(TorchDispatchMode):
+    """Refuse float64 on the device meta, which stands for a GPU of Apple."""
+
+    def __torch_dispatch__(self, function, types, arguments=(), settings=None):
+        answer = function(*arguments, **settings or {})
+        for tensor in answer if isinstance(answer, (tuple, list)) else [answer]:
+            assert not (isinstance(tensor, torch.Tensor) and tensor.is_meta and tensor.dtype == torch.float64), function
+        return answer
+
+
+@pytest.mark.parametrize("name", ["ddim", "dpm++"])
+def test_sampling_uses_no_float64_on_the_device(name):
+    """GPUs of Apple have none. Steps of ddpm are computed on the CPU."""
+    ours = sampler(make_sampler(name, 3))
+    ours.autoencoder.to("meta")
+    ours.autocast = lambda *_: nullcontext()  # there is no autocast on meta
+    with NoFloat64():
+        assert ours(CONTEXT.to("meta"), unet().to("meta"), SEEDS).is_meta
+        with pytest.raises(AssertionError):
+            CONTEXT.to("meta").double()
 
 
 # One row, one volume
