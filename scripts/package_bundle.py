@@ -5,6 +5,9 @@
 
 `monai.bundle download --name ... --url ...` reads such a file. The same content gives the same bytes on any machine.
 
+With --no-python, the zip holds configs and weights of brain_ldm_bundle and no Python, for places that admit none. It makes
+single volumes only, and its docs/README.md says what is lost.
+
 With --weights, the command packs your trained weights, but only the files that configs/inference.json names. Without it, the
 command packs the weights that come with this project (models/demo_*). A file over 25 MB, the zoo's limit, must have an entry in
 large_files.yml with its download address. It is then left out of the zip.
@@ -31,6 +34,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("bundle", type=Path, help="folder of the bundle")
     parser.add_argument("--output", type=Path, default=Path("dist"), help="folder for the zip (default dist)")
     parser.add_argument("--weights", type=Path, help="pack the weights from this folder, the models_dir of a training")
+    parser.add_argument("--no-python", action="store_true", help="pack a bundle without Python that only makes volumes")
     return parser.parse_args(arguments)
 
 
@@ -216,11 +220,26 @@ def release(bundle: Path, output: Path, weights: Path | None = None) -> Path:
     version of a compressor.
     """
     files = checked_files(bundle, weights)
+    return write_zip(files, bundle.name, output)
+
+
+def release_without_python(bundle: Path, output: Path, weights: Path) -> Path:
+    """Check a bundle, and write the zip of its form without Python, which is called BUNDLE_no_python."""
+    from releases.no_python import write_no_python
+
+    checked_files(bundle, weights)
+    with tempfile.TemporaryDirectory() as folder:
+        write_no_python(bundle, weights.absolute(), Path(folder))
+        files = {path.relative_to(folder).as_posix(): path for path in sorted(Path(folder).rglob("*")) if path.is_file()}
+        return write_zip(files, f"{bundle.name}_no_python", output)
+
+
+def write_zip(files: Mapping[str, Path], name: str, output: Path) -> Path:
     version = json.loads(files["configs/metadata.json"].read_text())["version"]
-    path = output / f"{bundle.name}_v{version}.zip"
+    path = output / f"{name}_v{version}.zip"
     with atomic(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-        for name, source in files.items():
-            entry = zipfile.ZipInfo(f"{bundle.name}/{name}", date_time=(1980, 1, 1, 0, 0, 0))
+        for inside, source in files.items():
+            entry = zipfile.ZipInfo(f"{name}/{inside}", date_time=(1980, 1, 1, 0, 0, 0))
             entry.create_system, entry.external_attr = 3, 0o100644 << 16  # Unix, mode of a regular file
             archive.writestr(entry, source.read_bytes())
     write_text(path.with_name(f"{path.name}.sha256"), f"{sha256(path)}  {path.name}\n")
@@ -231,6 +250,12 @@ def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     refuse_unwritable(options.output / "bundle.zip")
     bundle = options.bundle.resolve()
+    if options.no_python:
+        if options.weights is None:
+            raise ValueError("--no-python packs trained weights. Give their folder by --weights, the models_dir of a training")
+        path = release_without_python(bundle, options.output, options.weights)
+        print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, sha256 {sha256(path)}. Its docs/README.md says what it lacks.")
+        return
     if options.weights is not None:
         checked_files(bundle, options.weights)
         refuse_unloadable(bundle, options.weights)

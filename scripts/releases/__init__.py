@@ -1,0 +1,1 @@
+"""Forms in which a bundle is released, beside its own folder."""
