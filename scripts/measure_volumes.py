@@ -57,10 +57,12 @@ from shared.journal import Journal
 from shared.nifti import named, open_image
 from shared.participants import Row, Rows, find_row, other_units, read_participants, refuse_given_once
 from shared.problems import count, refuse
+from shared.simulated import made_by
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 TOOL = "measure_volumes.py"
+LDM = "brain_ldm_bundle"  # writes what was requested into participants.tsv
 
 
 @dataclass
@@ -153,6 +155,10 @@ def read_true(cohort: Path) -> tuple[list[Path], Rows]:
     if missing := set(VOLUMES) - set(header):
         raise ValueError(f"{table}: no column {sorted(missing)}")
     refuse(problems + other_units(table, dict.fromkeys(VOLUMES, "mL")))
+    if any(row.cells.get("tool") == TOOL for sessions in rows.values() for row in sessions.values()):
+        raise ValueError(f"{table}: holds what {TOOL} measured, as its column tool says. Give volumes from another source")
+    if made_by(cohort, LDM):
+        raise ValueError(f"{table}: holds what was requested from {LDM}, not true volumes. Give a cohort of scans")
     every = ((participant, row.cells, row.where) for participant, sessions in rows.items() for row in sessions.values())
     names, cells, wheres = zip(*every)
     refuse_other_unit(typed(names, VOLUMES, cells, wheres), str(table))

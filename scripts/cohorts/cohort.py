@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -181,6 +182,12 @@ def read_cohort(folder: Path, measured_files: Sequence[Path] = (), everyone: boo
             raise ValueError(
                 f"{participants}: nothing to compare, because it has none of the columns of numbers in "
                 f"{', '.join(map(str, measured_files))}: {', '.join(measured.select_dtypes('number'))}"
+            )
+        if "tool" in expected and (same := sorted(tables.keys() & set(expected["tool"]))):
+            warnings.warn(
+                f"{participants}: is by {same[0]}, too, so its agreement with {same[0]} shows nothing. Give volumes from "
+                f"another source",
+                stacklevel=2,
             )
         refuse_other_unit(expected[[name for name in cohort.quantities() if name in QUANTITIES]], str(participants))
         _refuse_other_scale(cohort)

@@ -90,6 +90,17 @@ def test_two_values_of_one_tool_for_a_volume_are_refused(sessions, tmp_path):
         report_cohort.read_cohort(folder, tables)
 
 
+def test_a_tool_that_also_made_the_expected_values_gets_a_warning(sessions, tmp_path, recwarn):
+    """Its agreement with itself, r 1.00, passed for the accuracy of the tool on scans."""
+    folder, table = sessions
+    participants = pd.read_csv(folder / "participants.tsv", sep="\t")
+    for tool in ("SynthSeg", "measure_volumes.py"):
+        participants.assign(tool=tool).to_csv(folder / "participants.tsv", sep="\t", index=False)
+        report_cohort.read_cohort(folder, [saved(table.assign(tool="measure_volumes.py"), tmp_path / "v.tsv")])
+    (warning,) = [str(warning.message) for warning in recwarn]
+    assert "participants.tsv: is by measure_volumes.py, too, so its agreement with" in warning
+
+
 def test_volumes_without_a_row_are_named(sessions, capsys):
     folder, _ = sessions
     rows = (folder / "participants.tsv").read_text().splitlines(keepends=True)

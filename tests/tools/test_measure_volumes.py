@@ -365,6 +365,21 @@ def test_accuracy_needs_the_true_volumes(tmp_path):
         measure_volumes.accuracy(make_cohort(tmp_path, (8,), ("ventricles_ml", "brain_ml")))
 
 
+def test_accuracy_refuses_its_own_measurements_and_requests_as_the_truth(tmp_path):
+    """Its own table agreed with itself: r 1.0, slope 1.0, error 0.0."""
+    cohort = make_cohort(tmp_path, (8, 10))
+    table = cohort / "participants.tsv"
+    true = pandas.read_csv(table, sep="\t")
+    true.assign(tool=["SynthSeg", "measure_volumes.py"]).to_csv(table, sep="\t", index=False)
+    with pytest.raises(ValueError, match="participants.tsv: holds what measure_volumes.py measured, .* Give volumes from"):
+        measure_volumes.read_true(cohort)
+    true.assign(tool="SynthSeg").to_csv(table, sep="\t", index=False)
+    assert len(measure_volumes.read_true(cohort)[0]) == 2
+    (cohort / "dataset_description.json").write_text('{"GeneratedBy": [{"Name": "brain_ldm_bundle"}]}')
+    with pytest.raises(ValueError, match="participants.tsv: holds what was requested from brain_ldm_bundle"):
+        measure_volumes.read_true(cohort)
+
+
 def test_accuracy_in_the_repository_describes_the_shipped_weights():
     facts = json.loads(measurement.WEIGHTS.with_suffix(".json").read_text())
     assert facts["sha256"] == hashlib.sha256(measurement.WEIGHTS.read_bytes()).hexdigest()
