@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import monai.bundle
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, forgotten_scripts
+from monai.bundle import ConfigParser
 from tiny_bundles import BUNDLES, LDM, SPADE, SPADE_SIZES, UNET, config, settings
 
 from brain_ldm_bundle.scripts.data.covariates import NULL
@@ -200,6 +203,47 @@ def test_onnx_export_gives_the_same_answers(enter, name, tmp_path):
     session = evaluator(str(file))
     (answer,) = session.run(None, {session.input_names[0]: given.numpy()})
     torch.testing.assert_close(torch.from_numpy(answer), expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_the_ldm_is_exported_by_torch_export_with_trained_weights_and_any_batch(enter, tmp_path):
+    copy = enter(LDM)
+    for kind in ("model", "autoencoder"):
+        shutil.copy(ROOT / LDM / "models" / f"demo_{kind}.pt", tmp_path / f"{kind}.pt")
+    monai.bundle.run("exporting", config_file=str(copy / "configs" / "inference.json"), models_dir=str(tmp_path))
+    networks = ConfigParser(ConfigParser.load_config_file("configs/inference.json"))
+    networks.update({"models_dir": str(tmp_path)})
+    unet, autoencoder = (networks.get_parsed_content(f"trained_{kind}").eval() for kind in ("network", "autoencoder"))
+    extra = {"recipe.json": ""}
+    exported = torch.export.load(tmp_path / "unet.pt2", extra_files=extra).module()
+    decoder = torch.export.load(tmp_path / "decoder.pt2").module()
+    latent = torch.randn(3, *networks.get_parsed_content("latent_shape"), generator=torch.Generator().manual_seed(1))
+    steps, context = torch.tensor([7, 999, 512]), torch.rand((3, 1, 4), generator=torch.Generator().manual_seed(2))
+    for batch in (1, 3):
+        given = latent[:batch], steps[:batch], context[:batch]
+        torch.testing.assert_close(exported(*given), unet(*given), atol=1e-5, rtol=0)
+    torch.testing.assert_close(decoder(latent[:1]), autoencoder.decode(latent[:1]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(decoder(latent[:2]), autoencoder.decode(latent[:2]), atol=1e-5, rtol=0)
+    assert (exported(latent, steps, context) - exported(latent, steps.flip(0), context)).abs().max() > 1e-2
+    recipe = json.loads(extra["recipe.json"])
+    assert recipe["covariates"] == unet.recipe["covariates"] and recipe["scale_factor"] == unet.scale_factor.item()
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_spade_is_exported_by_torch_export(enter):
+    copy = enter(SPADE)
+    monai.bundle.run("exporting", config_file=str(copy / "configs" / "inference.json"), models_dir=str(copy / "models"))
+    exported = torch.export.load(copy / "models" / "model.pt2").module()
+    labels = blocks(64, 64, 64)  # the field of view at 4 mm, 40 x 56 x 40, padded to multiples of 32
+    image = exported(labels)
+    torch.testing.assert_close(image, spade_network(copy)(labels), atol=1e-5, rtol=0)
+    assert image.std() > 0.05 and (image[labels == 0] == 0).all()
+    with pytest.raises(AssertionError, match="Guard failed"):
+        exported(blocks(64, 64, 96))
+    code = "import sys, torch; torch.export.load(sys.argv[1]).module(); assert 'monai' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code, copy / "models" / "model.pt2"], cwd=copy.parent).returncode == 0
 
 
 def test_the_one_input_network_takes_the_same_weights():

@@ -146,6 +146,18 @@ class OneInputUNet(DiffusionUNet):
         return super().forward(latents, values[:, 0].round().long(), values[:, None, 1:])
 
 
+class Decoder(torch.nn.Module):
+    """The decoder of an autoencoder, for export."""
+
+    def __init__(self, autoencoder: Autoencoder) -> None:
+        super().__init__()
+        self.autoencoder = autoencoder
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        """Return volumes (B, 1, D, H, W), or logits of classes, of latents (B, 3, d, h, w) over the scale factor."""
+        return self.autoencoder.decode(z)
+
+
 class Discriminator(PatchDiscriminator):
     """PatchGAN of stage one, with 3 strided convolutions as in the authors' later training code."""
 
