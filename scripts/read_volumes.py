@@ -31,6 +31,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -93,6 +94,11 @@ ASEG_NAMES = {
 }
 ASEG_ICV = ("EstimatedTotalIntraCranialVol", "eTIV")  # two names of one volume; a table's name depends on the version
 ASEG_OLD_ICV = ("IntraCranialVol", "ICV")
+# One side of a structure may be this many times larger than the other. Ventricles may differ by 20 or more (one-sided
+# hydrocephalus, or a shunt), and mL beside mm3 differ by about 1000. Chosen.
+MOST_UNEQUAL = 100
+OTHER_SIDE = {"left": "right", "right": "left", "Left": "Right", "Right": "Left"}
+LEAST_SIDE_ML = 5  # chosen: in a segmentation, a smaller structure may be resected or lie between coarse voxels
 FIXED_NAMES = ("stats", "mri")  # folders of FreeSurfer, in which all subjects have files of the same names
 STOPPED = "recon_all_stopped"  # flag: the volumes may be of an earlier run, because the last one ended with an error
 
@@ -194,6 +200,11 @@ def segmentation_volumes(path: Path) -> tuple[dict[str, float], str]:
         more = f" and {len(unknown) - MOST_LISTED} more" if len(unknown) > MOST_LISTED else ""
         raise ValueError(f"{path}: labels {listed}{more} are not FreeSurfer's. Translate them first")
 
+    names, parts_ml = read_label_names("freesurfer"), Counter()
+    for label in volume_ml.keys() & (summed["ventricles_ml"] | summed["brain_ml"]):
+        parts_ml[names[label]] += volume_ml[label]
+    if {"left", "right"} <= {name.split()[0] for name in parts_ml}:  # some tools give both sides the numbers of one
+        _refuse_unequal_sides(parts_ml, str(path), LEAST_SIDE_ML)
     by_synthseg = set(volume_ml) <= set(SYNTHSEG) and volume_ml.get(CSF, 0) > CSF_AROUND_BRAIN_ML
     volumes = {name: sum(volume for label, volume in volume_ml.items() if label in summed[name]) for name in VOLUMES}
     if not by_synthseg:
@@ -204,6 +215,11 @@ def segmentation_volumes(path: Path) -> tuple[dict[str, float], str]:
 def read_stats(path: Path) -> dict[str, str]:
     """Read the volumes in mm3 of an aseg.stats as text, by structure or second name of a measure (eTIV), in lower case."""
     volumes_mm3, columns = {}, []
+
+    def add(name: str, volume: str) -> None:
+        if (other := volumes_mm3.setdefault(name.lower(), volume)) != volume:
+            raise ValueError(f"{path}: {name} is {other} and {volume}, as in two subjects' files joined. Give each file alone")
+
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         words = line.lstrip("#").split()
         if line.startswith("# Measure "):
@@ -211,17 +227,17 @@ def read_stats(path: Path) -> dict[str, str]:
             if len(fields) == 5 and fields[4] != "unitless":
                 if fields[4] != "mm^3":
                     raise ValueError(f"{path}: {fields[1]} is in {fields[4]}, expected mm^3")
-                volumes_mm3[fields[1]] = fields[3]
+                add(fields[1], fields[3])
         elif line.startswith("# ColHeaders"):
             columns = words[1:]
         elif words and not line.startswith("#"):
             if not {"StructName", "Volume_mm3"} <= set(columns):
                 raise ValueError(f"{path}: no line '# ColHeaders ... Volume_mm3 StructName': is this an aseg.stats?")
             row = dict(zip(columns, words))
-            volumes_mm3[row.get("StructName", "")] = row.get("Volume_mm3", "")
+            add(row.get("StructName", ""), row.get("Volume_mm3", ""))
     if not volumes_mm3:
         raise ValueError(f"{path}: it holds no volumes")
-    return {name.lower(): volume for name, volume in volumes_mm3.items()}
+    return volumes_mm3
 
 
 def aseg_volumes(cells: Mapping[str, str], where: str) -> dict[str, float]:
@@ -245,7 +261,22 @@ def _summed_ml(cells: Mapping[str, str], where: str, names: Mapping[str, list[st
     if none := [name for name, volume in mm3.items() if volume < 0 or volume == 0 and "inf" not in name.lower()]:
         listed = ", ".join(none[:MOST_LISTED])
         raise ValueError(f"{where}: {listed} would be {mm3[none[0]]:g} mm3: the segmentation failed. Make it again")
+    _refuse_unequal_sides({name: volume / 1000 for name, volume in mm3.items() if "inf" not in name.lower()}, where)
     return {volume: sum(mm3[name] for name in group) / 1000 for volume, group in names.items()}
+
+
+def _refuse_unequal_sides(volumes_ml: Mapping[str, float], where: str, least_ml: float = 0) -> None:
+    """Refuse a structure of `least_ml` or more on one side that is missing, or `MOST_UNEQUAL` times smaller, on the other."""
+    for name, volume in volumes_ml.items():
+        side = name.replace("-", " ").split()[0]
+        if side not in OTHER_SIDE or name.endswith("lesion"):
+            continue
+        other = volumes_ml.get(f"{OTHER_SIDE[side]}{name.removeprefix(side)}", 0)
+        if volume >= least_ml and volume > MOST_UNEQUAL * other:
+            raise ValueError(
+                f"{where}: {name} would be {volume:.3g} mL, but {other:.3g} mL on the other side: the segmentation failed, or "
+                f"one is in another unit. Make it again"
+            )
 
 
 def _number(cells: Mapping[str, str], name: str, where: str) -> float:

@@ -103,6 +103,7 @@ def test_a_folder_of_recon_all_subjects_is_read(tmp_path, read):
         ("EstimatedTotalIntraCranialVol, eTIV,", "IntraCranialVol, ICV,", "FreeSurfer before 5.2"),
         ("# ColHeaders", "# Headers", "is this an aseg.stats"),
         ("5581.1", "0.0", "Left-Lateral-Ventricle would be 0 mm3: the segmentation failed"),
+        ("5581.1", "5.5811", "Right-Lateral-Ventricle would be 3.37 mL, but 0.00558 mL on the other side"),
         ("1420000.5", "1420.5", "icv_ml would be 1.4205 mL, .*1000 times too small"),
     ],
 )
@@ -110,6 +111,21 @@ def test_unusable_stats_are_refused_by_name(read, old, new, message):
     [row] = read("sub-01/stats/aseg.stats", ASEG_STATS.replace(old, new))
     assert re.search(message, row["error"])
     assert "sub-01/stats/aseg.stats" in row["error"] and np.isnan(row["brain_ml"])
+
+
+def test_two_subjects_in_one_file_are_refused(read):
+    """The row had the last subject's volumes, and the first subject was lost."""
+    [row] = read("all.stats", ASEG_STATS + ASEG_STATS.replace("5581.1", "5581.2"))
+    assert "all.stats: Left-Lateral-Ventricle is 5581.1 and 5581.2, as in two subjects' files joined" in row["error"]
+    [row] = read("all.stats", ASEG_STATS + ASEG_STATS)
+    assert row["error"] == "" and row["brain_ml"] == pytest.approx(1170)
+
+
+@pytest.mark.parametrize(("volume", "refused"), [(4.9, True), (100, False)])
+def test_a_side_in_another_unit_is_refused_and_an_unequal_head_is_read(read, volume, refused):
+    [row] = read("volumes.csv", csv_of(synthseg_row(**{"left lateral ventricle": volume})))
+    assert bool(row["error"]) == refused
+    assert not refused or "right lateral ventricle would be 5 mL, but 0.0049 mL on the other side" in row["error"]
 
 
 @pytest.mark.parametrize("separator", ["\t", ",", " "])
@@ -323,6 +339,7 @@ def synthseg_map():
     """Blocks of known size: 100 ventricle voxels in each label, brain 2 x 6000, CSF 3000."""
     labels = np.zeros(SHAPE, np.int32)
     labels[5:35, 10:50, 10:20] = 3
+    labels[5:20, 30:50, 10:20] = 42
     labels[5:35, 10:30, 20:30] = 24
     labels[5:35, 30:50, 20:30] = 16
     flat = labels.ravel()
@@ -350,26 +367,50 @@ def test_segmentation_of_synthseg_is_counted(tmp_path, name, codes):
     [row] = read_volumes.read_source(saved(labels, tmp_path / name, codes=codes))
     assert row["participant_id"] == "sub-05" and row["tool"] == "SynthSeg segmentation"
     assert row["ventricles_ml"] == pytest.approx(400 * 0.064, rel=1e-5)
-    assert row["brain_ml"] == pytest.approx(count(labels, 3, 16), rel=1e-5)  # without the third ventricle
+    assert row["brain_ml"] == pytest.approx(count(labels, 3, 42, 16), rel=1e-5)  # without the third ventricle
     assert row["icv_ml"] == pytest.approx((labels != 0).sum() * 0.064, rel=1e-5)
 
 
 def test_aseg_has_no_intracranial_volume(tmp_path):
     labels = synthseg_map()
     labels[labels == 24] = 2
+    labels[20:35][labels[20:35] == 2] = 41
     flat = labels.ravel()
     flat[np.flatnonzero(flat == 2)[:50]] = 31
     (tmp_path / "sub-06" / "mri").mkdir(parents=True)
     [row] = read_volumes.read_source(saved(labels, tmp_path / "sub-06" / "mri" / "aseg.mgz"))
     assert row["participant_id"] == "sub-06" and row["tool"] == "FreeSurfer segmentation"
     assert np.isnan(row["icv_ml"]) and np.isnan(row["brain_normalised_ml"]) and row["flags"] == "icv_ml_missing"
-    assert row["brain_ml"] == pytest.approx(count(labels, 2, 3, 16), rel=1e-5)  # without the choroid plexus
+    assert row["brain_ml"] == pytest.approx(count(labels, 2, 3, 41, 42, 16), rel=1e-5)  # without the choroid plexus
 
 
 def test_volumes_follow_the_spacing_of_the_affine(tmp_path):
     [four] = read_volumes.read_source(saved(synthseg_map(), tmp_path / "a.nii.gz"))
     [three] = read_volumes.read_source(saved(synthseg_map(), tmp_path / "b.nii.gz", spacing_mm=3.6))
     assert three["ventricles_ml"] / four["ventricles_ml"] == pytest.approx(0.9**3, rel=1e-5)
+
+
+def without(*values, of=None):
+    """The map in which the first `values` are gone: parts of the brain stem or, with `of`, of that label."""
+    labels = synthseg_map()
+    labels[np.isin(labels, values)] = of or 16
+    return labels
+
+
+@pytest.mark.parametrize(
+    ("labels", "spacing_mm", "message"),
+    [
+        (without(4, 5), 4, "right lateral ventricle would be 12.8 mL, but 0 mL on the other side: the segmentation failed"),
+        (without(42), 4, "left cerebral cortex would be .* mL, but 0 mL on the other side"),
+        (without(5, 42, 43, 44, of=3), 4, ""),  # both sides have the numbers of the left
+        (np.where(synthseg_map() == 24, 25, synthseg_map()), 4, ""),  # a lesion on one side
+        (without(4, 5), 2.9, ""),  # 4.9 mL
+    ],
+)
+def test_a_map_that_lacks_one_side_of_a_structure_is_refused(tmp_path, labels, spacing_mm, message):
+    """A map without left ventricle counted half of the ventricles, without a word."""
+    [row] = read_volumes.read_source(saved(labels, tmp_path / "sub-07_dseg.nii.gz", spacing_mm))
+    assert re.search(message, row["error"]) if message else row["error"] == "" and row["brain_ml"] > 0
 
 
 def with_value(value, dtype=np.int32):
