@@ -5,17 +5,16 @@
 
 Each scan is registered to the ICBM152 template (MNI152NLin2009aSym) with six degrees of freedom, so the head keeps its size. It
 is resampled to a box of 160 x 224 x 160 mm, and its intensities are scaled to [0, 1]. OUT_DIR becomes a BIDS data set: images
-in RAS order, `participants.tsv` without the subjects that failed, `failures.tsv` with the reasons, and `registration.tsv` with
-a quality measure of each registration. Look at the scans that are called suspicious before you train. If you run the command
-again, it skips the scans that are done, and prepares a scan again that was replaced since.
+in RAS order, `participants.tsv`, `registration.tsv` with measures of each registration, and `registration.png`, the contact
+sheet: look at it before you train. Scans that failed or look suspicious are not in `participants.tsv`; `failures.tsv` gives the
+reasons, and the exit status is 1. Suspicious scans lie in OUT_DIR/suspicious, and `--keep_suspicious` brings them back. If you
+run the command again, it skips the scans that are done, and prepares a scan again that was replaced since.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import re
-from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
@@ -24,6 +23,7 @@ from command_line import Parser
 from whole_numbers import at_least
 
 PATTERN = "sub-*/**/anat/*_T1w.nii*"
+INTENSITIES = ("white_matter", "brightest")
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -38,6 +38,15 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         help="keep only the brain: X<mask_suffix> is the brain mask (from HD-BET, SynthStrip, ...) in the folder of each "
         "X.nii.gz, for instance _mask.nii.gz (default: keep the skull)",
     )
+    parser.add_argument(
+        "--intensity",
+        choices=INTENSITIES,
+        default=INTENSITIES[0],
+        help="white_matter: white matter has the value 0.8 in each scan (default). brightest: the 99.8th percentile of all "
+        "that is not background becomes 1; use it for the weights published for UK Biobank",
+    )
+    parser.add_argument("--deface", action="store_true", help="set eyes, nose, mouth and cheeks to 0: no model learns the face")
+    parser.add_argument("--keep_suspicious", action="store_true", help="use the scans that look suspicious, too")
     parser.add_argument("--pattern", default=PATTERN, help="which files of a BIDS folder are scans (default: %(default)s)")
     parser.add_argument("--workers", type=at_least(1), default=1, help="parallel scans, about 1 GB of memory each (default: 1)")
     parser.add_argument("--quiet", action="store_true", help="do not list the scans that are done")
@@ -50,64 +59,33 @@ if __name__ == "__main__":
 import nibabel as nib
 import numpy as np
 import pandas as pd
-from cohorts.row_matching import QUANTITIES
 
 try:
     import SimpleITK as sitk
 except ImportError:
     raise SystemExit("error: prepare_data.py needs SimpleITK. Install it: pip install SimpleITK") from None
-from registration.rigid import LPS_TO_RAS, MEASURES, assess, register, to_sitk
-from scipy.linalg import polar
+from preparation import contact_sheet, defacing
+from preparation.inputs import find_scans, sources
+from preparation.intensities import correct_bias, intensity_of_one
+from preparation.reading import read_mask, read_scan
+from registration.assessment import MEASURES, assess
+from registration.rigid import register
+from registration.template import ras_matrix, to_sitk
 from shared import mni_box, refusals
 from shared.files import atomic, read_json, refuse_unwritable, sha256, write_json, write_text
-from shared.image_files import IMAGES, NIFTI, find_files
-from shared.nifti import open_image, read_grey_values, three_sides, write_nifti
-from shared.participants import OTHER_TABLES, find_row, read_participants, refuse_given_once, session_of
-from shared.problems import count, refuse
+from shared.image_files import NIFTI
+from shared.nifti import write_nifti
+from shared.problems import count
 from shared.simulated import is_simulated
 
-INTENSITY_PERCENTILE = 99.8
-COARSEST_SPACING_MM = 3.0
 NEW = "there is no image yet"
+SUSPICIOUS = "suspicious"  # folder of OUT_DIR for the scans that are left out
 README = """T1-weighted scans in MNI space, rigidly registered by prepare_data.py. Each head keeps its own size.
 
 The sidecar of each scan states its source, the registration and the intensity that became 1.
-registration.tsv has a quality measure of each registration. failures.tsv says which scans failed, and why.
+registration.tsv has measures of each registration, and registration.png shows the scans. failures.tsv says which scans failed
+or are suspicious, and why.
 """
-TABLES = (".tsv", *OTHER_TABLES)
-
-
-def read_scan(path: Path, is_mask: bool = False) -> sitk.Image:
-    """Read a scan, or a brain mask, in RAS voxel order as float32, with its geometry."""
-    image = open_image(path)
-    shape = three_sides(image.shape)
-    data = read_grey_values(path, is_mask)
-    affine = image.affine @ nib.orientations.inv_ornt_aff(nib.io_orientation(image.affine), shape)
-    spacing_mm = nib.affines.voxel_sizes(affine)
-    if spacing_mm.min() < 0.1 or spacing_mm.max() > COARSEST_SPACING_MM:
-        sides = " x ".join(f"{size:.2f}" for size in spacing_mm)
-        raise ValueError(f"has voxels of {sides} mm; each side must be 0.1 to {COARSEST_SPACING_MM:g} mm long")
-    directions, _ = polar(affine[:3, :3] / spacing_mm)
-    if np.abs(directions - affine[:3, :3] / spacing_mm).max() > 0.01:
-        raise ValueError("has an affine with shear; resample it to a rectangular grid first")
-    low, high = np.percentile(data, (1, INTENSITY_PERCENTILE))
-    if low < -0.1 * abs(high):
-        raise ValueError(f"has a first percentile of {low:.4g}, so it is not a magnitude image; give intensities from 0")
-    return to_sitk(data, spacing_mm, directions, affine[:3, 3])
-
-
-def read_mask(path: Path, scan: sitk.Image) -> sitk.Image:
-    """Read a brain mask on the grid of its scan, as float32 values 0 and 1. Probabilities from 0.5 count as brain."""
-    try:
-        mask = read_scan(path, is_mask=True)
-        if not mask.IsSameImageGeometryAs(scan, 0.01, 0.01):
-            raise ValueError("has another grid than the scan")
-    except ValueError as error:
-        raise ValueError(f"brain mask {path}: {error}") from error
-    largest = sitk.GetArrayViewFromImage(mask).max()
-    mask = sitk.Cast(mask > (0.5 if largest <= 1 else 0), sitk.sitkFloat32)  # probabilities, or labels and intensities
-    mask.CopyInformation(scan)
-    return mask
 
 
 def box(spacing_mm: float) -> sitk.Image:
@@ -116,29 +94,12 @@ def box(spacing_mm: float) -> sitk.Image:
     return to_sitk(np.zeros(mni_box.size(spacing_mm)), [spacing_mm] * 3, np.eye(3), origin_mm)
 
 
-def correct_bias(scan: sitk.Image) -> sitk.Image:
-    """Correct the bias field with N4 (Tustison et al. 2010), fitted at about 4 mm."""
-    small = sitk.BinShrink(scan, [max(1, round(4 / size)) for size in scan.GetSpacing()])
-    n4 = sitk.N4BiasFieldCorrectionImageFilter()
-    n4.Execute(sitk.Clamp(small, lowerBound=0.0), sitk.OtsuThreshold(small, 0, 1))
-    return scan / sitk.Exp(n4.GetLogBiasFieldAsImage(scan))
-
-
 def resample(image: sitk.Image, grid: sitk.Image, rigid: sitk.AffineTransform, interpolator) -> np.ndarray:
     """Resample an image to a grid, and return an array (X, Y, Z). Axes on which the grid is coarser are smoothed first."""
     for axis, (size, wanted) in enumerate(zip(image.GetSpacing(), grid.GetSpacing(), strict=True)):
         if wanted > 1.2 * size:  # full widths at half maximum add in squares
             image = sitk.RecursiveGaussian(image, float(np.sqrt(wanted**2 - size**2) / 2.355), direction=axis)
     return sitk.GetArrayFromImage(sitk.Resample(image, grid, rigid, interpolator, 0.0)).transpose(2, 1, 0)
-
-
-def scale_intensities(volume: np.ndarray) -> tuple[np.ndarray, float]:
-    """Scale a volume to [0, 1], and return the intensity that became 1 (the 99.8th percentile of the foreground)."""
-    foreground = volume[volume > 0.1 * np.percentile(volume, 99)]
-    if not foreground.size:
-        raise ValueError("no part of the scan lies inside the box after registration")
-    one = float(np.percentile(foreground, INTENSITY_PERCENTILE))
-    return np.clip(volume / one, 0, 1), one
 
 
 def prepare(scan_path: Path, subject: str, out_dir: Path, settings: dict) -> None:
@@ -153,29 +114,31 @@ def prepare(scan_path: Path, subject: str, out_dir: Path, settings: dict) -> Non
     if settings["n4"]:
         scan = correct_bias(scan)
     rigid, full_affine = register(scan * mask if mask else scan)
-    grid = box(settings["spacing_mm"])
+    to_template = np.linalg.inv(ras_matrix(full_affine)) @ ras_matrix(rigid)
+    grid, affine = box(settings["spacing_mm"]), mni_box.affine(settings["spacing_mm"], "RAS")
     volume = resample(scan, grid, rigid, sitk.sitkBSpline)
     if mask:
         volume = volume * (resample(mask, grid, rigid, sitk.sitkLinear) > 0.5)
-    volume, one = scale_intensities(volume)
+    one = intensity_of_one(settings["intensity"], volume, scan, full_affine)
+    volume = np.clip(volume / one, 0, 1)
+    if settings["deface"]:
+        volume = defacing.deface(volume, affine, to_template)
 
-    mni_to_scan = np.eye(4)
-    mni_to_scan[:3, :3] = np.reshape(rigid.GetMatrix(), (3, 3))
-    mni_to_scan[:3, 3] = rigid.TransformPoint((0.0, 0.0, 0.0))
     sidecar = {
         "Description": "T1w scan, registered rigidly to MNI space",
         "Simulated": is_simulated(scan_path),
         "Sources": [path.name for path in sources(scan_path, settings)],
         "SourcesSHA256": [sha256(path) for path in sources(scan_path, settings)],
+        "SourceSpacingMm": [round(size, 3) for size in scan.GetSpacing()],
         "SpatialReference": "MNI152NLin2009aSym",
         "SkullStripped": bool(settings["mask_suffix"]),
+        "Defaced": settings["deface"],
         "IntensityOfOne": one,
-        "IntensityPercentile": INTENSITY_PERCENTILE,
-        "ScanToMniRasMm": np.linalg.inv(LPS_TO_RAS @ mni_to_scan @ LPS_TO_RAS).round(6).tolist(),
+        "ScanToMniRasMm": np.linalg.inv(ras_matrix(rigid)).round(6).tolist(),
+        "MniToTemplateRasMm": to_template.round(6).tolist(),
         "Registration": assess(scan, full_affine),
         "Settings": settings,
     }
-    affine = mni_box.affine(settings["spacing_mm"], "RAS")
     image = nib.Nifti1Image(volume, affine)
     image.set_data_dtype(np.uint16)  # half the size of float32; nibabel stores the slope
     image.set_sform(affine, code="mni")
@@ -185,97 +148,24 @@ def prepare(scan_path: Path, subject: str, out_dir: Path, settings: dict) -> Non
     write_json(sidecar_path, sidecar | {"ImageSHA256": sha256(image_path)})
 
 
-def sources(scan_path: Path, settings: dict) -> list[Path]:
-    """Return the files that a prepared image is made from: the scan and, if it is used, its brain mask."""
-    mask = [scan_path.with_name(stem(scan_path) + settings["mask_suffix"])] if settings["mask_suffix"] else []
-    return [scan_path, *mask]
-
-
-def stem(path: Path) -> str:
-    return re.sub(r"(\.nii(\.gz)?|\.mg[zh])$", "", path.name)
-
-
 def outputs(out_dir: Path, subject: str) -> tuple[Path, Path]:
-    path = out_dir / subject / "anat" / f"{subject}_T1w"
-    return path.with_name(path.name + ".nii.gz"), path.with_name(path.name + ".json")
+    """Return the paths of image and sidecar, in the folder of suspicious scans if they lie there."""
+    names = (f"{subject}_T1w.nii.gz", f"{subject}_T1w.json")
+    here, aside = (tuple(folder / subject / "anat" / name for name in names) for folder in (out_dir, out_dir / SUSPICIOUS))
+    return aside if aside[1].exists() else here
 
 
-def find_scans(inputs: list[Path], pattern: str) -> tuple[dict[str, Path], dict[str, str], pd.DataFrame]:
-    """Return the scan of each subject, the reasons why other subjects fail, and the table of participants as text."""
-    scans: dict[str, list[Path]] = {}
-    table, failures = None, {}
-    if len(inputs) == 1 and inputs[0].is_dir():
-        for path in find_files(inputs[0], pattern, IMAGES):
-            scans.setdefault(subject_of(path, path.relative_to(inputs[0]).parts[0]), []).append(path)
-        if (inputs[0] / "participants.tsv").is_file():
-            table, failures = _participants(inputs[0], scans)
-        elif others := [path for path in sorted(inputs[0].glob("[Pp]articipants.*")) if path.suffix.lower() in TABLES]:
-            raise ValueError(f"{others[0]}: would be ignored. Save it as participants.tsv, cells separated by tabs")
-    else:
-        for path in inputs:
-            if path.is_dir():
-                raise ValueError(f"{path}: give one BIDS folder, or only files")
-            of_freesurfer = path.absolute().parent.name == "mri"  # SUBJECT/mri/T1.mgz
-            scans.setdefault(subject_of(path, path.absolute().parents[1].name if of_freesurfer else path.name), []).append(path)
-    if not scans:
-        raise FileNotFoundError(f"{inputs[0]}: no file matches {pattern}; is it a BIDS folder? See --pattern")
-
-    if table is None:
-        folders = inputs[0].glob("sub-*/") if len(inputs) == 1 else []
-        table = pd.DataFrame({"participant_id": sorted({*scans, *(folder.name for folder in folders)})})
-    listed = set(table["participant_id"])
-    failures |= {subject: "no row in participants.tsv" for subject in scans.keys() - listed}
-    failures |= {subject: f"no file matches {pattern}" for subject in listed - scans.keys()}
-    for subject, paths in scans.items():
-        if len(paths) > 1:
-            differ = len({path.name for path in paths}) == len(paths)
-            names = ", ".join(path.name if differ else str(path) for path in paths)
-            choose = "choose one with --pattern" if inputs[0].is_dir() else "name one of them"
-            failures[subject] = f"{len(paths)} scans ({names}); {choose}"
-        elif inputs[0].is_dir() and (folder := _named_otherwise(paths[0], inputs[0])):
-            failures[subject] = f"{paths[0]}: the file's name is another participant's. It should begin with {folder}_"
-        elif not paths[0].is_file():
-            failures[subject] = f"{paths[0]} is missing"
-    return {subject: paths[0] for subject, paths in scans.items() if subject not in failures}, failures, table
-
-
-def subject_of(path: Path, name: str) -> str:
-    """Return the participant "sub-X" from the name of a scan's file, or of its folder. Other names lose what BIDS forbids."""
-    if found := re.match(r"sub-[a-zA-Z0-9+]+(?=$|_.*\.nii)", name):
-        return found[0]
-    label = re.sub(r"[^a-zA-Z0-9]", "", re.sub(r"^sub-|(_T1w)?(\.nii(\.gz)?|\.mg[zh])?$", "", name))
-    if not label:
-        raise ValueError(f"{path}: its participant cannot be named after {name!r}. Rename it to sub- and letters a-z or digits")
-    return f"sub-{label}"
-
-
-def _named_otherwise(path: Path, root: Path) -> str:
-    """Return the first folder below `root` of a file that has the name of another participant, or ""."""
-    folder = path.relative_to(root).parts[0]
-    other = path.name.startswith("sub-") and not re.match(rf"{re.escape(folder)}(?![a-zA-Z0-9+])", path.name)
-    return folder if other else ""
-
-
-def _participants(folder: Path, scans: Mapping[str, Sequence[Path]]) -> tuple[pd.DataFrame, dict[str, str]]:
-    """Read the table of participants with the values of the scans' sessions, and why the values of some are not known."""
-    header, rows, problems = read_participants(folder / "participants.tsv", None)
-    refuse(problems)
-    failures, cells = {}, []
-    for subject, sessions in rows.items():
-        row = next(iter(sessions.values()))
-        try:
-            paths = scans.get(subject, ())
-            session = session_of(paths[0].relative_to(folder)) if len(paths) == 1 else None
-            if session or len(paths) == 1 and len(sessions) > 1:
-                row = find_row(rows, subject, session)
-            if session:
-                all_sessions = dict.fromkeys([session, *(path.name for path in (folder / subject).glob("ses-*"))], row)
-                refuse_given_once(subject, all_sessions, QUANTITIES)
-        except ValueError as error:
-            failures[subject] = str(error)
-        cells.append({**row.cells, "participant_id": subject})
-    columns = [name for name in header if name != "session_id"]
-    return pd.DataFrame(cells, columns=columns).fillna(""), failures
+def place(out_dir: Path, subject: str, keep_suspicious: bool) -> str:
+    """Move the files of a subject to where they belong, and return why they are left out, or ""."""
+    paths = outputs(out_dir, subject)
+    reason = "" if keep_suspicious else read_json(paths[1])["Registration"]["suspicious"]
+    folder = (out_dir / SUSPICIOUS if reason else out_dir) / subject / "anat"
+    if folder != paths[0].parent:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in paths:
+            path.replace(folder / path.name)
+        os.removedirs(paths[0].parent)
+    return reason
 
 
 def reason_to_prepare(scan_path: Path, subject: str, out_dir: Path, settings: dict) -> str:
@@ -306,11 +196,15 @@ def prepare_all(
     pattern: str = PATTERN,
     workers: int = 1,
     quiet: bool = False,
+    intensity: str = INTENSITIES[0],
+    deface: bool = False,
+    keep_suspicious: bool = False,
 ) -> dict[str, str]:
     """Prepare every scan that is not done yet; `main` describes the arguments.
 
     Returns:
-        A dict from the participant_id of each subject that failed to the reason.
+        A dict from the participant_id of each subject that failed or is suspicious to the reason. They have no row in
+        participants.tsv.
 
     Raises:
         FileNotFoundError: no scans were found.
@@ -328,9 +222,16 @@ def prepare_all(
     if mask_suffix in NIFTI or "/" in mask_suffix:
         raise ValueError(f"--mask_suffix {mask_suffix}: give the end of the names of the masks, such as _mask.nii.gz")
     box(spacing_mm)
-    settings = {"spacing_mm": float(spacing_mm), "n4": n4, "mask_suffix": mask_suffix}
+    settings = {
+        "spacing_mm": float(spacing_mm),
+        "n4": n4,
+        "mask_suffix": mask_suffix,
+        "intensity": intensity,
+        "deface": deface,
+    }
     scans, failures, table = find_scans(inputs, pattern)
-    earlier = {path.parts[-3] for path in out_dir.glob("sub-*/anat/*_T1w.json")} - scans.keys() - failures.keys()
+    sidecars = [path for folder in (out_dir, out_dir / SUSPICIOUS) for path in folder.glob("sub-*/anat/*_T1w.json")]
+    earlier = {path.parts[-3] for path in sidecars} - scans.keys() - failures.keys()
     if earlier:
         raise ValueError(
             f"{out_dir}: OUT_DIR holds {', '.join(sorted(earlier)[:5])} of an earlier call, which would lose their rows in "
@@ -355,13 +256,19 @@ def prepare_all(
                         raise error
                     kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
                     failures[subject] = kind + " ".join(str(error).split())
+                elif reason := place(out_dir, subject, keep_suspicious):
+                    failures[subject] = f"suspicious: {reason}"
                 if subject in failures or not quiet:
                     print(f"[{number}/{len(jobs)}] {subject}: {failures.get(subject, 'done')}", flush=True)
         except (KeyboardInterrupt, OSError):
             pool.shutdown(cancel_futures=True)
             raise
 
-    write_tables(inputs[0], out_dir, table, failures)
+    prepared = [subject for subject in table["participant_id"] if outputs(out_dir, subject)[1].exists()]
+    for subject in prepared:
+        if reason := place(out_dir, subject, keep_suspicious):
+            failures[subject] = f"suspicious: {reason}"
+    write_tables(inputs[0], out_dir, table, prepared, failures)
     return failures
 
 
@@ -374,20 +281,23 @@ def worker_pool(workers: int) -> ThreadPoolExecutor | ProcessPoolExecutor:
     return ProcessPoolExecutor(workers, get_context("spawn"), set_threads, (threads,))
 
 
-def write_tables(source: Path, out_dir: Path, table: pd.DataFrame, failures: dict[str, str]) -> None:
-    """Write the tables of the data set: participants, registrations and failures."""
-    table = table[~table["participant_id"].isin(failures)]
-    rows = []
-    for subject in table["participant_id"]:
-        rows.append({"participant_id": subject, **read_json(outputs(out_dir, subject)[1])["Registration"]})
-    registrations = pd.DataFrame(rows, columns=["participant_id", *MEASURES])
-    reasons = pd.DataFrame(sorted(failures.items()), columns=["participant_id", "reason"])
-    for name, content in {"participants": table, "registration": registrations, "failures": reasons}.items():
+def write_tables(source: Path, out_dir: Path, table: pd.DataFrame, prepared: list[str], left_out: dict[str, str]) -> None:
+    """Write the contact sheet and the tables of the data set: participants, registrations, and reasons of those left out."""
+    sidecars = {subject: read_json(outputs(out_dir, subject)[1]) for subject in prepared}
+    rows = [{"participant_id": subject, **sidecar["Registration"]} for subject, sidecar in sidecars.items()]
+    tables = {
+        "participants": table[~table["participant_id"].isin(left_out)],
+        "registration": pd.DataFrame(rows, columns=["participant_id", *MEASURES]),
+        "failures": pd.DataFrame(sorted(left_out.items()), columns=["participant_id", "reason"]),
+    }
+    for name, content in tables.items():
         path = out_dir / f"{name}.tsv"
-        if table.empty and content is not reasons:  # every scan failed, and a table without rows is no data set
+        if content.empty and name != "failures":  # a table without rows is no data set
             path.unlink(missing_ok=True)
         else:
             write_text(path, content.replace("", "n/a").to_csv(sep="\t", index=False))
+    if prepared:
+        contact_sheet.draw(out_dir / "registration.png", {outputs(out_dir, name)[0]: sidecars[name] for name in prepared})
     if (source / "participants.json").is_file():
         with atomic(out_dir / "participants.json") as file:
             file.write((source / "participants.json").read_bytes())
@@ -396,18 +306,19 @@ def write_tables(source: Path, out_dir: Path, table: pd.DataFrame, failures: dic
         "BIDSVersion": "1.9.0",
         "DatasetType": "derivative",
         "GeneratedBy": [{"Name": "prepare_data.py"}],
-        "Simulated": bool(rows) and all(is_simulated(outputs(out_dir, row["participant_id"])[0]) for row in rows),
+        "Simulated": bool(prepared) and all(is_simulated(outputs(out_dir, subject)[0]) for subject in prepared),
     }
     write_json(out_dir / "dataset_description.json", description)
-    write_text(out_dir / ".bidsignore", "registration.tsv\nfailures.tsv\n")
+    write_text(out_dir / ".bidsignore", f"registration.*\nfailures.tsv\n{SUSPICIOUS}\n")
     write_text(out_dir / "README", README)
 
-    suspicious = registrations[registrations["suspicious"] != ""]
-    print(f"\n{len(table)} prepared, {len(suspicious)} suspicious, {len(reasons)} failed. {out_dir}")
-    if len(suspicious):
-        print(f"\nLook at these registrations before training:\n{suspicious.to_string(index=False)}")
-    if len(reasons):
-        print(f"\nFailed:\n{reasons.to_string(index=False)}")
+    print(f"\n{len(tables['participants'])} in participants.tsv, {len(left_out)} left out. {out_dir}")
+    if left_out:
+        print("\nLeft out:", *(f"  {subject}: {reason}" for subject, reason in sorted(left_out.items())), sep="\n")
+    if any(reason.startswith("suspicious") for reason in left_out.values()):
+        print(f"Suspicious scans lie in {out_dir / SUSPICIOUS}. To use them all, run the command again with --keep_suspicious.")
+    if prepared:
+        print(f"Look at {out_dir / 'registration.png'} before you train.")
 
 
 def main(arguments: list[str] | None = None) -> int:

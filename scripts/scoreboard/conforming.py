@@ -71,12 +71,12 @@ class Files(Dataset):
 
 def aligned(values: np.ndarray, affine: np.ndarray) -> np.ndarray:
     """Return the affine that places a head in MNI space, by the rigid registration of prepare_data.py."""
-    from registration.rigid import LPS_TO_RAS, register, to_sitk  # here, because ITK takes long to import
+    from registration.rigid import register  # here, because ITK takes long to import
+    from registration.template import ras_matrix, to_sitk
 
     spacing_mm = nib.affines.voxel_sizes(affine)
     rigid, _ = register(to_sitk(values, spacing_mm, affine[:3, :3] / spacing_mm, affine[:3, 3]))
-    to_scan = nib.affines.from_matvec(np.reshape(rigid.GetMatrix(), (3, 3)), rigid.TransformPoint((0.0, 0.0, 0.0)))
-    return LPS_TO_RAS @ np.linalg.inv(to_scan) @ LPS_TO_RAS @ affine
+    return np.linalg.inv(ras_matrix(rigid)) @ affine
 
 
 def read(path: Path) -> tuple[np.ndarray, np.ndarray]:
