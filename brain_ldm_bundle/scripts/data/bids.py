@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..shared import mni_box
 from ..shared.files import read_json
-from ..shared.image_files import find_files, find_in_anat
+from ..shared.image_files import find_files, find_in_anat, packed
 from ..shared.label_table import LabelTable
 from ..shared.map_reader import find_maps
 from ..shared.participants import Row, entity, find_row, session_of
@@ -127,8 +127,8 @@ def refuse_empty(data: Mapping[str, Sequence[dict]], world_size: int = 1) -> Non
 
 
 def fingerprint(data: Mapping[str, Sequence[dict]]) -> str:
-    """Hash the names and covariates of the scans in each split. The hash does not depend on the folder's path."""
-    rows = sorted((split, Path(i["image"]).name, i["covariates"]) for split, items in data.items() for i in items)
+    """Hash the names and covariates of the scans in each split. Neither the folder's path nor the names' endings matter."""
+    rows = sorted((split, packed(Path(i["image"]).name), i["covariates"]) for split, items in data.items() for i in items)
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
@@ -242,7 +242,7 @@ def _item(path: Path, participant: str, covariates: list[float], split: str | No
 def _split(items: Sequence[dict], validation_fraction: float, seed: int) -> dict[str, list[dict]]:
     """Split items by participant. Participants without a split are ordered by a seeded hash; the first are for validation."""
     unassigned = {item["participant_id"] for item in items if item["split"] is None}
-    by_hash = sorted(unassigned, key=lambda participant: hashlib.sha256(f"{seed}:{participant}".encode()).digest())
+    by_hash = sorted(unassigned, key=lambda participant: hashlib.sha256(f"{seed}:{packed(participant)}".encode()).digest())
     number = round(validation_fraction * len(by_hash))
     if validation_fraction > 0 and len(by_hash) > 1:
         number = max(number, 1)

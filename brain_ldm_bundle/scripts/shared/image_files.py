@@ -14,6 +14,7 @@ from .problems import refuse
 
 NIFTI = (".nii", ".nii.gz")
 IMAGES = (*NIFTI, ".mgz", ".mgh")  # and FreeSurfer's
+ENDING = re.compile(r"\.(nii|nii\.gz|mgz|mgh)$", re.IGNORECASE)
 NO_MAGNITUDE = re.compile(r"_part-(phase|real|imag)_")
 VERSION = re.compile(r"_(space|res|desc|rec)-[A-Za-z0-9]+")  # parts of names that tell versions of one scan apart
 NO_SCANS = ("derivatives", "sourcedata", "code")  # folders of BIDS that hold no scans of the data set itself
@@ -92,7 +93,7 @@ def refuse_twice(paths: Iterable[Path], folder: Path) -> None:
     start = len(os.fspath(folder / "x")) - 1
     for path in sorted(map(os.fspath, paths)):  # text, because 100,000 paths take seconds so, and minutes as `Path`
         own = path[start:]
-        key = re.sub(r"\.(nii|nii\.gz|mgz|mgh)$", "", own).lower()
+        key = ENDING.sub("", own).lower()
         while own not in seen:
             seen.add(own)
             if (other := first.setdefault(key, own)) != own:
@@ -101,6 +102,11 @@ def refuse_twice(paths: Iterable[Path], folder: Path) -> None:
             key = own.lower()
     above = {key: set(map(str, Path(key).parents)) for key in problems}
     refuse([problem for key, problem in problems.items() if not problems.keys() & above[key]])
+
+
+def packed(path: str | Path) -> str:
+    """Return the path of an image with the ending .nii.gz: an image that was unpacked or converted is the same image."""
+    return ENDING.sub(".nii.gz", os.fspath(path))
 
 
 def _files(

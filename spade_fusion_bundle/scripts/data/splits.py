@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ..shared.files import is_there
+from ..shared.image_files import packed
 from ..shared.participants import read_participants, refuse_other_table
 from ..shared.problems import count, refuse
 from ..shared.tables import is_missing
@@ -35,7 +36,8 @@ def split_items(
     """Split items by participant. In the order of a seeded hash, the first are for validation and the next for fusion."""
 
     def by_hash(participants: Iterable[str]) -> list[str]:
-        return sorted(set(participants), key=lambda participant: hashlib.sha256(f"{seed}:{participant}".encode()).digest())
+        hashes = {name: hashlib.sha256(f"{seed}:{packed(name)}".encode()).digest() for name in participants}
+        return sorted(hashes, key=hashes.get)
 
     split_of = {item["participant_id"]: item["split"] for item in items}
     unassigned = by_hash(participant for participant, split in split_of.items() if split is None)
@@ -91,12 +93,12 @@ def refuse_too_few(data: Mapping[str, Sequence[dict]], folds: int = 0, world_siz
 
 
 def fingerprint(data: Mapping[str, Sequence[dict]]) -> str:
-    """Hash names and voxels of scans and maps in each split and fold. The folder's path does not matter."""
+    """Hash names and voxels of scans and maps in each split and fold. The folder and the endings of names do not matter."""
     rows = sorted(
         (
             split,
-            Path(item["image"]).name,
-            Path(item["label"]).name,
+            packed(Path(item["image"]).name),
+            packed(Path(item["label"]).name),
             item["voxels_sha256"],
             item["map_sha256"],
             item.get("fold", -1),

@@ -49,9 +49,11 @@ def refuse_other_generator(trained: SpadeGenerator, path: str | Path, wanted: Ma
     for key, value in wanted.items():
         found = trained.recipe.get(key)
         if found != value:
+            then = f"other {key} ({str(found)[:200]}), now {str(value)[:200]}"
+            if key == "data":  # a hash
+                then = "other scans, maps, splits or folds, or by an earlier version with images that are not .nii.gz"
             raise ValueError(
-                f"{path}: trained with other {key} ({str(found)[:200]}), now {str(value)[:200]}. Use those again, or train "
-                f"the plane again with another --models_dir"
+                f"{path}: trained with {then}. Use those again, or train the plane again with another --models_dir"
             )
 
 

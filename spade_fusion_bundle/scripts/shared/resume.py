@@ -41,6 +41,7 @@ class Resume:
     objects: Mapping[str, Any]
     settings: Mapping[str, Any] = field(default_factory=dict)
     writes: bool = True  # True on the first rank only
+    remedy: str = ""  # end of the message that refuses other settings
     every_minutes: float = 10  # a SIGKILL loses at most this much work
     terminated: bool = field(default=False, init=False)
     _before: Any = field(default=None, init=False)  # handler of SIGTERM before the run
@@ -74,7 +75,8 @@ class Resume:
                 if settings.get(name, value) != value:  # settings of earlier versions that are gone are ignored
                     hashed = name in ("data", "seen_voxels")
                     now = (
-                        "other scans, maps, covariates, splits or initial weights"
+                        "other scans, maps, covariates, splits or initial weights, or an earlier version and images that "
+                        "are not .nii.gz"
                         if hashed
                         else f"{value}, now {settings[name]}"
                     )
@@ -86,7 +88,7 @@ class Resume:
             reason = " ".join(str(error).split())[:300]
             raise ValueError(
                 f"{self.path} was made by a run with other settings ({reason}). "
-                f"Use those settings again, or delete the file to start over."
+                f"Use those settings again, or delete the file to start over. {self.remedy}".strip()
             ) from error
         engine.state.epoch = epoch
         if epoch_length != engine.state.epoch_length:  # the data or batch size changed: repeat the epoch

@@ -1,5 +1,6 @@
 """Scans are found, split and checked, and each problem is named."""
 
+import hashlib
 import json
 import re
 import shutil
@@ -363,12 +364,14 @@ def test_training_without_scans_to_validate_with_is_refused():
 
 
 def test_the_fingerprint_is_of_the_data_and_not_of_their_place():
-    def of(folder="a", age=0.5, split="training"):
-        items = [{"image": f"/{folder}/sub-1_T1w.nii.gz", "covariates": [age]}]
+    def of(folder="a", age=0.5, split="training", name="sub-1_T1w.nii.gz"):
+        items = [{"image": f"/{folder}/{name}", "covariates": [age]}]
         return bids.fingerprint({"training": [], "validation": [], split: items})
 
-    assert of() == of(folder="b")
-    assert len({of(), of(age=0.6), of(split="validation")}) == 3
+    assert of() == of(folder="b") == of(name="sub-1_T1w.nii") == of(name="sub-1_T1w.mgz")  # unpacked or converted
+    assert len({of(), of(age=0.6), of(split="validation"), of(name="sub-1_ce-GAD_T1w.nii")}) == 4
+    rows = [["training", "sub-1_T1w.nii.gz", [0.5]]]
+    assert of() == hashlib.sha256(json.dumps(rows).encode()).hexdigest()  # as in states of earlier versions
 
 
 def test_the_volumes_of_a_folder_need_no_table(dataset):

@@ -1,5 +1,6 @@
 """A stopped run continues after any kill, and bit for bit from the end of an epoch."""
 
+import gzip
 import json
 import re
 import shutil
@@ -7,6 +8,7 @@ import signal
 import time
 
 import nibabel as nib
+import pandas as pd
 import pytest
 import tiny
 import torch
@@ -72,8 +74,22 @@ def test_weights_keep_the_scans_of_the_weights_that_they_began_with(bundle, data
     models = tiny.train(own, tmp_path / "went_on", **starts)
     for file in files.values():
         assert read_recipe(models / file.name)["seen_unknown"] is True
+    # A scan that was unpacked is the same.
+    packed = next(own.glob("sub-*/anat/*_T1w.nii.gz"))
+    scan = packed.with_suffix("")
+    scan.write_bytes(gzip.decompress(packed.read_bytes()))
+    packed.unlink()
+    tiny.train(own, tmp_path / "went_on", **starts)
+    # The autoencoder does not use covariates.
+    table = own / "participants.tsv"
+    text = table.read_text()
+    rows = pd.read_csv(table, sep="\t")
+    rows.assign(age=rows["age"] + 1).to_csv(table, sep="\t", index=False)
+    with pytest.raises(Exception) as error:
+        tiny.train(own, tmp_path / "went_on", **starts)
+    assert "If only covariates changed, run training_diffusion" in chain(error)
+    table.write_text(text)
     # Scans that were prepared again are others.
-    scan = next(own.glob("sub-*/anat/*_T1w.nii.gz"))
     image = nib.load(scan)
     nib.save(nib.Nifti1Image(image.get_fdata(dtype="float32") * 0.9, image.affine), scan)
     with pytest.raises(Exception) as error:

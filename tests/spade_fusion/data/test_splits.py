@@ -168,12 +168,12 @@ def test_sessions_do_not_count_as_participants_of_the_folds():
 
 
 def test_the_fingerprint_is_of_the_data_and_not_of_their_place():
-    def of(folder="a", label="sub-1_dseg", split="training", **more):
-        item = {"image": f"/{folder}/sub-1_T1w.nii.gz", "label": f"/{folder}/{label}.nii.gz"}
+    def of(folder="a", label="sub-1_dseg", split="training", ending=".nii.gz", **more):
+        item = {"image": f"/{folder}/sub-1_T1w{ending}", "label": f"/{folder}/{label}{ending}"}
         item |= {"voxels_sha256": "0", "map_sha256": "0", **more}
         return fingerprint({"training": [], "fusion": [], split: [item]})
 
-    assert of() == of(folder="b")
+    assert of() == of(folder="b") == of(ending=".nii") == of(ending=".mgz")  # unpacked or converted
     assert len({of(), of(label="sub-1_desc-aseg_dseg"), of(split="fusion"), of(fold=0), of(fold=1)}) == 5
     assert of() != of(map_sha256="1")  # a corrected map; its scan is the same
     assert of() != of(voxels_sha256="1")  # a scan that was prepared again

@@ -286,7 +286,7 @@ def test_generators_of_another_split_are_refused(spade_bundle, dataset_dir, copi
     table.write_text(rows)
     with pytest.raises(Exception) as error:
         tiny_spade.train(copied / "dataset", copied, "training_fusion")
-    assert "spade_axial.pt: trained with other data (" in chain(error)
+    assert "spade_axial.pt: trained with other scans, maps, splits or folds, or by an earlier" in chain(error)
 
 
 def test_generators_of_another_label_table_are_refused(spade_bundle, dataset_dir, copied):
