@@ -65,6 +65,7 @@ if __name__ == "__main__":
     parse()  # answers --help and wrong options before the imports below, which take seconds
 
 from cohorts.cohort import Cohort, read_cohort, refuse_other_tools, refuse_requests, refuse_same_folder
+from cohorts.origin import note_on_edits
 from cohorts.row_matching import read_by_participant, split_by_tool
 from cohorts.scans_or_synthetic import refuse_scans, refuse_synthetic
 from conditioning_parts.report_section import ReportSection
@@ -89,7 +90,7 @@ def read_cohorts(options: argparse.Namespace) -> dict[str, Cohort]:
             raise ValueError(f"{kind}: give both the folder and the tables of what was measured in it")
         if folder is not None:
             cohort = read_cohort(folder, options.tables[kind], everyone=kind == GENERATED)
-            for image in list(cohort.images.values())[:1]:
+            for image in cohort.images.values():
                 if kind == GENERATED:
                     refuse_scans(image, "GENERATED_DIR")
                 elif kind == SCANS:
@@ -122,6 +123,7 @@ def make_sections(options: argparse.Namespace) -> tuple[list[ReportSection], dic
     if GENERATED in cohorts:
         sections.append(requested_against_measured(cohorts))
         sections[-1].volumes = [options.generated]
+        sections[-1].edits = note_on_edits(cohorts[GENERATED].images.values())
     else:
         left_out["requested against measured"] = "give GENERATED_DIR and --measured"
     if options.sweeps:
@@ -130,7 +132,10 @@ def make_sections(options: argparse.Namespace) -> tuple[list[ReportSection], dic
         scans = cohorts.get(SCANS) if swept.tables else None
         if scans:
             refuse_other_tools(swept, scans)
-        sections += sweep_figures(swept, sweeps, scans)
+        found = sweep_figures(swept, sweeps, scans)
+        for section in found:
+            section.edits = note_on_edits(swept.images.values())
+        sections += found
     else:
         left_out["sweeps"] = "give --sweeps and --sweep"
     if options.tables[GENERATED] and options.tables[SCANS]:
@@ -138,6 +143,7 @@ def make_sections(options: argparse.Namespace) -> tuple[list[ReportSection], dic
             sections.append(sizes(options, cohorts))
             sections[-1].scans = [cohorts[SCANS].folder] if SCANS in cohorts else []
             sections[-1].volumes = [options.generated] if GENERATED in cohorts else []
+            sections[-1].edits = note_on_edits(cohorts[GENERATED].images.values()) if GENERATED in cohorts else ""
         except ValueError as error:
             if not sections or isinstance(error, ImpossibleSize):
                 raise

@@ -77,7 +77,7 @@ LARGE_MB = 20  # some browsers take seconds to open such a page
 def read_content(options: argparse.Namespace) -> Content:
     """Read and check everything that the page shows, except the voxels of the volumes."""
     sections = find_sections(options.evaluation)
-    refuse_same_folder(filter(None, (options.generated, options.real)))
+    refuse_same_folder(filter(None, (options.generated, options.real, options.synthetic)))
     refuse_requests(options.measured)
     cohorts = {"generated": read_cohort(options.generated, options.measured)}
     if options.real:
@@ -88,8 +88,11 @@ def read_content(options: argparse.Namespace) -> Content:
         if cohort.expected.empty:
             raise ValueError(f"{cohort.folder / 'participants.tsv'}: lists no volume")
     for kind, where in (("generated", "GENERATED_DIR"), ("synthetic", "--synthetic"), ("cohort", "--real")):
-        for image in list(cohorts[kind].images.values())[:1] if kind in cohorts else ():
+        for image in cohorts[kind].images.values() if kind in cohorts else ():
             (refuse_synthetic if kind == "cohort" else refuse_scans)(image, where)
+    for volume, image in cohorts["synthetic"].images.items() if options.synthetic else ():
+        if not cohorts["synthetic"].from_map(volume):
+            raise ValueError(f"{image}: was not made from a label map, but --synthetic takes the output of SPADE fusion")
     name_others(sections, [cohorts[kind].folder for kind in ("generated", "synthetic") if kind in cohorts])
     content = Content(
         cohorts=cohorts,

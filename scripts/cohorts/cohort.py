@@ -19,6 +19,7 @@ from shared.nifti import read_volume
 from shared.participants import Row, Rows, find_row, other_units, read_participants, refuse_given_once, session_of
 from shared.problems import count, refuse
 
+from cohorts.origin import is_from_map
 from cohorts.row_matching import COLUMNS, QUANTITIES, read_measured, refuse_other_unit, typed
 from cohorts.three_planes import POINT_MM
 
@@ -51,6 +52,10 @@ class Cohort:
         image = self.images[volume]
         maps = [image.with_name(image.name.split("_T1w.nii")[0] + ending) for ending in ("_dseg.nii.gz", "_dseg.nii")]
         return next((path for path in maps if path.is_file()), None)
+
+    def from_map(self, volume: str) -> bool:
+        """Return whether a volume was made from a label map, see `is_from_map`."""
+        return is_from_map(self.images[volume], self.label_map(volume))
 
     def files(self, volumes: Iterable[str]) -> list[Path]:
         """Return the images and label maps of these volumes."""

@@ -28,10 +28,11 @@ class ReportSection:
     scans: Sequence[Path] = ()  # folders of the scans that it shows; text and figures say so if these are simulated
     verdict: str = ""  # the result in a few short sentences
     volumes: Sequence[Path] = ()  # folders of the generated volumes that it describes
+    edits: str = ""  # see `note_on_edits`; text and figures say so
 
     def write(self, output: Path) -> list[str]:
         """Write all files into a folder and return their names."""
-        note = note_on(self.scans)
+        note = " ".join(filter(None, [self.edits, note_on(self.scans)]))
         for file_name, (figure, _) in self.figures.items():
             if note:
                 figure.supxlabel(f"{figure.get_supxlabel()} {note}".strip(), fontsize=8, wrap=True)
@@ -44,5 +45,6 @@ class ReportSection:
                     content.to_csv(file, sep="\t", index=False, float_format="%.4g", na_rep="n/a")
         section = f"{self.name}.section.json"
         captions = [{"file": file_name, "caption": caption} for file_name, (_, caption) in self.figures.items()]
-        write_section(output / section, self.title, self.text, self.tables, captions, self.scans, self.verdict, self.volumes)
+        text = "\n\n".join(filter(None, [self.text, self.edits]))
+        write_section(output / section, self.title, text, self.tables, captions, self.scans, self.verdict, self.volumes)
         return [*self.figures, *self.numbers, section]

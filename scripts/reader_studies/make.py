@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from cohorts.origin import edited_image
 from shared.files import refuse_unwritable, write_text
 from shared.simulated import is_simulated
 from shared.tables import read_table
@@ -28,6 +29,7 @@ from reader_studies.slices import (
 )
 
 SIMULATED = "The others, which count as real, are simulated heads and not scans of persons."
+EDITS = "Some of the synthetic images are edits of scans, and may identify persons."
 KEY_COLUMNS = ["study", "position", "item", "kind", "direction", "file", "slice", "repeat_of", "simulated"]
 # Smallest cross-section of the head in a slice, as a fraction of the largest one in the same direction (chosen). Smaller slices
 # may show skin or neck alone.
@@ -174,9 +176,10 @@ def make_study(
         raise ValueError(f"{key} is the key of another study, {', '.join(sorted(there))}. Choose another --output")
     was_there = key.is_file()
     _write_key(key, study, shown)  # before the page, because ratings without a key are worthless
-    note = SIMULATED if any(item.volume.kind == "real" and is_simulated(item.volume.path) for item in shown) else ""
+    of_kind = {kind: {item.volume.path for item in shown if item.volume.kind == kind} for kind in KINDS}
+    notes = [EDITS] * any(map(edited_image, of_kind["synthetic"])) + [SIMULATED] * any(map(is_simulated, of_kind["real"]))
     try:
-        _write_page(page, study, shown, np.multiply(view, volumes[0].spacing_mm), note)
+        _write_page(page, study, shown, np.multiply(view, volumes[0].spacing_mm), " ".join(notes))
     except BaseException:
         if not was_there:
             key.unlink()

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from cohorts.cohort import Cohort
+from cohorts.origin import edited_image
 from cohorts.three_planes import three_planes, three_planes_of_labels
 from PIL import Image  # a dependency of matplotlib
 
@@ -195,6 +196,8 @@ def caption(cohort: Cohort, volume: str, asked: str) -> str:
         text = f"{cohort.title(name)} {_text(cohort, name, value)}"
         found = _measured(cohort, volume, name)
         rest.append(f"{text} ({found})" if found else text)
+    if edited := edited_image(cohort.images[volume]):
+        rest.append(f"edit of {edited}")
     if isinstance(flags, str) and flags not in ("", "n/a"):
         rest.append(flags)
     return f"<b>{escape(heading)}</b><br>{escape(' · '.join(rest))}"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from cohorts.cohort import Cohort, evenly, nearest
+from cohorts.origin import note_on_edits
 from cohorts.three_planes import three_planes
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -48,7 +49,8 @@ def columns(cohorts: Mapping[str, Cohort]) -> list[Column]:
 def from_map(cohorts: Mapping[str, Cohort]) -> dict[str, str]:
     """Return by kind the first volume that was made from a label map and, if it is there, the scan of that map."""
     kind = "synthetic" if "synthetic" in cohorts else "generated"
-    volume = next((name for name in cohorts[kind].images if cohorts[kind].label_map(name)), None)
+    drawn = (name for name in cohorts[kind].images if cohorts[kind].label_map(name))
+    volume = next(filter(cohorts[kind].from_map, drawn), None)
     if volume is None:
         return {}
     source = cohorts[kind].expected.loc[volume].get("source_participant_id")
@@ -59,7 +61,7 @@ def from_map(cohorts: Mapping[str, Cohort]) -> dict[str, str]:
 @rc_context(LITERAL)
 def overview(cohorts: Mapping[str, Cohort], names: Mapping[str, LabelNames]) -> bytes:
     """Draw the columns and, below them, a label map, the T1w that was made from it, and the scan of the map."""
-    shown, last = columns(cohorts), from_map(cohorts)
+    generated, shown, last = cohorts["generated"], columns(cohorts), from_map(cohorts)
     rows, width = max(len(column.volumes) for column in shown), max(len(shown), len(last) + 1 if last else 0)
     figure = Figure(figsize=(4.1 * width, 1.35 * (rows + bool(last)) + 0.8), layout="constrained", facecolor="white")
     grid = figure.subplots(rows + bool(last), width, squeeze=False)
@@ -75,7 +77,8 @@ def overview(cohorts: Mapping[str, Cohort], names: Mapping[str, LabelNames]) -> 
                 _label(axes, _values(cohort, volume, column))
     _draw_last(grid[-1], cohorts, names)
     note = note_on([cohorts["cohort"].folder] if "cohort" in cohorts else [])
-    figure.supxlabel(f"The subject's left is at the picture's right. {NOTICE} {note}".strip(), fontsize=8, wrap=True)
+    notes = "The subject's left is at the picture's right.", NOTICE, note_on_edits(generated.images.values()), note
+    figure.supxlabel(" ".join(filter(None, notes)), fontsize=8, wrap=True)
     return png(figure, bbox_inches="tight")  # includes the texts outside of the axes
 
 

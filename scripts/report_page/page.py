@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cohorts.cohort import Cohort, evenly, nearest
+from cohorts.origin import note_on_edits
 from shared.simulated import note_on
 
 from report_page.agreement_table import AGREEMENT_HEADER, agreement_rows, tool_accuracy
@@ -97,11 +98,12 @@ def page(content: Content) -> Iterator[str]:
 
 def _parts(content: Content) -> Iterator[str]:
     generated, scans = content.cohorts["generated"], content.cohorts.get("cohort")
-    labelled = any(generated.label_map(name) for name in content.drawn["generated"][:1])
+    labelled = any(generated.from_map(name) for name in content.drawn["generated"][:1])
     anchors = {str(section["path"]): f"evaluation-{number}" for number, section in enumerate(content.sections)}
     sections = list(_sections(content, labelled, anchors))
     yield head("Synthetic brain MRI", ("gallery.js", *(("niivue.umd.js", "viewer.js") if content.viewed else ())))
-    note = f"{NOTE.format(FROM_LABELS if labelled else '')} {note_on([scans.folder] if scans else [])}".strip()
+    notes = [note_on_edits(generated.images.values()), NOTE.format(FROM_LABELS if labelled else "")]
+    note = " ".join(filter(None, [*notes, note_on([scans.folder] if scans else [])]))
     yield f'<header><h1>Synthetic brain MRI</h1><p class="note"><b>{note}</b></p>'
     yield from verdict(content.cohorts, content.sections, anchors)
     links = "".join(f'<li><a href="#{element_id}">{escape(title)}</a></li>' for element_id, title, _ in sections)

@@ -68,7 +68,7 @@ def _answer(question: str, answers: Sequence[tuple[str, str, str]]) -> str:
 def made(cohorts: Mapping[str, Cohort]) -> str:
     """Say how many volumes were made from what, how many could not be measured, and what they are compared with."""
     generated = cohorts["generated"]
-    count, labelled = len(generated.expected), any(map(generated.label_map, generated.images))
+    count, labelled = len(generated.expected), any(map(generated.from_map, generated.images))
     heads = f"{count} synthetic head{' was' if count == 1 else 's were'} generated"
     requests = _ranges(generated)
     text = f"{heads} from label maps." if labelled else f"{heads}{f', for {requests}' if requests else ''}."

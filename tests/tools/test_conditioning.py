@@ -199,6 +199,13 @@ def test_one_run_gives_all_answers_of_the_same_tables(generated, tmp_path, capsy
     assert "mean absolute error" in printed and "distance, mL [95 %]" in printed
 
 
+def test_each_section_says_that_volumes_are_edits_of_scans(generated, tmp_path):
+    image = next((tmp_path / "generated").rglob("*.nii.gz"))
+    image.with_name(image.name.replace(".nii.gz", ".json")).write_text(json.dumps({"EditedImage": "a.nii.gz", "Strength": 0.5}))
+    run(tmp_path, save(generated.assign(ventricles_ml=generated["ventricles_ml"] + np.arange(12) % 4), tmp_path / "v.tsv"))
+    assert "1 of 12 generated volumes is an edit of a scan, and may identify persons." in section(tmp_path)["text"]
+
+
 def test_sizes_that_cannot_be_compared_are_left_out_with_the_reason_and_an_old_section_goes(generated, tmp_path, capsys):
     """Figure 3 does not need independent participants, but the distributions of sizes do."""
     scans = shutil.copytree(tmp_path / "generated", tmp_path / "real")

@@ -99,6 +99,14 @@ def test_page_and_key_say_whether_the_real_volumes_are_simulated(tmp_path, cohor
     assert set(read_key(key)["simulated"]) == {"no"}
 
 
+def test_the_page_says_that_synthetic_images_are_edits_of_scans(tmp_path, cohorts):
+    assert "edits of scans" not in make_study(*cohorts, tmp_path / "before", slices=12)[0].read_text()
+    for image in cohorts[1][0].rglob("*.nii*"):
+        image.with_name(f"{image.name.split('.')[0]}.json").write_text(json.dumps({"EditedImage": "a.nii.gz", "Strength": 0.5}))
+    page = make_study(*cohorts, tmp_path / "study", slices=12)[0].read_text()
+    assert "Some of the synthetic images are edits of scans, and may identify persons." in page
+
+
 def test_the_page_names_no_file_and_no_kind(tmp_path, cohorts):
     page, _ = make_study(*cohorts, tmp_path / "study", slices=12)
     content = read_page(page)

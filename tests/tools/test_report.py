@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import shutil
 
 import nibabel as nib
 import numpy as np
@@ -367,6 +368,38 @@ def test_the_picture_shows_a_label_map_beside_its_volume_and_the_scan_of_the_map
     cohorts = {"synthetic": read_cohort(synthetic), "cohort": read_cohort(real)}
     assert overview.from_map(cohorts) == {"synthetic": "sub-02", "cohort": "sub-01"}
     assert overview.from_map({"generated": cohorts["cohort"]}) == {}
+
+
+def test_only_volumes_from_label_maps_are_shown_as_such(generated, tmp_path):
+    """The brain LDM's own folder passed as --synthetic, and a segmentation beside its volumes as their origin."""
+    with pytest.raises(ValueError, match="are one folder"):
+        page_of(generated, "--synthetic", generated[0])
+    other = shutil.copytree(generated[0], tmp_path / "other")
+    with pytest.raises(ValueError, match="other/sub-syn0/.*_T1w.nii.gz: was not made from a label map"):
+        page_of(generated, "--synthetic", other)
+    for path in other.rglob("*_T1w.json"):
+        path.write_text(json.dumps({"Covariates": {}}))
+        shutil.copy(path.with_name(path.name.replace(".json", ".nii.gz")), path.with_name(f"{path.name[:8]}_dseg.nii.gz"))
+    with pytest.raises(ValueError, match="was not made from a label map"):
+        page_of(generated, "--synthetic", other)
+
+
+def test_scans_are_found_behind_the_first_generated_volume(generated):
+    last = sorted(generated[0].rglob("*_T1w.json"))[-1]
+    last.write_text(json.dumps({"Manufacturer": "X"}))
+    with pytest.raises(ValueError, match=f"{last.name[:8]}_T1w.nii.gz: is a scan"):
+        page_of(generated)
+
+
+def test_the_page_says_first_that_volumes_are_edits_of_scans(generated):
+    """An edit shows the head of a person; with strength 1, noise makes a new one."""
+    edits = {"Strength": 0.6}, {"Strength": 1}, {"Strength": 1, "Method": "inversion"}
+    for path, edit in zip(sorted(generated[0].rglob("*_T1w.json")), edits):
+        path.write_text(json.dumps({"EditedImage": "sub-7_T1w.nii.gz"} | edit))
+    page = page_of(generated)
+    note = "2 of 6 generated volumes are edits of scans, and may identify persons."
+    assert 0 < page.index(note) < page.index('<dl id="verdict">')
+    assert page.count("edit of sub-7_T1w.nii.gz") == 2 and "sub-7_T1w.nii.gz" in cells(page, "Sampling, edited scan")[0]
 
 
 def test_sections_that_answer_no_question_are_folded(generated, tmp_path):

@@ -22,7 +22,8 @@ from ..shared.tables import write_table
 
 GENERATOR = "spade_fusion_bundle"
 MAP_SOURCE = "LabelMapSource"  # key of a sidecar: how a synthetic label map was made, from the sidecar of the map
-MADE_WITH = ("Covariates", "Volumes", "Seed", "WeightsSHA256", "AutoencoderSHA256", "SoftwareVersions")  # of that sidecar
+EDITED = ("EditedImage", "Strength", "Method")  # of a map that is an edit, and so may identify its subject
+MADE_WITH = ("Covariates", "Volumes", "Seed", "WeightsSHA256", "AutoencoderSHA256", "SoftwareVersions", *EDITED)  # of that one
 MAP_FILES = "LabelMapFiles"  # key of a sidecar: size and date of the label map's files, so that the map is not read again
 
 # Header entries of a volume's position. They are copied exactly, because a quaternion from the affine differs slightly.
