@@ -34,6 +34,13 @@ def path(tmp_path):
     return tmp_path / "new folder" / "image.nii.gz"
 
 
+def test_a_missing_file_is_no_unreadable_one(tmp_path):
+    """A brain mask that was never made should have been given as .nii, .nii.gz or .mgz."""
+    for read in (open_image, read_whole, read_volume, read_grey_values):
+        with pytest.raises(ValueError, match="is missing. Make this file, or correct the path or ending that names it$"):
+            read(tmp_path / "sub-2_mask.nii.gz")
+
+
 def test_a_link_to_a_missing_file_is_named_with_its_target(path):
     path.parent.mkdir()
     path.symlink_to("../.git/annex/objects/scan.nii.gz")

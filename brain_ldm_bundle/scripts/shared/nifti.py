@@ -204,6 +204,8 @@ def _open(path: str | Path, remedy: str, oriented: bool) -> nib.spatialimages.Sp
     path, kinds = Path(path), (nib.Nifti1Image, nib.Nifti2Image, nib.MGHImage)
     if fault := _broken_link(path):
         raise ValueError(fault)
+    if not os.path.lexists(path):
+        raise ValueError("is missing. Make this file, or correct the path or ending that names it")
     with _unreadable():
         if path.stat().st_size == 0:
             raise ValueError("it is empty")
