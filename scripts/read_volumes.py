@@ -110,7 +110,7 @@ def read_source(path: Path) -> Iterator[dict]:
             yield from read_source(inside)
     elif not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder")
-    elif path.name.endswith(SEGMENTATIONS):
+    elif path.name.lower().endswith(SEGMENTATIONS):
         yield _row(path, _scan(path), str(path), lambda: segmentation_volumes(path))
     elif path.suffix == ".stats":
         yield _row(path, _scan(path), str(path), lambda: (aseg_volumes(read_stats(path), str(path)), "FreeSurfer"))
@@ -126,8 +126,10 @@ def _sources_in(folder: Path) -> list[Path]:
             _name_unfinished(folder, found)
             _refuse_links(found)
             return _without_superseded(found) if pattern.endswith(".stats") else found
+    inside = [str(path) for path in sorted(folder.glob("derivatives/*")) if path.is_dir() and path.name[0] != "."]
+    remedy = f"Give {' or '.join(inside[:MOST_LISTED])}" if inside else "Give tables by name"
     raise FileNotFoundError(
-        f"{folder}: no stats/aseg.stats, */stats/aseg.stats, sub-*/**/*_dseg.nii.gz or segmentation in it. Give tables by name"
+        f"{folder}: no stats/aseg.stats, */stats/aseg.stats, sub-*/**/*_dseg.nii.gz or segmentation in it. {remedy}"
     )
 
 

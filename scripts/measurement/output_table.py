@@ -13,7 +13,7 @@ from shared.files import atomic
 from shared.tables import separator_of
 
 NORMALISED = "brain_normalised_ml"
-ENDINGS = re.compile(r"\.(long\..*|nii|nii\.gz|mgz|mgh|stats|0)$")  # of images, FreeSurfer's runs and numbers of pandas
+ENDINGS = re.compile(r"(?i)\.(long\..*|nii|nii\.gz|mgz|mgh|stats|0)$")  # of images, FreeSurfer's runs and numbers of pandas
 MOST_DIFFERENT = 0.02  # of a given normalised brain from the computed one; rounding differs by less; chosen
 USUAL_ML = {"ventricles_ml": (5, 200), "brain_ml": (700, 1900), "icv_ml": (900, 2200)}  # wide limits for adults; chosen
 

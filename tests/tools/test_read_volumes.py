@@ -479,6 +479,19 @@ def test_an_absent_source_or_empty_folder_is_refused(tmp_path):
         read_volumes.read_all([tmp_path / "a.xlsx"])
 
 
+def test_a_data_set_whose_maps_are_derivatives_is_refused_with_their_folders(tmp_path):
+    for name in ("synthseg", "freesurfer"):
+        (tmp_path / "derivatives" / name).mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match="Give .*/derivatives/freesurfer or .*/derivatives/synthseg$"):
+        list(read_volumes.read_source(tmp_path))
+
+
+def test_a_segmentation_in_capitals_is_read_and_named_without_its_ending(tmp_path):
+    """Its participant was X.NII.GZ."""
+    [row] = read_volumes.read_source(saved(synthseg_map(), tmp_path / "sub-1_dseg.nii.gz").rename(tmp_path / "X.NII.GZ"))
+    assert (row["participant_id"], row["error"]) == ("X", "")
+
+
 def test_a_name_keeps_its_points():
     """The participant smith.j became smith."""
     names = {"smith.j": "smith.j", "smith.j.nii.gz": "smith.j", "a.1.long.a_base": "a.1", "101.0": "101"}
