@@ -82,6 +82,24 @@ def test_every_knob_is_used(bundle, name):
     assert [key for key in knobs if key not in used] == []
 
 
+def test_every_setting_of_inference_is_read_by_its_run_ids_or_warned_of():
+    """`editing` had no reference to shard, so each of n jobs made all edits."""
+    config = load("brain_ldm_bundle", "inference.json")
+    settings = list(config)[list(config).index("bundle_root") + 1 : list(config).index("device")]
+
+    def unread(run_id):
+        read, left = set(), [run_id]
+        while left:
+            name = left.pop()
+            read.add(name)
+            names = re.findall(r"@(\w+)|settings\.content\('(\w+)'\)", json.dumps(config.get(name)))
+            left += {name for pair in names for name in pair if name} - read
+        return {*settings} - read
+
+    assert unread("editing") == {"batch_size"}  # edits are made one at a time
+    assert unread("generating") == {"method", "source", "strength"}  # `warn_without_effect` names them
+
+
 @pytest.mark.parametrize(
     ("bundle", "name"), [*WORKFLOWS_OF, *((bundle, name) for bundle in BUNDLES for name in OVERLAYS[bundle])]
 )

@@ -21,10 +21,12 @@ from ..data.label_maps import refuse_maps
 from ..model.networks import DiffusionUNet
 from ..model.sampler import LatentSampler, row_seed
 from ..shared.acquisition import draw
+from ..shared.device import ranks
 from ..shared.files import sha256
 from ..shared.mni_box import FIELD_OF_VIEW_MM, LOWER_CORNER_MM
 from ..shared.nifti import named, read_grey_values, refuse_noise
 from ..shared.problems import refuse
+from ..shared.team import shard_of
 from .exact_maps import ExactMaps, LabelMap
 from .requests import derivative_of, refuse_without_volumes
 
@@ -132,6 +134,7 @@ def read_edits(
     output_dir: str | Path = "",
     method: str = METHODS[0],
     source: Mapping | None = None,
+    shard: str | None = None,
 ) -> list[Edit]:
     """Read the edit of one image, or a table of edits with a row for each, before work starts.
 
@@ -144,6 +147,7 @@ def read_edits(
         output_dir: folder of the results. Images of a table that lie there may be missing, because an earlier row makes them.
         method: "noise" or "inversion".
         source: covariates of the image, for inversion.
+        shard: part of the edits, such as "3/40", see `team.shard_of`; None: all edits.
     """
     source = source or {}
     if method == METHODS[0] and source:
@@ -184,11 +188,20 @@ def read_edits(
             seed = row_seed(int(request["seed"]), name.removeprefix("sub-"))
             edits.append(Edit(path, values, origin, float(request["strength"]), seed, name))
         refuse(problems)
-    return edits
+    mine = shard_of(edits, shard)
+    for edit in mine:
+        if not edit.image.is_file() and edit.image.name.split("_")[0] not in {other.name for other in mine}:
+            raise ValueError(
+                f"{table}: {edit.name}: a row of another shard makes the image {edit.image}. Make that shard first, or leave out "
+                f"--shard"
+            )
+    return mine
 
 
 def refuse_edits(edits: Sequence[Edit], maps: ExactMaps | None, sampler_name: str) -> None:
-    """Refuse edits that the model or the sampler cannot make, before weights are loaded."""
+    """Refuse edits that the model, the sampler or processes of torchrun cannot make, before weights are loaded."""
+    if (processes := ranks()[1]) > 1:
+        raise ValueError(f"each of {processes} processes would make all edits. Start one process for each part: --shard 1/2")
     if any(edit.source for edit in edits) and sampler_name != "ddim":
         raise ValueError(
             f"method inversion walks the steps of a sampler backwards, but sampler_name is {sampler_name!r}, whose steps "
@@ -207,6 +220,7 @@ def edit_files(
     provenance: Mapping,
     dtype: str = "uint8",
     device: torch.device | str = "cpu",
+    verify: bool = False,
 ) -> list[Path]:
     """Make edits in their order, add them to a `Derivative`, and return their paths. Edits that exist are left.
 
@@ -230,7 +244,8 @@ def edit_files(
         if maps is None:
             grid, shape = (data["image"].meta[key] for key in ("original_affine", "spatial_shape"))
         request = editor.schema.request({"participant_id": name} | edit.values)
-        derivative = derivative_of(maps, output_dir, dtype, schema=editor.schema, affine=np.asarray(grid), shape=shape)
+        on_grid = {"affine": np.asarray(grid), "shape": shape, "verify": verify}
+        derivative = derivative_of(maps, output_dir, dtype, schema=editor.schema, **on_grid)
         if not derivative.is_complete(request, {**provenance, **source}):
             edited = editor.edit(data["image"][None].to(device), network, edit.values, edit.strength, edit.seed, edit.source)
             if maps is None:
@@ -242,7 +257,8 @@ def edit_files(
         made.append(request)
         paths.append(derivative.image_file(request))
         print(paths[-1])
-    derivative.finish(made)
+    if made:  # a shard may have no row
+        derivative.finish(made)
     return paths
 
 

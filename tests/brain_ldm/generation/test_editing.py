@@ -138,6 +138,26 @@ def test_a_table_names_the_image_of_each_row_and_gives_it_a_seed_of_its_own(tmp_
     assert first.seed == row_seed(7, "a") and second.seed == row_seed(7, "b") and second.image.name == "sub-a_T1w.nii.gz"
 
 
+def test_every_edit_belongs_to_one_shard_and_keeps_its_seed(tmp_path):
+    rows = [f"{name}\thead.nii.gz\t70\tF" for name in "abc"]
+    alone = edits(tmp_path, rows)
+    first, second = (edits(tmp_path, rows, shard=shard) for shard in ("1/2", "2/2"))
+    assert [first[0], second[0], first[1]] == alone and len(first) == 2 and len(second) == 1
+    with pytest.raises(ValueError, match="shard must be K/N"):
+        edits(tmp_path, rows, shard="half")
+    rows.append("d\tout/sub-c/anat/sub-c_T1w.nii.gz\t70\tF")
+    assert len(edits(tmp_path, rows, shard="1/1")) == 4
+    with pytest.raises(ValueError, match="sub-d: a row of another shard makes the image .*sub-c_T1w.nii.gz. Make that shard"):
+        edits(tmp_path, rows, shard="2/2")
+
+
+def test_processes_of_torchrun_do_not_all_make_the_same_edits(tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="each of 2 processes would make all edits. .* --shard 1/2"):
+        refuse_edits(edits(tmp_path, ["a\thead.nii.gz\t70\tF"]), None, "dpm++")
+
+
 @pytest.mark.parametrize(
     ("row", "settings", "message"),
     [
@@ -365,10 +385,11 @@ def test_a_table_of_edits_is_made_in_its_order_and_continued(workflow):
     (workflow / "edits.tsv").write_text(f"{header}\n{rows}")
     settings = {"models_dir": str(workflow / "models"), "use_device": "cpu", "steps": 3, "sampler_name": "ddim"}
     settings |= {"method": "inversion", "strength": 0.7, "config_file": "configs/inference.json"}
-    for _ in range(2):
-        run("editing", requests=str(workflow / "edits.tsv"), output_dir=str(out), **settings)
-        files = [out / name / "anat" / f"{name}_T1w.nii.gz" for name in ("sub-a", "sub-b")]
-        written = [file.stat().st_mtime_ns for file in files]
+    files = [out / name / "anat" / f"{name}_T1w.nii.gz" for name in ("sub-a", "sub-b")]
+    for shard, number in (("1/2", 1), ("2/2", 2), (None, 2)):
+        run("editing", requests=str(workflow / "edits.tsv"), output_dir=str(out), shard=shard, **settings)
+        assert [file.exists() for file in files] == [True, number == 2]
+    written = [file.stat().st_mtime_ns for file in files]
     (out / "sub-b" / "anat" / "sub-b_T1w.json").unlink()
     run("editing", requests=str(workflow / "edits.tsv"), output_dir=str(out), **settings)
     now = [file.stat().st_mtime_ns for file in files]
