@@ -40,17 +40,22 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--use_device", default="auto", help="auto (a GPU if there is one; the default), cpu, cuda or cuda:1")
     add("--workers", type=at_least(0), default=0, help="processes that read volumes (default 0: this one)")
     parser.add_quiet()
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.extractor_sha256 is not None and options.extractor_file is None:
+        parser.error("--extractor_sha256 is the hash of --extractor_file, which is missing")
+    return options
 
 
 if __name__ == "__main__":
     parse()  # answers --help and wrong options before the imports below, which take seconds
 
 from cohorts.cohort import refuse_same_folder
+from cohorts.origin import note_on_edits
 from cohorts.scans_or_synthetic import refuse_synthetic
 from scoreboard.board import HALF, Board, score_all, write_results
 from scoreboard.conforming import Files
 from scoreboard.measures import Meter
+from scoreboard.naming import refuse_few_pairs
 from scoreboard.page import page
 from scoreboard.sets import find_volumes, read_table
 from shared import mni_box, refusals
@@ -68,7 +73,8 @@ def benchmark(options: argparse.Namespace) -> Board:
     names = [str(folder) if names.count(name) > 1 else name for folder, name in zip(options.folders, names, strict=True)]
     found = {name: find_volumes(folder, options.seed) for name, folder in zip(names, options.folders, strict=True)}
     scans = find_volumes(options.real, options.seed)
-    refuse_synthetic(scans[0], "--real")
+    for scan in scans:
+        refuse_synthetic(scan, "--real")
     n = min(options.n, len(scans) // 2, *map(len, found.values()))
     if n < FEWEST:
         counts = ", ".join(f"{name}: {len(paths)}" for name, paths in found.items())
@@ -76,6 +82,7 @@ def benchmark(options: argparse.Namespace) -> Board:
             f"{options.real}: volumes of {len(scans)} participants ({counts}), but at least {FEWEST} of each set and "
             f"{2 * FEWEST} scans are needed. Add volumes"
         )
+    refuse_few_pairs(options.pairs, n, options.seed)
     tables = {name: read_table(folder, found[name][:n]) for name, folder in zip(names, options.folders, strict=True)}
     table = read_table(options.real, scans[: 2 * n])
     extractor = (options.extractor_file, options.extractor_sha256)
@@ -100,9 +107,11 @@ def benchmark(options: argparse.Namespace) -> Board:
         "folders": dict(zip(names, map(str, options.folders), strict=True)),
         "a copy has a relative distance below": board.floor.copied_below,
     }
+    edits = note_on_edits(path for one in sets.values() for path in one.paths)
+    parts = [part.encode() for part in page(board, settings, f"{edits} {note_on([options.real])}".strip())]
     write_results(board, settings, options.output)
     with atomic(options.output / "scoreboard.html") as file:
-        file.writelines(part.encode() for part in page(board, settings, note_on([options.real])))
+        file.writelines(parts)
     return board
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from ldm.evaluation.diversity import draw_pairs
 from ldm.evaluation.nearest_scan import threshold
 
 from scoreboard.measures import Measured
@@ -42,6 +43,14 @@ def halves_of(count: int, n: int, seed: Sequence[int]) -> tuple[np.ndarray, np.n
     """Draw two groups of n from `count` scans, without a scan in common."""
     order = np.random.default_rng(seed).permutation(count)
     return order[:n], order[n : 2 * n]
+
+
+def refuse_few_pairs(pairs: int, n: int, seed: int) -> None:
+    """Refuse a number of pairs for MS-SSIM of which a half of 2 n scans has none."""
+    drawn = np.array(draw_pairs(range(2 * n), pairs, seed))
+    halves = [half for split in range(SPLITS) for half in halves_of(2 * n, n, (seed, split))]
+    if not all(np.isin(drawn, half).all(axis=1).any() for half in halves):
+        raise ValueError(f"--pairs {pairs}: a half of {2 * n} scans has no pair. Give more, such as the default")
 
 
 def measure_floor(real: Measured, n: int, space: Space, seed: int) -> Floor:

@@ -103,7 +103,8 @@ def scores(
     a, b = compared.scaled(given.features), compared.scaled(real.features)
     add("density", lambda i, j: density_coverage(b[j], a[i])[0])
     add("coverage", lambda i, j: density_coverage(b[j], a[i])[1])
-    add("ms_ssim", lambda i, j: np.nanmean(given.similarity[np.ix_(i, i)][np.triu_indices(len(i), 1)]), alone=True)
+    if np.isfinite(given.similarity[np.triu_indices(len(given), 1)]).any():  # a small subset may have no pair
+        add("ms_ssim", lambda i, j: np.nanmean(given.similarity[np.ix_(i, i)][np.triu_indices(len(i), 1)]), alone=True)
     u, v = (of.anatomies[:, 0] for of in (given, real))
     add("variety", lambda i, j: 100 * np.sqrt(u[i].var(0, ddof=1).sum() / v[j].var(0, ddof=1).sum()))
     add("grey_values", lambda i, j: histogram_distance(given.histograms[i].mean(0), real.histograms[j].mean(0)))

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import benchmark_generators
 import nibabel as nib
@@ -13,7 +14,8 @@ from scoreboard.board import HALF
 from scoreboard.conforming import conform, read
 from scoreboard.controls import DEFECTS
 from scoreboard.measures import cube
-from scoreboard.scores import KINDS, _rotations, orientation
+from scoreboard.scores import KINDS, _rotations, orientation, scores
+from scoreboard.sets import find_volumes, read_table
 from shared import mni_box
 from shared.head_mask import head_mask
 from shared.image_files import find_t1w
@@ -118,6 +120,51 @@ def test_too_few_volumes_are_refused_before_anything_is_read(study, tmp_path):
     with pytest.raises(ValueError, match="few: 1.*at least 7 of each set and 14 scans"):
         benchmark_generators.benchmark(options)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_covariates_of_a_set_are_checked_and_missing_ones_named(study, tmp_path):
+    paths = find_volumes(study, 0)
+    assert read_table(study, paths)["age"].notna().all()
+    other = tmp_path / "other"
+    shutil.copytree(study, other)
+    paths, table = [other / path.name for path in paths], pd.read_csv(other / "participants.tsv", sep="\t")
+    table.assign(age=table["age"] * 12).to_csv(other / "participants.tsv", sep="\t", index=False)
+    with pytest.raises(ValueError, match="participants.tsv: the median of age is .*, but only 0 to 120 years are possible"):
+        read_table(other, paths)
+    table.assign(participant_id=range(len(table))).to_csv(other / "participants.tsv", sep="\t", index=False)
+    with pytest.warns(UserWarning, match="16 of 16 volumes count without covariates, because there is no row for sub-"):
+        assert read_table(other, paths)["age"].isna().all()
+    (other / "participants.tsv").rename(other / "participants.csv")
+    with pytest.raises(ValueError, match="participants.csv: would be ignored"):
+        read_table(other, paths)
+
+
+def test_one_synthetic_volume_among_the_scans_is_refused(study, tmp_path):
+    mixed = shutil.copytree(study, tmp_path / "mixed")
+    last = find_volumes(mixed, 0)[-1]
+    last.with_name(last.name.replace(".nii.gz", ".json")).write_text(json.dumps({"Synthetic": True}))
+    options = benchmark_generators.parse([str(study), "--real", str(mixed), "--output", str(tmp_path / "out")])
+    with pytest.raises(ValueError, match=f"{last.name}: is synthetic"):
+        benchmark_generators.benchmark(options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_pairs_that_leave_a_half_without_any_are_refused_before_work(study, board, tmp_path):
+    few = ["--n", "8", "--pairs", "1", "--output", str(tmp_path / "out")]
+    options = benchmark_generators.parse([str(board[2]), "--real", str(study), *few])
+    with pytest.raises(ValueError, match="--pairs 1: a half of 16 scans has no pair. Give more"):
+        benchmark_generators.benchmark(options)
+    assert not (tmp_path / "out").exists()
+    reference, space = board[0].reference, board[0].space
+    lost = replace(reference, similarity=np.full_like(reference.similarity, np.nan))  # as in a small subset
+    found = scores(lost, reference, lambda features: space, 0)
+    assert "ms_ssim" not in found and np.isfinite(found["density"][0])
+
+
+def test_a_hash_without_its_file_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        benchmark_generators.parse(["a", "--real", "b", "--output", "c", "--extractor_sha256", "abc"])
+    assert "--extractor_sha256 is the hash of --extractor_file, which is missing" in capsys.readouterr().err
 
 
 @pytest.mark.slow

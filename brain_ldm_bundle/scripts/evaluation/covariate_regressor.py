@@ -25,10 +25,10 @@ def load_regressor(path: str | Path, spacing_mm: float) -> Regressor:
     recipe = read_recipe(path)
     if "regressor" not in recipe:
         raise ValueError(f"{path}: these are not a regressor's weights. Train one: {MADE_BY}")
-    if recipe["spacing_mm"] != spacing_mm:
+    if (own := recipe["spacing_mm"]) != spacing_mm:
         raise ValueError(
-            f"{path}: this regressor reads volumes of {recipe['spacing_mm']:g} mm, not of {spacing_mm:g} mm. Give "
-            f"other volumes, or train a regressor for these: {MADE_BY} --spacing_mm {spacing_mm:g}"
+            f"{path}: this regressor reads volumes of {own:g} mm, but spacing_mm is {spacing_mm:g}. For volumes of {own:g} mm, "
+            f"add --spacing_mm {own:g}. For others, train a regressor: {MADE_BY} --spacing_mm {spacing_mm:g}"
         )
     return load_weights(network_of(Regressor, "regressor", path), path).eval()
 

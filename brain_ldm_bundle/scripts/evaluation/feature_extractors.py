@@ -69,6 +69,8 @@ def load_extractor(
     `extractor_sha256` is the hash that the file must have; None accepts any.
     """
     if extractor_file is None:
+        if extractor_sha256 is not None:
+            raise ValueError("extractor_sha256 is given, but not the file that has this hash. Add --extractor_file")
         network = RegressorLevels(load_regressor(regressor_file, spacing_mm)).to(device).eval()
         name = f"all levels of the cohort's covariate regressor, standardised, {_which(regressor_file)}"
         return Extractor(network, name, standardise=True)

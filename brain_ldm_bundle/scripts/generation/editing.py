@@ -192,8 +192,8 @@ def read_edits(
     for edit in mine:
         if not edit.image.is_file() and edit.image.name.split("_")[0] not in {other.name for other in mine}:
             raise ValueError(
-                f"{table}: {edit.name}: a row of another shard makes the image {edit.image}. Make that shard first, or leave out "
-                f"--shard"
+                f"{table}: {edit.name}: a row of another shard makes the image {edit.image}. Make that shard first, or leave "
+                f"out --shard"
             )
     return mine
 

@@ -48,6 +48,8 @@ class PerceptualLoss(torch.nn.Module):
 def perceptual_loss(weights: str | Path | None, expected_sha256: str | None, device: torch.device) -> PerceptualLoss | None:
     """Load the loss, or warn and return None if `weights` is None."""
     if weights is None:
+        if expected_sha256 is not None:
+            raise ValueError("perceptual_sha256 is given, but not the file that has this hash. Add --perceptual_weights_file")
         logger.warning(
             "Stage one trains without its perceptual loss: --perceptual_weights_file names no file. "
             "Reconstructions will be smoother than the paper's."

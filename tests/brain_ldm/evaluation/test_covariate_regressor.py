@@ -189,7 +189,7 @@ def test_a_regressor_trained_in_two_goes_equals_one_trained_in_one(regressor, tm
     for run_id in ("evaluating", "predicting"):  # the images came first, with a message about them alone
         with pytest.raises(Exception) as error:
             regressor(run_id, dataset_dir, "two", predict_dir=str(dataset_dir), spacing_mm=4.0)
-        assert "this regressor reads volumes of 8 mm, not of 4 mm. Give other volumes, or train" in chain(error)
+        assert "reads volumes of 8 mm, but spacing_mm is 4. For volumes of 8 mm, add --spacing_mm 8." in chain(error)
 
 
 def test_a_table_of_predictions_that_cannot_be_written_is_refused_before_any_work(regressor, dataset_dir, tmp_path):
