@@ -12,7 +12,7 @@ import SimpleITK as sitk
 from scipy.linalg import polar
 from scipy.spatial.transform import Rotation
 
-from registration.template import resemblance, template
+from registration.template import averaged, resemblance, template
 
 BRAIN_CENTRE_LPS_MM = (0.0, 18.0, 5.0)  # centre of the template's brain
 BRAIN_HEIGHT_MM = 150.0
@@ -43,7 +43,7 @@ def register(scan: sitk.Image) -> tuple[sitk.AffineTransform, sitk.AffineTransfo
     fixed, brain = template()
     # The mask has a margin of one voxel around the brain. A wider margin would let the template's brain grow, see below.
     margin = sitk.BinaryDilate(brain, [1, 1, 1])
-    moving = sitk.BinShrink(scan, [max(1, round(2 / size)) for size in scan.GetSpacing()])
+    moving = averaged(scan)
 
     def fit(transform, shrink, sampled_fraction, iterations, weights=()):
         method = sitk.ImageRegistrationMethod()
@@ -88,7 +88,7 @@ def register(scan: sitk.Image) -> tuple[sitk.AffineTransform, sitk.AffineTransfo
             affine.SetTranslation(best.GetTranslation())
             fit(affine, 2, 0.3, 150)
             fit(affine, 1, 0.05, 150)
-            found.append((resemblance(scan, affine), affine))
+            found.append((resemblance(moving, affine), affine))
         if found and found[-1][0] >= LOWEST_CORRELATION:
             break
     if not found:

@@ -51,8 +51,14 @@ def tissues() -> tuple[np.ndarray, np.ndarray]:
     return sitk.GetArrayFromImage(white) > 0.9, sitk.GetArrayFromImage(grey) > 0.7
 
 
+def averaged(scan: sitk.Image) -> sitk.Image:
+    """Return the scan with voxels of about 2 mm, which are means of its own, so that noise does not matter."""
+    return sitk.BinShrink(scan, [max(1, round(SPACING_MM / size)) for size in scan.GetSpacing()])
+
+
 def on_template(scan: sitk.Image, affine: sitk.AffineTransform) -> np.ndarray:
     """Return the scan on the voxels of the template (Z, Y, X). `affine` maps points of the template to points of the scan."""
+    scan = averaged(scan)
     return sitk.GetArrayFromImage(sitk.Resample(scan, template()[0], affine, sitk.sitkLinear, 0.0))
 
 
