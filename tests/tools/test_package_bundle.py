@@ -19,11 +19,13 @@ import pytest
 import tiny
 import tiny_spade
 import torch
+from conftest import ROOT
 from monai.bundle import run
 from tiny_bundles import BUNDLES, LDM, REQUEST, SPADE, copy_bundle
 
 OTHERS = ("models/resume/diffusion.pt", "models/other.pt", "eval/picture.png", "cache/latent.npy", "scripts/__pycache__/a.pyc")
 OTHERS += ("scripts/.ipynb_checkpoints/a-checkpoint.py",)
+VERSION = json.loads((ROOT / LDM / "configs" / "metadata.json").read_text())["version"]
 REQUEST_IN_TWO_STEPS = REQUEST | {"steps": 2}
 
 
@@ -62,7 +64,7 @@ def edit(path: Path, **changes) -> None:
 
 def test_a_release_holds_the_bundle_and_nothing_that_runs_leave(bundle):
     path = release(bundle)
-    assert path.name == "brain_ldm_bundle_v0.1.0.zip"
+    assert path.name == f"brain_ldm_bundle_v{VERSION}.zip"
     inside = names(path)
     assert inside == sorted(inside) and all(name.startswith("brain_ldm_bundle/") for name in inside)
     inside = {name.removeprefix("brain_ldm_bundle/") for name in inside}
@@ -184,7 +186,7 @@ def test_a_dry_run_of_publishing_names_what_would_be_uploaded(bundle, capsys):
     arguments = [str(bundle), "--repo", "someone/brain_ldm_bundle", "--weights", str(bundle / "models"), "--dry_run"]
     publish_bundle.main(arguments)
     told = capsys.readouterr().out
-    assert "Would create someone/brain_ldm_bundle (private)" in told and "tag them 0.1.0" in told
+    assert "Would create someone/brain_ldm_bundle (private)" in told and f"tag them {VERSION}" in told
     listed = {line.split()[1] for line in told.splitlines()[1:]}
     assert listed == {name.removeprefix("brain_ldm_bundle/") for name in names(release(bundle))}
     with pytest.raises(ValueError, match="expected USER/NAME"):
