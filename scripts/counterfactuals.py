@@ -30,6 +30,8 @@ from pathlib import Path
 from command_line import Parser
 from whole_numbers import at_least
 
+MOST_GUIDANCE = 1000  # chosen: far beyond any use
+
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = Parser(description=__doc__)
@@ -41,12 +43,15 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--ages", type=Path, nargs="+", default=[], metavar="TABLE_TSV", help=read)
     add("--strength", type=float, default=0.6, help="strength of the method noise (default 0.6)")
     add("--inversion_strength", type=float, default=1.0, help="strength of the method inversion (default 1)")
-    add("--steps", type=at_least(2), default=50, help="steps of the method inversion (default 50)")
+    add("--steps", type=at_least(2, 1000), default=50, help="steps of the method inversion (default 50)")
     add("--guidance_scale", type=float, default=1.0, help="guidance of both methods (default 1)")
     add("--seed", type=at_least(0), default=0, help="seed of the method noise (default 0)")
     add("--use_device", default="auto", help="auto (a GPU if there is one; the default), cpu, cuda or cuda:1")
     parser.add_quiet()
     options = parser.parse_args(arguments)
+    for name, most in {"strength": 1, "inversion_strength": 1, "guidance_scale": MOST_GUIDANCE}.items():
+        if not 0 <= (value := getattr(options, name)) <= most:
+            parser.error(f"--{name} must be a number from 0 to {most:g}, got {value:g}")
     options.out = options.out.absolute()  # because the bundle runs in its own folder
     if options.models_dir is not None:
         options.models_dir = options.models_dir.absolute()
@@ -64,6 +69,7 @@ from make_demo_data import CHANGED, ORIGINAL, participant_id, subject_files
 from measure_volumes import measure
 from scipy import stats
 from shared import refusals
+from shared.device import choose
 from shared.files import atomic, read_json, refuse_unwritable, write_json
 from shared.intervals import with_interval
 from shared.label_table import LabelTable
@@ -181,14 +187,22 @@ def differences(pair: Pair, folder: Path | None, table: LabelTable | None) -> di
     return {name: difference(*both, of_maps) for name, both in zip(DIFFERENCES, compared)}
 
 
-def read_ages(tables: Sequence[Path]) -> dict[Path, float]:
-    """Read the age of each file from tables of the regressor, as the run id `predicting` writes them."""
-    ages = {}
+def read_ages(tables: Sequence[Path], folders: Sequence[Path]) -> dict[Path, float]:
+    """Read the age of each file from tables of the regressor, as the run id `predicting` writes them.
+
+    Tables without a file in the folders are refused, because their ages would be of other heads.
+    """
+    ages, folders = {}, [folder.resolve() for folder in folders]
     for table in tables:
         for row in read_table(table, ["file", "age"]):
             if not {"file", "age"} <= row.keys():
                 raise ValueError(f"{table}: has no columns file and age. Give tables of the run id predicting")
             ages[Path(row["file"]).resolve()] = read_number(row["age"])
+    if ages and not any(folder in file.parents for file in ages for folder in folders):
+        raise ValueError(
+            f"{tables[0]}: names no file in {' or '.join(map(str, folders))}, but for instance {next(iter(ages))}. Predict the "
+            f"ages of these folders, or start the command in the folder where `predicting` was started"
+        )
     return ages
 
 
@@ -277,8 +291,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"{model} is of {recipe.get('spacing_mm', 1):g} mm, but {options.pairs} of {settings['spacing_mm']:g} mm. Make "
             f"pairs of the model's spacing"
         )
+    if options.guidance_scale != 1 and not recipe.get("condition_dropout"):
+        raise ValueError(f"{model} was trained without condition dropout, so it cannot be guided. Leave out --guidance_scale")
+    choose(options.use_device)
     table = LabelTable.from_dict(recipe["labels"], str(model)) if recipe.get("labels") else None
-    ages = read_ages(options.ages)
+    ages = read_ages(options.ages, [options.pairs, options.out])
     for method in (AUTOENCODER, *METHODS):
         write_edits(options.out / f"{method}.tsv", options.out / method, pairs, "dseg" if table else "T1w")
         if status := subprocess.run(command(method, options), cwd=LDM, stdout=sys.stderr).returncode:

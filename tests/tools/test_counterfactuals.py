@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import counterfactuals
 import make_demo_data
@@ -9,6 +10,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from conftest import ROOT
 from counterfactuals import Pair
 from shared.files import read_json
@@ -130,10 +132,34 @@ def test_what_cannot_be_compared_is_refused_before_work_starts(folder, tmp_path)
     other = tmp_path / "other.tsv"
     other.write_text("name\tage\na\t60\n")
     with pytest.raises(ValueError, match="other.tsv: has no columns file and age"):
-        counterfactuals.read_ages([other])
+        counterfactuals.read_ages([other], [folder])
+    other.write_text("file\tage\n/moved/sub-0001_T1w.nii.gz\t60\n")
+    with pytest.raises(ValueError, match="other.tsv: names no file in .* but for instance /moved/sub-0001_T1w.nii.gz"):
+        counterfactuals.read_ages([other], [folder, out])
+    assert counterfactuals.read_ages([other], [Path("/moved")])
     broken = shutil.copytree(folder, tmp_path / "broken")
     next((broken / "changed").glob("sub-0002/anat/*_T1w.nii.gz")).unlink()
     assert "sub-0002 is no complete pair" in refusal(broken, out)
+
+
+def test_settings_that_no_edit_allows_are_refused_before_the_first_edit(tmp_path, capsys):
+    """The autoencoder's edits were made, before the edits with these settings were refused."""
+    for name, value in (("strength", "2"), ("strength", "nan"), ("inversion_strength", "-1"), ("guidance_scale", "inf")):
+        with pytest.raises(SystemExit):
+            counterfactuals.parse_arguments(["pairs", "out", f"--{name}", value])
+        assert f"--{name} must be a number from 0 to" in capsys.readouterr().err
+    heads = ["--subjects", "1", "--workers", "1", "--change", "ventricles_ml", "30"]
+    make_demo_data.main([str(tmp_path / "pairs"), "--spacing_mm", "4", *heads])
+    weights = torch.load(MODELS / "demo_model.pt")
+    recipe = json.loads(bytes(weights["_extra_state"].tolist())) | {"condition_dropout": 0}
+    weights["_extra_state"] = torch.tensor(list(json.dumps(recipe).encode()), dtype=torch.uint8)
+    (tmp_path / "models").mkdir()
+    torch.save(weights, tmp_path / "models" / "model.pt")
+    unguided = ["--guidance_scale", "2", "--models_dir", str(tmp_path / "models")]
+    for words, message in ((["--use_device", "gpu"], "no such device"), (unguided, "cannot be guided")):
+        with pytest.raises(ValueError, match=message):
+            counterfactuals.main([str(tmp_path / "pairs"), str(tmp_path / "out"), *words])
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow

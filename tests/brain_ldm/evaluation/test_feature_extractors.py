@@ -81,6 +81,8 @@ def test_a_file_that_is_not_the_one_expected_is_refused(tmp_path):
         load("resnet50-0676ba61.pth")
     with pytest.raises(FileNotFoundError, match="no such regressor. Train it first"):
         load_extractor(None, None, tmp_path / "none.pt", MM, CPU)
+    with pytest.raises(ValueError, match="extractor_sha256 is given, but not the file"):
+        load_extractor(None, "abc", tmp_path / "none.pt", MM, CPU)
 
 
 def test_the_config_takes_the_file_and_its_hash(bundle, tmp_path):

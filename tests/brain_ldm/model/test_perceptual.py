@@ -62,3 +62,5 @@ def test_without_a_file_it_is_off_with_one_warning(caplog):
     with caplog.at_level(logging.WARNING):
         assert perceptual_loss(None, None, torch.device("cpu")) is None
     assert ["without its perceptual loss" in record.message for record in caplog.records] == [True]
+    with pytest.raises(ValueError, match="perceptual_sha256 is given, but not the file"):
+        perceptual_loss(None, "abc", torch.device("cpu"))
