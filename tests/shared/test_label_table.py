@@ -270,6 +270,34 @@ def test_faults_of_a_table_in_a_file_name_the_file(tmp_path):
         LabelTable.from_file(tmp_path / "own.json", "own")
 
 
+def test_a_table_without_the_brain_is_refused(tmp_path):
+    (tmp_path / "own.json").write_text(json.dumps({"own": [entry | {"brain": False} for entry in entries()]}))
+    with pytest.raises(ValueError, match=r"own.json table 'own': has no class with \"brain\": true. Mark the classes"):
+        LabelTable.from_file(tmp_path / "own.json", "own")
+
+
+def test_sides_that_only_the_names_tell_are_named(tmp_path, recwarn):
+    """Mirroring left "left wm" on the right side of the head."""
+
+    def read(one, other):
+        classes = [
+            {"class": 0, "name": "background", "midline": [0], "brain": False},
+            {"class": 1, "name": one, "midline": [2], "brain": True},
+            {"class": 2, "name": other, "midline": [41], "brain": True},
+        ]
+        (tmp_path / "own.json").write_text(json.dumps({"own": classes}))
+        LabelTable.from_file(tmp_path / "own.json", "own")
+
+    for name in ("freesurfer", "demo"):
+        LabelTable.from_file(TABLES, name)
+    read("left wm", "right gm")
+    read("cleft", "cright")
+    assert not recwarn.list
+    for names in (("left wm", "right wm"), ("Right-WM", "Left-WM"), ("wm_left", "wm_right")):
+        with pytest.warns(UserWarning, match="are midline, so a mirrored head keeps the name of the wrong side"):
+            read(*names)
+
+
 @pytest.mark.parametrize("content", [None, [], {"name": "own"}])
 def test_what_is_no_exported_table_is_refused(content):
     with pytest.raises(ValueError, match="weights.pt: expected a label table"):

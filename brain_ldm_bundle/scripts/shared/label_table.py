@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from .files import read_json
 from .label_files import smallest_integers, whole_numbers
 
 SIDES = ("left", "right", "midline")
+SIDE = re.compile(r"(?<![a-z])left(?![a-z])")  # in the name of a class, in lower case
 KEYS = ("class", "name", *SIDES, "brain")
 TABLES = 'named tables, {"freesurfer": [{"class": 0, "name": "background", ...}]}'
 MOST_CLASSES = 255  # classes are uint8, and 255 marks a value of no class
@@ -90,7 +93,22 @@ class LabelTable:
             near = difflib.get_close_matches(str(name), tables, 1)
             hint = f". Did you mean {near[0]!r}?" if near else f". There are: {', '.join(tables)}"
             raise ValueError(f"{path}: no label table {name!r}{hint}")
-        return cls(name, content[name], f"{path} table {name!r}")
+        table = cls(name, content[name], f"{path} table {name!r}")
+        if not table.brain:
+            raise ValueError(f'{path} table {name!r}: has no class with "brain": true. Mark the classes of the brain in it')
+        table._warn_of_hidden_sides(f"{path} table {name!r}")
+        return table
+
+    def _warn_of_hidden_sides(self, where: str) -> None:
+        """Warn of classes that are sides of one structure by their names alone, because mirroring does not swap them."""
+        midline = {entry["name"].lower(): entry["name"] for entry in self._entries if "midline" in entry}
+        hidden = {name: SIDE.sub("right", name) for name in midline if SIDE.search(name)}
+        if pair := next(((midline[name], midline[other]) for name, other in hidden.items() if other in midline), None):
+            warnings.warn(
+                f"{where}: {pair[0]!r} and {pair[1]!r} are midline, so a mirrored head keeps the name of the wrong side. Give "
+                f"both one name without a side, and their values as 'left' and as 'right'",
+                stacklevel=3,
+            )
 
     @classmethod
     def from_dict(cls, content: Mapping, where: str) -> LabelTable:

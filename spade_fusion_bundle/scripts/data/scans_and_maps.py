@@ -63,8 +63,6 @@ def read_dataset(
         FileNotFoundError: there is no such data set or datalist.
         ValueError: tables, names or files have problems. The message lists up to 20.
     """
-    if not table.brain:
-        raise ValueError(f'the label table {table.name!r} has no class with "brain": true. Mark the classes of the brain in it')
     dataset_dir = folder_of(dataset_dir, datalist)
     if not dataset_dir.is_dir():
         raise FileNotFoundError(f"dataset_dir {dataset_dir}: no such folder")

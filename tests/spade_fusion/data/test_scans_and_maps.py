@@ -11,7 +11,6 @@ from tiny_pairs import (
     MAP,
     MAP_5,
     SCAN_5,
-    TABLE,
     add,
     pairs,
     read,
@@ -20,8 +19,6 @@ from tiny_pairs import (
 )
 
 from spade_fusion_bundle.scripts.data.prepared_pairs import pair_key
-from spade_fusion_bundle.scripts.data.scans_and_maps import read_dataset
-from spade_fusion_bundle.scripts.shared.label_table import LabelTable
 
 
 def test_every_scan_is_paired_with_its_own_map(cohort):
@@ -139,9 +136,3 @@ def test_a_data_set_of_freesurfer_files_is_read(few):
         path.unlink()
     image, label = ((few / path).with_suffix("").with_suffix(".mgz") for path in (SCAN_5, MAP_5))
     assert pairs(read(few))[str(image)] == str(label)
-
-
-def test_a_table_without_the_brain_is_refused(cohort):
-    entries = [{**entry, "brain": False} for entry in TABLE.to_dict()["classes"]]
-    with pytest.raises(ValueError, match="the label table 'mine' has no class with \"brain\": true"):
-        read_dataset(cohort, LabelTable("mine", entries))
