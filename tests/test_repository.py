@@ -75,7 +75,7 @@ def test_images_are_read_by_the_one_reader_alone(tracked):
     reads = re.compile(
         r"\bnib(abel)?\.(load|Nifti\w+\.(load|from_\w+))\(|from nibabel import.*\bload\b|get_fdata\(|LoadImaged?\((?!.*reader=)"
     )
-    allowed = {"nifti.py", "rigid.py", "main.py"}  # the reader; nilearn's template; a file that MONAI Label has just written
+    allowed = {"nifti.py", "template.py", "main.py"}  # the reader; nilearn's template; a file that MONAI Label has just written
     for folder in ("scripts", *(bundle.name for bundle in BUNDLES)):
         for path in (path for path in modules(tracked, folder) if path.name not in allowed):
             assert not reads.search(path.read_text()), path
