@@ -131,6 +131,8 @@ class Derivative(BaseDerivative):
             if covariate.levels is not None:
                 column["Levels"] = {level: f"scaled to {code:g}" for level, code in covariate.levels.items()}
             columns[covariate.name] = column
+        for name in names[len(self.schema.names) :]:
+            columns[name] = {"Description": f"Covariate of other weights ({self.covariates_are})"}
         return lines, columns
 
     def _readme(self) -> str:

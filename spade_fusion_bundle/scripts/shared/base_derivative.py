@@ -21,8 +21,9 @@ from numpy.typing import ArrayLike
 from .files import read_json, version, write_json, write_text
 from .image_files import find_files, refuse_twice
 from .nifti import read_whole, write_nifti
+from .problems import refuse
 from .simulated import made_by
-from .tables import write_table
+from .tables import read_numbered, write_table
 
 BIDS_VERSION = "1.9.0"
 # Keys of a sidecar: type and grid of the image, and the size in bytes of each file that belongs to the sidecar.
@@ -58,7 +59,7 @@ class BaseDerivative:
         output_dir/sub-X/[ses-Y/]anat/sub-X[_ses-Y]_T1w.nii.gz, .._T1w.json
 
     Several processes may write different volumes at once. The last one calls `finish`, or each does. The sidecar is written
-    last, so an image without a sidecar is incomplete.
+    last, so an image without a sidecar is incomplete. Columns that a user added to participants.tsv are kept.
 
     A subclass sets `generator` (its name in dataset_description.json), `notice` (the sentence that marks a volume as
     synthetic), `required` (the keys that the provenance must have), `mark` (a key that only its own sidecars have) and
@@ -76,7 +77,7 @@ class BaseDerivative:
         verify: whether to read finished volumes to their end before they are left out.
     """
 
-    generator = notice = mark = stored_as = ""
+    generator = notice = mark = stored_as = covariates_are = ""
     suffix, scaling = "T1w", INTENSITIES
     required: Sequence[str] = ()
 
@@ -118,6 +119,7 @@ class BaseDerivative:
         while before != _state(table):  # at first, and if another process wrote the table meanwhile
             before, made = _state(table), self._made()
         lines, columns = self._participants(made)
+        lines, columns = _with_users_columns(table, lines, columns, f"({self.covariates_are})")
         write_table(table, lines)
         write_json(table.with_suffix(".json"), columns)
         files = [self.image_file(row) for row in rows]
@@ -276,6 +278,29 @@ def _date_and_size(image_file: str) -> tuple[int, int]:
 
 def _has(sidecar: Mapping, content: Mapping) -> bool:
     return all(sidecar.get(key) == value for key, value in content.items() if key not in WORDS)
+
+
+def _with_users_columns(
+    table: Path, lines: Sequence[Sequence], columns: Mapping, ours: str
+) -> tuple[list[Sequence], dict[str, Mapping]]:
+    """Add to the lines of a table, and to what its JSON says, the columns of the table as it is that a user added.
+
+    A column that the lines lack is not a user's if its description has the text `ours`: other weights had this covariate.
+    """
+    if not table.exists() or not table.stat().st_size:
+        return list(lines), dict(columns)
+    try:
+        header, rows, problems = read_numbered(table, ["participant_id"], empty=True)
+        refuse(problems)
+        said = read_json(table.with_suffix(".json")) if table.with_suffix(".json").exists() else {}
+        cells = {row["participant_id"]: row for row in rows.values()}
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"{error}. All volumes are made. Correct {table} or remove it, and start the command again") from error
+    known = {name.lower() for name in lines[0]}
+    own = [name for name in header if name.lower() not in known and ours not in str(said.get(name))]
+    (head, *rest), none = lines, dict.fromkeys(own, "n/a")
+    lines = [[*head, *own], *([*line, *((none | cells.get(line[0], {}))[name] for name in own)] for line in rest)]
+    return lines, {**columns, **{name: said[name] for name in own if name in said}}
 
 
 def _state(path: Path) -> tuple | None:

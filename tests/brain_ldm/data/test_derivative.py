@@ -326,6 +326,29 @@ def test_the_table_holds_what_is_there_and_keeps_earlier_runs(output):
     assert [row["participant_id"] for row in rows] == ["sub-0B", "sub-A1"]
 
 
+def test_columns_that_a_user_added_are_kept_and_those_of_replaced_volumes_are_not(output):
+    output.write(REQUEST, VOLUME, PROVENANCE)
+    output.finish([REQUEST])
+    table, said = (output.output_dir / f"participants.{ending}" for ending in ("tsv", "json"))
+    header, line = table.read_text().splitlines()
+    table.write_text(f'{header}\tqc\tnote\n{line}\tgood\t"a, b"\n')
+    said.write_text(json.dumps(json.loads(said.read_text()) | {"qc": {"Description": "by eye"}}))
+    other = CovariateSchema.from_dict({"covariates": [{"name": "mmse", "range": [0, 30]}]})
+    requests = [other.request({"participant_id": name, "mmse": 20}) for name in ("sub-A1", "sub-B2")]
+    later = derivative(output.output_dir, schema=other)
+    for request in requests:
+        later.write(request, VOLUME, PROVENANCE)
+    for _ in range(2):
+        later.finish(requests)
+        rows = ["participant_id\tmmse\tqc\tnote", "sub-A1\t20\tgood\ta, b", "sub-B2\t20\tn/a\tn/a"]
+        assert table.read_text().splitlines() == rows
+    assert json.loads(said.read_text())["qc"] == {"Description": "by eye"}
+    table.write_text("participant_id\tmmse\tqc\nsub-A1\t20\n")
+    with pytest.raises(ValueError, match="row 2: 2 cells for 3 columns.*All volumes are made. Correct .*participants.tsv or"):
+        later.finish(requests)
+    assert table.read_text().endswith("sub-A1\t20\n")
+
+
 def test_missing_values_and_other_schemas_share_a_table(output):
     output.write(REQUEST, VOLUME, PROVENANCE)
     other = CovariateSchema.from_dict({"covariates": [{"name": "mmse", "range": [0, 30], "missing": "allowed"}]})

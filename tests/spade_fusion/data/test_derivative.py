@@ -163,6 +163,11 @@ def test_the_table_of_participants_tells_whose_maps_were_used(row, volume, label
         "sub-0\tsub-0\t0",
         "sub-1v01\tsub-1\t1",
     ]
+    table = out / "participants.tsv"
+    lines = zip(table.read_text().splitlines(), ("qc", "good", "bad"))
+    table.write_text("".join(f"{line}\t{cell}\n" for line, cell in lines))
+    derivative.finish([row])
+    assert [line.split("\t")[-1] for line in table.read_text().splitlines()] == ["qc", "good", "bad"]
 
 
 def test_equal_images_are_equal_files(row, volume, labels, tmp_path):
