@@ -92,7 +92,7 @@ def read_content(options: argparse.Namespace) -> Content:
             (refuse_synthetic if kind == "cohort" else refuse_scans)(image, where)
     for volume, image in cohorts["synthetic"].images.items() if options.synthetic else ():
         if not cohorts["synthetic"].from_map(volume):
-            raise ValueError(f"{image}: was not made from a label map, but --synthetic takes the output of SPADE fusion")
+            raise ValueError(f"{image}: was not made from a label map, but --synthetic takes only such. Give their folder")
     name_others(sections, [cohorts[kind].folder for kind in ("generated", "synthetic") if kind in cohorts])
     content = Content(
         cohorts=cohorts,
