@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import pickle
+import sys
 
 import pytest
 import tiny
@@ -187,14 +188,8 @@ def write_torchscript(path):
     torch.jit.script(LAYER).save(path)
 
 
-def write_safetensors(path):
-    header = b'{"weight":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
-    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
-
-
 OTHER_FILES = {
     "but a TorchScript file": write_torchscript,
-    "but of safetensors. Convert it": write_safetensors,
     "because it begins with b'<!DOCTYPE html>": lambda path: path.write_text("<!DOCTYPE html><html>Quota exceeded</html>"),
     "because it begins with b'version https://git-lfs": lambda path: path.write_text("version https://git-lfs.github.com/spec"),
     "because it holds a pickled torch.nn.modules.linear.Linear": lambda path: torch.save(LAYER, path),
@@ -206,6 +201,28 @@ OTHER_FILES = {
 def test_another_kind_of_file_is_named_with_its_remedy(path, what):
     OTHER_FILES[what](path)
     with pytest.raises(ValueError, match=f"weights.pt: not a file of PyTorch weights, {what}"):
+        load_weights(tiny.autoencoder(), path)
+
+
+def test_safetensors_give_the_same_network_and_recipe(path):
+    safetensors = pytest.importorskip("safetensors.torch", reason="pip install safetensors")
+    network = tiny.autoencoder()
+    network.recipe = {"spacing_mm": 4.0}
+    safetensors.save_file(network.state_dict(), path)
+    loaded = load_weights(tiny.autoencoder(), path)
+    assert read_recipe(path) == network.recipe
+    assert all(torch.equal(value, network.state_dict()[key]) for key, value in loaded.state_dict().items())
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=r"weights.pt: a damaged file of safetensors .*Fetch or save it again"):
+        load_weights(tiny.autoencoder(), path)
+
+
+def test_safetensors_without_their_package_name_the_command_that_installs_it(path, monkeypatch):
+    header = b'{"weight":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    with pytest.raises(ValueError, match="weights.pt: a file of safetensors, which needs a package: pip install safetensors"):
         load_weights(tiny.autoencoder(), path)
 
 

@@ -175,9 +175,14 @@ def is_whole_array(path: str | Path) -> bool:
 
 
 def read_tensors(path: str | Path, **options) -> Any:
-    """Read tensors and plain values from a file of `torch.save`; never run code from it. `options` are for `torch.load`."""
+    """Read tensors and plain values from a file of `torch.save`, or tensors from one of safetensors; never run code from it.
+
+    `options` are for `torch.load`.
+    """
     import torch  # here, because it takes seconds, and most tools write files without it
 
+    if _is_safetensors(Path(path)):
+        return _read_safetensors(path)
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True, **options)
     except PermissionError:
@@ -192,12 +197,32 @@ def read_tensors(path: str | Path, **options) -> Any:
     return tensors
 
 
+def _is_safetensors(path: Path) -> bool:
+    """Check whether a file begins with the length of a header and with JSON, as those of safetensors do."""
+    if not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        header = file.read(9)
+    return header[8:] == b"{" and int.from_bytes(header[:8], "little") < path.stat().st_size
+
+
+def _read_safetensors(path: str | Path) -> dict[str, Any]:
+    """Read a file of safetensors by its package, which is optional."""
+    from monai.utils import optional_import
+
+    load_file, installed = optional_import("safetensors.torch", name="load_file")
+    if not installed:
+        raise ValueError(f"{path}: a file of safetensors, which needs a package: pip install safetensors")
+    try:
+        return load_file(path)
+    except Exception as error:  # SafetensorError, OSError and others
+        raise ValueError(f"{path}: a damaged file of safetensors ({error}). Fetch or save it again") from error
+
+
 def _reason(path: Path, error: str) -> str:
     """Describe why PyTorch cannot read a file, and what to do, from the beginning of the file and PyTorch's message."""
     with open(path, "rb") as file:
         header = file.read(40)
-    if header[8:9] == b"{" and int.from_bytes(header[:8], "little") < path.stat().st_size:
-        return "but of safetensors. Convert it: torch.save(safetensors.torch.load_file(FILE), NEW_FILE)."
     if "TorchScript" in error:
         return "but a TorchScript file, such as model.ts. Give the file of weights that it was exported from."
     if found := re.search(r"Unsupported global: GLOBAL (\S+)", error):
