@@ -8,7 +8,8 @@ A SOURCE is one of
   aseg.stats             from FreeSurfer 5.2 or later, or a folder of recon-all, or a folder of such folders (SUBJECTS_DIR).
                          Where there are longitudinal runs (X.long.Y), the other runs of the same scans are left out
   aseg_table.tsv         the output of asegstats2table
-  sub-01_dseg.nii.gz     a segmentation with FreeSurfer's labels (SynthSeg's, aseg.mgz, aparc+aseg.mgz), or a folder of them
+  sub-01_dseg.nii.gz     a segmentation with FreeSurfer's labels (SynthSeg's, aseg.mgz, aparc+aseg.mgz, segment_t1w.py's), or a
+                         folder of them. Those of other tools need --label_table, such as samseg or unest
   volumes.tsv            any table with participant_id and ventricles_ml, brain_ml, icv_ml
 
 The session comes from the name of the scan (sub-01_ses-02), its path or a column session_id. The result has the columns
@@ -19,7 +20,8 @@ participant_id, session_id (if there are sessions), file, ventricles_ml, brain_m
   brain_ml             Grey and white matter, cerebellum and brain stem, without ventricles, choroid plexus, CSF and vessels.
                        From aseg.stats: BrainSegVolNotVent + Brain-Stem (since 5.2, FreeSurfer's measure omits the brain stem).
   icv_ml               SynthSeg: total intracranial. FreeSurfer: EstimatedTotalIntraCranialVol, which comes from a registration.
-                       aseg.mgz alone gives n/a, because it has no CSF around the brain: use the recon-all folder instead.
+                       SAMSEG: all labels inside the skull. Other segmentations give n/a, because they have no CSF around the
+                       brain: for aseg.mgz, use the recon-all folder instead.
   brain_normalised_ml  brain_ml x 1902 mL / icv_ml
 
 Tools differ by more than groups of people do, so compare volumes of one tool only. The command is for research, not for
@@ -33,16 +35,24 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 from command_line import Parser
+from measurement.label_values import label_tables, read_label_names, read_label_values, read_volume_labels
 
 
 def parse() -> argparse.Namespace:
     parser = Parser(description=__doc__)
     parser.add_argument("sources", nargs="+", type=Path, metavar="SOURCE", help="tables, aseg.stats, segmentations, folders")
     parser.add_argument("--output", type=Path, required=True, help="TSV to write, one row per scan, in mL")
+    parser.add_argument(
+        "--label_table",
+        default="freesurfer",
+        choices=label_tables(),
+        help="meaning of the values of segmentations (default: %(default)s)",
+    )
     return parser.parse_args()
 
 
@@ -53,15 +63,15 @@ import nibabel as nib
 import numpy as np
 from cohorts.row_matching import SUMMARIES
 from ldm.data.volumes import VOLUMES, check_median, check_volumes
-from measurement.label_values import read_label_names, read_volume_labels
 from measurement.output_table import NORMALISED, complete_row, identity_of, write_table
 from shared import refusals
-from shared.files import is_device, refuse_unwritable
+from shared.files import is_device, read_json, refuse_unwritable
 from shared.image_files import find_files
 from shared.label_files import by_names, read_labels
 from shared.nifti import named
 from shared.participants import entity
 from shared.problems import count
+from shared.simulated import sidecar_of
 from shared.tables import is_missing, read_number, read_numbered
 
 SEGMENTATIONS = (".nii", ".nii.gz", ".mgz", ".mgh")
@@ -69,7 +79,9 @@ TABLES = (".csv", ".tsv", ".txt", ".dat")
 MOST_LISTED = 10
 IDENTITY = ("participant_id", "subject", "subject_id", "measure:volume")  # columns of names, the best one first
 
-CSF = 24
+# Tools by label table, and those whose CSF is all CSF inside the skull.
+TOOLS = {"freesurfer": "FreeSurfer", "samseg": "SAMSEG", "unest": "UNesT", "meshnet18": "MeshNet", "demo": "simulated"}
+WITH_ICV = ("SynthSeg", "SAMSEG", "simulated")
 SYNTHSEG = (  # all labels that it can write, with and without --parc; CSF since version 2.0
     *(2, 3, 4, 5, 7, 8, 10, 11, 12, 13, 14, 15, 16, 17, 18, 24, 26, 28),
     *(41, 42, 43, 44, 46, 47, 49, 50, 51, 52, 53, 54, 58, 60, *range(1000, 1036), *range(2000, 2036)),
@@ -103,15 +115,15 @@ FIXED_NAMES = ("stats", "mri")  # folders of FreeSurfer, in which all subjects h
 STOPPED = "recon_all_stopped"  # flag: the volumes may be of an earlier run, because the last one ended with an error
 
 
-def read_source(path: Path) -> Iterator[dict]:
+def read_source(path: Path, label_table: str = "freesurfer") -> Iterator[dict]:
     """Yield rows of `complete_row`. The `error` of a row is the reason why it was refused, or ""."""
     if path.is_dir():
         for inside in _sources_in(path):
-            yield from read_source(inside)
+            yield from read_source(inside, label_table)
     elif not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder")
     elif path.name.lower().endswith(SEGMENTATIONS):
-        yield _row(path, _scan(path), str(path), lambda: segmentation_volumes(path))
+        yield _row(path, _scan(path), str(path), lambda: segmentation_volumes(path, label_table))
     elif path.suffix == ".stats":
         yield _row(path, _scan(path), str(path), lambda: (aseg_volumes(read_stats(path), str(path)), "FreeSurfer"))
     elif path.name.endswith(TABLES):
@@ -182,11 +194,11 @@ def has_stopped(file: Path) -> bool:
     return folder.name in FIXED_NAMES and (folder.parent / "scripts" / "recon-all.error").exists()
 
 
-def segmentation_volumes(path: Path) -> tuple[dict[str, float], str]:
-    """Return the volumes in mL of a map with FreeSurfer's labels. The labels also show the tool, which is returned, too."""
+def segmentation_volumes(path: Path, label_table: str = "freesurfer") -> tuple[dict[str, float], str]:
+    """Return the volumes in mL of a map with the labels of a table, and the tool, which labels or the sidecar show."""
     with named(path):
         values, image = read_labels(path, oriented=False)  # volumes do not depend on directions
-        values = by_names(values, path, read_label_names("freesurfer"), "freesurfer")
+        values = by_names(values, path, read_label_names(label_table), label_table)
     spacing_mm = nib.affines.voxel_sizes(image.affine)
     if not ((0.1 <= spacing_mm) & (spacing_mm <= 10)).all():
         raise ValueError(f"{path}: voxels of {np.round(spacing_mm, 4).tolist()}; are they in mm? Expected 0.1 to 10 mm")
@@ -196,22 +208,35 @@ def segmentation_volumes(path: Path) -> tuple[dict[str, float], str]:
     volume_ml = {int(label): count * voxel_ml for label, count in zip(labels, counts, strict=True) if label != 0}
     if not volume_ml:
         raise ValueError(f"{path}: the label map is empty, all {values.size} voxels are 0")
-    summed = read_volume_labels()
-    if unknown := [label for label in volume_ml if label not in summed["icv_ml"]]:
+    summed, names, parts_ml = read_volume_labels(label_table), read_label_names(label_table), Counter()
+    if unknown := [label for label in volume_ml if label not in names]:
         listed = ", ".join(f"{label} ({volume_ml[label]:.1f} mL)" for label in unknown[:MOST_LISTED])
         more = f" and {len(unknown) - MOST_LISTED} more" if len(unknown) > MOST_LISTED else ""
-        raise ValueError(f"{path}: labels {listed}{more} are not FreeSurfer's. Translate them first")
+        raise ValueError(
+            f"{path}: labels {listed}{more} are not in the label table {label_table!r}. Choose another one with "
+            f"--label_table, or translate them first"
+        )
 
-    names, parts_ml = read_label_names("freesurfer"), Counter()
     for label in volume_ml.keys() & (summed["ventricles_ml"] | summed["brain_ml"]):
         parts_ml[names[label]] += volume_ml[label]
     if {"left", "right"} <= {name.split()[0] for name in parts_ml}:  # some tools give both sides the numbers of one
         _refuse_unequal_sides(parts_ml, str(path), LEAST_SIDE_ML)
-    by_synthseg = set(volume_ml) <= set(SYNTHSEG) and volume_ml.get(CSF, 0) > CSF_AROUND_BRAIN_ML
     volumes = {name: sum(volume for label, volume in volume_ml.items() if label in summed[name]) for name in VOLUMES}
-    if not by_synthseg:
+    tool = _tool(path, label_table, volume_ml)
+    if tool not in WITH_ICV:
         volumes["icv_ml"] = math.nan
-    return volumes, "SynthSeg segmentation" if by_synthseg else "FreeSurfer segmentation"
+    return volumes, f"{tool} segmentation"
+
+
+def _tool(path: Path, label_table: str, volume_ml: Mapping[int, float]) -> str:
+    """Return the tool that made a map, by its sidecar, or by its labels and their volumes."""
+    with suppress(FileNotFoundError):
+        if tool := read_json(sidecar_of(path)).get("SegmentedBy"):
+            return tool
+    csf_ml = sum(volume_ml.get(label, 0) for label in read_label_values(label_table).get("CSF", ()))
+    if label_table == "freesurfer" and set(volume_ml) <= set(SYNTHSEG) and csf_ml > CSF_AROUND_BRAIN_ML:
+        return "SynthSeg"
+    return TOOLS[label_table]
 
 
 def read_stats(path: Path) -> dict[str, str]:
@@ -352,10 +377,10 @@ def _identity(cells: Mapping[str, str], who: str) -> tuple[str, str | None]:
     return participant, session
 
 
-def read_all(sources: Iterable[Path]) -> list[dict]:
+def read_all(sources: Iterable[Path], label_table: str = "freesurfer") -> list[dict]:
     """Read the rows of all sources, and refuse a participant or session that appears twice."""
     rows, files_of = [], {}
-    for row in (row for source in sources for row in read_source(source)):
+    for row in (row for source in sources for row in read_source(source, label_table)):
         if row["participant_id"]:
             sessions = files_of.setdefault(row["participant_id"], {})
             for session, file in sessions.items():
@@ -374,7 +399,7 @@ def main() -> int:
     arguments = parse()
     refuse_unwritable(arguments.output, arguments.sources)
 
-    rows = read_all(arguments.sources)
+    rows = read_all(arguments.sources, arguments.label_table)
     good, refused = [row for row in rows if not row["error"]], [row for row in rows if row["error"]]
     if not good:
         reasons = "\n".join(row["error"] for row in refused)

@@ -11,7 +11,7 @@ LABELS_FILE = Path(__file__).resolve().parents[2] / "spade_fusion_bundle" / "con
 
 
 def read_label_values(table: str = "freesurfer") -> dict[str, set[int]]:
-    """Return the label values of each class of a table (`freesurfer` or `demo`), keyed by the name of the class."""
+    """Return the label values of each class of a table, such as `freesurfer`, keyed by the name of the class."""
     values: dict[str, set[int]] = {}
     for value, _, name in _entries(table):
         values.setdefault(name, set()).add(value)
@@ -32,15 +32,20 @@ def _entries(table: str) -> Iterator[tuple[int, str, str]]:
                 yield from ((value, side, entry["name"]) for value in range(int(first), int(last or first) + 1))
 
 
-def read_volume_labels() -> dict[str, set[int]]:
-    """Return the FreeSurfer label values that belong to each volume.
+def label_tables() -> list[str]:
+    """Return the names of the tables."""
+    return [name for name in read_json(LABELS_FILE) if not name.startswith("_")]
+
+
+def read_volume_labels(table: str = "freesurfer") -> dict[str, set[int]]:
+    """Return the label values of a table that belong to each volume.
 
     `ventricles_ml` has the lateral ventricles. `brain_ml` has brain tissue without CSF, choroid plexus and vessels. `icv_ml`
     has every value inside the skull.
     """
     content = read_json(LABELS_FILE)
-    values, sums = read_label_values(), content["_volumes"]
-    brain = [entry["name"] for entry in content["freesurfer"] if entry["brain"] and entry["name"] not in sums["csf"]]
+    values, sums = read_label_values(table), content["_volumes"]
+    brain = [entry["name"] for entry in content[table] if entry["brain"] and entry["name"] not in sums["csf"]]
     return {
         "ventricles_ml": set().union(*(values[name] for name in sums["ventricles_ml"])),
         "brain_ml": set().union(*(values[name] for name in brain)),

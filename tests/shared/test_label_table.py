@@ -11,6 +11,7 @@ from conftest import ROOT
 from monai.data import MetaTensor
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Orientationd
 
+from spade_fusion_bundle.scripts.shared.label_names import meaning
 from spade_fusion_bundle.scripts.shared.label_table import LabelTable
 from spade_fusion_bundle.scripts.shared.label_transforms import RandMirrord, ToClassesd
 
@@ -78,6 +79,43 @@ def test_structures_of_equal_sides_share_a_class_in_every_map_of_real_anatomy():
     classes = FREESURFER.classes(values, "map")
     assert len(values) == 54 and set(classes) == set(range(FREESURFER.num_classes))
     assert (classes[18:36] == classes[36:]).all()  # the file lists midline, left, right
+
+
+UNEST_NAMES = {  # some of channel_def of the zoo's wholeBrainSeg_Large_UNEST_segmentation
+    **{1: "3rd-Ventricle", 3: "Right-Accumbens-Area", 7: "Brain-Stem", 9: "Left-Caudate", 10: "Right-Cerebellum-Exterior"},
+    **{
+        13: "Left-Cerebellum-White-Matter",
+        14: "Right-Cerebral-White-Matter",
+        18: "Right-Inf-Lat-Vent",
+        33: "Left-Basal-Forebrain",
+    },
+    **{27: "Left-Thalamus-Proper", 28: "Right-Ventral-DC", 35: "Right-ACgG--anterior-cingulate-gyrus"},
+    132: "Left-TTG---transverse-temporal-gyrus",
+}
+
+
+def test_unest_has_133_values_with_the_sides_of_the_zoo():
+    names = LabelTable.from_file(TABLES, "unest").value_names()
+    assert sorted(names) == list(range(133))
+    for value, zoo in UNEST_NAMES.items():
+        side = meaning(zoo).side
+        assert names[value].startswith(side) and (side or names[value].split()[0] not in ("left", "right")), value
+    assert (
+        names[132] == "left cerebral cortex" and names[33] == "left basal forebrain" and names[18] == "right lateral ventricle"
+    )
+
+
+@pytest.mark.parametrize("name", ["samseg", "unest", "meshnet18"])
+def test_names_of_structures_are_those_of_the_other_tables(name):
+    """Volumes are summed by names, so a new spelling would leave a structure out."""
+    known = {*FREESURFER.names, *DEMO.names, "basal forebrain"}
+    assert set(LabelTable.from_file(TABLES, name).names) <= known
+
+
+def test_samseg_gives_the_values_of_aseg_the_same_meaning():
+    ours, aseg = LabelTable.from_file(TABLES, "samseg").value_names(), FREESURFER.value_names()
+    assert {value: name for value, name in ours.items() if value not in (99, 165, 258, 259)}.items() <= aseg.items()
+    assert [ours[value] for value in (99, 165, 258, 259)] == ["lesion", "skull", "scalp and face", "eye"]
 
 
 def test_the_tissues_of_a_class_have_the_same_simulated_contrast():

@@ -413,6 +413,35 @@ def test_a_map_that_lacks_one_side_of_a_structure_is_refused(tmp_path, labels, s
     assert re.search(message, row["error"]) if message else row["error"] == "" and row["brain_ml"] > 0
 
 
+def test_samseg_has_an_intracranial_volume_without_skull_and_eyes(tmp_path):
+    labels = synthseg_map()
+    head = labels != 0
+    labels[:2], labels[2:3] = 258, 165
+    assert not head[:3].any()
+    [row] = read_volumes.read_source(saved(labels, tmp_path / "sub-05_dseg.nii.gz"), "samseg")
+    assert row["tool"] == "SAMSEG segmentation" and row["error"] == ""
+    assert row["icv_ml"] == pytest.approx(head.sum() * 0.064, rel=1e-5)
+
+
+def test_other_numbers_are_counted_by_their_own_table(tmp_path):
+    """18 is a ventricle of UNesT, and the amygdala in FreeSurfer."""
+    labels = np.select(
+        [synthseg_map() == value for value in (3, 42, 4, 43, 5, 44, 16, 14)], [36, 35, 21, 20, 19, 18, 7, 1]
+    ).astype(np.int32)
+    [row] = read_volumes.read_source(saved(labels, tmp_path / "sub-05_dseg.nii.gz"), "unest")
+    assert row["tool"] == "UNesT segmentation" and np.isnan(row["icv_ml"])
+    assert row["ventricles_ml"] == pytest.approx(count(labels, 18, 19, 20, 21), rel=1e-5)
+    assert row["brain_ml"] == pytest.approx(count(labels, 36, 35, 7), rel=1e-5)
+
+
+def test_the_sidecar_of_a_map_names_its_tool(tmp_path):
+    """A map of MeshNet was called FreeSurfer's, whose volumes differ."""
+    path = saved(without(24), tmp_path / "sub-05_dseg.nii.gz")
+    (tmp_path / "sub-05_dseg.json").write_text('{"SegmentedBy": "MeshNet"}')
+    [row] = read_volumes.read_source(path)
+    assert row["tool"] == "MeshNet segmentation" and np.isnan(row["icv_ml"])
+
+
 def with_value(value, dtype=np.int32):
     labels = synthseg_map().astype(dtype)
     labels[7, 12, 12:14] = value
@@ -423,7 +452,7 @@ def with_value(value, dtype=np.int32):
     ("labels", "spacing_mm", "message"),
     [
         (np.zeros(SHAPE, np.int16), 4, "empty, all 107520 voxels are 0"),
-        (with_value(999), 4, r"labels 999 \(0.1 mL\) are not FreeSurfer's"),
+        (with_value(999), 4, r"labels 999 \(0.1 mL\) are not in the label table 'freesurfer'. Choose"),
         (with_value(2.5, np.float32), 4, "not integers"),
         (with_value(np.nan, np.float32), 4, "2 voxels are NaN or infinite"),
         (synthseg_map(), 0.004, r"has voxels of \(0.004, 0.004, 0.004\) mm"),
