@@ -22,7 +22,7 @@ README = ROOT / "README.md"
 LDM_DOCS = ROOT / "brain_ldm_bundle" / "docs"
 # Pages whose commands are run in the project's folder. The slow test runs the first four, in this order.
 STEPS = [LDM_DOCS / "training.md", LDM_DOCS / "generation.md", LDM_DOCS / "evaluation_commands.md", README]
-PAGES = ("evaluation", "labels", "editing", "scoreboard")
+PAGES = ("evaluation", "labels", "editing", "scoreboard", "real_scans")
 FROM_THE_ROOT = [*STEPS, *(LDM_DOCS / f"{name}.md" for name in PAGES)]
 BUNDLE_READMES = sorted(ROOT.glob("*_bundle/docs/README.md"))
 
@@ -43,6 +43,8 @@ RUN_ELSEWHERE = {
     "python scripts/make_labelled_heads.py /data/requests.tsv /data/labelled_heads": "test_make_labelled_heads.py",
     "python -m monai.bundle download_large_files --bundle_path brain_ldm_bundle": "needs a network; test_published.py",
     "python scripts/check_published.py /data/ukb_synthetic": "needs samples of these weights; test_check_published.py",
+    "python scripts/segment_t1w.py --download": "needs a network; test_segment_t1w.py",
+    "python scripts/segment_t1w.py /data/study /data/study/derivatives/meshnet": "needs these weights; test_segment_t1w.py",
     "published.json": "needs 2.3 GB of weights; test_published.py",
     "python scripts/read_volumes.py /data/synthseg_volumes.csv --output /data/volumes.tsv": "needs SynthSeg",
     "python scripts/reader_study.py score /data/reader_study/key/key.tsv /data/computed/*.tsv /data/results_anna.tsv "

@@ -17,6 +17,7 @@ TOOLS = {  # arguments, with OUTPUT in place of the output
     "train_volume_net": "--labels gone --steps 1 --output OUTPUT",
     "make_demo_data": "OUTPUT --subjects 1",
     "prepare_data": "SCAN OUTPUT",
+    "segment_t1w": "SCAN OUTPUT",
     "make_labelled_heads": "gone.tsv OUTPUT",
     "counterfactuals": "gone OUTPUT",
 }
