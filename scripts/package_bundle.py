@@ -50,7 +50,7 @@ MOST_BYTES = 25_000_000
 CONTENT = {  # folder: the files that it may hold
     ".": ("LICENSE", "large_files.yml"),
     "configs": ("*.json", "logging.conf"),
-    "docs": ("*.md", "*.txt", "*.png"),
+    "docs": ("*.md", "*.txt", "*.png", "*.ipynb"),
     "scripts": ("*.py",),
 }
 NECESSARY = ("LICENSE", "docs/README.md", "docs/data_license.txt", "configs/metadata.json", "configs/inference.json")
