@@ -35,7 +35,7 @@ def assess(scan: sitk.Image, affine: sitk.AffineTransform) -> dict[str, float | 
 
     Returns:
         A dict with these entries.
-        template_correlation: Pearson's r of the intensities of scan and template, deep inside the brain.
+        template_correlation: Pearson's r of the intensities of scan and template inside the brain, without what varies slowly.
         brain_coverage: fraction of the template's brain that lies inside the scan's field of view.
         brain_filled: fraction of the template's brain that is not empty in the scan.
         white_to_grey: median intensity of white matter / that of grey matter, where the template has them.

@@ -10,14 +10,12 @@ from functools import lru_cache
 import numpy as np
 import SimpleITK as sitk
 from nilearn.datasets import load_mni152_gm_template, load_mni152_template, load_mni152_wm_template
-from scipy.ndimage import affine_transform, binary_dilation, binary_erosion, gaussian_filter
+from scipy.ndimage import affine_transform, binary_dilation, gaussian_filter
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 SPACING_MM = 2
-# Resemblance is judged at least so far inside the brain, where neither skull nor sulci of one person matter, and without what
-# varies over longer distances, such as a coil's bias field (chosen).
-DEPTH_MM = 12
-SMOOTH_MM = 12
+# Resemblance is judged without what varies over longer distances: a coil's bias field, and large ventricles (chosen).
+SMOOTH_MM = 6
 
 
 def to_sitk(data: np.ndarray, spacing_mm, directions: np.ndarray, origin_mm) -> sitk.Image:
@@ -63,9 +61,9 @@ def on_template(scan: sitk.Image, affine: sitk.AffineTransform) -> np.ndarray:
 
 
 def resemblance(scan: sitk.Image, affine: sitk.AffineTransform) -> float:
-    """Return Pearson's r of scan and template deep inside the template's brain, without what varies slowly."""
-    deep, expected = _deep_template()
-    found = _without_slow(on_template(scan, affine))[deep]
+    """Return Pearson's r of scan and template inside the template's brain, without what varies slowly."""
+    image, brain = (sitk.GetArrayFromImage(part) for part in template())
+    found, expected = (_without_slow(volume)[brain > 0] for volume in (on_template(scan, affine), image))
     return float(np.corrcoef(found, expected)[0, 1]) if found.std() > 0 else 0.0
 
 
@@ -86,13 +84,6 @@ def brain_on(shape: tuple[int, ...], affine: np.ndarray, to_template: np.ndarray
     of_template[:3, 3] = LPS_TO_RAS[:3, :3] @ mask.GetOrigin()
     matrix = np.linalg.inv(of_template) @ to_template @ affine
     return affine_transform(brain, matrix[:3, :3], matrix[:3, 3], shape, order=0)
-
-
-@lru_cache(maxsize=1)
-def _deep_template() -> tuple[np.ndarray, np.ndarray]:
-    image, brain = (sitk.GetArrayFromImage(part) for part in template())
-    deep = binary_erosion(brain > 0, iterations=DEPTH_MM // SPACING_MM)
-    return deep, _without_slow(image)[deep]
 
 
 def _without_slow(volume: np.ndarray) -> np.ndarray:
