@@ -21,9 +21,9 @@ from numpy.typing import ArrayLike
 from .files import read_json, version, write_json, write_text
 from .image_files import find_files, refuse_twice
 from .nifti import read_whole, write_nifti
-from .problems import refuse
+from .participants import read_one_each
 from .simulated import made_by
-from .tables import read_numbered, write_table
+from .tables import write_table
 
 BIDS_VERSION = "1.9.0"
 # Keys of a sidecar: type and grid of the image, and the size in bytes of each file that belongs to the sidecar.
@@ -290,11 +290,9 @@ def _with_users_columns(
     if not table.exists() or not table.stat().st_size:
         return list(lines), dict(columns)
     try:
-        header, rows, problems = read_numbered(table, ["participant_id"], empty=True)
-        refuse(problems)
+        header, cells = read_one_each(table)
         said = read_json(table.with_suffix(".json")) if table.with_suffix(".json").exists() else {}
-        cells = {row["participant_id"]: row for row in rows.values()}
-    except (ValueError, KeyError) as error:
+    except ValueError as error:
         raise ValueError(f"{error}. All volumes are made. Correct {table} or remove it, and start the command again") from error
     known = {name.lower() for name in lines[0]}
     own = [name for name in header if name.lower() not in known and ours not in str(said.get(name))]

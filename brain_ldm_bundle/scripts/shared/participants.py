@@ -85,6 +85,28 @@ def read_participants(table: str | Path, names: Collection[str] | None) -> tuple
     return list(columns), rows, problems
 
 
+def read_one_each(table: Path) -> tuple[list[str], dict[str, dict[str, str]]]:
+    """Return the columns and, for each participant "sub-X", the cells of a table that has one row for each participant.
+
+    Raises:
+        ValueError: the file is not such a table.
+    """
+    header, numbered, problems = read_numbered(table, ["participant_id"], empty=True)
+    if "participant_id" not in header:
+        raise ValueError(f"{table}: no column 'participant_id'. It has: {', '.join(header)}")
+    rows, first_row = {}, {}
+    for number, cells in numbered.items():
+        try:
+            participant = entity("sub", cells["participant_id"])
+            if first_row.setdefault(participant, number) != number:
+                raise ValueError(f"participant_id {participant} is also in row {first_row[participant]}")
+            rows[participant] = cells
+        except ValueError as error:
+            problems.append(f"{table} row {number}: {error}")
+    refuse(problems)
+    return header, rows
+
+
 def refuse_other_table(path: Path) -> None:
     """Refuse a table with the name of a missing `path`, but another ending, because it would be ignored."""
     if other := next((other for ending in OTHER_TABLES if (other := path.with_suffix(ending)).exists()), None):

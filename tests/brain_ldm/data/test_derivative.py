@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import ROOT
@@ -347,6 +348,24 @@ def test_columns_that_a_user_added_are_kept_and_those_of_replaced_volumes_are_no
     with pytest.raises(ValueError, match="row 2: 2 cells for 3 columns.*All volumes are made. Correct .*participants.tsv or"):
         later.finish(requests)
     assert table.read_text().endswith("sub-A1\t20\n")
+
+
+def test_a_user_may_write_ids_without_sub_but_not_twice_and_not_in_another_column(output):
+    output.write(REQUEST, VOLUME, PROVENANCE)
+    output.finish([REQUEST])
+    table = output.output_dir / "participants.tsv"
+    table.write_text("participant_id\tqc\nA1\tgood\n")
+    output.finish([REQUEST])
+    assert pd.read_csv(table, sep="\t")[["participant_id", "qc"]].values.tolist() == [["sub-A1", "good"]]
+    for text, message in [
+        ("participant_id\tqc\nsub-A1\tgood\nA1\tbad\n", "row 3: participant_id sub-A1 is also in row 2"),
+        ("subject\tqc\nsub-A1\tgood\n", "no column 'participant_id'"),
+        ("participant_id\tqc\nSUB-A1\tgood\n", "row 2: participant_id must be 'sub-'"),
+    ]:
+        table.write_text(text)
+        with pytest.raises(ValueError, match=f"{message}.*All volumes are made. Correct .*participants.tsv"):
+            output.finish([REQUEST])
+        assert table.read_text() == text
 
 
 def test_missing_values_and_other_schemas_share_a_table(output):
