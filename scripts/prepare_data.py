@@ -8,7 +8,8 @@ is resampled to a box of 160 x 224 x 160 mm, and its intensities are scaled to [
 in RAS order, `participants.tsv`, `registration.tsv` with measures of each registration, and `registration.png`, the contact
 sheet: look at it before you train. Scans that failed or look suspicious are not in `participants.tsv`; `failures.tsv` gives the
 reasons, and the exit status is 1. Suspicious scans lie in OUT_DIR/suspicious, and `--keep_suspicious` brings them back. If you
-run the command again, it skips the scans that are done, and prepares a scan again that was replaced since.
+run the command again, it skips the scans that are done, and prepares a scan again that was replaced since. Each run writes
+`participants.tsv` from the source, so correct values there. Columns that you added, and that the source lacks, are kept.
 """
 
 from __future__ import annotations
@@ -75,6 +76,7 @@ from shared import mni_box, refusals
 from shared.files import atomic, read_json, refuse_unwritable, sha256, write_json, write_text
 from shared.image_files import NIFTI
 from shared.nifti import write_nifti
+from shared.participants import read_one_each
 from shared.problems import count
 from shared.simulated import is_simulated
 
@@ -230,6 +232,7 @@ def prepare_all(
         "deface": deface,
     }
     scans, failures, table = find_scans(inputs, pattern)
+    table = with_users_columns(table, out_dir / "participants.tsv")
     sidecars = [path for folder in (out_dir, out_dir / SUSPICIOUS) for path in folder.glob("sub-*/anat/*_T1w.json")]
     earlier = {path.parts[-3] for path in sidecars} - scans.keys() - failures.keys()
     if earlier:
@@ -270,6 +273,14 @@ def prepare_all(
             failures[subject] = f"suspicious: {reason}"
     write_tables(inputs[0], out_dir, table, prepared, failures)
     return failures
+
+
+def with_users_columns(table: pd.DataFrame, earlier: Path) -> pd.DataFrame:
+    """Add the columns of the participants.tsv of an earlier run that the source lacks: a user added them."""
+    header, rows = read_one_each(earlier) if earlier.exists() else ((), {})
+    known = {name.lower() for name in table}
+    own = [name for name in header if name.lower() not in known]
+    return table.assign(**{name: [rows.get(who, {}).get(name, "") for who in table["participant_id"]] for name in own})
 
 
 def worker_pool(workers: int) -> ThreadPoolExecutor | ProcessPoolExecutor:
