@@ -5,6 +5,7 @@ import difflib
 import json
 import logging
 import os
+import re
 import shutil
 import sys
 from typing import Annotated
@@ -16,6 +17,7 @@ from monailabel.endpoints import batch_infer, infer, train
 from monailabel.endpoints.user.auth import RBAC
 from monailabel.interfaces.app import MONAILabelApp, MONAILabelException
 from monailabel.interfaces.utils.app import app_instance
+from monailabel.tasks.activelearning.random import Random
 from monailabel.tasks.infer.bundle import BundleInferTask
 from monailabel.tasks.train.bundle import BundleTrainTask
 
@@ -33,6 +35,7 @@ OF_CLIENTS = (
 # What a request can cause; everything else is a fault of the server.
 FAULTS = (ValueError, OverflowError, OSError, RuntimeError, EOFError, nib.filebasedimages.ImageFileError, MONAILabelException)
 KEPT = ("model", "image", "device", "model_filename", "save_label")
+LABEL_MAP = re.compile(r"_dseg(\.|$)")  # names of BIDS
 
 
 def refuse_expressions(values):
@@ -183,7 +186,28 @@ class Train(BundleTrainTask):
         shutil.copytree(new, f"{new}/..", ignore=shutil.ignore_patterns("resume"), copy_function=os.replace, dirs_exist_ok=True)
 
 
+class ScansOnly:
+    """A datastore whose label maps are not among the images that wait for an annotation. Everything else is the datastore's."""
+
+    def __init__(self, datastore):
+        self.datastore = datastore
+
+    def __getattr__(self, name):
+        return getattr(self.datastore, name)
+
+    def get_unlabeled_images(self, *request):
+        return [name for name in self.datastore.get_unlabeled_images(*request) if not LABEL_MAP.search(name)]
+
+
+class RandomScan(Random):
+    def __call__(self, request, datastore):
+        return super().__call__(request, ScansOnly(datastore))
+
+
 class App(MONAILabelApp):
+    def init_strategies(self):  # what "Next Sample" of a client asks for
+        return {"random": RandomScan()}
+
     def init_infers(self):
         self.name, self.description = "Synthetic T1w", "Synthetic images. For research, not for clinical use"
         try:
