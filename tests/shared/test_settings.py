@@ -205,5 +205,13 @@ def test_a_setting_that_nothing_reads_is_refused_with_the_settings_that_count(bu
     assert refusal("brain_ldm_bundle", "inference", **one) is None
 
 
-def test_a_setting_may_stand_beside_a_more_special_one_of_the_same_call(spade_bundle):
-    assert refusal("spade_fusion_bundle", "inference", dataset_dir="a", label_maps="b") is None
+def test_two_sources_of_one_call_are_refused_by_name(spade_bundle):
+    """--dataset_dir beside --label_maps was ignored."""
+    message = refusal("spade_fusion_bundle", "inference", dataset_dir="a", label_maps="b")
+    assert message == "the settings: dataset_dir is 'a', but has no effect beside label_maps 'b'. Leave one of them out"
+    assert refusal("spade_fusion_bundle", "inference", dataset_dir="a", label_maps="a") is None
+
+
+def test_an_ldm_has_one_table_of_requests(bundle):
+    message = refusal("brain_ldm_bundle", "inference", dataset_dir="a", requests="b.tsv")
+    assert message.startswith("the settings: dataset_dir is 'a', but has no effect beside requests 'b.tsv'")

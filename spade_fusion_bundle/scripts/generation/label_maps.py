@@ -21,6 +21,7 @@ from ..shared.image_files import IMAGES, find_files
 from ..shared.label_table import LabelTable
 from ..shared.participants import entity, split_name
 from ..shared.problems import refuse
+from ..shared.settings import changed
 from ..shared.tables import read_numbered
 from ..shared.team import Team, left_to_make, shard_of
 
@@ -135,6 +136,17 @@ def rows(
     clashes = _clashes(made)
     refuse(clashes, f"{len(clashes)} of the variants' names clash with names of label maps:")
     return made
+
+
+def warn_without_effect(variants: int, deform_all: bool) -> None:
+    """Warn of each setting of the deformation that was changed although this run deforms no map."""
+    given = changed("inference") if variants == 1 and not deform_all else {}
+    for name in ("deformation_mm", "deformation_scale_mm"):
+        if name in given:
+            logger.warning(
+                f"{name} is {given[name]}, but has no effect here: no map is deformed. Add --variants 2 or --deform_all True, "
+                f"or leave it out"
+            )
 
 
 class Pending(Sequence):

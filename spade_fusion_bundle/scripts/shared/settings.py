@@ -65,6 +65,12 @@ def check(config: str, covariates: str = "") -> None:
                     f"{place}: {name} is {parser.config[name]!r}, but nothing reads it, because {overlay} replaces "
                     f"{' and '.join(instead)}. Leave out {name}, or leave out {overlay}"
                 )
+            other = instead[0]
+            if place in CALL and instead == [other] and other in settings and parser.config[name] != parser.config[other]:
+                raise ValueError(
+                    f"{place}: {name} is {parser.config[name]!r}, but has no effect beside {other} {parser.config[other]!r}. "
+                    f"Leave one of them out"
+                )
 
     def refuse(name: str, problem: str | None) -> None:
         if problem is not None:

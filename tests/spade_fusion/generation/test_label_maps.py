@@ -276,3 +276,12 @@ def test_the_table_of_participants_limits_the_maps_of_the_spade_bundle(tmp_path)
     table.write_text("subject\nsub-03\n")
     with pytest.raises(ValueError, match="no column 'participant_id'"):
         label_maps.find_maps(folder, participants=table)
+
+
+def test_a_deformation_without_deformed_maps_is_named(monkeypatch, caplog):
+    monkeypatch.setattr(label_maps, "changed", lambda config: {"deformation_mm": 10, "seed": 1})
+    label_maps.warn_without_effect(variants=2, deform_all=False)
+    label_maps.warn_without_effect(variants=1, deform_all=True)
+    assert not caplog.records
+    label_maps.warn_without_effect(variants=1, deform_all=False)
+    assert [record.message.split(":")[0] for record in caplog.records] == ["deformation_mm is 10, but has no effect here"]
