@@ -45,11 +45,11 @@ if __name__ == "__main__":
 import nibabel as nib
 import torch
 from cohorts.row_matching import refuse_other_unit, typed
-from measurement import volume_net
+from measurement import tissue_contrast, volume_net
 from measurement.accuracy import accuracy_row, describe_accuracy, format_table
 from measurement.output_table import VOLUMES, complete_row, identity_of, write_table
 from measurement.volume_net import load_network, read_on_grid, refuse_bright_fluid, refuse_bright_surroundings, volumes_ml
-from shared import refusals
+from shared import mni_box, refusals
 from shared.device import choose
 from shared.files import is_device, refuse_unwritable, sha256
 from shared.image_files import find_t1w
@@ -62,6 +62,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 TOOL = "measure_volumes.py"
+MOST_UNEQUAL_SPACING = 1.5  # largest over smallest voxel of a table without a warning; chosen
 LDM = "brain_ldm_bundle"  # writes what was requested into participants.tsv
 
 
@@ -98,7 +99,7 @@ def measure(images: Sequence[Path], weights: Path = WEIGHTS, device: str = "cpu"
     network = load_network(weights).to(device)
     loader = DataLoader(OnGrid(images), batch_size=None, num_workers=workers)
     for path, (image, error) in zip(images, loader, strict=True):
-        volumes = {}
+        volumes, flags = {}, []
         try:
             if error:
                 raise ValueError(error)
@@ -106,11 +107,13 @@ def measure(images: Sequence[Path], weights: Path = WEIGHTS, device: str = "cpu"
             with named(path):
                 refuse_bright_surroundings(image, probabilities)
             volumes = volumes_ml(probabilities)
+            labels = probabilities.max(0).indices.numpy()
+            flags = tissue_contrast.flags(image.numpy(), labels, mni_box.LOWER_CORNER_MM, volume_net.SPACING_MM)
             if volumes["brain_ml"] < 300:
                 raise ValueError(f"{path}: only {volumes['brain_ml']:.0f} mL of brain found; is it a T1w in MNI space?")
         except ValueError as refusal:
             volumes, error = {}, str(refusal)
-        yield complete_row(identity_of(path), path, volumes, TOOL, error)
+        yield complete_row(identity_of(path), path, volumes, TOOL, error, flags)
 
 
 def measured_rows(
@@ -146,6 +149,17 @@ def find_images(paths: Iterable[Path]) -> list[Path]:
         if (other := first.setdefault(path.resolve(), path)) != path:
             print(f"{path} and {other} are one file, so one scan counts twice", file=sys.stderr)
     return images
+
+
+def warn_of_mixed_spacings(images: Sequence[Path]) -> None:
+    """Say so if one table holds volumes of fine and of coarse voxels, because these differ for the same head."""
+    sizes_mm = [float(nib.affines.voxel_sizes(open_image(path).affine).max()) for path in images]
+    if max(sizes_mm) > MOST_UNEQUAL_SPACING * min(sizes_mm):
+        print(
+            f"voxels of {min(sizes_mm):.3g} and {max(sizes_mm):.3g} mm are in one table: the same heads measured 31 to 87 mL "
+            f"more brain at 4 mm than at 1 mm. Compare volumes of one spacing only",
+            file=sys.stderr,
+        )
 
 
 def read_true(cohort: Path) -> tuple[list[Path], Rows]:
@@ -197,6 +211,7 @@ def main() -> int:
     measured, refused = measured_rows(images, arguments.weights, arguments.use_device, arguments.workers, journal)
     write_table(measured, arguments.output)
     journal.close()
+    warn_of_mixed_spacings([Path(row["file"]) for row in measured])
     status = f"{arguments.output}: {count(measured, 'volume')} measured.\n{describe_accuracy(arguments.weights)}"
     print(status, file=sys.stderr if is_device(arguments.output) else sys.stdout)
     for row in refused:

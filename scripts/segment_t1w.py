@@ -9,7 +9,7 @@ a BIDS derivative with a map sub-X_dseg.nii.gz of each scan, on the grid of the 
 The values are FreeSurfer's, so both bundles read the maps with the label table `freesurfer`, and read_volumes.py sums their
 volumes. The network does not separate left and right: a plane through the deep grey matter does. There is no CSF around the
 brain, and no choroid plexus. If the command is stopped, run it again: it leaves out the scans that are done. A scan takes about
-90 seconds on one core, and up to 3 GB of memory. Accuracy: brain_ldm_bundle/docs/real_scans.md. The command is for research,
+100 seconds on one core, and 2 GB of memory. Accuracy: brain_ldm_bundle/docs/real_scans.md. The command is for research,
 not for clinical use.
 """
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas
 import pytest
 import torch
-from measurement import volume_net
+from measurement import tissue_contrast, volume_net
 from measurement.accuracy import describe_accuracy
 from measurement.output_table import TEMPLATE_ICV_ML, VOLUMES, complete_row, identity_of, quality_flags, write_table
 from shared import mni_box
@@ -164,6 +164,32 @@ def noise(values):
 def test_what_is_no_head_is_not_measured(save, change, message):
     [row] = measure_volumes.measure([save("head.nii.gz", image_of(change(head(12)), 4.0))])
     assert re.search(f"head.nii.gz: {message}", row["error"]) and np.isnan(row["brain_ml"])
+
+
+def test_half_a_head_is_flagged(save):
+    """Half a head was measured without a word."""
+    half = head(12)
+    half[: half.shape[0] // 2] = 0
+    whole, cut = measure_volumes.measure([save(f"{n}.nii", image_of(each, 4.0)) for n, each in enumerate((head(12), half))])
+    assert "brain_partly_empty" not in whole["flags"] and "contrast_not_t1w" not in whole["flags"]
+    assert cut["error"] or "brain_partly_empty" in cut["flags"]
+
+
+def test_grey_matter_that_is_as_bright_as_white_matter_is_flagged():
+    labels = np.zeros((80, 112, 80), int)
+    labels[20:60, 20:90, 20:60], labels[30:50, 30:80, 30:50], labels[38:42, 50:60, 40:44] = 2, 3, 4
+    for levels, expected in (((0, 0.1, 0.5, 0.8, 0.2), []), ((0, 0.1, 0.8, 0.5, 0.9), ["contrast_not_t1w"])):
+        image = np.array(levels)[labels]
+        image[image == 0] = 0.1
+        assert tissue_contrast.flags(image, labels, mni_box.LOWER_CORNER_MM, 2) == expected
+
+
+def test_fine_and_coarse_voxels_in_one_table_give_a_warning(save, capsys):
+    paths = [save(f"{spacing}.nii", image_of(head(12), spacing)) for spacing in (4.0, 2.0)]
+    measure_volumes.warn_of_mixed_spacings(paths[:1] * 2)
+    assert capsys.readouterr().err == ""
+    measure_volumes.warn_of_mixed_spacings(paths)
+    assert "voxels of 2 and 4 mm are in one table" in capsys.readouterr().err
 
 
 def test_a_z_scored_head_has_the_volumes_of_the_head(save):
