@@ -78,6 +78,7 @@ from ldm.data.covariates import Covariate, CovariateSchema
 from ldm.data.measured_rows import measured_values, read_rows
 from shared import refusals
 from shared.files import atomic, is_device, refuse_unwritable
+from shared.participants import refuse_summary
 from shared.problems import count, refuse
 from shared.tables import is_missing, separator_of
 
@@ -123,6 +124,11 @@ def read_training_rows(path: Path, schema: CovariateSchema) -> pd.DataFrame:
     Categories are text and quantities are floats. Each session of a participant is a row.
     """
     rows, problems = read_rows(path, schema)
+    for row in (row for sessions in rows.values() for row in sessions.values()):
+        try:
+            refuse_summary(row.cells["participant_id"])
+        except ValueError as error:
+            problems.append(f"{row.where}: {error}")
     incomplete_too = CovariateSchema(tuple(replace(covariate, missing="allowed") for covariate in schema.covariates))
     values, faults = measured_values(rows, incomplete_too, str(path))
     refuse(problems + faults)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 from ldm.data.volumes import check_volumes
-from shared.participants import entity, session_of
+from shared.participants import SUMMARIES, entity, session_of
 from shared.problems import refuse
 from shared.tables import is_missing, read_number, read_numbered
 
@@ -23,7 +23,6 @@ QUANTITIES = {  # title and unit
 TEXT = ("session_id", "file", "tool", "flags", "split")
 MEDIANS = {"brain_normalised_ml": (300, 3000), "age": (0, 120)}  # chosen: a median outside shows another unit
 LARGEST_ML = 6000  # chosen: more than the whole field of view of the model, 160 x 224 x 160 mm
-SUMMARIES = ("average", "mean", "median", "total", "sum", "std", "sd")  # names of rows that are no participants
 COLUMNS = ("participant_id", *TEXT, *QUANTITIES, "sex", "noise", "variant")
 
 

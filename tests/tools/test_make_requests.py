@@ -50,6 +50,13 @@ def test_quantities_stay_in_the_range_of_the_training_rows(participants, tmp_pat
     assert set(requests["sex"]) == {"F", "M"}
 
 
+def test_a_row_of_means_is_no_subject(participants, tmp_path):
+    participants.write_text(participants.read_text() + "Mean\t62\tF\t55\t1380\ttrain\n")
+    with pytest.raises(ValueError, match="row 42: Mean sums up other rows. Remove the row"):
+        make(participants, tmp_path / "out.tsv")
+    assert not (tmp_path / "out.tsv").exists()
+
+
 def test_covariates_go_together_as_in_the_cohort(participants, tmp_path):
     requests = make(participants, tmp_path / "out.tsv", "--rows", 500)
     assert requests["ventricles_ml"].corr(requests["brain_normalised_ml"]) < -0.97

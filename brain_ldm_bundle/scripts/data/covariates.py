@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from ..shared.files import read_json
-from ..shared.participants import entity
+from ..shared.participants import entity, refuse_summary
 from ..shared.problems import refuse
 from ..shared.tables import NUMBER, SYNONYMS, is_missing, read_number, read_numbered
 from .volumes import check_fit
@@ -299,6 +299,7 @@ class CovariateSchema:
         rows, first_row = [], {}
         for number, cells in numbered.items():
             try:
+                refuse_summary(cells["participant_id"])
                 participant = entity("sub", cells["participant_id"])
                 if first_row.setdefault(participant, number) != number:
                     raise ValueError(f"participant_id {participant} is also in row {first_row[participant]}")

@@ -16,6 +16,7 @@ OTHER_UNITS = {  # expected unit: units that a value must be converted from
     "mL": re.compile(r"\s*(mm|cubic mm|cubic millim)|(?!.*(ml|milli-?l|cm|cc|cent))", re.IGNORECASE),
 }
 OTHER_TABLES = (".csv", ".txt", ".xls", ".xlsx")  # endings of tables that would be ignored
+SUMMARIES = ("average", "mean", "median", "total", "sum", "std", "sd")  # names of rows that are no participants
 LONGEST_LABEL = 100  # chosen: a file's name has at most 255 bytes on most disks, and holds a subject and a session
 
 
@@ -207,6 +208,12 @@ def refuse_given_once(participant: str, rows: Mapping[str | None, Row], quantiti
             f"{next(iter(rows.values())).where}. Give the values of each session in {participant}/{participant}_sessions.tsv, "
             f"with a column session_id, or use one session"
         )
+
+
+def refuse_summary(name: str) -> None:
+    """Refuse the name of a row, such as Mean, that a spreadsheet added below those of participants."""
+    if name.lower() in SUMMARIES:
+        raise ValueError(f"{name} sums up other rows. Remove the row")
 
 
 def entity(key: str, value: object) -> str:

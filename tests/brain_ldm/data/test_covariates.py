@@ -148,6 +148,11 @@ def test_a_bad_cell_is_refused_with_its_row_and_value(schema, table, column, val
         measured(schema, path)
 
 
+def test_a_row_of_means_is_no_request(schema, table):
+    with pytest.raises(ValueError, match="row 3: Mean sums up other rows. Remove the row"):
+        schema.read_table(table(ROW, ["Mean", *ROW[1:]]))
+
+
 def test_all_bad_cells_are_listed_at_once(schema, table):
     path = table(*(changed("participant_id", f"s{n}", changed("ventricles_ml", "30000")) for n in range(25)))
     with pytest.raises(ValueError) as refusal:
