@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from monai.inferers import Inferer
 from monai.utils import convert_to_dst_type
 
 from ..data.covariates import CovariateSchema, Request, single_request
+from ..data.derivative import Derivative, MapDerivative
 from ..data.image_checks import odd_heads, refuse_elsewhere, warn
 from ..data.label_maps import refuse_maps
 from ..model.networks import DiffusionUNet
@@ -167,7 +169,7 @@ def read_edits(
             raise ValueError(f"{table} is a table of edits, so image, source and covariates are its columns. Leave them out")
         columns = [f"source_{name}" for name in schema.names] if method == METHODS[1] else []
         rows = schema.read_table(table, optional=["image", *columns])
-        edits, problems, before = [], [], {}
+        edits, problems, before, made = [], [], {}, set()
         for row in rows:
             name, where = row["participant_id"], f"{table}: {row['participant_id']}"
             own = {column.removeprefix("source_"): row.get(column) for column in columns}
@@ -175,11 +177,12 @@ def read_edits(
                 if row.get("image") is None:
                     raise ValueError(f"{where}: has no image. Fill the column 'image'")
                 path = Path(table).parent / row["image"]
-                made = Path(output_dir).absolute() in path.absolute().parents and path.name.split("_")[0] in before.values()
-                if not path.is_file() and not made:
+                if not path.is_file() and os.path.realpath(path) not in made:
                     raise ValueError(f"{where}: image {path}: no such file, and no row above makes it")
                 if (other := before.setdefault(name.lower(), name)) != name:
                     raise ValueError(f"{where}: differs from {other} only in case. Rename one of them")
+                volumes = (f"{name}_{kind.suffix}.nii.gz" for kind in (Derivative, MapDerivative))
+                made.update(os.path.realpath(Path(output_dir, name, "anat", volume)) for volume in volumes)
                 origin = schema.values(own, f"{where}: source", request=True) if columns else None
             except ValueError as error:
                 problems.append(str(error))

@@ -138,6 +138,16 @@ def test_a_table_names_the_image_of_each_row_and_gives_it_a_seed_of_its_own(tmp_
     assert first.seed == row_seed(7, "a") and second.seed == row_seed(7, "b") and second.image.name == "sub-a_T1w.nii.gz"
 
 
+def test_an_image_that_a_row_above_makes_may_be_named_by_another_way(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "out").symlink_to("real")
+    for way in ("real", f"../{tmp_path.name}/out"):
+        rows = ["a\thead.nii.gz\t70\tF", f"b\t{way}/sub-a/anat/sub-a_T1w.nii.gz\t50\tM"]
+        assert len(edits(tmp_path, rows)) == 2
+    with pytest.raises(ValueError, match="sub-b: image .*sub-a_T1w.nii: no such file, and no row above makes it"):
+        edits(tmp_path, ["a\thead.nii.gz\t70\tF", "b\tout/sub-a/anat/sub-a_T1w.nii\t50\tM"])
+
+
 def test_every_edit_belongs_to_one_shard_and_keeps_its_seed(tmp_path):
     rows = [f"{name}\thead.nii.gz\t70\tF" for name in "abc"]
     alone = edits(tmp_path, rows)
