@@ -47,7 +47,7 @@ import torch
 from cohorts.row_matching import refuse_other_unit, typed
 from measurement import tissue_contrast, volume_net
 from measurement.accuracy import accuracy_row, describe_accuracy, format_table
-from measurement.output_table import VOLUMES, complete_row, identity_of, write_table
+from measurement.output_table import COLUMNS, VOLUMES, complete_row, identity_of, write_table
 from measurement.volume_net import load_network, read_on_grid, refuse_bright_fluid, refuse_bright_surroundings, volumes_ml
 from shared import mni_box, refusals
 from shared.device import choose
@@ -58,6 +58,7 @@ from shared.nifti import named, open_image
 from shared.participants import Row, Rows, find_row, other_units, read_participants, refuse_given_once
 from shared.problems import count, refuse
 from shared.simulated import made_by
+from shared.tables import refuse_users_columns
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
@@ -205,6 +206,7 @@ def main() -> int:
         print(format_table(accuracy(arguments.accuracy, arguments.weights, arguments.use_device, arguments.workers)))
         return 0
     refuse_unwritable(arguments.output, arguments.images)
+    refuse_users_columns(arguments.output, COLUMNS)
 
     images = find_images(arguments.images)
     journal = Journal(arguments.output, [sha256(file) for file in (arguments.weights, volume_net.__file__, __file__)])

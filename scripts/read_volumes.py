@@ -63,16 +63,16 @@ import nibabel as nib
 import numpy as np
 from cohorts.row_matching import SUMMARIES
 from ldm.data.volumes import VOLUMES, check_median, check_volumes
-from measurement.output_table import NORMALISED, complete_row, identity_of, write_table
+from measurement.output_table import COLUMNS, NORMALISED, complete_row, identity_of, write_table
 from shared import refusals
-from shared.files import is_device, read_json, refuse_unwritable
+from shared.files import is_device, is_there, read_json, refuse_unwritable
 from shared.image_files import find_files
 from shared.label_files import by_names, read_labels
 from shared.nifti import named
 from shared.participants import entity
 from shared.problems import count
 from shared.simulated import sidecar_of
-from shared.tables import is_missing, read_number, read_numbered
+from shared.tables import is_missing, read_number, read_numbered, refuse_users_columns
 
 SEGMENTATIONS = (".nii", ".nii.gz", ".mgz", ".mgh")
 TABLES = (".csv", ".tsv", ".txt", ".dat")
@@ -112,14 +112,19 @@ MOST_UNEQUAL = 100
 OTHER_SIDE = {"left": "right", "right": "left", "Left": "Right", "Right": "Left"}
 LEAST_SIDE_ML = 5  # chosen: in a segmentation, a smaller structure may be resected or lie between coarse voxels
 FIXED_NAMES = ("stats", "mri")  # folders of FreeSurfer, in which all subjects have files of the same names
-STOPPED = "recon_all_stopped"  # flag: the volumes may be of an earlier run, because the last one ended with an error
+STOPPED = "recon_all_stopped"  # flag: the volumes may be of an earlier run, because the last one failed or did not end
 
 
 def read_source(path: Path, label_table: str = "freesurfer") -> Iterator[dict]:
     """Yield rows of `complete_row`. The `error` of a row is the reason why it was refused, or ""."""
     if path.is_dir():
         for inside in _sources_in(path):
-            yield from read_source(inside, label_table)
+            try:
+                is_there(inside)
+            except FileNotFoundError as error:
+                yield complete_row(_scan(inside), inside, {}, "", str(error))
+            else:
+                yield from read_source(inside, label_table)
     elif not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder")
     elif path.name.lower().endswith(SEGMENTATIONS):
@@ -189,9 +194,10 @@ def _row(
 
 
 def has_stopped(file: Path) -> bool:
-    """Return whether FreeSurfer's last run for the subject of a file in stats or mri ended with an error."""
+    """Return whether FreeSurfer's last run for the subject of a file in stats or mri ended with an error or did not end."""
     folder = file.absolute().parent
-    return folder.name in FIXED_NAMES and (folder.parent / "scripts" / "recon-all.error").exists()
+    scripts = folder.parent / "scripts"
+    return folder.name in FIXED_NAMES and any((*scripts.glob("recon-all.error"), *scripts.glob("IsRunning.*")))
 
 
 def segmentation_volumes(path: Path, label_table: str = "freesurfer") -> tuple[dict[str, float], str]:
@@ -398,6 +404,7 @@ def read_all(sources: Iterable[Path], label_table: str = "freesurfer") -> list[d
 def main() -> int:
     arguments = parse()
     refuse_unwritable(arguments.output, arguments.sources)
+    refuse_users_columns(arguments.output, COLUMNS)
 
     rows = read_all(arguments.sources, arguments.label_table)
     good, refused = [row for row in rows if not row["error"]], [row for row in rows if row["error"]]

@@ -13,6 +13,7 @@ from shared.files import atomic
 from shared.tables import separator_of
 
 NORMALISED = "brain_normalised_ml"
+COLUMNS = ("participant_id", "session_id", "file", *VOLUMES, NORMALISED, "flags", "tool")
 ENDINGS = re.compile(r"(?i)\.(long\..*|nii|nii\.gz|mgz|mgh|stats|0)$")  # of images, FreeSurfer's runs and numbers of pandas
 MOST_DIFFERENT = 0.02  # of a given normalised brain from the computed one; rounding differs by less; chosen
 USUAL_ML = {"ventricles_ml": (5, 200), "brain_ml": (700, 1900), "icv_ml": (900, 2200)}  # wide limits for adults; chosen
@@ -65,8 +66,7 @@ def identity_of(name: str | Path) -> tuple[str, str | None]:
 
 def write_table(rows: Sequence[Mapping], path: Path) -> None:
     """Write rows of `complete_row` as a table, with a column session_id if one of them has a session."""
-    columns = ["participant_id", "session_id", "file", *VOLUMES, NORMALISED, "flags", "tool"]
-    table = pd.DataFrame(rows, columns=columns)
+    table = pd.DataFrame(rows, columns=COLUMNS)
     if table["session_id"].isna().all():
         table = table.drop(columns="session_id")
     with atomic(path) as file:

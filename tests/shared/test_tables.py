@@ -13,6 +13,7 @@ from brain_ldm_bundle.scripts.shared.tables import (
     read_number,
     read_numbered,
     read_table,
+    refuse_users_columns,
     write_table,
 )
 
@@ -206,3 +207,14 @@ def test_tables_of_other_programs_are_refused_with_what_helps(tmp_path, content,
     path.write_bytes(content)
     with pytest.raises(ValueError, match=f"table.tsv: {advice}"):
         read_table(path)
+
+
+def test_a_table_with_a_column_of_the_user_is_not_replaced(tmp_path):
+    table, columns = tmp_path / "t.tsv", ["participant_id", "session_id", "age"]
+    for text in ("", "participant_id\tage\n", "participant_id\tage\tsession_id\n1\t2\t3\n", "file\tqc\na\tb\n", "\0"):
+        table.write_text(text)
+        refuse_users_columns(table, columns)
+    refuse_users_columns(tmp_path / "new.tsv", columns)
+    table.write_text("participant_id\tage\tqc\n1\t2\tgood\n")
+    with pytest.raises(ValueError, match="t.tsv: this output has the column 'qc', which would be lost"):
+        refuse_users_columns(table, columns)

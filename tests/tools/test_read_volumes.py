@@ -222,6 +222,9 @@ def test_sessions_of_a_table_stay_apart(tmp_path, monkeypatch):
     assert list(table["participant_id"] + " " + table["session_id"]) == [
         *("sub-01 ses-01", "sub-01 ses-02", "sub-02 ses-01", "sub-03 ses-1", "sub-03 ses-2"),
     ]
+    table.assign(qc="good").to_csv(tmp_path / "out.tsv", sep="\t", index=False)
+    with pytest.raises(ValueError, match="out.tsv: this output has the column 'qc', which would be lost"):
+        read_volumes.main()
 
 
 def test_the_longitudinal_run_of_a_session_replaces_the_others(tmp_path, read):
@@ -245,7 +248,20 @@ def test_volumes_of_a_subject_whose_last_run_stopped_get_a_flag(tmp_path, read):
     (tmp_path / "fs" / "s1" / "scripts").mkdir()
     (tmp_path / "fs" / "s1" / "scripts" / "recon-all.error").touch()
     read("fs/s2/stats/aseg.stats", ASEG_STATS)
-    assert [row["flags"] for row in read_volumes.read_source(tmp_path / "fs")] == ["recon_all_stopped", ""]
+    read("fs/s3/stats/aseg.stats", ASEG_STATS)
+    (tmp_path / "fs" / "s3" / "scripts").mkdir()
+    (tmp_path / "fs" / "s3" / "scripts" / "IsRunning.lh+rh").touch()  # a cluster ended the run
+    flags = [row["flags"] for row in read_volumes.read_source(tmp_path / "fs")]
+    assert flags == ["recon_all_stopped", "", "recon_all_stopped"]
+
+
+def test_a_link_without_its_file_is_named_and_others_are_read(tmp_path, read):
+    read("fs/s2/stats/aseg.stats", ASEG_STATS)
+    (tmp_path / "fs" / "s1" / "stats").mkdir(parents=True)
+    (tmp_path / "fs" / "s1" / "stats" / "aseg.stats").symlink_to("../annex/objects/x")
+    first, second = read_volumes.read_all([tmp_path / "fs"])
+    assert re.search("s1/stats/aseg.stats: is a link to ../annex/objects/x, which does not exist. Fetch", first["error"])
+    assert not second["error"]
 
 
 def test_a_link_to_another_subject_is_no_second_scan(tmp_path, read):

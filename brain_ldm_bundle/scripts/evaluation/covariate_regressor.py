@@ -12,7 +12,7 @@ from ..data.covariates import NULL, CovariateSchema
 from ..model.regressor_network import Regressor
 from ..shared.files import refuse_unwritable, sha256
 from ..shared.journal import Journal
-from ..shared.tables import write_table
+from ..shared.tables import refuse_users_columns, write_table
 from ..shared.weights import load_weights, network_of, read_recipe
 
 MADE_BY = "python -m monai.bundle run training --config_file configs/train_regressor.json --dataset_dir DIR"
@@ -94,6 +94,8 @@ class Predictions:
         refuse_unwritable(path)
         self.path, self.items = path, items
         self.schema = CovariateSchema.from_dict(recipe["covariates"], where="the schema in the regressor's weights")
+        self.columns = ["participant_id", "file", *self.schema.names, "tool"]
+        refuse_users_columns(path, self.columns)
         self.journal = Journal(path, [sha256(regressor_file), *settings])
         self.files = [item["image"] for item in items]
 
@@ -122,7 +124,7 @@ class Predictions:
 
     def write(self) -> None:
         rows = (self.journal.found[file] for file in self.files)
-        write_table(self.path, [["participant_id", "file", *self.schema.names, "tool"], *rows])
+        write_table(self.path, [self.columns, *rows])
         self.journal.close()
 
 

@@ -167,6 +167,16 @@ def separator_of(path: str | Path) -> str:
     return "," if Path(path).suffix.lower() == ".csv" else "\t"
 
 
+def refuse_users_columns(path: str | Path, columns: Sequence[str]) -> None:
+    """Refuse to replace a table that has these columns, of which session_id is optional, and others: a user added them."""
+    try:
+        header = read_numbered(path, columns, empty=True)[0] if Path(path).is_file() else []
+    except ValueError:  # it is no table
+        return
+    if {*columns} - {"session_id"} <= {*header} and (own := [name for name in header if name not in columns]):
+        raise ValueError(f"{path}: this output has the column {own[0]!r}, which would be lost. Give the output another name")
+
+
 def write_table(path: str | Path, lines: Iterable[Sequence]) -> None:
     """Write a table with `atomic`; `lines` are the cells of the header, then of each row. See `separator_of`."""
     text = io.StringIO(newline="")

@@ -108,6 +108,10 @@ def test_predictions_are_written_in_physical_units(tmp_path):
     assert text == (
         "participant_id\tfile\tsex\tage\ttool\nsub-0\t0.nii.gz\tF\t50\tregressor\nsub-1\t1.nii.gz\tM\t100\tregressor\n"
     )
+    predictions(tmp_path, "out/a.tsv", ["0.nii.gz"])
+    (tmp_path / "out" / "a.tsv").write_text(text.replace("tool", "tool\tqc").replace("regressor", "regressor\tgood"))
+    with pytest.raises(ValueError, match="a.tsv: this output has the column 'qc', which would be lost"):
+        predictions(tmp_path, "out/a.tsv", ["0.nii.gz"])
 
 
 @pytest.mark.parametrize(
