@@ -201,6 +201,8 @@ def test_a_setting_that_nothing_reads_is_refused_with_the_settings_that_count(bu
         "the command line: models_dir is 'mine', but nothing reads it, because configs/shipped.json replaces model_file and "
         "autoencoder_file. Leave out models_dir, or leave out configs/shipped.json"
     )
+    monkeypatch.setattr("sys.argv", ["monai.bundle", "run", "exporting", *arguments[1:]])
+    assert refusal("brain_ldm_bundle", "inference", models_dir="mine", **shipped) is None  # the exports lie there
     one = {"models_dir": "mine", "model_file": shipped["model_file"]}  # the folder has the autoencoder
     assert refusal("brain_ldm_bundle", "inference", **one) is None
 

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import sys
 import traceback
 from collections.abc import Mapping
 from numbers import Integral, Real
@@ -98,9 +99,17 @@ def check(config: str, covariates: str = "") -> None:
 
 
 def void(name: str, config: Mapping, base: Mapping) -> list[str]:
-    """Return the parts that were given instead of those that read this setting in the config `base`, if nothing reads it."""
+    """Return the parts that were given instead of those that read this setting in the config `base`, if nothing reads it.
+
+    Parts of the run id exporting count only if the command line names it.
+    """
+    unused = () if "exporting" in sys.argv else ("export",)
     readers, still = (
-        [other for other, value in some.items() if other != name and re.search(rf"@{name}\b", str(value))]
+        [
+            other
+            for other, value in some.items()
+            if other != name and not other.startswith(unused) and re.search(rf"@{name}\b", str(value))
+        ]
         for some in (base, config)
     )
     return [] if still else readers
