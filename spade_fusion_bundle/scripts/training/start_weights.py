@@ -9,7 +9,7 @@ from ..data.planes import PLANES
 from ..model.networks import SpadeGenerator
 from ..model.plane_weights import generator_file, refuse_other_generator
 from ..shared.scan_identity import refuse_seen_by_start
-from ..shared.weights import load_weights, read_recipe, refuse_missing
+from ..shared.weights import load_weights, read_recipe
 
 
 def start_files(init_dir: str | Path | None) -> list[Path]:
@@ -43,7 +43,10 @@ def refuse_seen(init_dir: str | Path | None, data: Mapping[str, Sequence[Mapping
     see either; only with the splits of the earlier training, whose `fingerprint` its weights hold, are they known to be others.
     """
     for path in start_files(init_dir):
-        refuse_missing(path)
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"init_dir {init_dir}: there is no {path.name}. Give the models folder of an earlier training"
+            )
         same = read_recipe(path).get("data") == fingerprint
         for split in ("validation", *(["training"] if folds else [] if same else ["fusion"])):
             refuse_seen_by_start(path, data[split], split)
