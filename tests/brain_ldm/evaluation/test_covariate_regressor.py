@@ -69,7 +69,7 @@ def test_a_loaded_regressor_equals_the_saved_one_and_knows_its_covariates(tmp_pa
 def test_a_file_that_is_missing_of_another_spacing_or_no_regressor_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="absent.pt: no such regressor. Train it first: .*train_regressor.json"):
         regression.load_regressor(tmp_path / "absent.pt", 1.0)
-    with pytest.raises(ValueError, match="reads volumes of 8 mm, not of 4 mm. Give other volumes, or train"):
+    with pytest.raises(ValueError, match="reads volumes of 8 mm, but spacing_mm is 4. For volumes of 8 mm, add --spacing_mm 8"):
         regression.load_regressor(weights(tmp_path), 4.0)
     torch.save(tiny.unet().state_dict(), tmp_path / "unet.pt")
     with pytest.raises(ValueError, match="unet.pt: these are not a regressor's weights"):
