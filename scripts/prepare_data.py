@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import os
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -105,9 +106,11 @@ def resample(image: sitk.Image, grid: sitk.Image, rigid: sitk.AffineTransform, i
 
 
 def prepare(scan_path: Path, subject: str, out_dir: Path, settings: dict) -> None:
-    """Write `sub-X/anat/sub-X_T1w.nii.gz` and its sidecar. The sidecar comes last: it marks the subject as done."""
-    image_path, sidecar_path = outputs(out_dir, subject)
-    for path in (sidecar_path, image_path):  # a scan that fails now must not leave the image of an earlier one
+    """Write `sub-X/anat/sub-X_T1w.nii.gz` and its sidecar. The sidecar comes last: it marks the subject as done.
+
+    A suspicious scan is written into its own folder, so that a run which is stopped leaves it out, too.
+    """
+    for path in reversed(outputs(out_dir, subject)):  # a scan that fails now must not leave the image of an earlier one
         path.unlink(missing_ok=True)
     scan = read_scan(scan_path)
     mask = None
@@ -126,6 +129,8 @@ def prepare(scan_path: Path, subject: str, out_dir: Path, settings: dict) -> Non
     if settings["deface"]:
         volume = defacing.deface(volume, affine, to_template)
 
+    measures = assess(scan, full_affine)
+    image_path, sidecar_path = paths_in(out_dir / SUSPICIOUS if measures["suspicious"] else out_dir, subject)
     sidecar = {
         "Description": "T1w scan, registered rigidly to MNI space",
         "Simulated": is_simulated(scan_path),
@@ -138,7 +143,7 @@ def prepare(scan_path: Path, subject: str, out_dir: Path, settings: dict) -> Non
         "IntensityOfOne": one,
         "ScanToMniRasMm": np.linalg.inv(ras_matrix(rigid)).round(6).tolist(),
         "MniToTemplateRasMm": to_template.round(6).tolist(),
-        "Registration": assess(scan, full_affine),
+        "Registration": measures,
         "Settings": settings,
     }
     image = nib.Nifti1Image(volume, affine)
@@ -150,23 +155,28 @@ def prepare(scan_path: Path, subject: str, out_dir: Path, settings: dict) -> Non
     write_json(sidecar_path, sidecar | {"ImageSHA256": sha256(image_path)})
 
 
+def paths_in(folder: Path, subject: str) -> tuple[Path, Path]:
+    """Return the paths of image and sidecar of a subject in a data set."""
+    return tuple(folder / subject / "anat" / f"{subject}_T1w{ending}" for ending in (".nii.gz", ".json"))
+
+
 def outputs(out_dir: Path, subject: str) -> tuple[Path, Path]:
     """Return the paths of image and sidecar, in the folder of suspicious scans if they lie there."""
-    names = (f"{subject}_T1w.nii.gz", f"{subject}_T1w.json")
-    here, aside = (tuple(folder / subject / "anat" / name for name in names) for folder in (out_dir, out_dir / SUSPICIOUS))
-    return aside if aside[1].exists() else here
+    aside = paths_in(out_dir / SUSPICIOUS, subject)
+    return aside if aside[1].exists() else paths_in(out_dir, subject)
 
 
 def place(out_dir: Path, subject: str, keep_suspicious: bool) -> str:
     """Move the files of a subject to where they belong, and return why they are left out, or ""."""
     paths = outputs(out_dir, subject)
     reason = "" if keep_suspicious else read_json(paths[1])["Registration"]["suspicious"]
-    folder = (out_dir / SUSPICIOUS if reason else out_dir) / subject / "anat"
-    if folder != paths[0].parent:
-        folder.mkdir(parents=True, exist_ok=True)
-        for path in paths:
-            path.replace(folder / path.name)
-        os.removedirs(paths[0].parent)
+    wanted = paths_in(out_dir / SUSPICIOUS if reason else out_dir, subject)
+    if wanted != paths:
+        wanted[0].parent.mkdir(parents=True, exist_ok=True)
+        for path, new_path in zip(paths, wanted, strict=True):
+            path.replace(new_path)
+        with suppress(OSError):  # files of the user stay, and so do their folders
+            os.removedirs(paths[0].parent)
     return reason
 
 

@@ -60,6 +60,10 @@ def register(scan: sitk.Image) -> tuple[sitk.AffineTransform, sitk.AffineTransfo
         method.Execute(*(sitk.SmoothingRecursiveGaussian(image, float(shrink)) for image in pair))
         return method.GetMetricValue()
 
+    # From a single start, the fit could reach a wrong optimum if the head is turned or its centre is estimated badly. The size
+    # is fixed at first. Otherwise it could grow until the template's brain fills the skull.
+    rotation_and_translation = (1, 1, 1, 1, 1, 1, 0)
+
     def fits_from(poses: list[Rotation], centre_mm: np.ndarray) -> list[tuple[float, sitk.Similarity3DTransform]]:
         """Fit rotation and translation from each pose, with the centre of the head at three heights."""
         fits = []
@@ -75,9 +79,6 @@ def register(scan: sitk.Image) -> tuple[sitk.AffineTransform, sitk.AffineTransfo
                 continue
         return fits
 
-    # From a single start, the fit could reach a wrong optimum if the head is turned or its centre is estimated badly. The size
-    # is fixed at first. Otherwise it could grow until the template's brain fills the skull.
-    rotation_and_translation = (1, 1, 1, 1, 1, 1, 0)
     found = []
     for poses, centre_mm in ((USUAL_POSES, top_centre_lps_mm), (OTHER_POSES, centre_lps_mm)):
         if fits := fits_from(poses, centre_mm(moving)):

@@ -440,11 +440,13 @@ def test_suspicious_scans_come_back_and_go_again_without_new_work(cut_off, tmp_p
     assert "1 of them done already" in capsys.readouterr().out
     assert (out_dir / "participants.tsv").read_text() == "participant_id\tage\nsub-cut\t50\n"
     assert scan_of(out_dir, "sub-cut").shape == (40, 56, 40) and not (out_dir / "suspicious").exists()
+    (out_dir / "sub-cut" / "anat" / "sub-cut_dseg.nii.gz").touch()  # a file of the user
     (out_dir / "participants.tsv").write_text("participant_id\tsplit\tage\ncut\ttest\t51\n")
     assert prepare_data.main([*arguments, "--keep_suspicious"]) == 0  # a user's column is kept, the source has the age
     assert (out_dir / "participants.tsv").read_text() == "participant_id\tage\tsplit\nsub-cut\t50\ttest\n"
     assert prepare_data.main(arguments) == 1
-    assert not (out_dir / "participants.tsv").exists() and not (out_dir / "sub-cut").exists()
+    assert not (out_dir / "participants.tsv").exists()
+    assert [path.name for path in out_dir.glob("sub-cut/anat/*")] == ["sub-cut_dseg.nii.gz"]
 
 
 def test_defacing_removes_nose_and_eyes_and_leaves_the_brain():
