@@ -14,6 +14,7 @@ The command is for demonstrations, tests and research, not for clinical use.
 
 import argparse
 import os
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from dataclasses import replace
@@ -61,6 +62,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import torch
+from measurement.label_values import missing_structures
 from shared import mni_box, refusals
 from shared.files import read_json, refuse_unwritable, sha256, write_json, write_text
 from shared.image_files import IMAGES, find_files
@@ -345,7 +347,11 @@ def make_cohort(
         ValueError: a label map cannot be used, or the folder holds something else.
     """
     check = labelled_subject.read_label_map  # bad maps are refused before work starts
-    of_each(lambda path: check(path)[1], maps, f"of {len(maps)} label maps cannot be used:")
+    found = of_each(lambda path: np.unique(check(path)[0]), maps, f"of {len(maps)} label maps cannot be used:")
+    for path, values in zip(maps, found, strict=True):
+        if missing := missing_structures(set(values.tolist())):
+            names = ", ".join(missing)
+            print(f"{path}: no {names} in it, so its heads have none. Is the map cut, or of the cerebrum?", file=sys.stderr)
     anatomy = labelled_subject if maps else subject
     before = prepare_folder(folder, settings, anatomy.LABELS, fresh)
     missing = [number for number in range(1, subjects + 1) if not is_made(folder, number, maps)]

@@ -24,6 +24,7 @@ participant_id, session_id (if there are sessions), file, ventricles_ml, brain_m
                        brain: for aseg.mgz, use the recon-all folder instead.
   brain_normalised_ml  brain_ml x 1902 mL / icv_ml
 
+A flag such as no_brain_stem says that a segmentation lacks a large structure, so the volumes lack it, too: the scan may be cut.
 Tools differ by more than groups of people do, so compare volumes of one tool only. The command is for research, not for
 clinical use.
 """
@@ -40,7 +41,7 @@ from functools import partial
 from pathlib import Path
 
 from command_line import Parser
-from measurement.label_values import label_tables, read_label_names, read_label_values, read_volume_labels
+from measurement.label_values import label_tables, missing_structures, read_label_names, read_label_values, read_volume_labels
 
 
 def parse() -> argparse.Namespace:
@@ -182,15 +183,15 @@ def _row(
     file: str | Path,
     scan: tuple[str, str | None],
     where: str,
-    read: Callable[[], tuple[dict[str, float], str]],
+    read: Callable[[], tuple],
     flags: Sequence[str] = (),
 ) -> dict:
     try:
-        volumes, tool = read()
+        volumes, tool, *found = read()
         check_volumes(volumes, where)
     except ValueError as error:
         return complete_row(scan, file, {}, "", str(error))
-    return complete_row(scan, file, volumes, tool, flags=[*flags, *([STOPPED] if has_stopped(Path(file)) else [])])
+    return complete_row(scan, file, volumes, tool, flags=[*flags, *found, *([STOPPED] if has_stopped(Path(file)) else [])])
 
 
 def has_stopped(file: Path) -> bool:
@@ -200,8 +201,11 @@ def has_stopped(file: Path) -> bool:
     return folder.name in FIXED_NAMES and any((*scripts.glob("recon-all.error"), *scripts.glob("IsRunning.*")))
 
 
-def segmentation_volumes(path: Path, label_table: str = "freesurfer") -> tuple[dict[str, float], str]:
-    """Return the volumes in mL of a map with the labels of a table, and the tool, which labels or the sidecar show."""
+def segmentation_volumes(path: Path, label_table: str = "freesurfer") -> tuple:
+    """Return the volumes in mL of a map with the labels of a table, the tool, which labels or the sidecar show, and any flags.
+
+    Each large structure that the map lacks has a flag: the scan may be cut below, or the map may be of the cerebrum.
+    """
     with named(path):
         values, image = read_labels(path, oriented=False)  # volumes do not depend on directions
         values = by_names(values, path, read_label_names(label_table), label_table)
@@ -231,7 +235,8 @@ def segmentation_volumes(path: Path, label_table: str = "freesurfer") -> tuple[d
     tool = _tool(path, label_table, volume_ml)
     if tool not in WITH_ICV:
         volumes["icv_ml"] = math.nan
-    return volumes, f"{tool} segmentation"
+    flags = (f"no_{name.replace(' ', '_')}" for name in missing_structures(volume_ml, label_table))
+    return volumes, f"{tool} segmentation", *flags
 
 
 def _tool(path: Path, label_table: str, volume_ml: Mapping[int, float]) -> str:

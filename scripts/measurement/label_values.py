@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from shared.files import read_json
 
 LABELS_FILE = Path(__file__).resolve().parents[2] / "spade_fusion_bundle" / "configs" / "labels.json"
+# Classes of 5 mL or more in each adult, so that even coarse voxels show them. Smaller ones may lie between coarse voxels.
+LARGE = (
+    *("cerebral cortex", "cerebral white matter", "cerebellar cortex", "cerebellar white matter", "brain stem", "thalamus"),
+    *("caudate", "putamen", "hippocampus", "ventral diencephalon", "deep grey matter"),
+)
 
 
 def read_label_values(table: str = "freesurfer") -> dict[str, set[int]]:
@@ -30,6 +35,12 @@ def _entries(table: str) -> Iterator[tuple[int, str, str]]:
             for item in entry.get(side, []):
                 first, _, last = str(item).partition("-")
                 yield from ((value, side, entry["name"]) for value in range(int(first), int(last or first) + 1))
+
+
+def missing_structures(found: Collection[int], table: str = "freesurfer") -> list[str]:
+    """Return the names of the large brain structures of a table whose values are not among the `found` ones."""
+    values = read_label_values(table)
+    return [name for name in LARGE if name in values and values[name].isdisjoint(found)]
 
 
 def label_tables() -> list[str]:

@@ -123,6 +123,13 @@ def test_a_map_used_twice_gives_two_anatomies_with_its_own_labels(tmp_path):
     assert {10, 49, 2, 41} <= set(np.unique(labels.dataobj)) and labels.get_data_dtype() == np.int16
 
 
+def test_a_map_that_lacks_the_cerebellum_is_named(tmp_path, capsys):
+    """Heads with air in place of the cerebellum were made without a word."""
+    path = save(phantom(), tmp_path)
+    make_demo_data.make_cohort(tmp_path / "cohort", 1, SETTINGS, [path])
+    assert f"{path}: no cerebellar cortex, cerebellar white matter, brain stem" in capsys.readouterr().err
+
+
 def test_all_heads_of_one_map_are_in_one_split(tmp_path):
     """They share an anatomy: a model that has seen one of them has seen the others."""
     settings = SETTINGS | {"labels": [f"map{k:02}.nii.gz" for k in range(12)]}

@@ -396,7 +396,7 @@ def test_aseg_has_no_intracranial_volume(tmp_path):
     (tmp_path / "sub-06" / "mri").mkdir(parents=True)
     [row] = read_volumes.read_source(saved(labels, tmp_path / "sub-06" / "mri" / "aseg.mgz"))
     assert row["participant_id"] == "sub-06" and row["tool"] == "FreeSurfer segmentation"
-    assert np.isnan(row["icv_ml"]) and np.isnan(row["brain_normalised_ml"]) and row["flags"] == "icv_ml_missing"
+    assert np.isnan(row["icv_ml"]) and np.isnan(row["brain_normalised_ml"]) and row["flags"].endswith(",icv_ml_missing")
     assert row["brain_ml"] == pytest.approx(count(labels, 2, 3, 41, 42, 16), rel=1e-5)  # without the choroid plexus
 
 
@@ -427,6 +427,20 @@ def test_a_map_that_lacks_one_side_of_a_structure_is_refused(tmp_path, labels, s
     """A map without left ventricle counted half of the ventricles, without a word."""
     [row] = read_volumes.read_source(saved(labels, tmp_path / "sub-07_dseg.nii.gz", spacing_mm))
     assert re.search(message, row["error"]) if message else row["error"] == "" and row["brain_ml"] > 0
+
+
+@pytest.mark.parametrize(
+    ("lacking", "flags"),
+    [((), ""), ((16,), "no_brain_stem"), ((7, 8, 46, 47), "no_cerebellar_cortex,no_cerebellar_white_matter")],
+)
+def test_a_map_that_lacks_a_large_structure_has_a_flag(tmp_path, lacking, flags):
+    """A map without cerebellum counted 120 mL less brain, without a word."""
+    labels = synthseg_map()
+    for number, value in enumerate((2, 41, 8, 47, 7, 46, 10, 49, 11, 50, 12, 51, 17, 53, 28, 60)):
+        labels[5 + number, 30:40, 20:30] = value
+    labels[np.isin(labels, lacking)] = 24
+    [row] = read_volumes.read_source(saved(labels, tmp_path / "sub-05_dseg.nii.gz", spacing_mm=4.2))
+    assert row["error"] == "" and ",".join(flag for flag in row["flags"].split(",") if flag.startswith("no_")) == flags
 
 
 def test_samseg_has_an_intracranial_volume_without_skull_and_eyes(tmp_path):
