@@ -97,7 +97,7 @@ def test_every_setting_of_inference_is_read_by_its_run_ids_or_warned_of():
         return {*settings} - read
 
     assert unread("editing") == {"batch_size"}  # edits are made one at a time
-    assert unread("generating") == {"method", "source", "strength"}  # `warn_without_effect` names them
+    assert unread("generating") == {"method", "source", "strength"}  # `settings.check` names them
 
 
 @pytest.mark.parametrize(

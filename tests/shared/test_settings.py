@@ -217,3 +217,31 @@ def test_two_sources_of_one_call_are_refused_by_name(spade_bundle):
 def test_an_ldm_has_one_table_of_requests(bundle):
     message = refusal("brain_ldm_bundle", "inference", dataset_dir="a", requests="b.tsv")
     assert message.startswith("the settings: dataset_dir is 'a', but has no effect beside requests 'b.tsv'")
+
+
+def test_a_setting_that_only_another_run_id_reads_is_named(bundle, monkeypatch, tmp_path, caplog):
+    """--autoencoder_lr of training_diffusion and --samples of an audit were ignored without a word."""
+    given = ["--dataset_dir", str(tmp_path), "--autoencoder_lr", "1e-3", "--diffusion_lr", "1e-3", "--diffusion_epochs", "2"]
+    monkeypatch.setattr(
+        "sys.argv", ["monai.bundle", "run", "training_diffusion", *given, "--config_file", "configs/train.json"]
+    )
+    settings = {"dataset_dir": str(tmp_path), "autoencoder_lr": 1e-3, "diffusion_lr": 1e-3, "diffusion_epochs": 2}
+    for run_id, config, own in (
+        ("training_diffusion", "train", settings),
+        ("auditing", "evaluate", {"samples": {"LDM": str(tmp_path)}, "audited_dir": str(tmp_path)}),
+        ("training", "train", settings),
+    ):
+        run(f"configs/{config}.json", run_id, **own)
+    said = [record.message for record in caplog.records if "no effect" in record.message]
+    assert len(said) == 2
+    assert said[0] == (
+        "autoencoder_lr is 0.001, but has no effect here: only the run ids training_autoencoder, training read it. Leave it out"
+    )
+    assert "only the run ids evaluating_samples, evaluating read it" in said[1]
+
+
+def test_the_spade_stage_names_settings_of_the_fusion(spade_bundle, tmp_path, caplog):
+    run("configs/train.json", "training_spade", dataset_dir=str(tmp_path), patch_size=16, ngf=8, lr=1e-3)
+    said = [record.message for record in caplog.records if "no effect" in record.message]
+    assert len(said) == 1
+    assert said[0].startswith("patch_size is 16, but has no effect here: only the run ids training_fusion, training read it")

@@ -84,14 +84,14 @@ def read_requests(
     return [schema.request({"participant_id": name} | row)]
 
 
-def warn_without_effect(maps: ExactMaps | None, editing: bool = False) -> None:
-    """Warn of each setting that was changed but that this run does not read."""
-    given = changed("inference")
-    readers = {} if editing else dict.fromkeys(("method", "source", "strength"), "the run id editing")
-    readers |= {} if maps else dict.fromkeys(("offset_limit", "smallest_island"), "a model of label maps")
-    for name, reader in readers.items():
+def warn_without_effect(maps: ExactMaps | None) -> None:
+    """Warn of each setting that was changed but that a model of scans does not read."""
+    given = {} if maps else changed("inference")
+    for name in ("offset_limit", "smallest_island"):
         if name in given:
-            logger.warning(f"{name} is {given[name]}, but has no effect here: only {reader} reads it. Leave it out")
+            logger.warning(
+                f"{name} is {given[name]}, but has no effect here: only a model of label maps reads it. Leave it out"
+            )
 
 
 class Pending(Sequence):

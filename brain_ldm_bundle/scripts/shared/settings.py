@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import re
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,12 @@ from typing import Any
 import numpy as np
 from monai.bundle import ConfigParser
 
-from .overrides import command_line, config_files, refuse_ineffective, refuse_unknown
+from .overrides import command_line, config_files, is_run_id, refuse_ineffective, refuse_unknown
 from .refusals import reason
 
+logger = logging.getLogger(__name__)
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+REFERENCE = re.compile(r"@(\w+(?:(?:#|::)\w+)*)|settings\.content\('(\w+)'\)")
 # A rule can end with a relation to other settings.
 RELATIONS = {
     "divides": lambda value, other: all(number % value == 0 for number in other),
@@ -39,6 +42,8 @@ def check(config: str, covariates: str = "") -> None:
     Args:
         config: name of the bundle's config without ".json", whose first block are the settings.
         covariates: name of the config's covariate schema, if covariates are valid on the command line, too.
+
+    Warn of settings that were given for this run, but that its run id does not read.
 
     Raises:
         ValueError: a name is unknown, or a value is not allowed. The message gives both, and the allowed values.
@@ -96,6 +101,30 @@ def check(config: str, covariates: str = "") -> None:
         for other in others.split(" and ") if others else ():
             fits = RELATIONS[relation](values[name], values[other])
             refuse(name, None if fits else f" and {other} is {values[other]!r}")
+    _warn_of_other_run_ids([name for name in settings if parser.config[name] != base[name] and _place(name) in CALL])
+
+
+def _warn_of_other_run_ids(given: Iterable[str]) -> None:
+    """Warn of each given setting that only other run ids read than the one that MONAI evaluates in this call."""
+    parser = config_in_use()
+    frames = (frame.f_locals for frame, _ in traceback.walk_stack(None))
+    *_, running = (str(own["id"]) for own in frames if own.get("self") is parser and "id" in own)  # the outermost one
+    read = _read_by(running.split("::")[0])
+    for name in given:
+        others = [other for other, value in parser.config.items() if is_run_id(value) and name in _read_by(other)]
+        if name not in read and (readers := [other for other in others if other != "checks"]):
+            whose = f"run id {readers[0]} reads" if len(readers) == 1 else f"run ids {', '.join(readers)} read"
+            logger.warning(f"{name} is {parser.config[name]}, but has no effect here: only the {whose} it. Leave it out")
+
+
+def _read_by(part: str) -> set[str]:
+    """Return the parts of the config in use, such as "train#dataset", that are evaluated with this part."""
+    parser, found, left = config_in_use(), set(), [part]
+    while left:
+        if (path := left.pop()) not in found and path in parser:
+            found.add(path)
+            left += ["".join(names) for names in REFERENCE.findall(str(parser[path]))]
+    return found
 
 
 def void(name: str, config: Mapping, base: Mapping) -> list[str]:

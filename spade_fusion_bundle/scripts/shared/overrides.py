@@ -96,14 +96,15 @@ def refuse_ineffective(config: Mapping, base: Mapping, path: tuple[str, ...] = (
     used = re.findall(r"@(\w+)", str(config)) if not path else ()
     for name in config:
         value, known = config[name], base.get(name)
-        if name not in base and name not in used and name != "_meta_" and not _is_run_id(value):
+        if name not in base and name not in used and name != "_meta_" and not is_run_id(value):
             where = f"in {'#'.join(path)}" if path else "in this config"
             raise ValueError(f"no setting is called {name!r} {where}, and nothing uses it.{_nearest(name, base)}")
         if known and isinstance(known, dict) and "_target_" not in known and isinstance(value, dict):
             refuse_ineffective(value, known, (*path, name))
 
 
-def _is_run_id(value: object) -> bool:
+def is_run_id(value: object) -> bool:
+    """Tell a list of expressions from other values."""
     return isinstance(value, list) and str(value[:1])[2:3] in ("$", "@")
 
 
