@@ -9,13 +9,15 @@ in RAS order, `participants.tsv`, `registration.tsv` with measures of each regis
 sheet: look at it before you train. Scans that failed or look suspicious are not in `participants.tsv`; `failures.tsv` gives the
 reasons, and the exit status is 1. Suspicious scans lie in OUT_DIR/suspicious, and `--keep_suspicious` brings them back. If you
 run the command again, it skips the scans that are done, and prepares a scan again that was replaced since. Each run writes
-`participants.tsv` from the source, so correct values there. Columns that you added, and that the source lacks, are kept.
+`participants.tsv` from the source, so correct values there. Columns and rows that you added, and that the source lacks, stay.
+So does what `participants.json` says about them.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import sys
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from multiprocessing import get_context
@@ -74,7 +76,7 @@ from registration.assessment import MEASURES, assess
 from registration.rigid import register
 from registration.template import ras_matrix, to_sitk
 from shared import mni_box, refusals
-from shared.files import atomic, read_json, refuse_unwritable, sha256, write_json, write_text
+from shared.files import read_json, refuse_unwritable, sha256, write_json, write_text
 from shared.image_files import NIFTI
 from shared.nifti import write_nifti
 from shared.participants import read_one_each
@@ -82,6 +84,7 @@ from shared.problems import count
 from shared.simulated import is_simulated
 
 NEW = "there is no image yet"
+DESCRIPTIONS = "participants.json"
 SUSPICIOUS = "suspicious"  # folder of OUT_DIR for the scans that are left out
 README = """T1-weighted scans in MNI space, rigidly registered by prepare_data.py. Each head keeps its own size.
 
@@ -242,7 +245,10 @@ def prepare_all(
         "deface": deface,
     }
     scans, failures, table = find_scans(inputs, pattern)
-    table = with_users_columns(table, out_dir / "participants.tsv")
+    table = with_users_cells(table, out_dir / "participants.tsv")
+    descriptions = {}
+    for path in (out_dir / DESCRIPTIONS, inputs[0] / DESCRIPTIONS):
+        descriptions |= read_json(path) if path.is_file() else {}
     sidecars = [path for folder in (out_dir, out_dir / SUSPICIOUS) for path in folder.glob("sub-*/anat/*_T1w.json")]
     earlier = {path.parts[-3] for path in sidecars} - scans.keys() - failures.keys()
     if earlier:
@@ -281,16 +287,23 @@ def prepare_all(
     for subject in prepared:
         if reason := place(out_dir, subject, keep_suspicious):
             failures[subject] = f"suspicious: {reason}"
-    write_tables(inputs[0], out_dir, table, prepared, failures)
+    write_tables(out_dir, table, prepared, failures, descriptions)
     return failures
 
 
-def with_users_columns(table: pd.DataFrame, earlier: Path) -> pd.DataFrame:
-    """Add the columns of the participants.tsv of an earlier run that the source lacks: a user added them."""
+def with_users_cells(table: pd.DataFrame, earlier: Path) -> pd.DataFrame:
+    """Add the columns and rows of the participants.tsv of an earlier run that the source lacks: a user added them."""
     header, rows = read_one_each(earlier) if earlier.exists() else ((), {})
-    known = {name.lower() for name in table}
-    own = [name for name in header if name.lower() not in known]
-    return table.assign(**{name: [rows.get(who, {}).get(name, "") for who in table["participant_id"]] for name in own})
+    spelling = {name.lower(): name for name in table}
+    own = [name for name in header if name.lower() not in spelling]
+    table = table.assign(**{name: [rows.get(who, {}).get(name, "") for who in table["participant_id"]] for name in own})
+    listed = {*table["participant_id"]}
+    others = {who: row for who, row in rows.items() if who not in listed}
+    if without := [who for who in others if not (earlier.parent / who).is_dir()]:
+        print(f"{earlier}: keeps the rows of {', '.join(without)}, but there is no such scan. Remove them", file=sys.stderr)
+    added = [{spelling.get(name.lower(), name): cell for name, cell in row.items()} for row in others.values()]
+    added = pd.DataFrame(added, columns=table.columns).assign(participant_id=list(others)).fillna("")
+    return pd.concat([table, added], ignore_index=True)
 
 
 def worker_pool(workers: int) -> ThreadPoolExecutor | ProcessPoolExecutor:
@@ -302,7 +315,9 @@ def worker_pool(workers: int) -> ThreadPoolExecutor | ProcessPoolExecutor:
     return ProcessPoolExecutor(workers, get_context("spawn"), set_threads, (threads,))
 
 
-def write_tables(source: Path, out_dir: Path, table: pd.DataFrame, prepared: list[str], left_out: dict[str, str]) -> None:
+def write_tables(
+    out_dir: Path, table: pd.DataFrame, prepared: list[str], left_out: dict[str, str], descriptions: dict[str, dict]
+) -> None:
     """Write the contact sheet and the tables of the data set: participants, registrations, and reasons of those left out."""
     sidecars = {subject: read_json(outputs(out_dir, subject)[1]) for subject in prepared}
     rows = [{"participant_id": subject, **sidecar["Registration"]} for subject, sidecar in sidecars.items()]
@@ -319,9 +334,8 @@ def write_tables(source: Path, out_dir: Path, table: pd.DataFrame, prepared: lis
             write_text(path, content.replace("", "n/a").to_csv(sep="\t", index=False))
     if prepared:
         contact_sheet.draw(out_dir / "registration.png", {outputs(out_dir, name)[0]: sidecars[name] for name in prepared})
-    if (source / "participants.json").is_file():
-        with atomic(out_dir / "participants.json") as file:
-            file.write((source / "participants.json").read_bytes())
+    if descriptions:
+        write_json(out_dir / DESCRIPTIONS, descriptions)
     description = {
         "Name": "T1-weighted scans in MNI space, rigidly registered",
         "BIDSVersion": "1.9.0",

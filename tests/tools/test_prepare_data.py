@@ -187,7 +187,7 @@ def test_tables_hold_the_subjects_that_succeeded_unchanged(raw, prepared):
     assert status == 1
     table = pd.read_csv(out_dir / "participants.tsv", sep="\t", dtype=str, keep_default_na=False)
     assert table.to_dict("records") == [{"participant_id": "sub-good", "age": "061.50", "sex": "n/a"}]
-    assert (out_dir / "participants.json").read_text() == (raw[0] / "participants.json").read_text()
+    assert json.loads((out_dir / "participants.json").read_text()) == {"age": {"Units": "years"}}
     registrations = pd.read_csv(out_dir / "registration.tsv", sep="\t", keep_default_na=False)
     assert list(registrations["participant_id"]) == ["sub-good"]
     assert registrations["template_correlation"][0] > 0.8
@@ -434,7 +434,7 @@ def test_a_suspicious_scan_is_left_out_with_its_reason(cut_off):
 
 
 def test_suspicious_scans_come_back_and_go_again_without_new_work(cut_off, tmp_path, capsys):
-    source, out_dir = cut_off[0], shutil.copytree(cut_off[1], tmp_path / "out")
+    source, out_dir = (shutil.copytree(folder, tmp_path / folder.name) for folder in cut_off[:2])
     arguments = [str(source), str(out_dir), "--spacing_mm", "4"]
     assert prepare_data.main([*arguments, "--keep_suspicious"]) == 0
     assert "1 of them done already" in capsys.readouterr().out
@@ -444,6 +444,14 @@ def test_suspicious_scans_come_back_and_go_again_without_new_work(cut_off, tmp_p
     (out_dir / "participants.tsv").write_text("participant_id\tsplit\tage\ncut\ttest\t51\n")
     assert prepare_data.main([*arguments, "--keep_suspicious"]) == 0  # a user's column is kept, the source has the age
     assert (out_dir / "participants.tsv").read_text() == "participant_id\tage\tsplit\nsub-cut\t50\ttest\n"
+    (out_dir / "participants.tsv").write_text("participant_id\tage\tsplit\nsub-cut\t50\ttest\nmine\t60\t\n")
+    (out_dir / "participants.json").write_text('{"split": {"Description": "mine"}}')
+    (source / "participants.json").write_text('{"age": {"Units": "years"}}')
+    assert prepare_data.main([*arguments, "--keep_suspicious"]) == 0  # and so are a user's row and description
+    assert (out_dir / "participants.tsv").read_text().splitlines()[1:] == ["sub-cut\t50\ttest", "sub-mine\t60\tn/a"]
+    assert json.loads((out_dir / "participants.json").read_text()).keys() == {"age", "split"}
+    assert "keeps the rows of sub-mine, but there is no such scan" in capsys.readouterr().err
+    (out_dir / "participants.tsv").write_text("participant_id\tage\nsub-cut\t50\n")
     assert prepare_data.main(arguments) == 1
     assert not (out_dir / "participants.tsv").exists()
     assert [path.name for path in out_dir.glob("sub-cut/anat/*")] == ["sub-cut_dseg.nii.gz"]

@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from importlib import metadata
@@ -59,7 +59,7 @@ class BaseDerivative:
         output_dir/sub-X/[ses-Y/]anat/sub-X[_ses-Y]_T1w.nii.gz, .._T1w.json
 
     Several processes may write different volumes at once. The last one calls `finish`, or each does. The sidecar is written
-    last, so an image without a sidecar is incomplete. Columns that a user added to participants.tsv are kept.
+    last, so an image without a sidecar is incomplete. Columns and rows that a user added to participants.tsv are kept.
 
     A subclass sets `generator` (its name in dataset_description.json), `notice` (the sentence that marks a volume as
     synthetic), `required` (the keys that the provenance must have), `mark` (a key that only its own sidecars have) and
@@ -119,10 +119,11 @@ class BaseDerivative:
         while before != _state(table):  # at first, and if another process wrote the table meanwhile
             before, made = _state(table), self._made()
         lines, columns = self._participants(made)
-        lines, columns = _with_users_columns(table, lines, columns, f"({self.covariates_are})")
+        files = [self.image_file(row) for row in rows]
+        asked = {file.relative_to(self.output_dir).parts[0] for file in files}
+        lines, columns = _with_users_cells(table, lines, columns, f"({self.covariates_are})", asked)
         write_table(table, lines)
         write_json(table.with_suffix(".json"), columns)
-        files = [self.image_file(row) for row in rows]
         return [file.name.removesuffix(f"_{self.suffix}.nii.gz") for file in files if file not in made]
 
     def _made(self) -> dict[Path, Any]:
@@ -280,12 +281,13 @@ def _has(sidecar: Mapping, content: Mapping) -> bool:
     return all(sidecar.get(key) == value for key, value in content.items() if key not in WORDS)
 
 
-def _with_users_columns(
-    table: Path, lines: Sequence[Sequence], columns: Mapping, ours: str
+def _with_users_cells(
+    table: Path, lines: Sequence[Sequence], columns: Mapping, mark: str, asked: Collection[str]
 ) -> tuple[list[Sequence], dict[str, Mapping]]:
-    """Add to the lines of a table, and to what its JSON says, the columns of the table as it is that a user added.
+    """Add to the lines of a table, and to what its JSON says, the columns and rows of the table as it is that a user added.
 
-    A column that the lines lack is not a user's if its description has the text `ours`: other weights had this covariate.
+    A column that the lines lack is not a user's if its description has the text `mark`: other weights had this covariate. A row
+    that the lines lack is not a user's if its volume was `asked` for: the volume is not complete.
     """
     if not table.exists() or not table.stat().st_size:
         return list(lines), dict(columns)
@@ -295,9 +297,18 @@ def _with_users_columns(
     except ValueError as error:
         raise ValueError(f"{error}. All volumes are made. Correct {table} or remove it, and start the command again") from error
     known = {name.lower() for name in lines[0]}
-    own = [name for name in header if name.lower() not in known and ours not in str(said.get(name))]
+    own = [name for name in header if name.lower() not in known and mark not in str(said.get(name))]
     (head, *rest), none = lines, dict.fromkeys(own, "n/a")
     lines = [[*head, *own], *([*line, *((none | cells.get(line[0], {}))[name] for name in own)] for line in rest)]
+    ours = {*asked, *(line[0] for line in rest)}
+    others = {who: row for who, row in cells.items() if who not in ours}
+    if without := [who for who in others if not (table.parent / who).is_dir()]:
+        warnings.warn(
+            f"{table}: keeps the rows of {', '.join(without)}, but there is no such volume. Remove them", stacklevel=3
+        )
+    for who, row in others.items():
+        known_cells = {name.lower(): cell for name, cell in row.items()} | {lines[0][0]: who}
+        lines.append([known_cells.get(name.lower()) or "n/a" for name in lines[0]])
     return lines, {**columns, **{name: said[name] for name in own if name in said}}
 
 

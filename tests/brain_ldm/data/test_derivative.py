@@ -368,6 +368,24 @@ def test_a_user_may_write_ids_without_sub_but_not_twice_and_not_in_another_colum
         assert table.read_text() == text
 
 
+def test_rows_that_a_user_added_are_kept_and_named_without_a_volume(output):
+    """They were dropped without a word."""
+    output.write(REQUEST, VOLUME, PROVENANCE)
+    output.finish([REQUEST])
+    table = output.output_dir / "participants.tsv"
+    header, line = table.read_text().splitlines()
+    assert header.startswith("participant_id\tsex\tage")
+    cells = "".join(f"{who}\tM\t70" + "\t" * (header.count("\t") - 2) + "\n" for who in ("mine", "sub-scan", "sub-C3"))
+    table.write_text(f"{header}\n{line}\n{cells}")
+    (output.output_dir / "sub-scan").mkdir()
+    unmade = SCHEMA.request({**ROW, "participant_id": "C3"})
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="participants.tsv: keeps the rows of sub-mine, but there is no such volume"):
+            assert output.finish([REQUEST, unmade]) == ["sub-C3"]
+        rows = ["sub-mine\tM\t70\tn/a\tn/a", "sub-scan\tM\t70\tn/a\tn/a"]
+        assert table.read_text().splitlines() == [header, line, *rows]
+
+
 def test_missing_values_and_other_schemas_share_a_table(output):
     output.write(REQUEST, VOLUME, PROVENANCE)
     other = CovariateSchema.from_dict({"covariates": [{"name": "mmse", "range": [0, 30], "missing": "allowed"}]})
