@@ -132,6 +132,7 @@ def by_level(monkeypatch):
 
 
 def run(monkeypatch, *arguments):
+    monkeypatch.setenv("TQDM_DISABLE", "1")  # as --quiet does, but until the end of the test
     monkeypatch.setattr("sys.argv", ["segment_t1w.py", *map(str, arguments), "--quiet", "--use_device", "cpu"])
     return segment_t1w.main()
 

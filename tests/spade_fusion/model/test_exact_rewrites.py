@@ -149,7 +149,7 @@ def tflop(network, labels):
     return flops.get_total_flops() / 1e12
 
 
-def test_a_slice_of_the_published_size_needs_about_half_of_the_operations():
+def test_a_slice_of_the_published_size_needs_two_fifths_of_the_operations():
     """54 labels on 256 x 320 pixels. In the fullest slices of a real SynthSeg map, 17 to 19 % of the neighbourhoods differ."""
     labels = areas(1, 256, 320, number=54)
     with torch.device("meta"):
@@ -158,4 +158,4 @@ def test_a_slice_of_the_published_size_needs_about_half_of_the_operations():
     network = rewrite(network)
     network.__class__, network.real = Counted, labels
     assert 0.36 < dense < 0.38
-    assert tflop(network, labels) < 0.20
+    assert tflop(network, labels) < 0.42 * dense
