@@ -78,7 +78,7 @@ from registration.template import ras_matrix, to_sitk
 from shared import mni_box, refusals
 from shared.files import read_json, refuse_unwritable, sha256, write_json, write_text
 from shared.image_files import NIFTI
-from shared.nifti import write_nifti
+from shared.nifti import coarse, write_nifti
 from shared.participants import read_one_each
 from shared.problems import count
 from shared.simulated import is_simulated
@@ -352,6 +352,9 @@ def write_tables(
         print("\nLeft out:", *(f"  {subject}: {reason}" for subject, reason in sorted(left_out.items())), sep="\n")
     if any(reason.startswith("suspicious") for reason in left_out.values()):
         print(f"Suspicious scans lie in {out_dir / SUSPICIOUS}. To use them all, run the command again with --keep_suspicious.")
+    sides = {name: coarse(each["SourceSpacingMm"], each["Settings"]["spacing_mm"]) for name, each in sidecars.items()}
+    if blurred := ", ".join(f"{name} ({side})" for name, side in sides.items() if side):
+        print(f"Much longer voxels than the result has: {blurred}. Leave these out, or prepare all at a larger --spacing_mm.")
     if prepared:
         print(f"Look at {out_dir / 'registration.png'} before you train.")
 

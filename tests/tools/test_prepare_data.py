@@ -450,7 +450,12 @@ def test_suspicious_scans_come_back_and_go_again_without_new_work(cut_off, tmp_p
     assert prepare_data.main([*arguments, "--keep_suspicious"]) == 0  # and so are a user's row and description
     assert (out_dir / "participants.tsv").read_text().splitlines()[1:] == ["sub-cut\t50\ttest", "sub-mine\t60\tn/a"]
     assert json.loads((out_dir / "participants.json").read_text()).keys() == {"age", "split"}
-    assert "keeps the rows of sub-mine, but there is no such scan" in capsys.readouterr().err
+    sidecar = out_dir / "sub-cut" / "anat" / "sub-cut_T1w.json"
+    sidecar.write_text(json.dumps(json.loads(sidecar.read_text()) | {"SourceSpacingMm": [1, 1, 6.5]}))  # slices of a clinic
+    assert prepare_data.main([*arguments, "--keep_suspicious"]) == 0
+    said = capsys.readouterr()
+    assert "longer voxels than the result has: sub-cut (1 x 1 x 6.5 mm). Leave these out, or" in said.out
+    assert "keeps the rows of sub-mine, but there is no such scan" in said.err
     (out_dir / "participants.tsv").write_text("participant_id\tage\nsub-cut\t50\n")
     assert prepare_data.main(arguments) == 1
     assert not (out_dir / "participants.tsv").exists()

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import torch
 from monai.data import MetaTensor
@@ -18,7 +19,7 @@ from monai.utils import convert_to_dst_type
 
 from ..data.covariates import CovariateSchema, Request, single_request
 from ..data.derivative import Derivative, MapDerivative
-from ..data.image_checks import odd_heads, refuse_elsewhere, warn
+from ..data.image_checks import COARSE_IMAGE, odd_heads, refuse_elsewhere, warn
 from ..data.label_maps import refuse_maps
 from ..model.networks import DiffusionUNet
 from ..model.sampler import LatentSampler, row_seed
@@ -26,7 +27,7 @@ from ..shared.acquisition import draw
 from ..shared.device import ranks
 from ..shared.files import sha256
 from ..shared.mni_box import FIELD_OF_VIEW_MM, LOWER_CORNER_MM
-from ..shared.nifti import named, read_grey_values, refuse_noise
+from ..shared.nifti import coarse, named, read_grey_values, refuse_noise
 from ..shared.problems import refuse
 from ..shared.team import shard_of
 from .exact_maps import ExactMaps, LabelMap
@@ -271,7 +272,10 @@ def _refuse_no_head(inputs: torch.Tensor, of_maps: bool = False) -> None:
     with named(where):
         if isinstance(inputs, MetaTensor) and "original_affine" in meta:
             shape = [int(side) for side in meta["spatial_shape"]]
-            refuse_elsewhere(shape, torch.as_tensor(meta["original_affine"]).numpy())
+            affine = torch.as_tensor(meta["original_affine"]).numpy()
+            refuse_elsewhere(shape, affine)
+            if sides := coarse(nib.affines.voxel_sizes(affine), FIELD_OF_VIEW_MM[0] / inputs.shape[2]):
+                warn({COARSE_IMAGE: [f"{where} ({sides})"]})
         if of_maps:
             return  # the reader has checked the values
         if Path(where).is_file():

@@ -24,12 +24,16 @@ AFFINE_TOLERANCE = 1e-3  # mm; such differences come from rounding of quaternion
 
 
 def check_pairs(
-    items: Sequence[dict], table: LabelTable, cache_file: str | Path | None = None, partial_maps: bool = False
+    items: Sequence[dict],
+    table: LabelTable,
+    cache_file: str | Path | None = None,
+    partial_maps: bool = False,
+    spacing_mm: float | None = None,
 ) -> tuple[list[str], list[list[str] | None]]:
     """Check that scan and label map of each pair are readable and on the same grid, and that the map shows a head.
 
-    Warn about scans that are brighter in the lateral ventricles than in white matter, unlike T1w, and about noise. The JSON
-    file `cache_file` records pairs that pass.
+    Warn about scans that are brighter in the lateral ventricles than in white matter, unlike T1w, about noise, and about voxels
+    that are much longer than `spacing_mm`, the model's. The JSON file `cache_file` records pairs that pass.
 
     Returns:
         one line for each problem, and the identities of scan and map of each pair, or None if it has a problem.
@@ -49,17 +53,46 @@ def check_pairs(
             f"{len(noise)} scans, such as {min(noise)}, are noise: neighbouring voxels have nothing in common. Leave them out",
             stacklevel=3,
         )
+    _warn_of_coarse([item["image"] for item in items], [one and one[4] for one in found], spacing_mm, "scans")
     return problems, [one and one[:2] for one in found]
 
 
-def map_problems(paths: Sequence[str], table: LabelTable | None = None, partial_maps: bool = False) -> list[str]:
-    """Check the headers of label maps, and their values if a table is given. Return one line for each problem."""
-    check = partial(_named, partial(_open_map, table=table, partial_maps=partial_maps))
-    return nifti.check_files([[path] for path in paths], check, workers=READERS)[0]
+def map_problems(
+    paths: Sequence[str], table: LabelTable | None = None, partial_maps: bool = False, spacing_mm: float | None = None
+) -> list[str]:
+    """Check the headers of label maps, and their values if a table is given. Return one line for each problem.
+
+    Warn about voxels that are much longer than `spacing_mm`, the model's.
+    """
+
+    def check(path: str) -> list[float]:
+        return _sizes_mm(_named(partial(_open_map, table=table, partial_maps=partial_maps), path))
+
+    problems, found = nifti.check_files([[path] for path in paths], check, workers=READERS)
+    _warn_of_coarse(paths, found, spacing_mm, "label maps")
+    return problems
+
+
+def _warn_of_coarse(
+    paths: Sequence[str], sizes_mm: Sequence[Sequence[float] | None], spacing_mm: float | None, images: str
+) -> None:
+    """Warn of images whose voxels, of three sides each, or None for a refused image, are much longer than the model's."""
+    sides = {path: nifti.coarse(each, spacing_mm) for path, each in zip(paths, sizes_mm) if each and spacing_mm}
+    if blurred := sorted(path for path, side in sides.items() if side):
+        warnings.warn(
+            f"{len(blurred)} {images}, such as {blurred[0]} ({sides[blurred[0]]}), have much longer voxels than the model, "
+            f"{spacing_mm:g} mm (spacing_mm). They show less than its images should. Train with a larger --spacing_mm, or "
+            f"leave them out",
+            stacklevel=4,
+        )
+
+
+def _sizes_mm(image: nib.Nifti1Image) -> list[float]:
+    return nib.affines.voxel_sizes(image.affine).tolist()
 
 
 def _check_pair(image: str, label: str, *_: str, table: LabelTable, partial_maps: bool) -> list:
-    """Return the identities of scan and map if they pass all checks, what `_bright_fluid` found, and if the scan is noise."""
+    """Return the identities of scan and map if they pass all checks, and what the warnings of `check_pairs` are about."""
     found, problems = [], []
     for path, check in ((image, _open_scan), (label, partial(_open_map, table=table, partial_maps=partial_maps))):
         try:
@@ -88,7 +121,7 @@ def _check_pair(image: str, label: str, *_: str, table: LabelTable, partial_maps
                     break
     if problems:
         raise ValueError("\n".join(problems))
-    return [identity, of_map, _bright_fluid(values, classes, table), nifti.is_noise(values)]
+    return [identity, of_map, _bright_fluid(values, classes, table), nifti.is_noise(values), _sizes_mm(scan)]
 
 
 def _bright_fluid(values: np.ndarray, classes: np.ndarray, table: LabelTable) -> str:

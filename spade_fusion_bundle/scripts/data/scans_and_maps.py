@@ -32,6 +32,7 @@ def read_dataset(
     seed: int = 0,
     cache_file: str | Path | None = None,
     partial_maps: bool = False,
+    spacing_mm: float | None = None,
 ) -> dict[str, list[dict]]:
     """Find T1w scans with their label maps, check all of them, and split them.
 
@@ -53,6 +54,7 @@ def read_dataset(
         seed: seed of the choice of participants.
         cache_file: JSON file that records pairs that passed the checks, so that each is read only once.
         partial_maps: whether to accept maps that lack most brain structures of the table.
+        spacing_mm: side of the model's voxels. Scans with much longer voxels get a warning.
 
     Returns:
         {"training": [...], "fusion": [...], "validation": [...], "test": [...]} with items {"image": path, "label": path,
@@ -76,7 +78,7 @@ def read_dataset(
     else:
         items, problems = _datalist_items(datalist, dataset_dir)
     Team().from_first(lambda: refuse_synthetic(dataset_dir, [item["image"] for item in items]))
-    faults, identities = Team().from_first(lambda: check_pairs(items, table, cache_file, partial_maps))
+    faults, identities = Team().from_first(lambda: check_pairs(items, table, cache_file, partial_maps, spacing_mm))
     problems += faults
     refuse(problems, f"{dataset_dir} cannot be used for training yet ({count(problems)}):")
     for item, found in zip(items, identities):

@@ -186,6 +186,7 @@ def pending(
     team: Team | None = None,
     shard: str | None = None,
     partial_maps: bool = False,
+    spacing_mm: float | None = None,
 ) -> Pending:
     """List the images that the processes of a team must make together: those of the shard, without complete ones.
 
@@ -199,6 +200,7 @@ def pending(
         team: processes that share the work; the first one looks for complete images. None: this process is alone.
         shard: part of the data set, such as "3/40", see `team.shard_of`; None: all images.
         partial_maps: whether to accept maps that lack most brain structures of the table.
+        spacing_mm: side of the model's voxels. Maps with much longer voxels get a warning.
     """
     mine, team = shard_of(rows, shard), team or Team()
 
@@ -213,7 +215,7 @@ def pending(
 
     left = [mine[index] for index in team.from_first(find)]
     maps = list(dict.fromkeys(row["image"] for row in left))
-    found = team.gather(map_problems(maps[team.rank :: team.size], table, partial_maps))
+    found = team.gather(map_problems(maps[team.rank :: team.size], table, partial_maps, spacing_mm))
     problems = [problem for of_one in found for problem in of_one]
     refuse(problems, f"{len(problems)} of {len(maps)} label maps cannot be used:")
     if team.rank == 0:

@@ -37,6 +37,7 @@ MOST_REPEATED, MOST_LABELS, LEAST_VOXELS, LEAST_VALUES = 0.58, 300, 5_000, 3
 # It was at least 0.38 in label maps of 4 and 8 mm, and at most 0.35 in scans of 4 and 8 mm, even in 4 bits. In a label map with
 # many values, the sizes of successive values have a median ratio of exp(0.5) or more; in scans, it was at most exp(0.36).
 MOST_REPEATED_COARSE, COARSE_VOXELS, MOST_UNEVEN = 0.36, 100_000, 0.45
+COARSE = 1.5  # longest side of a voxel that a grid resolves, in units of the grid's voxels: 1 mm and 1.2 mm pass; chosen
 LEAST_CORRELATION = 0.2  # of bright neighbouring voxels: 0.59 or more in heads of 1 to 4 mm, 0 in noise; chosen
 nib.imageglobals.logger.setLevel(logging.CRITICAL)  # its lines name no file; `open_image` refuses such faults by name
 
@@ -145,6 +146,11 @@ def refuse_labels(values: np.ndarray) -> None:
             f"has few different values, and {share:.0%} of neighbouring voxels are equal, as in a label map or a mask. "
             f"Give the scan"
         )
+
+
+def coarse(sizes_mm: Sequence[float], spacing_mm: float) -> str:
+    """Return the sides of a voxel, such as "1 x 1 x 5 mm", if one is much longer than a voxel of a grid is, or ""."""
+    return f"{' x '.join(f'{size:.3g}' for size in sizes_mm)} mm" if max(sizes_mm) > COARSE * spacing_mm else ""
 
 
 def refuse_noise(values: np.ndarray) -> None:

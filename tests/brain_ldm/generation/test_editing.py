@@ -242,6 +242,18 @@ def test_images_without_a_head_are_refused():
     assert editor()(far, network, REQUEST | {"strength": 1}).shape == far.shape  # only its grid is taken
 
 
+@pytest.mark.parametrize(("spacing_mm", "coarse"), [(24.0, False), (32.0, True)])
+def test_an_image_with_much_longer_voxels_than_the_models_is_named(spacing_mm, coarse):
+    """The model's are 20 mm."""
+    given = MetaTensor(image(), meta={"filename_or_obj": "coarse.nii", "spatial_shape": (20, 28, 20)})
+    given.meta["original_affine"] = nib.affines.from_matvec(np.diag([spacing_mm] * 3), [-160, -300, -160])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        editor(2)(given, tiny.unet(), REQUEST)
+    said = [str(each.message) for each in caught if "longer voxels" in str(each.message)]
+    assert len(said) == coarse and all("coarse.nii (32 x 32 x 32 mm), have much longer" in one for one in said)
+
+
 def test_a_label_map_is_refused_by_the_name_of_its_file(tmp_path):
     path = tmp_path / "dseg.nii.gz"
     nib.save(nib.Nifti1Image((np.indices((30, 30, 30)).sum(axis=0) // 20).astype(np.uint8), np.eye(4)), path)

@@ -1,6 +1,7 @@
 """Scans and label maps that cannot be used are refused before training, all at once."""
 
 import shutil
+import warnings
 
 import nibabel as nib
 import numpy as np
@@ -25,6 +26,7 @@ from tiny_pairs import (
     write_table,
 )
 
+from spade_fusion_bundle.scripts.data.image_checks import map_problems
 from spade_fusion_bundle.scripts.data.scans_and_maps import read_dataset
 from spade_fusion_bundle.scripts.shared.label_table import LabelTable
 from spade_fusion_bundle.scripts.shared.label_transforms import ToClassesd
@@ -177,3 +179,23 @@ def test_a_scan_without_contrast_inside_its_map_is_refused(cohort):
     path = next((cohort / "sub-05").rglob("*_T1w.nii*"))
     nib.save(nib.Nifti1Image(scan, label_map.affine), path)
     assert f"{path}: is 0 wherever its label map " in refusal(cohort)
+
+
+@pytest.mark.parametrize(("spacing_mm", "coarse"), [(1, False), (0.75, True), (None, False)])
+def test_scans_with_much_longer_voxels_than_the_models_are_named(tmp_path, spacing_mm, coarse):
+    """Scans of 8 mm were learnt at 1 mm without a word."""
+    add(tmp_path, "sub-05/anat/sub-05")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            read(tmp_path, spacing_mm=spacing_mm, cache_file=tmp_path / "checked.json")
+    said = [str(each.message) for each in caught if "much longer voxels" in str(each.message)]
+    assert len(said) == 2 * coarse
+    assert not coarse or f"1 scans, such as {tmp_path / SCAN_5} (1 x 0.9 x 1.2 mm), have much longer" in said[0]
+
+
+def test_label_maps_with_much_longer_voxels_than_the_models_are_named(tmp_path):
+    add(tmp_path, "sub-05/anat/sub-05")
+    path = str(tmp_path / MAP_5)
+    with pytest.warns(UserWarning, match=f"1 label maps, such as {path} .1 x 0.9 x 1.2 mm., .* than the model, 0.5 mm"):
+        assert map_problems([path], TABLE, spacing_mm=0.5) == []
