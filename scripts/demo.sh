@@ -57,7 +57,7 @@ tiny_settings() {
 
 usage() {
     cat <<'TEXT'
-bash scripts/demo.sh [--output DIR] [--fresh] [--full] [--tiny]
+bash scripts/demo.sh [--output DIR] [--fresh] [--full] [--tiny] [--version]
 
   --output DIR  folder for all results (default: demo, or demo_full with --full)
   --fresh       delete the results of an earlier demo in this folder, and start over
@@ -84,6 +84,7 @@ while [ $# -gt 0 ]; do
         --full) full=yes ;;
         --tiny) tiny=yes ;;
         -h | --help) usage; exit 0 ;;
+        --version) sed -n 's/^    "version": "\(.*\)",$/\1/p' "$root/brain_ldm_bundle/configs/metadata.json"; exit 0 ;;
         *) usage >&2; echo "unknown option: $1. Give --output DIR, --fresh, --full or --tiny" >&2; exit 2 ;;
     esac
     shift

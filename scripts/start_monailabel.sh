@@ -5,7 +5,7 @@ set -euo pipefail
 
 usage() {
     cat <<'TEXT'
-bash scripts/start_monailabel.sh [--demo DIR] [--port N] [--host ADDRESS]
+bash scripts/start_monailabel.sh [--demo DIR] [--port N] [--host ADDRESS] [--version]
 
   --demo DIR      output folder of scripts/demo.sh (default: demo); the server's files go to DIR/label
   --port N        port of the server (default: 8000)
@@ -27,6 +27,7 @@ while [ $# -gt 0 ]; do
             shift
             ;;
         -h | --help) usage; exit 0 ;;
+        --version) sed -n 's/^    "version": "\(.*\)",$/\1/p' "$root/brain_ldm_bundle/configs/metadata.json"; exit 0 ;;
         *) usage >&2; echo "unknown option: $1. Give --demo DIR, --port N or --host ADDRESS" >&2; exit 2 ;;
     esac
     shift

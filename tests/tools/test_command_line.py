@@ -45,6 +45,8 @@ def test_version_is_that_of_the_bundle():
     version = json.loads((ROOT / "brain_ldm_bundle" / "configs" / "metadata.json").read_text())["version"]
     for path, (status, text, slow) in ask_all("--version").items():
         assert (status, text.split()[-1], slow) == (0, version, []), path
+    for script in ("demo.sh", "start_monailabel.sh"):
+        assert subprocess.check_output(["bash", ROOT / "scripts" / script, "--version"], text=True).strip() == version
 
 
 def test_wrong_options_end_with_status_2():
