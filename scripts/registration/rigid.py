@@ -83,6 +83,8 @@ def register(scan: sitk.Image) -> tuple[sitk.AffineTransform, sitk.AffineTransfo
     for poses, centre_mm in ((USUAL_POSES, top_centre_lps_mm), (OTHER_POSES, centre_lps_mm)):
         if fits := fits_from(poses, centre_mm(moving)):
             best = min(fits, key=lambda fit: fit[0])[1]
+            # The best of the short fits may still be 30 degrees off. From there, an affine fit could shear the head instead.
+            fit(best, 4, 1.0, 150, rotation_and_translation)
             affine = sitk.AffineTransform(3)
             affine.SetCenter(BRAIN_CENTRE_LPS_MM)
             affine.SetMatrix(best.GetMatrix())
