@@ -23,6 +23,7 @@ from preparation.defacing import deface
 from preparation.intensities import correct_bias
 from preparation.reading import read_mask, read_scan
 from registration.template import to_sitk
+from scipy.spatial.transform import Rotation
 from shared.simulated import is_simulated
 from tools.test_registration import errors, moved_head
 
@@ -462,20 +463,48 @@ def test_suspicious_scans_come_back_and_go_again_without_new_work(cut_off, tmp_p
     assert [path.name for path in out_dir.glob("sub-cut/anat/*")] == ["sub-cut_dseg.nii.gz"]
 
 
-def test_defacing_removes_nose_and_eyes_and_leaves_the_brain():
-    affine = np.array([[-2.0, 0, 0, 90], [0, 2, 0, -126], [0, 0, 2.5, -92], [0, 0, 0, 1]])  # LAS, three side lengths
-    volume = np.ones((90, 120, 70), np.float32)
-    to_template = np.diag([1 / HEAD_SCALE] * 3 + [1.0])  # a small head, about the origin
+# Points of the template's space (RAS, mm), 4 to 6 mm before or below the brain and 12 to 15 mm: the margin is 8 mm, and without
+# the size of the head the places change by more.
+KEPT = [(0, 75, 0), (30, 72, -10), (-30, 72, -10), (30, 60, -24), (-30, 60, -24), (12, 50, -36)]
+REMOVED = [(8, 86, -5), (30, 85, -10), (-30, 85, -10), (30, 58, -35), (-30, 58, -35), (12, 48, -45)]
+
+
+def test_defacing_removes_nose_and_eyes_and_leaves_the_brain_with_its_margin():
+    """A small, flat head that was turned, on a grid in LAS order with three side lengths and voxel sizes."""
+    affine = np.array([[-1.5, 0, 0, 70], [0, 1.2, 0, -120], [0, 0, 1.4, -112], [0, 0, 0, 1]])
+    volume = np.ones((96, 184, 132), np.float32)
+    to_template = np.eye(4)
+    to_template[:3, :3] = np.diag([1 / 0.8, 1 / 0.9, 1 / 0.85]) @ Rotation.from_euler("xz", [-8, 6], degrees=True).as_matrix()
+    to_template[:3, 3] = (2, -3, 4)
     defaced = deface(volume, affine, to_template)
 
     def at(*point_mm):  # in the template
         voxel = nib.affines.apply_affine(np.linalg.inv(to_template @ affine), point_mm)
         return defaced[tuple(np.rint(voxel).astype(int))]
 
-    removed = [(0, 98, -40), (32, 62, -36), (-32, 62, -36), (0, 85, -65)]  # tip of the nose, eyes, mouth
-    kept = [(0, -18, 5), (0, 66, 0), (10, 68, -12), (30, 50, -10), (0, 80, 40), (75, -20, -40), (0, 0, -80)]
-    assert [at(*point) for point in removed] == [0] * len(removed)
-    assert [at(*point) for point in kept] == [1] * len(kept)
+    removed = [*REMOVED, (0, 98, -40), (32, 62, -36), (-32, 62, -36), (0, 85, -65)]  # tip of the nose, eyes, mouth
+    kept = [*KEPT, (0, -18, 5), (0, 66, 0), (10, 68, -12), (30, 50, -10), (0, 80, 40), (70, -20, -40), (0, 0, -80)]
+    assert [point for point in removed if at(*point) != 0] == []
+    assert [point for point in kept if at(*point) != 1] == []
+
+
+def test_the_face_of_a_small_turned_head_is_found_by_its_registration(tmp_path):
+    """The head is the template's brain in air that has noise, so what is blank is exactly 0 and everything else is not."""
+    scan, _ = moved_head((12, -8, 10), (8, -12, 15), 0.85, (2, 2.5, 3), "PIR")
+    nib.save(nib.Nifti1Image(scan.get_fdata(dtype=np.float32) + 40, scan.affine), tmp_path / "head.nii.gz")
+    assert prepare_data.main([str(tmp_path / "head.nii.gz"), str(tmp_path / "out"), "--spacing_mm", "2", "--deface"]) == 0
+    [path] = (tmp_path / "out").glob("sub-*/anat/*_T1w.nii.gz")
+    image = nib.load(path)
+    centre_mm = np.array([0, -18, 5])
+    volume = image.get_fdata()
+
+    def at(point_mm):  # in the template
+        mni_mm = (np.array(point_mm) - centre_mm) * 0.85 + centre_mm
+        return volume[tuple(np.rint(nib.affines.apply_affine(np.linalg.inv(image.affine), mni_mm)).astype(int))]
+
+    assert [point for point in REMOVED if at(point) != 0] == []
+    assert [point for point in KEPT if at(point) == 0] == []
+    assert sidecar_of(tmp_path / "out", path.parts[-3])["Defaced"] is True
 
 
 @pytest.mark.parametrize("codes", ["RAS", "LPI", "PIR", "SAL", "ILA", "ASL"])
