@@ -5,7 +5,9 @@
 A small U-Net labels each volume at 2 mm, and its probabilities sum to volumes in mL; nothing is calibrated. The command
 prints its accuracy on simulated images (volume_net.json) after every run. `--accuracy COHORT_DIR` measures the accuracy
 on any BIDS cohort whose participants.tsv holds the true volumes. If the command is stopped, run it again: it continues with the
-volumes that it has not measured. The command is for research, not for clinical use.
+volumes that it has not measured. The flag brain_off_centre marks a head that is not in MNI space, whose volumes are
+too small or too large: register it first. Each head that was moved by 15 mm got it, but not each one that was moved by 10 mm.
+The command is for research, not for clinical use.
 """
 
 from __future__ import annotations

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from scipy import ndimage
 
 LEAST_CONTRAST = 1.05  # white to grey matter, and grey matter to fluid; chosen, see `registration.assessment`
 MOST_EMPTY = 0.05  # share of the brain without a signal; chosen
 DARK = 0.02  # intensity up to which a voxel is empty, where 1 is bright; chosen
+# Mean place of grey and white matter in MNI space. In 4 real and 40 simulated heads, it was at most 3.7 mm away along an axis.
+# In 7 of them that were moved by 15 mm along an axis, it was 6.5 mm away or more.
+BRAIN_CENTRE_MM, MOST_OFF_CENTRE_MM = (0, -22, 9), 6
 CORE_CENTRE_MM, CORE_RADII_MM = (0, -18, 12), (45, 60, 35)  # ellipsoid in MNI space inside of every adult brain; chosen
 
 
@@ -49,4 +53,7 @@ def flags(image: np.ndarray, labels: np.ndarray, lower_mm: Sequence[float], spac
     )
     if np.mean(image[core < 1] <= DARK) > MOST_EMPTY:
         found.append("brain_partly_empty")
+    centre_mm = (np.array(ndimage.center_of_mass(labels >= 2)) + 0.5) * spacing_mm + lower_mm
+    if (np.abs(centre_mm - BRAIN_CENTRE_MM) > MOST_OFF_CENTRE_MM).any():
+        found.append("brain_off_centre")
     return found

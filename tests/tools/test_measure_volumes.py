@@ -181,7 +181,18 @@ def test_grey_matter_that_is_as_bright_as_white_matter_is_flagged():
     for levels, expected in (((0, 0.1, 0.5, 0.8, 0.2), []), ((0, 0.1, 0.8, 0.5, 0.9), ["contrast_not_t1w"])):
         image = np.array(levels)[labels]
         image[image == 0] = 0.1
-        assert tissue_contrast.flags(image, labels, mni_box.LOWER_CORNER_MM, 2) == expected
+        assert tissue_contrast.flags(image, labels, np.subtract(tissue_contrast.BRAIN_CENTRE_MM, (80, 110, 80)), 2) == expected
+
+
+def test_a_head_that_does_not_lie_in_mni_space_is_flagged(save):
+    """A head 25 mm too low in its header had 14 % less intracranial volume, without a flag."""
+    paths = []
+    for number, move_mm in enumerate([(0, 0, 0), (0, 0, -15), (0, 0, 12), (15, 0, 0), (0, -20, 0)]):
+        image = image_of(head(12), 4.0)
+        moved = nibabel.affines.from_matvec(np.eye(3), move_mm) @ image.affine
+        paths.append(save(f"{number}.nii", nibabel.Nifti1Image(image.dataobj, moved)))
+    rows = list(measure_volumes.measure(paths))
+    assert ["brain_off_centre" in row["flags"] for row in rows] == [False, True, True, True, True]
 
 
 def test_fine_and_coarse_voxels_in_one_table_give_a_warning(save, capsys):
