@@ -299,7 +299,7 @@ def with_users_cells(table: pd.DataFrame, earlier: Path) -> pd.DataFrame:
     table = table.assign(**{name: [rows.get(who, {}).get(name, "") for who in table["participant_id"]] for name in own})
     listed = {*table["participant_id"]}
     others = {who: row for who, row in rows.items() if who not in listed}
-    if without := [who for who in others if not (earlier.parent / who).is_dir()]:
+    if without := [who for who in others if not any((earlier.parent / who).rglob("*.nii*"))]:
         print(f"{earlier}: keeps the rows of {', '.join(without)}, but there is no such scan. Remove them", file=sys.stderr)
     added = [{spelling.get(name.lower(), name): cell for name, cell in row.items()} for row in others.values()]
     added = pd.DataFrame(added, columns=table.columns).assign(participant_id=list(others)).fillna("")

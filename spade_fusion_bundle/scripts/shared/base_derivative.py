@@ -302,7 +302,7 @@ def _with_users_cells(
     lines = [[*head, *own], *([*line, *((none | cells.get(line[0], {}))[name] for name in own)] for line in rest)]
     ours = {*asked, *(line[0] for line in rest)}
     others = {who: row for who, row in cells.items() if who not in ours}
-    if without := [who for who in others if not (table.parent / who).is_dir()]:
+    if without := [who for who in others if not any((table.parent / who).rglob("*.nii*"))]:
         warnings.warn(
             f"{table}: keeps the rows of {', '.join(without)}, but there is no such volume. Remove them", stacklevel=3
         )

@@ -377,7 +377,9 @@ def test_rows_that_a_user_added_are_kept_and_named_without_a_volume(output):
     assert header.startswith("participant_id\tsex\tage")
     cells = "".join(f"{who}\tM\t70" + "\t" * (header.count("\t") - 2) + "\n" for who in ("mine", "sub-scan", "sub-C3"))
     table.write_text(f"{header}\n{line}\n{cells}")
+    (output.output_dir / "sub-mine" / "anat").mkdir(parents=True)  # a folder without images is no volume
     (output.output_dir / "sub-scan").mkdir()
+    (output.output_dir / "sub-scan" / "own.nii.gz").touch()
     unmade = SCHEMA.request({**ROW, "participant_id": "C3"})
     for _ in range(2):
         with pytest.warns(UserWarning, match="participants.tsv: keeps the rows of sub-mine, but there is no such volume"):
