@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from multiprocessing import get_context
@@ -72,6 +71,7 @@ from preparation import contact_sheet, defacing
 from preparation.inputs import find_scans, sources
 from preparation.intensities import correct_bias, intensity_of_one
 from preparation.reading import read_mask, read_scan
+from preparation.users_entries import DESCRIPTIONS, source_entries, with_users_entries
 from registration.assessment import MEASURES, assess
 from registration.rigid import register
 from registration.template import ras_matrix, to_sitk
@@ -79,12 +79,10 @@ from shared import mni_box, refusals
 from shared.files import read_json, refuse_unwritable, sha256, write_json, write_text
 from shared.image_files import NIFTI
 from shared.nifti import coarse, write_nifti
-from shared.participants import read_one_each
 from shared.problems import count
 from shared.simulated import is_simulated
 
 NEW = "there is no image yet"
-DESCRIPTIONS = "participants.json"
 SUSPICIOUS = "suspicious"  # folder of OUT_DIR for the scans that are left out
 README = """T1-weighted scans in MNI space, rigidly registered by prepare_data.py. Each head keeps its own size.
 
@@ -245,10 +243,9 @@ def prepare_all(
         "deface": deface,
     }
     scans, failures, table = find_scans(inputs, pattern)
-    table = with_users_cells(table, out_dir / "participants.tsv")
-    descriptions = {}
-    for path in (out_dir / DESCRIPTIONS, inputs[0] / DESCRIPTIONS):
-        descriptions |= read_json(path) if path.is_file() else {}
+    descriptions = read_json(inputs[0] / DESCRIPTIONS) if (inputs[0] / DESCRIPTIONS).is_file() else {}
+    of_source = source_entries(table, descriptions)
+    table, descriptions = with_users_entries(table, descriptions, out_dir)
     sidecars = [path for folder in (out_dir, out_dir / SUSPICIOUS) for path in folder.glob("sub-*/anat/*_T1w.json")]
     earlier = {path.parts[-3] for path in sidecars} - scans.keys() - failures.keys()
     if earlier:
@@ -287,23 +284,8 @@ def prepare_all(
     for subject in prepared:
         if reason := place(out_dir, subject, keep_suspicious):
             failures[subject] = f"suspicious: {reason}"
-    write_tables(out_dir, table, prepared, failures, descriptions)
+    write_tables(out_dir, table, prepared, failures, descriptions, of_source)
     return failures
-
-
-def with_users_cells(table: pd.DataFrame, earlier: Path) -> pd.DataFrame:
-    """Add the columns and rows of the participants.tsv of an earlier run that the source lacks: a user added them."""
-    header, rows = read_one_each(earlier) if earlier.exists() else ((), {})
-    spelling = {name.lower(): name for name in table}
-    own = [name for name in header if name.lower() not in spelling]
-    table = table.assign(**{name: [rows.get(who, {}).get(name, "") for who in table["participant_id"]] for name in own})
-    listed = {*table["participant_id"]}
-    others = {who: row for who, row in rows.items() if who not in listed}
-    if without := [who for who in others if not any((earlier.parent / who).rglob("*.nii*"))]:
-        print(f"{earlier}: keeps the rows of {', '.join(without)}, but there is no such scan. Remove them", file=sys.stderr)
-    added = [{spelling.get(name.lower(), name): cell for name, cell in row.items()} for row in others.values()]
-    added = pd.DataFrame(added, columns=table.columns).assign(participant_id=list(others)).fillna("")
-    return pd.concat([table, added], ignore_index=True)
 
 
 def worker_pool(workers: int) -> ThreadPoolExecutor | ProcessPoolExecutor:
@@ -316,7 +298,12 @@ def worker_pool(workers: int) -> ThreadPoolExecutor | ProcessPoolExecutor:
 
 
 def write_tables(
-    out_dir: Path, table: pd.DataFrame, prepared: list[str], left_out: dict[str, str], descriptions: dict[str, dict]
+    out_dir: Path,
+    table: pd.DataFrame,
+    prepared: list[str],
+    left_out: dict[str, str],
+    descriptions: dict[str, dict],
+    of_source: dict,
 ) -> None:
     """Write the contact sheet and the tables of the data set: participants, registrations, and reasons of those left out."""
     sidecars = {subject: read_json(outputs(out_dir, subject)[1]) for subject in prepared}
@@ -336,12 +323,15 @@ def write_tables(
         contact_sheet.draw(out_dir / "registration.png", {outputs(out_dir, name)[0]: sidecars[name] for name in prepared})
     if descriptions:
         write_json(out_dir / DESCRIPTIONS, descriptions)
+    else:
+        (out_dir / DESCRIPTIONS).unlink(missing_ok=True)
     description = {
         "Name": "T1-weighted scans in MNI space, rigidly registered",
         "BIDSVersion": "1.9.0",
         "DatasetType": "derivative",
         "GeneratedBy": [{"Name": "prepare_data.py"}],
         "Simulated": bool(prepared) and all(is_simulated(outputs(out_dir, subject)[0]) for subject in prepared),
+        **of_source,
     }
     write_json(out_dir / "dataset_description.json", description)
     write_text(out_dir / ".bidsignore", f"registration.*\nfailures.tsv\n{SUSPICIOUS}\n")

@@ -451,6 +451,12 @@ def test_suspicious_scans_come_back_and_go_again_without_new_work(cut_off, tmp_p
     assert prepare_data.main([*arguments, "--keep_suspicious"]) == 0  # and so are a user's row and description
     assert (out_dir / "participants.tsv").read_text().splitlines()[1:] == ["sub-cut\t50\ttest", "sub-mine\t60\tn/a"]
     assert json.loads((out_dir / "participants.json").read_text()).keys() == {"age", "split"}
+    (source / "participants.tsv").write_text("participant_id\tyears\nsub-cut\t50\n")
+    (source / "participants.json").unlink()
+    assert prepare_data.main([*arguments, "--keep_suspicious"]) == 0  # what the source withdraws is not the user's
+    rows = ["participant_id\tyears\tsplit", "sub-cut\t50\ttest", "sub-mine\tn/a\tn/a"]
+    assert (out_dir / "participants.tsv").read_text().splitlines() == rows
+    assert json.loads((out_dir / "participants.json").read_text()).keys() == {"split"}
     sidecar = out_dir / "sub-cut" / "anat" / "sub-cut_T1w.json"
     sidecar.write_text(json.dumps(json.loads(sidecar.read_text()) | {"SourceSpacingMm": [1, 1, 6.5]}))  # slices of a clinic
     assert prepare_data.main([*arguments, "--keep_suspicious"]) == 0

@@ -16,7 +16,11 @@ OTHER_UNITS = {  # expected unit: units that a value must be converted from
     "mL": re.compile(r"\s*(mm|cubic mm|cubic millim)|(?!.*(ml|milli-?l|cm|cc|cent))", re.IGNORECASE),
 }
 OTHER_TABLES = (".csv", ".txt", ".xls", ".xlsx")  # endings of tables that would be ignored
-SUMMARIES = ("average", "mean", "median", "total", "sum", "std", "sd")  # names of rows that are no participants
+# Names of rows that are no participants: English words of spreadsheets and pandas, and German, French, Spanish and Italian ones.
+SUMMARIES = (
+    *("average", "mean", "median", "total", "sum", "std", "sd", "count", "min", "max", "minimum", "maximum"),
+    *("mittelwert", "summe", "anzahl", "moyenne", "somme", "promedio", "media", "suma", "somma"),
+)
 LONGEST_LABEL = 100  # chosen: a file's name has at most 255 bytes on most disks, and holds a subject and a session
 
 

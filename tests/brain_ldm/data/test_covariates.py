@@ -148,9 +148,10 @@ def test_a_bad_cell_is_refused_with_its_row_and_value(schema, table, column, val
         measured(schema, path)
 
 
-def test_a_row_of_means_is_no_request(schema, table):
-    with pytest.raises(ValueError, match="row 3: Mean sums up other rows. Remove the row"):
-        schema.read_table(table(ROW, ["Mean", *ROW[1:]]))
+@pytest.mark.parametrize("name", ["Mean", "Max", "Mittelwert"])
+def test_a_row_of_means_is_no_request(schema, table, name):
+    with pytest.raises(ValueError, match=f"row 3: {name} sums up other rows. Remove the row"):
+        schema.read_table(table(ROW, [name, *ROW[1:]]))
 
 
 def test_all_bad_cells_are_listed_at_once(schema, table):
