@@ -16,7 +16,7 @@ OTHER_UNITS = {  # expected unit: units that a value must be converted from
     "mL": re.compile(r"\s*(mm|cubic mm|cubic millim)|(?!.*(ml|milli-?l|cm|cc|cent))", re.IGNORECASE),
 }
 OTHER_TABLES = (".csv", ".txt", ".xls", ".xlsx")  # endings of tables that would be ignored
-# Names of rows that are no participants: English words of spreadsheets and pandas, and German, French, Spanish and Italian ones.
+# Names of rows that are no participants: words of spreadsheets and pandas, in English, German, French, Spanish and Italian.
 SUMMARIES = (
     *("average", "mean", "median", "total", "sum", "std", "sd", "count", "min", "max", "minimum", "maximum"),
     *("mittelwert", "summe", "anzahl", "moyenne", "somme", "promedio", "media", "suma", "somma"),
