@@ -22,7 +22,7 @@ README = ROOT / "README.md"
 LDM_DOCS = ROOT / "brain_ldm_bundle" / "docs"
 # Pages whose commands are run in the project's folder. The slow test runs the first four, in this order.
 STEPS = [LDM_DOCS / "training.md", LDM_DOCS / "generation.md", LDM_DOCS / "evaluation_commands.md", README]
-PAGES = ("evaluation", "labels", "editing", "scoreboard", "real_scans")
+PAGES = ("evaluation", "labels", "editing", "scoreboard", "real_scans", "your_data")
 FROM_THE_ROOT = [*STEPS, *(LDM_DOCS / f"{name}.md" for name in PAGES)]
 BUNDLE_READMES = sorted(ROOT.glob("*_bundle/docs/README.md"))
 
