@@ -12,6 +12,7 @@ with scripts/measure_volumes.py. The page contains all its pictures and volumes,
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -58,7 +59,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 if __name__ == "__main__":
     parse()  # answers --help and wrong options before the imports below, which take seconds
 
-from cohorts.cohort import describe, read_cohort, refuse_requests, refuse_same_folder
+import nibabel as nib
+import numpy as np
+from cohorts.cohort import Cohort, describe, read_cohort, refuse_requests, refuse_same_folder
 from cohorts.scans_or_synthetic import refuse_scans, refuse_synthetic
 from report_page.embedded_volumes import fitting_spacing
 from report_page.label_names import read_label_names
@@ -115,11 +118,22 @@ def read_content(options: argparse.Namespace) -> Content:
     content.picture = overview(cohorts, content.names)
     if options.real:
         content.provenance.append(["Cohort", describe(cohorts["cohort"])])
+        content.provenance.append(["Voxels", compare_voxels(cohorts["generated"], cohorts["cohort"])])
     for folder in options.training:
         content.provenance += training_rows(folder)
     for kind in ("generated", "synthetic"):
         content.provenance += provenance_rows(cohorts[kind], content.drawn[kind]) if kind in cohorts else []
     return content
+
+
+def compare_voxels(generated: Cohort, scans: Cohort) -> str:
+    """Say how large the voxels of the first head of both are, and warn if they differ."""
+    ours, theirs = (nib.affines.voxel_sizes(nib.load(next(iter(each.images.values()))).affine) for each in (generated, scans))
+    of_ours, of_theirs = (" x ".join(f"{side:.3g}" for side in sizes) + " mm" for sizes in (ours, theirs))
+    if np.allclose(np.sort(ours), np.sort(theirs), rtol=0.01):
+        return of_ours
+    print(f"{generated.folder} has voxels of {of_ours}, {scans.folder} of {of_theirs}: compare no sharpness", file=sys.stderr)
+    return f"{of_ours} generated, {of_theirs} scans. Their sharpness cannot be compared"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -51,7 +51,7 @@ def flags(image: np.ndarray, labels: np.ndarray, lower_mm: Sequence[float], spac
         (((index + 0.5) * spacing_mm + low - centre) / radius) ** 2
         for index, low, centre, radius in zip(axes_mm, lower_mm, CORE_CENTRE_MM, CORE_RADII_MM)
     )
-    if np.mean(image[core < 1] <= DARK) > MOST_EMPTY:
+    if np.mean(image[(core < 1) & (labels != 4)] <= DARK) > MOST_EMPTY:  # some scanners set fluid to 0
         found.append("brain_partly_empty")
     centre_mm = (np.array(ndimage.center_of_mass(labels >= 2)) + 0.5) * spacing_mm + lower_mm
     if (np.abs(centre_mm - BRAIN_CENTRE_MM) > MOST_OFF_CENTRE_MM).any():

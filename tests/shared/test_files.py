@@ -147,6 +147,11 @@ def test_a_pipe_or_device_is_written_and_not_replaced(tmp_path):
     with pytest.raises(OSError, match="No space left on device while writing /dev/full"):
         write_text("/dev/full", "x")
     assert not Path("/dev/full").is_file()
+    read_end, write_end = os.pipe()
+    os.close(read_end)  # as `| head` does
+    with pytest.raises(OSError, match="Broken pipe while writing .*. The program that read it ended early"):
+        write_text(f"/dev/fd/{write_end}", "x")
+    os.close(write_end)
 
 
 def test_an_error_about_another_file_is_not_blamed_on_the_output(tmp_path):

@@ -94,6 +94,13 @@ def test_the_sentence_is_the_last_line_although_stdout_is_closed():
     assert done.returncode == 1 and done.stderr.splitlines()[-1] == "error: a.nii: bad"
 
 
+def test_a_tool_prints_a_path_that_the_terminal_lacks_letters_for():
+    code = "from shared import refusals\nrefusals.run(lambda: print('Größe'))"
+    environment = dict(os.environ, PYTHONIOENCODING="ascii")
+    said = subprocess.check_output([sys.executable, "-c", code], cwd=ROOT / "scripts", env=environment, text=True)
+    assert said == "Gr\\xf6\\xdfe\n"
+
+
 def test_a_package_that_is_missing_is_named():
     assert sentence_of(__import__, "no_such_package") == "No module named 'no_such_package'. Install it with pip"
 

@@ -166,6 +166,14 @@ def test_what_is_no_head_is_not_measured(save, change, message):
     assert re.search(f"head.nii.gz: {message}", row["error"]) and np.isnan(row["brain_ml"])
 
 
+def test_fluid_that_the_scanner_sets_to_0_is_no_empty_brain():
+    labels = np.full((40, 56, 40), 3)
+    labels[17:23, 20:40, 18:28] = 4  # 77 mL in the middle of the brain, at 4 mm
+    image = np.where(labels == 4, 0.0, 0.8)
+    assert "brain_partly_empty" not in tissue_contrast.flags(image, labels, (-80, -132, -72), 4.0)
+    assert "brain_partly_empty" in tissue_contrast.flags(image, np.full_like(labels, 3), (-80, -132, -72), 4.0)
+
+
 def test_half_a_head_is_flagged(save):
     """Half a head was measured without a word."""
     half = head(12)

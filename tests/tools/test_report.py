@@ -234,6 +234,16 @@ def test_the_page_says_on_top_that_its_real_scans_are_simulated(generated, tmp_p
     assert "no number on this page says what the model does with scans of people" in top
 
 
+def test_voxels_of_another_size_are_named_on_the_page_and_on_the_screen(generated, tmp_path, capsys):
+    cohort, _ = make_cohort(tmp_path / "cohort", [f"sub-{i}" for i in range(4)], REQUESTED_ML[:4], MEASURED_ML[:4])
+    assert "cannot be compared" not in page_of(generated, "--real", cohort, "--viewer", "0")
+    for path in cohort.glob("sub-*/anat/*.nii.gz"):
+        image = nib.load(path)
+        nib.save(nib.Nifti1Image(image.get_fdata(dtype=np.float32), image.affine @ np.diag([2, 2, 2, 1])), path)
+    assert "Their sharpness cannot be compared" in page_of(generated, "--real", cohort, "--viewer", "0")
+    assert f"{generated[0]} has voxels of " in capsys.readouterr().err
+
+
 def test_a_request_that_leaves_a_covariate_open_is_no_pair(tmp_path):
     open_request = [40.0, np.nan, 30.0, 20.0, 60.0, 50.0]
     page = page_of(make_cohort(tmp_path / "generated", [f"sub-{i}" for i in range(6)], open_request, MEASURED_ML))

@@ -81,8 +81,8 @@ def _warn_of_coarse(
     if blurred := sorted(path for path, side in sides.items() if side):
         warnings.warn(
             f"{len(blurred)} {images}, such as {blurred[0]} ({sides[blurred[0]]}), have much longer voxels than the model, "
-            f"{spacing_mm:g} mm (spacing_mm). They show less than its images should. Train with a larger --spacing_mm, or "
-            f"leave them out",
+            f"{spacing_mm:g} mm (spacing_mm). They show less than its images should. Leave them out, or choose a model "
+            f"that was trained with a larger spacing_mm",
             stacklevel=4,
         )
 

@@ -77,7 +77,10 @@ def refuse_unwritable(path: str | Path, inputs: Iterable[Path] = ()) -> None:
 
 
 def _cannot_write(path: Path, error: OSError) -> OSError:
-    return type(error)(f"{error.strerror} while writing {path}. Make room or choose another folder, then run again")
+    remedy = "Make room or choose another folder, then run again"
+    if isinstance(error, BrokenPipeError):
+        remedy = "The program that read it ended early"
+    return type(error)(f"{error.strerror} while writing {path}. {remedy}")
 
 
 def is_device(path: Path) -> bool:

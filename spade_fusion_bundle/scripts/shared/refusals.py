@@ -32,6 +32,8 @@ def install() -> None:
 def run(main: Callable[[], int | None]) -> NoReturn:
     """Run a tool, whose errors end it with one sentence and the exit status 1."""
     sys.excepthook = show
+    with suppress(AttributeError):  # stdout is closed
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr has it, because a terminal may lack a path's letters
     sys.exit(main())
 
 
