@@ -59,10 +59,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 if __name__ == "__main__":
     parse()  # answers --help and wrong options before the imports below, which take seconds
 
-import nibabel as nib
 import numpy as np
 from cohorts.cohort import Cohort, describe, read_cohort, refuse_requests, refuse_same_folder
 from cohorts.scans_or_synthetic import refuse_scans, refuse_synthetic
+from nibabel.affines import voxel_sizes
 from report_page.embedded_volumes import fitting_spacing
 from report_page.label_names import read_label_names
 from report_page.overview import columns, from_map, overview
@@ -72,7 +72,7 @@ from report_page.read_sections import find_sections, name_others
 from report_page.training_log import draw_curves, training_rows
 from shared import refusals
 from shared.files import atomic, refuse_unwritable
-from shared.nifti import refuse_damaged
+from shared.nifti import open_image, refuse_damaged
 
 LARGE_MB = 20  # some browsers take seconds to open such a page
 
@@ -128,7 +128,7 @@ def read_content(options: argparse.Namespace) -> Content:
 
 def compare_voxels(generated: Cohort, scans: Cohort) -> str:
     """Say how large the voxels of the first head of both are, and warn if they differ."""
-    ours, theirs = (nib.affines.voxel_sizes(nib.load(next(iter(each.images.values()))).affine) for each in (generated, scans))
+    ours, theirs = (voxel_sizes(open_image(next(iter(each.images.values()))).affine) for each in (generated, scans))
     of_ours, of_theirs = (" x ".join(f"{side:.3g}" for side in sizes) + " mm" for sizes in (ours, theirs))
     if np.allclose(np.sort(ours), np.sort(theirs), rtol=0.01):
         return of_ours
