@@ -67,7 +67,7 @@ if __name__ == "__main__":
 from cohorts.cohort import Cohort, read_cohort, refuse_other_tools, refuse_requests, refuse_same_folder
 from cohorts.origin import note_on_edits
 from cohorts.row_matching import read_by_participant, split_by_tool
-from cohorts.scans_or_synthetic import refuse_scans, refuse_synthetic
+from cohorts.scans_or_synthetic import refuse_scans, refuse_synthetic, warn_of_missing_sidecars
 from conditioning_parts.report_section import ReportSection
 from conditioning_parts.requested_against_measured import GENERATED, SCANS, THROUGH, requested_against_measured
 from conditioning_parts.size_distributions import ImpossibleSize, size_distributions
@@ -95,6 +95,8 @@ def read_cohorts(options: argparse.Namespace) -> dict[str, Cohort]:
                     refuse_scans(image, "GENERATED_DIR")
                 elif kind == SCANS:
                     refuse_synthetic(image, "--real")
+            if kind == GENERATED:
+                warn_of_missing_sidecars(cohort.images.values())
             cohorts[kind] = cohort.unseen() if kind == SCANS else cohort
     for cohort in cohorts.values():
         refuse_other_tools(next(iter(cohorts.values())), cohort)

@@ -61,7 +61,7 @@ if __name__ == "__main__":
 
 import numpy as np
 from cohorts.cohort import Cohort, describe, read_cohort, refuse_requests, refuse_same_folder
-from cohorts.scans_or_synthetic import refuse_scans, refuse_synthetic
+from cohorts.scans_or_synthetic import refuse_scans, refuse_synthetic, warn_of_missing_sidecars
 from nibabel.affines import voxel_sizes
 from report_page.embedded_volumes import fitting_spacing
 from report_page.label_names import read_label_names
@@ -93,6 +93,8 @@ def read_content(options: argparse.Namespace) -> Content:
     for kind, where in (("generated", "GENERATED_DIR"), ("synthetic", "--synthetic"), ("cohort", "--real")):
         for image in cohorts[kind].images.values() if kind in cohorts else ():
             (refuse_synthetic if kind == "cohort" else refuse_scans)(image, where)
+    for kind in cohorts.keys() & {"generated", "synthetic"}:
+        warn_of_missing_sidecars(cohorts[kind].images.values())
     for volume, image in cohorts["synthetic"].images.items() if options.synthetic else ():
         if not cohorts["synthetic"].from_map(volume):
             raise ValueError(f"{image}: was not made from a label map, but --synthetic takes only such. Give their folder")

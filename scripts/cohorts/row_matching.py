@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import filecmp
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
-from ldm.data.volumes import check_volumes
+from ldm.data.volumes import POSSIBLE_ML, check_volumes
 from shared.participants import SUMMARIES, entity, session_of
 from shared.problems import refuse
 from shared.tables import is_missing, read_number, read_numbered
@@ -108,6 +109,14 @@ def refuse_other_unit(table: pd.DataFrame, where: str) -> None:
         if (bad := table[name] > LARGEST_ML).any():
             who = bad.idxmax()
             raise ValueError(f"{where}: {name} of {who} is {table.loc[who, name]:g}, which looks like mm3. Give it in mL")
+        low, high = POSSIBLE_ML.get(name, (0, 0))
+        if (small := (table[name] < low) & table[name].mul(1000).between(low, high)).any():
+            who = small.idxmax()
+            warnings.warn(
+                f"{where}: {name} of {who} is {table.loc[who, name]:g} mL, too little for a head. If it is in litres, give it "
+                f"in mL",
+                stacklevel=2,
+            )
 
 
 def split_by_tool(table: pd.DataFrame, default: str) -> dict[str, pd.DataFrame]:

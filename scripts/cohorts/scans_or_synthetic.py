@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import warnings
+from collections.abc import Iterable
 from pathlib import Path
 
 from shared.files import read_json
+from shared.problems import count
 from shared.simulated import BUNDLES, sidecar_of
 
 TOOLS = ("prepare_data.py", "make_demo_data.py")  # which write scans
@@ -22,6 +25,18 @@ def refuse_synthetic(image: Path, where: str) -> None:
     """Refuse a volume that one of the bundles made where scans are expected. `where` names the argument."""
     if (found := _kind(image))[0] == "synthetic":
         raise ValueError(f"{image}: is synthetic, as {found[1]} says, but {where} takes scans. Give their folder")
+
+
+def warn_of_missing_sidecars(images: Iterable[Path]) -> None:
+    """Warn of images without a sidecar in a data set of our bundles, which write one for each volume."""
+    images = list(images)
+    without = [image for image in images if not sidecar_of(image).exists()]
+    if without and len(without) < len(images) and _kind(without[0])[0] == "synthetic":
+        warnings.warn(
+            f"A JSON sidecar is missing beside {count(without, 'image')}, such as {without[0]}, but other volumes of the data set "
+            f"have one. These images count as synthetic. Remove them if they are yours",
+            stacklevel=2,
+        )
 
 
 def _kind(image: Path) -> tuple[str, Path]:

@@ -255,6 +255,13 @@ def test_without_any_input_the_command_says_what_to_give(tmp_path):
         conditioning.main(["--output", str(tmp_path / "out")])
 
 
+def test_one_measurement_in_litres_is_named(generated, tmp_path):
+    measured = generated.drop(columns="age")
+    measured.loc[3, "ventricles_ml"] /= 1000
+    with pytest.warns(UserWarning, match="v.tsv: ventricles_ml of sub-03 is 0.0.* If it is in litres, give it in mL"):
+        run(tmp_path, save(measured, tmp_path / "v.tsv"))
+
+
 def test_one_measurement_in_mm3_is_refused(generated, tmp_path):
     """It was drawn in the figure, and decided the slope."""
     measured = generated.drop(columns="age")

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from cohorts.scans_or_synthetic import refuse_scans, refuse_synthetic
+from cohorts.scans_or_synthetic import refuse_scans, refuse_synthetic, warn_of_missing_sidecars
 
 BUNDLE = {"DatasetType": "derivative", "GeneratedBy": [{"Name": "spade_fusion_bundle"}]}
 CASES = [  # description of the data set, sidecar, what the volume is
@@ -39,3 +39,15 @@ def test_a_volume_is_refused_where_its_files_say_that_it_is_another_kind(tmp_pat
 def test_the_description_of_a_study_says_nothing_about_its_derivatives(tmp_path):
     (tmp_path / "dataset_description.json").write_text(json.dumps({"DatasetType": "raw"}))
     refuse_scans(tmp_path / "derivatives" / "gan" / "a.nii.gz", "--synthetic")
+
+
+def test_a_volume_without_a_sidecar_among_others_with_one_is_named(tmp_path, recwarn):
+    """A user's own scan in the folder of generated heads counted as generated."""
+    (tmp_path / "dataset_description.json").write_text(json.dumps(BUNDLE))
+    images = [tmp_path / f"sub-{name}" / "anat" / f"sub-{name}_T1w.nii.gz" for name in "ab"]
+    images[0].parent.mkdir(parents=True)
+    warn_of_missing_sidecars(images)  # all lack one: they were shared without
+    assert not recwarn
+    images[0].with_name("sub-a_T1w.json").write_text(json.dumps({"Synthetic": True}))
+    with pytest.warns(UserWarning, match=f"A JSON sidecar is missing beside 1 image, such as {images[1]}, but"):
+        warn_of_missing_sidecars(images)
