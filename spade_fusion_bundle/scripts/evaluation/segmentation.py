@@ -80,8 +80,8 @@ def synthetic_pairs(synthetic_dir: str | Path | None, test: Sequence[Mapping]) -
         folder = image.relative_to(root).parts[0]
         items.append({"image": str(image), "label": str(label), "participant_id": folder, "source": source})
         weights.setdefault(str(sidecar.get("WeightsSHA256"))[:12], image)
-    refuse(leaked, f"{len(leaked)} of {len(found)} synthetic volumes in {root} come from maps of the test scans, which "
-                    f"would be trained on. Make others (--split train):")  # fmt: skip
+    count = f"{len(leaked)} of {len(found)} synthetic volumes in {root}"
+    refuse(leaked, f"{count} come from maps of the test scans, which would be trained on. Make others (--split train):")
     if len(weights) > 1:
         kinds = ", ".join(f"{image} with the weights {name}" for name, image in weights.items())
         raise ValueError(f"synthetic_dir {root}: several models made its volumes: {kinds}. Put each kind into its own folder")

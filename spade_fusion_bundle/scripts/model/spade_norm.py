@@ -8,6 +8,14 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 
+class SpectralNorm(parametrizations._SpectralNorm):
+    """Spectral norm in float32, whatever autocast says: in bfloat16, PyTorch's fails on GPUs and is inexact."""
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(weight.device.type, enabled=False):
+            return super().forward(weight)
+
+
 def conv2d(
     in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, padding: int = 0, bias: bool = True,
     spectral: bool = False,
@@ -21,14 +29,6 @@ def conv2d(
         parametrizations.spectral_norm(conv, eps=1e-12)
         conv.parametrizations.weight[0].__class__ = SpectralNorm
     return conv
-
-
-class SpectralNorm(parametrizations._SpectralNorm):
-    """Spectral norm in float32, whatever autocast says: in bfloat16, PyTorch's fails on GPUs and is inexact."""
-
-    def forward(self, weight: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(weight.device.type, enabled=False):
-            return super().forward(weight)
 
 
 class SpadeNorm(nn.Module):
