@@ -245,3 +245,10 @@ def test_the_spade_stage_names_settings_of_the_fusion(spade_bundle, tmp_path, ca
     said = [record.message for record in caplog.records if "no effect" in record.message]
     assert len(said) == 1
     assert said[0].startswith("patch_size is 16, but has no effect here: only the run ids training_fusion, training read it")
+
+
+def test_only_run_ids_are_named_as_readers_of_a_setting(spade_bundle, tmp_path, caplog):
+    """A message told the user to give the run id handlers, which is a part of synthesising."""
+    run("configs/inference.json", "exporting", models_dir=str(tmp_path), seed=5)
+    said = [record.message for record in caplog.records if "no effect" in record.message]
+    assert said == ["seed is 5, but has no effect here: only the run id synthesising reads it. Leave it out"]

@@ -22,6 +22,7 @@ from .refusals import reason
 
 logger = logging.getLogger(__name__)
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+PARTS = ("checks", "handlers")  # lists of expressions that are no run ids
 REFERENCE = re.compile(r"@(\w+(?:(?:#|::)\w+)*)|settings\.content\('(\w+)'\)")
 # A rule can end with a relation to other settings.
 RELATIONS = {
@@ -39,11 +40,11 @@ NUMBERS = re.compile(r"(list of (?:(\d+) )?)?(whole )?numbers?(?: (from|above) (
 def check(config: str, covariates: str = "") -> None:
     """Check names and values of all settings of the config that evaluates this call, whatever their origin.
 
+    Warn of settings that were given for this run, but that its run id does not read.
+
     Args:
         config: name of the bundle's config without ".json", whose first block are the settings.
         covariates: name of the config's covariate schema, if covariates are valid on the command line, too.
-
-    Warn of settings that were given for this run, but that its run id does not read.
 
     Raises:
         ValueError: a name is unknown, or a value is not allowed. The message gives both, and the allowed values.
@@ -105,14 +106,14 @@ def check(config: str, covariates: str = "") -> None:
 
 
 def _warn_of_other_run_ids(given: Iterable[str]) -> None:
-    """Warn of each given setting that only other run ids read than the one that MONAI evaluates in this call."""
+    """Warn of each given setting that other run ids read, but not the one that MONAI evaluates in this call."""
     parser = config_in_use()
     frames = (frame.f_locals for frame, _ in traceback.walk_stack(None))
     *_, running = (str(own["id"]) for own in frames if own.get("self") is parser and "id" in own)  # the outermost one
     read = _read_by(running.split("::")[0])
     for name in given:
         others = [other for other, value in parser.config.items() if is_run_id(value) and name in _read_by(other)]
-        if name not in read and (readers := [other for other in others if other != "checks"]):
+        if name not in read and (readers := [other for other in others if other not in PARTS]):
             whose = f"run id {readers[0]} reads" if len(readers) == 1 else f"run ids {', '.join(readers)} read"
             logger.warning(f"{name} is {parser.config[name]}, but has no effect here: only the {whose} it. Leave it out")
 
