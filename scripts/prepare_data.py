@@ -344,7 +344,7 @@ def write_tables(
         print(f"Suspicious scans lie in {out_dir / SUSPICIOUS}. To use them all, run the command again with --keep_suspicious.")
     sides = {name: coarse(each["SourceSpacingMm"], each["Settings"]["spacing_mm"]) for name, each in sidecars.items()}
     if blurred := ", ".join(f"{name} ({side})" for name, side in sides.items() if side):
-        print(f"Much longer voxels than the result has: {blurred}. Leave these out, or prepare all at a larger --spacing_mm.")
+        print(f"These scans have much longer voxels than the result: {blurred}. Leave them out, or give a larger --spacing_mm.")
     if prepared:
         print(f"Look at {out_dir / 'registration.png'} before you train.")
 

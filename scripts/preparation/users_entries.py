@@ -8,8 +8,10 @@ from pathlib import Path
 import pandas as pd
 from shared.files import read_json
 from shared.participants import read_one_each
+from shared.problems import count
 
-TABLE, DESCRIPTIONS, DATASET = "participants.tsv", "participants.json", "dataset_description.json"
+TABLE, REGISTRATIONS = "participants.tsv", "registration.tsv"
+DESCRIPTIONS, DATASET = "participants.json", "dataset_description.json"
 SAID = "SourceParticipants"  # entry of DATASET: the columns and descriptions that the source had when it was last read
 
 
@@ -31,15 +33,17 @@ def _read(path: Path) -> dict:
     return read_json(path) if path.is_file() else {}
 
 
-def _with_users_cells(table: pd.DataFrame, earlier: Path, of_source: set[str]) -> pd.DataFrame:
+def _with_users_cells(table: pd.DataFrame, earlier: Path, withdrawn: set[str]) -> pd.DataFrame:
     header, rows = read_one_each(earlier) if earlier.exists() else ((), {})
     spelling = {name.lower(): name for name in table}
-    own = [name for name in header if name.lower() not in spelling.keys() | of_source]
+    own = [name for name in header if name.lower() not in spelling.keys() | withdrawn]
     table = table.assign(**{name: [rows.get(who, {}).get(name, "") for who in table["participant_id"]] for name in own})
-    listed = {*table["participant_id"]}
-    others = {who: row for who, row in rows.items() if who not in listed}
+    prepared = read_one_each(earlier.with_name(REGISTRATIONS))[1] if rows else {}  # by the run before, so of the source
+    of_source = {*table["participant_id"], *prepared}
+    others = {who: row for who, row in rows.items() if who not in of_source}
     if without := [who for who in others if not any((earlier.parent / who).rglob("*.nii*"))]:
-        print(f"{earlier}: keeps the rows of {', '.join(without)}, but there is no such scan. Remove them", file=sys.stderr)
+        rows_without = count(without, "row")
+        print(f"{earlier}: keeps {rows_without} without a scan, such as {without[0]}. Remove such rows", file=sys.stderr)
     added = [{spelling.get(name.lower(), name): cell for name, cell in row.items()} for row in others.values()]
     added = pd.DataFrame(added, columns=table.columns, dtype=object).assign(participant_id=list(others)).fillna("")
     return pd.concat([table, added], ignore_index=True)

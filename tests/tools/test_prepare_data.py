@@ -22,6 +22,7 @@ from PIL import Image
 from preparation.defacing import deface
 from preparation.intensities import correct_bias
 from preparation.reading import read_mask, read_scan
+from registration.assessment import MEASURES
 from registration.template import to_sitk
 from scipy.spatial.transform import Rotation
 from shared.simulated import is_simulated
@@ -445,7 +446,9 @@ def test_suspicious_scans_come_back_and_go_again_without_new_work(cut_off, tmp_p
     (out_dir / "participants.tsv").write_text("participant_id\tsplit\tage\ncut\ttest\t51\n")
     assert prepare_data.main([*arguments, "--keep_suspicious"]) == 0  # a user's column is kept, the source has the age
     assert (out_dir / "participants.tsv").read_text() == "participant_id\tage\tsplit\nsub-cut\t50\ttest\n"
-    (out_dir / "participants.tsv").write_text("participant_id\tage\tsplit\nsub-cut\t50\ttest\nmine\t60\t\n")
+    (out_dir / "participants.tsv").write_text("participant_id\tage\tsplit\nsub-cut\t50\ttest\nmine\t60\t\nsub-gone\t40\t\n")
+    with (out_dir / "registration.tsv").open("a") as file:
+        file.write("sub-gone" + "\t0" * len(MEASURES) + "\n")  # its scan was prepared, and then removed from both folders
     (out_dir / "participants.json").write_text('{"split": {"Description": "mine"}}')
     (source / "participants.json").write_text('{"age": {"Units": "years"}}')
     assert prepare_data.main([*arguments, "--keep_suspicious"]) == 0  # and so are a user's row and description
@@ -461,8 +464,8 @@ def test_suspicious_scans_come_back_and_go_again_without_new_work(cut_off, tmp_p
     sidecar.write_text(json.dumps(json.loads(sidecar.read_text()) | {"SourceSpacingMm": [1, 1, 6.5]}))  # slices of a clinic
     assert prepare_data.main([*arguments, "--keep_suspicious"]) == 0
     said = capsys.readouterr()
-    assert "longer voxels than the result has: sub-cut (1 x 1 x 6.5 mm). Leave these out, or" in said.out
-    assert "keeps the rows of sub-mine, but there is no such scan" in said.err
+    assert "longer voxels than the result: sub-cut (1 x 1 x 6.5 mm). Leave them out, or" in said.out
+    assert "keeps 1 row without a scan, such as sub-mine" in said.err
     (out_dir / "participants.tsv").write_text("participant_id\tage\nsub-cut\t50\n")
     assert prepare_data.main(arguments) == 1
     assert not (out_dir / "participants.tsv").exists()

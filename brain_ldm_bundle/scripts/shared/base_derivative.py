@@ -22,6 +22,7 @@ from .files import read_json, version, write_json, write_text
 from .image_files import find_files, refuse_twice
 from .nifti import read_whole, write_nifti
 from .participants import read_one_each
+from .problems import count
 from .simulated import made_by
 from .tables import write_table
 
@@ -304,7 +305,7 @@ def _with_users_cells(
     others = {who: row for who, row in cells.items() if who not in ours}
     if without := [who for who in others if not any((table.parent / who).rglob("*.nii*"))]:
         warnings.warn(
-            f"{table}: keeps the rows of {', '.join(without)}, but there is no such volume. Remove them", stacklevel=3
+            f"{table}: keeps {count(without, 'row')} without a volume, such as {without[0]}. Remove such rows", stacklevel=3
         )
     for who, row in others.items():
         known_cells = {name.lower(): cell for name, cell in row.items()} | {lines[0][0]: who}

@@ -382,7 +382,7 @@ def test_rows_that_a_user_added_are_kept_and_named_without_a_volume(output):
     (output.output_dir / "sub-scan" / "own.nii.gz").touch()
     unmade = SCHEMA.request({**ROW, "participant_id": "C3"})
     for _ in range(2):
-        with pytest.warns(UserWarning, match="participants.tsv: keeps the rows of sub-mine, but there is no such volume"):
+        with pytest.warns(UserWarning, match="participants.tsv: keeps 1 row without a volume, such as sub-mine"):
             assert output.finish([REQUEST, unmade]) == ["sub-C3"]
         rows = ["sub-mine\tM\t70\tn/a\tn/a", "sub-scan\tM\t70\tn/a\tn/a"]
         assert table.read_text().splitlines() == [header, line, *rows]
