@@ -47,7 +47,7 @@ OFF_CENTRE = "show a head whose centre is far from that of heads in MNI space. A
 # 8 mm away along each axis.
 CENTRE_MM, MOST_OFF_CENTRE_MM = (0, -18, 6), 20
 COARSE_MM = 8  # voxels that show where a head is
-COARSE_IMAGE = "have much longer voxels than the model's (spacing_mm), so they show less. Use weights of a larger spacing_mm"
+COARSE_IMAGE = "have much longer voxels than the model's (spacing_mm), so they lack detail. Use weights of a larger spacing_mm"
 NOISE = "are noise: neighbouring voxels have nothing in common, unlike in a head. Leave them out"
 CUT = "have planes of one value in the middle of the brain. A part of the head may be missing: look at them"
 

@@ -16,6 +16,7 @@ import numpy as np
 from ..shared import nifti
 from ..shared.label_table import LabelTable
 from ..shared.map_reader import map_files, read_map
+from ..shared.problems import count
 from ..shared.scan_identity import voxels_sha256
 
 READERS = min(4, os.cpu_count())  # each holds one pair in memory, about 0.5 GB at 256 x 256 x 256
@@ -53,7 +54,7 @@ def check_pairs(
             f"{len(noise)} scans, such as {min(noise)}, are noise: neighbouring voxels have nothing in common. Leave them out",
             stacklevel=3,
         )
-    _warn_of_coarse([item["image"] for item in items], [one and one[4] for one in found], spacing_mm, "scans")
+    _warn_of_coarse([item["image"] for item in items], [one and one[4] for one in found], spacing_mm, "scan")
     return problems, [one and one[:2] for one in found]
 
 
@@ -69,20 +70,20 @@ def map_problems(
         return _sizes_mm(_named(partial(_open_map, table=table, partial_maps=partial_maps), path))
 
     problems, found = nifti.check_files([[path] for path in paths], check, workers=READERS)
-    _warn_of_coarse(paths, found, spacing_mm, "label maps")
+    _warn_of_coarse(paths, found, spacing_mm, "label map")
     return problems
 
 
 def _warn_of_coarse(
-    paths: Sequence[str], sizes_mm: Sequence[Sequence[float] | None], spacing_mm: float | None, images: str
+    paths: Sequence[str], sizes_mm: Sequence[Sequence[float] | None], spacing_mm: float | None, image: str
 ) -> None:
     """Warn of images whose voxels, of three sides each, or None for a refused image, are much longer than the model's."""
     sides = {path: nifti.coarse(each, spacing_mm) for path, each in zip(paths, sizes_mm) if each and spacing_mm}
     if blurred := sorted(path for path, side in sides.items() if side):
         warnings.warn(
-            f"{len(blurred)} {images}, such as {blurred[0]} ({sides[blurred[0]]}), have much longer voxels than the model, "
-            f"{spacing_mm:g} mm (spacing_mm). They show less than its images should. Leave them out, or choose a model "
-            f"that was trained with a larger spacing_mm",
+            f"the voxels of {count(blurred, image)}, such as {blurred[0]} ({sides[blurred[0]]}), are much longer than the "
+            f"model's, {spacing_mm:g} mm (spacing_mm), so details are missing. Leave such files out, or train with a larger "
+            f"spacing_mm",
             stacklevel=4,
         )
 

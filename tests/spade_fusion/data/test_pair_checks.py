@@ -189,13 +189,13 @@ def test_scans_with_much_longer_voxels_than_the_models_are_named(tmp_path, spaci
         warnings.simplefilter("always")
         for _ in range(2):
             read(tmp_path, spacing_mm=spacing_mm, cache_file=tmp_path / "checked.json")
-    said = [str(each.message) for each in caught if "much longer voxels" in str(each.message)]
+    said = [str(each.message) for each in caught if "are much longer" in str(each.message)]
     assert len(said) == 2 * coarse
-    assert not coarse or f"1 scans, such as {tmp_path / SCAN_5} (1 x 0.9 x 1.2 mm), have much longer" in said[0]
+    assert not coarse or f"voxels of 1 scan, such as {tmp_path / SCAN_5} (1 x 0.9 x 1.2 mm), are much longer" in said[0]
 
 
 def test_label_maps_with_much_longer_voxels_than_the_models_are_named(tmp_path):
     add(tmp_path, "sub-05/anat/sub-05")
     path = str(tmp_path / MAP_5)
-    with pytest.warns(UserWarning, match=f"1 label maps, such as {path} .1 x 0.9 x 1.2 mm., .* than the model, 0.5 mm"):
+    with pytest.warns(UserWarning, match=f"1 label map, such as {path} .1 x 0.9 x 1.2 mm., .* than the model's, 0.5 mm"):
         assert map_problems([path], TABLE, spacing_mm=0.5) == []
