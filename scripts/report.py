@@ -134,8 +134,9 @@ def compare_voxels(generated: Cohort, scans: Cohort) -> str:
     of_ours, of_theirs = (" x ".join(f"{side:.3g}" for side in sizes) + " mm" for sizes in (ours, theirs))
     if np.allclose(np.sort(ours), np.sort(theirs), rtol=0.01):
         return of_ours
-    print(f"{generated.folder} has voxels of {of_ours}, {scans.folder} of {of_theirs}: compare no sharpness", file=sys.stderr)
-    return f"{of_ours} generated, {of_theirs} scans. Their sharpness cannot be compared"
+    incomparable = "Their sharpness cannot be compared"
+    print(f"{generated.folder} has voxels of {of_ours}, {scans.folder} of {of_theirs}. {incomparable}", file=sys.stderr)
+    return f"{of_ours} generated, {of_theirs} scans. {incomparable}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -96,7 +96,10 @@ def read_measured(path: Path, folder: Path, images: Mapping[str, Mapping[str, Pa
 
 
 def refuse_other_unit(table: pd.DataFrame, where: str) -> None:
-    """Refuse volumes that are not in mL, and ages not in years. Single volumes may be impossible, because a model may fail."""
+    """Refuse volumes that are not in mL, and ages not in years. Single volumes may be impossible, because a model may fail.
+
+    Warn of a single volume that would be possible if it was in litres.
+    """
     found = [name for name in QUANTITIES if name.endswith("_ml") and name in table]
     # Brain and head show the unit better: the ventricles of a failed model may be so small that they seem to be in litres.
     for name in [name for name in ("brain_ml", "icv_ml") if name in found] or found:

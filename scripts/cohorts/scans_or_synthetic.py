@@ -33,8 +33,8 @@ def warn_of_missing_sidecars(images: Iterable[Path]) -> None:
     without = [image for image in images if not sidecar_of(image).exists()]
     if without and len(without) < len(images) and _kind(without[0])[0] == "synthetic":
         warnings.warn(
-            f"A JSON sidecar is missing beside {count(without, 'image')}, such as {without[0]}, but other volumes of the "
-            f"data set have one. These images count as synthetic. Remove them if they are yours",
+            f"A JSON sidecar is missing beside {count(without, 'image')}, such as {without[0]}, but other volumes of the data "
+            f"set have one. All of them count as synthetic. Remove those that are scans",
             stacklevel=2,
         )
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from shared.files import read_json
 
 LABELS_FILE = Path(__file__).resolve().parents[2] / "spade_fusion_bundle" / "configs" / "labels.json"
-# Classes of 5 mL or more in each adult, so that even coarse voxels show them. Smaller ones may lie between coarse voxels.
+# Classes of about 5 mL or more in adults, so that even coarse voxels show them. Smaller ones may lie between coarse voxels.
 LARGE = (
     *("cerebral cortex", "cerebral white matter", "cerebellar cortex", "cerebellar white matter", "brain stem", "thalamus"),
     *("caudate", "putamen", "hippocampus", "ventral diencephalon", "deep grey matter"),
