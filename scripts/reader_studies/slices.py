@@ -9,7 +9,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from cohorts.scans_or_synthetic import refuse_scans, refuse_synthetic
+from cohorts.scans_or_synthetic import refuse_scans, refuse_synthetic, warn_of_missing_sidecars
 from PIL import Image
 from shared.files import is_there, sha256
 from shared.head_mask import head_mask
@@ -49,6 +49,8 @@ def find_volumes(sources: Iterable[Path], kind: str, split: str | None = None) -
     for source in sources:
         if source.is_dir():
             inside = find_t1w(source)
+            if kind == "synthetic":
+                warn_of_missing_sidecars(inside)
             paths += inside if split is None else _of_split(inside, source, split)
         elif not source.is_file():
             raise FileNotFoundError(f"{source}: no such file or folder of {kind} volumes")

@@ -211,6 +211,17 @@ def test_voxels_of_another_size_are_refused(tmp_path, cohorts):
         make_study(*cohorts, tmp_path / "study", slices=12)
 
 
+def test_a_synthetic_volume_without_a_sidecar_among_others_is_named(tmp_path):
+    """A scan that lay among generated heads was shown as synthetic."""
+    for name in "ab":
+        save(tmp_path / f"sub-{name}" / "anat" / f"sub-{name}_T1w.nii.gz", head(5))
+    (tmp_path / "sub-a" / "anat" / "sub-a_T1w.json").write_text(json.dumps({"Synthetic": True}))
+    made_by = {"DatasetType": "derivative", "GeneratedBy": [{"Name": "brain_ldm_bundle"}]}
+    (tmp_path / "dataset_description.json").write_text(json.dumps(made_by))
+    with pytest.warns(UserWarning, match="JSON sidecar is missing beside 1 image, such as .*sub-b_T1w.nii.gz"):
+        find_volumes([tmp_path], "synthetic")
+
+
 def test_a_volume_on_both_sides_is_refused(tmp_path, cohorts):
     with pytest.raises(ValueError, match=r"sub-0_T1w.nii.gz \(synthetic\) is the same as .*sub-0_T1w.nii.gz \(real\)"):
         make_study(cohorts[0], [*cohorts[1], cohorts[0][0] / "sub-0" / "anat" / "sub-0_T1w.nii.gz"], tmp_path / "study")
