@@ -70,6 +70,7 @@ def test_it_holds_no_python_and_names_only_monai_torch_and_ignite(packed):
         assert names - arguments <= ALLOWED_NAMES and set(imports) <= {"torch", "monai"}, value
 
 
+@pytest.mark.slow
 def test_it_makes_the_volume_of_the_full_bundle_from_another_folder(packed, tmp_path):
     full, bare = packed
     request = REQUEST | {"sex": 0}  # F

@@ -168,6 +168,7 @@ def test_this_projects_bundles_are_fit_for_release(tmp_path, name):
     assert package_bundle.checked_files(copy, copy / "models")["models/model.pt"].is_file()
 
 
+@pytest.mark.slow
 def test_weights_that_the_bundle_would_refuse_are_not_packed(bundle, tmp_path):
     """Those of the other bundle were packed, and those of two trainings."""
     other = copy_bundle(SPADE, tmp_path)
@@ -183,6 +184,7 @@ def test_weights_that_the_bundle_would_refuse_are_not_packed(bundle, tmp_path):
     assert not (tmp_path / "dist").exists()
 
 
+@pytest.mark.slow
 def test_a_dry_run_of_publishing_names_what_would_be_uploaded(bundle, capsys):
     arguments = [str(bundle), "--repo", "someone/brain_ldm_bundle", "--weights", str(bundle / "models"), "--dry_run"]
     publish_bundle.main(arguments)

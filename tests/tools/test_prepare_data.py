@@ -246,6 +246,7 @@ def test_stale_and_damaged_results_are_not_called_done(raw, prepared, tmp_path, 
     assert reason in prepare_data.reason_to_prepare(*work)
 
 
+@pytest.mark.slow
 def test_a_damaged_result_is_named_and_made_again(raw, prepared, tmp_path, capsys):
     shutil.copytree(prepared[0], tmp_path / "out")
     image, sidecar = prepare_data.outputs(tmp_path / "out", "sub-good")
@@ -256,6 +257,7 @@ def test_a_damaged_result_is_named_and_made_again(raw, prepared, tmp_path, capsy
     assert image.read_bytes() == (prepared[0] / "sub-good" / "anat" / image.name).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_the_run_in_one_line(raw, tmp_path):
     scan = raw[0] / "sub-good" / "anat" / "sub-good_T1w.nii.gz"
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)

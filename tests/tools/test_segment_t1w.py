@@ -157,6 +157,7 @@ def test_maps_lie_on_the_grid_of_the_scan_and_both_bundles_read_them(tmp_path, m
     assert run(monkeypatch, study, output) == 0 and len(by_level) == 2, "the scan was replaced"
 
 
+@pytest.mark.slow
 def test_a_t2w_is_refused_and_the_rest_is_done(tmp_path, monkeypatch, by_level, capsys):
     scan(tmp_path)
     t2w = nib.load(scan(tmp_path, "sub-08_T1w.nii.gz"))
