@@ -142,6 +142,7 @@ def test_sigterm_loses_no_volume_that_was_made(folder):
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+@pytest.mark.slow
 def test_a_command_that_sigterm_stops_says_so_last(folder):
     code = (
         "import os, signal, sys; from pathlib import Path; sys.argv[0] = 'monai.bundle'\n"

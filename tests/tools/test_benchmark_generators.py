@@ -63,6 +63,7 @@ def board(study, tmp_path_factory):
     return benchmark_generators.benchmark(benchmark_generators.parse(command)), folder, others
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DEFECTS)
 def test_a_planted_defect_is_worst_on_its_own_score_and_named(board, name):
     board, defect = board[0], DEFECTS[name]
@@ -70,11 +71,13 @@ def test_a_planted_defect_is_worst_on_its_own_score_and_named(board, name):
     assert defect.score in board.named(f"control: {name}")
 
 
+@pytest.mark.slow
 def test_halves_of_scans_and_scans_with_other_axes_and_units_are_not_named(board):
     board, _, others = board
     assert board.named(HALF) == {} == board.named(others.name)
 
 
+@pytest.mark.slow
 def test_the_files_hold_every_score_with_its_floor(board):
     board, folder, others = board
     table = pd.read_csv(folder / "scoreboard.tsv", sep="\t").set_index(["set", "score"])
@@ -149,6 +152,7 @@ def test_one_synthetic_volume_among_the_scans_is_refused(study, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_pairs_that_leave_a_half_without_any_are_refused_before_work(study, board, tmp_path):
     few = ["--n", "8", "--pairs", "1", "--output", str(tmp_path / "out")]
     options = benchmark_generators.parse([str(board[2]), "--real", str(study), *few])

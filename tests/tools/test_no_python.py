@@ -54,6 +54,7 @@ def texts(content):
             yield from texts(value)
 
 
+@pytest.mark.slow
 def test_it_holds_no_python_and_names_only_monai_torch_and_ignite(packed):
     _, bare = packed
     assert {path.suffix for path in bare.rglob("*") if path.is_file()} == {".json", ".pt", ".md", ""}
@@ -94,11 +95,13 @@ def test_it_makes_the_volume_of_the_full_bundle_from_another_folder(packed, tmp_
     assert expected.std() > 0.01
 
 
+@pytest.mark.slow
 def test_its_page_says_what_is_lost(packed):
     page = (packed[1] / "docs" / "README.md").read_text()
     assert all(word in page for word in ("checks", "seed for each row", "sidecars", "guidance", "{F: 0, M: 1}"))
 
 
+@pytest.mark.slow
 def test_the_other_bundle_and_missing_weights_are_refused(tmp_path):
     bundle = copy_bundle(SPADE, tmp_path)
     answer = package(bundle, tmp_path / "dist")

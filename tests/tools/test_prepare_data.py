@@ -138,6 +138,7 @@ def test_white_matter_is_08_and_the_constant_restores_the_scan(prepared):
     assert sidecar_of(prepared[0])["IntensityOfOne"] == pytest.approx(800 * np.median(template[white > 0.9]) / 0.8, rel=0.03)
 
 
+@pytest.mark.slow
 def test_brightness_outside_the_brain_moves_white_matter_only_in_the_old_scale(raw, prepared, tmp_path):
     """Fat in the scalp made white matter of whole heads darker than that of heads without skull."""
     scan = nib.load(raw[0] / "sub-good" / "anat" / "sub-good_T1w.nii.gz")
