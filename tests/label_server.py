@@ -33,6 +33,8 @@ NEEDS_LABEL = [
 ]
 OWN_APP = ROOT / "scripts" / "monailabel_app"
 SAMPLE_APP = Path(sys.prefix) / "monailabel" / "sample-apps" / "monaibundle"
+# Asked once, because a test of the app puts the stub on the path of this process.
+STUB = str(OWN_APP / "stub") if importlib.util.find_spec("torchvision") is None else ""
 COVARIATES = {"age": 70, "sex": "M", "ventricles_ml": 90, "brain_normalised_ml": 1500}
 
 
@@ -92,8 +94,7 @@ def start(app, studies, port, log):
         for pair in (("models", f"{SPADE},{LDM}"), ("zoo_source", "local"), ("sam2", "false"))
         for word in ("--conf", *pair)
     ]
-    path = [str(OWN_APP / "stub")] if importlib.util.find_spec("torchvision") is None else []
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path), "CUDA_VISIBLE_DEVICES": ""}
+    environment = os.environ | {"PYTHONPATH": STUB, "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-m", "monailabel.main", "start_server", "--app", app, "--studies", studies]
     command += ["--host", "127.0.0.1", "--port", port, *conf]
     return subprocess.Popen(list(map(str, command)), cwd=app, env=environment, stdout=log, stderr=subprocess.STDOUT)
